@@ -1,0 +1,1 @@
+"""The command line: parse, call, print. No logic, and no heavy import before a verb needs it."""

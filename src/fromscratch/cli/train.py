@@ -1,0 +1,88 @@
+"""``fromscratch train``."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fromscratch.cli.output import DeviceOption, JsonFlag, QuietFlag, note, print_json, print_table
+from fromscratch.errors import EXIT_STOPPED
+
+if TYPE_CHECKING:
+    from fromscratch.evaluation.training_run import RunSummary
+    from fromscratch.training.setup import Placement, PlannedRun
+
+
+def train(
+    runfile: Annotated[Path, typer.Argument(metavar="RUNFILE", help="The run file (TOML).")],
+    name: Annotated[str | None, typer.Option(help="Name of the run; by default the file's name.")] = None,
+    runs_dir: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the run file; repeatable.")
+    ] = None,
+    micro_batch: Annotated[
+        int | None, typer.Option(min=1, help="Sequences per forward pass; changes the speed, not the result.")
+    ] = None,
+    device: DeviceOption = None,
+    stop_after: Annotated[int | None, typer.Option(min=1, help="Stop, resumable, after this step.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start anew; an older run is set aside.")] = False,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+) -> None:
+    """Train a model, or go on where training stopped.
+
+    Ctrl-C finishes the step, saves, and exits with code 75; the same command goes on.
+
+    Example: fromscratch train baseline.toml --set train.seed=7 --name baseline-7
+    """
+    from fromscratch.evaluation.training_run import run_training
+    from fromscratch.runs.directory import RunDirectory, check_run_name
+    from fromscratch.training.observers import terminal_observer
+    from fromscratch.training.setup import MachineOptions, place_run, plan_run
+
+    path = runs_dir / check_run_name(runfile.stem if name is None else name)
+    plan = plan_run(runfile, overrides)
+    placement = place_run(plan, RunDirectory(path), MachineOptions(device=device, micro_batch=micro_batch))
+    note(describe(plan, placement, path), quiet=quiet)
+    observers = [] if quiet else [terminal_observer()]
+    summary = run_training(plan, path, placement, observers=observers, fresh=fresh, stop_after=stop_after)
+    report(summary, as_json=as_json)
+    if summary.outcome != "done":
+        note(f"stopped at step {summary.step} of {summary.num_steps}; the same command goes on from there")
+        raise typer.Exit(EXIT_STOPPED)
+
+
+def describe(plan: "PlannedRun", placement: "Placement", path: Path) -> str:
+    """What is about to happen, in two lines."""
+    train_config, tokens_per_step = plan.config.train, plan.sequences.tokens_per_step
+    accumulation = train_config.global_batch // placement.micro_batch
+    return (
+        f"{path}: {plan.costs.parameters:,} parameters, {plan.num_steps:,} steps of {tokens_per_step:,} tokens "
+        f"({plan.num_steps * tokens_per_step:,} in all)\n"
+        f"on {placement.hardware.device} ({placement.hardware.name}), {train_config.precision}, global batch "
+        f"{train_config.global_batch} as {accumulation} x {placement.micro_batch}, eager"
+    )
+
+
+def report(summary: "RunSummary", *, as_json: bool) -> None:
+    """The table at the end of a run."""
+    if as_json:
+        print_json(asdict(summary))
+        return
+    best = f"{summary.best_loss:.4f} at step {summary.best_step:,}" if summary.best_loss is not None else None
+    print_table(
+        [
+            ("run", summary.run),
+            ("outcome", f"{summary.outcome}, step {summary.step:,} of {summary.num_steps:,}"),
+            ("parameters", summary.parameters),
+            ("tokens", summary.tokens),
+            ("training time", f"{summary.seconds:,.1f} s"),
+            ("tokens per second", summary.tokens_per_second and round(summary.tokens_per_second)),
+            ("MFU", summary.mfu and f"{summary.mfu:.1%}"),
+            ("peak memory", f"{summary.peak_memory_bytes / 2**20:,.0f} MiB"),
+            ("final training loss", summary.final_loss),
+            ("best held-out loss", best),
+            ("steps skipped (not finite)", summary.nonfinite_steps),
+        ]
+    )

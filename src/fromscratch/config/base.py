@@ -1,0 +1,51 @@
+"""The two kinds of config object: a frozen table of fields, and a slot that a ``kind`` fills."""
+
+from collections.abc import Callable
+from functools import partial
+from importlib import import_module
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+
+class Table(BaseModel):
+    """A table of a run file: immutable, strict about types, unknown keys refused.
+
+    The docstring under each field is its documentation: unit, range, how to switch it off.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class Slot(Table):
+    """One way to fill a slot, chosen by its ``kind``; ``builds`` names what the kind constructs.
+
+    The name (``package.module:attribute``) is imported only by ``build``, so that configs load
+    without torch and the packages that hold the mechanisms stay above this one.
+    """
+
+    builds: ClassVar[str]
+
+    def build(self, *arguments: Any, **context: Any) -> Any:
+        """Calls what the slot names with the slot's own fields and what the caller knows."""
+        return self.maker()(*arguments, **context)
+
+    def maker(self) -> Callable[..., Any]:
+        """What the slot names, with the slot's own fields filled in: to be called any number of times."""
+        module_name, _, attribute = self.builds.partition(":")
+        own = {name: getattr(self, name) for name in type(self).model_fields if name != "kind"}
+        return partial(getattr(import_module(module_name), attribute), **own)
+
+
+def _kind_alone(value: Any) -> Any:
+    return {"kind": value} if isinstance(value, str) else value
+
+
+SlotField = (BeforeValidator(_kind_alone), Field(discriminator="kind"))
+"""Marks a union of slots; ``attention = "explicit"`` is short for ``{ kind = "explicit" }``."""
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+Probability = Annotated[float, Field(ge=0.0, lt=1.0)]

@@ -1,0 +1,125 @@
+"""``[model]``: the architecture. Defaults are GPT-2 as OpenAI released it."""
+
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from fromscratch.config.base import Positive, Probability, Slot, SlotField, Table
+
+
+class LayerNorm(Slot):
+    """Zero mean, unit variance, then scale and shift (Ba et al. 2016)."""
+
+    builds: ClassVar[str] = "fromscratch.models.layers:LayerNorm"
+    kind: Literal["layernorm"] = "layernorm"
+    eps: float = Field(default=1e-5, gt=0.0)
+    """Added to the variance."""
+
+
+class LearnedPosition(Slot):
+    """A trained vector per position, added to the token embedding."""
+
+    builds: ClassVar[str] = "fromscratch.models.layers:LearnedPosition"
+    kind: Literal["learned"] = "learned"
+
+
+class FusedAttention(Slot):
+    """Multi-head attention through torch's fused kernels; never holds the score matrix."""
+
+    builds: ClassVar[str] = "fromscratch.models.attention:FusedAttention"
+    kind: Literal["sdpa"] = "sdpa"
+
+
+class ExplicitAttention(Slot):
+    """Multi-head attention spelled out: scores, mask, softmax. For readers, and fast for short contexts on CPUs."""
+
+    builds: ClassVar[str] = "fromscratch.models.attention:ExplicitAttention"
+    kind: Literal["explicit"] = "explicit"
+
+
+class GeluMLP(Slot):
+    """Linear, GELU (tanh form), linear."""
+
+    builds: ClassVar[str] = "fromscratch.models.layers:GeluMLP"
+    kind: Literal["gelu-mlp"] = "gelu-mlp"
+    ratio: Positive = 4
+    """Width of the middle, in embedding widths."""
+
+
+class LinearHead(Slot):
+    """Scores of the whole vocabulary at once."""
+
+    builds: ClassVar[str] = "fromscratch.models.layers:LinearHead"
+    kind: Literal["linear"] = "linear"
+
+
+class GPT2Init(Slot):
+    """Normal weights, residual projections scaled down by depth (Radford et al. 2019, 2.3)."""
+
+    builds: ClassVar[str] = "fromscratch.models.initialisation:initialise_gpt2"
+    kind: Literal["gpt2"] = "gpt2"
+    std: float = Field(default=0.02, gt=0.0)
+    """Standard deviation of embeddings and matrices."""
+
+
+class TorchInit(Slot):
+    """The framework's defaults, which introductory code uses."""
+
+    builds: ClassVar[str] = "fromscratch.models.initialisation:initialise_torch"
+    kind: Literal["torch"] = "torch"
+
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "gpt2-small": {"num_layers": 12, "num_heads": 12, "embedding_dim": 768, "context_length": 1024},
+    "gpt2-medium": {"num_layers": 24, "num_heads": 16, "embedding_dim": 1024, "context_length": 1024},
+    "gpt2-large": {"num_layers": 36, "num_heads": 20, "embedding_dim": 1280, "context_length": 1024},
+    "gpt2-xl": {"num_layers": 48, "num_heads": 25, "embedding_dim": 1600, "context_length": 1024},
+    "laptop-tiny": {"num_layers": 2, "num_heads": 4, "embedding_dim": 64, "context_length": 64},
+    "laptop-small": {"num_layers": 4, "num_heads": 6, "embedding_dim": 192, "context_length": 128},
+    "laptop-medium": {"num_layers": 6, "num_heads": 6, "embedding_dim": 384, "context_length": 256},
+}
+"""Shapes by name: Radford et al. 2019, table 2, and three that train on a laptop's processor."""
+
+
+class ModelConfig(Table):
+    """The architecture of a GPT. ``preset`` fills the shape; any field may still be given."""
+
+    kind: Literal["gpt"] = "gpt"
+    preset: Literal[tuple(PRESETS)] | None = None  # type: ignore[valid-type]
+    """A shape by name; what the file gives beside it wins."""
+    vocab_size: Positive | None = None
+    """Token ids the model knows; when absent, the store's tokenizer says."""
+    context_length: Positive = 1024
+    """Tokens in one sequence."""
+    num_layers: Positive = 12
+    num_heads: Positive = 12
+    """Attention heads per layer; must divide embedding_dim."""
+    embedding_dim: Positive = 768
+    """Width of the residual stream."""
+    dropout: Probability = 0.1
+    """Share of activations dropped in training, at embeddings, attention and residual additions; 0 is off."""
+    attention_bias: bool = True
+    """Whether the query, key and value projections have a bias."""
+    tied_head: bool = True
+    """Whether the output head shares the token embedding's matrix."""
+    norm: Annotated[LayerNorm, SlotField[0]] = LayerNorm()
+    position: Annotated[LearnedPosition, SlotField[0]] = LearnedPosition()
+    attention: Annotated[FusedAttention | ExplicitAttention, *SlotField] = FusedAttention()
+    feedforward: Annotated[GeluMLP, SlotField[0]] = GeluMLP()
+    head: Annotated[LinearHead, SlotField[0]] = LinearHead()
+    init: Annotated[GPT2Init | TorchInit, *SlotField] = GPT2Init()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_preset(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("preset"), str) and values["preset"] in PRESETS:
+            return {**PRESETS[values["preset"]], **values}
+        return values
+
+    @model_validator(mode="after")
+    def _heads_divide_embedding(self) -> Self:
+        if self.embedding_dim % self.num_heads:
+            raise ValueError(
+                f"embedding_dim = {self.embedding_dim} is not divisible by num_heads = {self.num_heads}; change either"
+            )
+        return self

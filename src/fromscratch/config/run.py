@@ -1,0 +1,71 @@
+"""The whole run file: ``[model] [data] [train] [eval]``, its resolution and its identity."""
+
+import hashlib
+import json
+from typing import Annotated, Any, Self
+
+from pydantic import Field, StringConstraints
+
+from fromscratch.config.base import NonNegative, Positive, Table
+from fromscratch.config.model import ModelConfig
+from fromscratch.config.train import TrainConfig
+
+TokenMultiple = Annotated[str, StringConstraints(pattern=r"^([1-9][0-9]*(\.[0-9]+)?|0\.[0-9]*[1-9][0-9]*)x$|^all$")]
+
+
+class DataConfig(Table):
+    """``[data]``: which tokens, how many, in which order."""
+
+    store: str = Field(min_length=1)
+    """A token store: a folder, relative to the run file or to the current folder."""
+    tokens: Positive | TokenMultiple = "20x"
+    """Training budget: a number of tokens, ``"20x"`` for 20 per parameter (Hoffmann et al. 2022), or ``"all"``."""
+    start_token: NonNegative = 0
+    """Where in the training split the run begins."""
+    shuffle: bool = False
+    """Whether sequences come in a seeded random order, anew in every epoch, instead of the store's."""
+    epochs: Positive = 1
+    """Times the training split may be read; a budget beyond them is refused."""
+
+
+class EvalConfig(Table):
+    """``[eval]``: the held-out loss and the text sampled while training."""
+
+    store: str | None = None
+    """A store other than the training data's."""
+    split: str = "validation"
+    start: NonNegative = 0
+    """First token of the slice."""
+    tokens: Positive = 65_536
+    """Most tokens in the slice; a shorter split is used whole."""
+    prompts: tuple[str, ...] = Field(default=("Every effort moves you",), strict=False)
+    """Beginnings of the sampled texts."""
+    sample_tokens: Positive = 48
+    """Tokens sampled after each prompt."""
+
+
+class RunConfig(Table):
+    """What a run file describes: the science of one run, nothing about the machine."""
+
+    model: ModelConfig = ModelConfig()
+    data: DataConfig
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+
+    def resolved(self, *, vocab_size: int, tokens: int) -> Self:
+        """The same run with everything written out that only the store and the model could tell."""
+        model = self.model.model_copy(update={"preset": None, "vocab_size": vocab_size})
+        data = self.data.model_copy(update={"tokens": tokens})
+        return self.model_copy(update={"model": model, "data": data})
+
+    def to_plain(self) -> dict[str, Any]:
+        """Nested dictionaries with every default written out, and no key for what is absent."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    def identity(self, *, store_fingerprint: str) -> str:
+        """A hash of the science: every resolved value but the seed, the store named by its content."""
+        plain = self.to_plain()
+        plain["data"]["store"] = store_fingerprint
+        del plain["train"]["seed"]
+        canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,0 +1,141 @@
+"""``[train]``: how weights change. Optimiser, schedule, clipping and what to do when a step fails."""
+
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from fromscratch.config.base import NonNegative, Positive, Slot, SlotField, Table
+
+
+class AdamW(Slot):
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
+
+    builds: ClassVar[str] = "fromscratch.optim.adamw:build_adamw"
+    kind: Literal["adamw"] = "adamw"
+    learning_rate: float = Field(default=6e-4, gt=0.0)
+    """The highest rate of the schedule."""
+    weight_decay: float = Field(default=0.1, ge=0.0)
+    """Share of a weight removed per step, times the learning rate; 0 is off."""
+    decay: Literal["matrices", "all"] = "matrices"
+    """What decays: matrices and embeddings only (GPT-2 practice), or every parameter (torch's default)."""
+    beta1: float = Field(default=0.9, ge=0.0, lt=1.0)
+    beta2: float = Field(default=0.95, ge=0.0, lt=1.0)
+    eps: float = Field(default=1e-8, gt=0.0)
+
+
+class Schedule(Slot):
+    """What every schedule has: a linear warm-up from zero."""
+
+    warmup_steps: NonNegative = 0
+    """Steps until the full learning rate; 0 is none."""
+
+    def least_steps(self) -> int:
+        """Fewest steps a run needs for the schedule to fit."""
+        return self.warmup_steps
+
+
+class Constant(Schedule):
+    """The same learning rate throughout."""
+
+    builds: ClassVar[str] = "fromscratch.optim.schedules:constant"
+    kind: Literal["constant"] = "constant"
+
+
+class Linear(Schedule):
+    """Straight down to the minimum at the last step."""
+
+    builds: ClassVar[str] = "fromscratch.optim.schedules:linear"
+    kind: Literal["linear"] = "linear"
+    min_learning_rate: float = Field(default=0.0, ge=0.0)
+
+
+class WarmupCosine(Schedule):
+    """Half a cosine from the full rate to the minimum (Loshchilov and Hutter 2017, without restarts)."""
+
+    builds: ClassVar[str] = "fromscratch.optim.schedules:warmup_cosine"
+    kind: Literal["warmup-cosine"] = "warmup-cosine"
+    min_learning_rate: float = Field(default=0.0, ge=0.0)
+
+
+class WarmupStableDecay(Schedule):
+    """Full rate, then a straight line down over the last ``decay_steps`` (Hu et al. 2024, MiniCPM)."""
+
+    builds: ClassVar[str] = "fromscratch.optim.schedules:warmup_stable_decay"
+    kind: Literal["wsd"] = "wsd"
+    decay_steps: Positive
+    """Steps of the final decay."""
+    min_learning_rate: float = Field(default=0.0, ge=0.0)
+
+    def least_steps(self) -> int:
+        return self.warmup_steps + self.decay_steps
+
+
+class NoClip(Slot):
+    """Gradients are used as they are."""
+
+    builds: ClassVar[str] = "fromscratch.training.gradients:NoClip"
+    kind: Literal["none"] = "none"
+
+
+class ClipByNorm(Slot):
+    """All gradients scaled down together when their joint Euclidean norm exceeds ``max_norm``."""
+
+    builds: ClassVar[str] = "fromscratch.training.gradients:ClipByNorm"
+    kind: Literal["norm"] = "norm"
+    max_norm: float = Field(default=1.0, gt=0.0)
+
+
+class ClipByValue(Slot):
+    """Each gradient element limited to plus or minus ``max_value``."""
+
+    builds: ClassVar[str] = "fromscratch.training.gradients:ClipByValue"
+    kind: Literal["value"] = "value"
+    max_value: float = Field(default=1.0, gt=0.0)
+
+
+class SkipNonfinite(Slot):
+    """A step whose gradients are not finite changes nothing; too many in a row end the run."""
+
+    builds: ClassVar[str] = "fromscratch.training.gradients:SkipNonfinite"
+    kind: Literal["skip"] = "skip"
+    max_in_a_row: Positive = 10
+
+
+class RaiseNonfinite(Slot):
+    """The first step whose gradients are not finite ends the run."""
+
+    builds: ClassVar[str] = "fromscratch.training.gradients:RaiseNonfinite"
+    kind: Literal["raise"] = "raise"
+
+
+class TrainConfig(Table):
+    """The training of one run."""
+
+    global_batch: Positive = 96
+    """Sequences per optimiser step, whatever the machine."""
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = "bf16"
+    """Arithmetic of matrix products; weights and optimiser state are always fp32."""
+    seed: NonNegative = 42
+    """Names every random stream of the run: initial weights, dropout, order of the data."""
+    evaluate_every: NonNegative = 500
+    """Steps between held-out evaluations; 0 is never."""
+    sample_every: NonNegative = 0
+    """Steps between samples of text; 0 is never."""
+    checkpoint_every: NonNegative = 500
+    """Steps between checkpoints; 0 saves only at the end."""
+    keep_checkpoints: Positive = 2
+    """Newest checkpoints kept, beside the best one."""
+    optimizer: Annotated[AdamW, SlotField[0]] = AdamW()
+    schedule: Annotated[Constant | Linear | WarmupCosine | WarmupStableDecay, *SlotField] = Constant()
+    clip: Annotated[NoClip | ClipByNorm | ClipByValue, *SlotField] = NoClip()
+    nonfinite: Annotated[SkipNonfinite | RaiseNonfinite, *SlotField] = SkipNonfinite()
+
+    @model_validator(mode="after")
+    def _minimum_below_maximum(self) -> Self:
+        minimum = getattr(self.schedule, "min_learning_rate", 0.0)
+        if minimum > self.optimizer.learning_rate:
+            raise ValueError(
+                f"schedule.min_learning_rate = {minimum} is above optimizer.learning_rate = "
+                f"{self.optimizer.learning_rate}; it must not be"
+            )
+        return self

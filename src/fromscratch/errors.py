@@ -1,0 +1,38 @@
+"""What can go wrong, as the user meets it: one clear sentence and an exit code.
+
+Every error a user can cause or mend is a ``FromScratchError``; the command line prints its message
+without a traceback and exits with its code. Anything else is a bug, and ``--debug`` shows it whole.
+"""
+
+from typing import ClassVar
+
+EXIT_DONE = 0
+EXIT_CRASH = 1
+EXIT_USAGE = 2
+EXIT_DATA = 3
+EXIT_DIVERGED = 4
+EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again later, which here means: resume
+
+
+class FromScratchError(Exception):
+    """The work failed for a reason the user should know; exit code 1."""
+
+    exit_code: ClassVar[int] = EXIT_CRASH
+
+
+class UsageError(FromScratchError):
+    """A bad command line, run file or setting; exit code 2."""
+
+    exit_code: ClassVar[int] = EXIT_USAGE
+
+
+class DataError(FromScratchError):
+    """A token store, tokenizer, text or checkpoint that cannot be used; exit code 3."""
+
+    exit_code: ClassVar[int] = EXIT_DATA
+
+
+class DivergedError(FromScratchError):
+    """Training left the rails (non-finite steps in a row); exit code 4."""
+
+    exit_code: ClassVar[int] = EXIT_DIVERGED

@@ -1,0 +1,72 @@
+"""Text sampled while training, so that a person sees what the loss means."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from fromscratch.config.run import EvalConfig
+from fromscratch.files import write_atomically
+from fromscratch.generation.generate import generate_tokens
+from fromscratch.generation.sampling import Sampling
+from fromscratch.runs.directory import RunDirectory
+from fromscratch.runs.records import read_records
+from fromscratch.tokenizers.base import Tokenizer
+from fromscratch.training.observers import SilentObserver
+
+TRAINING_SAMPLING = Sampling(temperature=0.8, top_k=50)
+
+
+def text_sampler(tokenizer: Tokenizer, settings: EvalConfig, *, seed: int) -> Callable[[nn.Module], list[str]]:
+    """A function that continues every prompt of ``[eval]``; it has random numbers of its own."""
+
+    def sample(model: nn.Module) -> list[str]:
+        return [
+            continue_text(model, tokenizer, prompt, max_new_tokens=settings.sample_tokens, seed=seed)
+            for prompt in settings.prompts
+        ]
+
+    return sample
+
+
+def continue_text(
+    model: Any,
+    tokenizer: Tokenizer,
+    prompt: str,
+    *,
+    max_new_tokens: int,
+    seed: int,
+    sampling: Sampling = TRAINING_SAMPLING,
+) -> str:
+    """The prompt and what the model adds to it."""
+    ids = [int(i) for i in tokenizer.encode(prompt)]
+    new = generate_tokens(
+        model,
+        ids,
+        max_new_tokens=max_new_tokens,
+        sampling=sampling,
+        seed=seed,
+        end_of_text=tokenizer.end_of_text,
+        vocab_size=tokenizer.vocab_size,
+    )
+    return tokenizer.decode([*ids, *new])
+
+
+class SamplesFile(SilentObserver):
+    """Keeps ``samples.txt``: every sampled text under its step, each step once."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self._run = run
+
+    def on_event(self, event: str, facts: dict[str, Any]) -> None:
+        """Rewrites the file from the events, in which a resumed run may have sampled a step twice."""
+        if event != "sample":
+            return
+        by_step: dict[int, list[str]] = {}
+        for record in read_records(self._run.events):
+            if record.get("event") == "sample":
+                texts = by_step.setdefault(record["step"], [])
+                if record["text"] not in texts:
+                    texts.append(record["text"])
+        sections = [f"=== step {step} ===\n" + "\n---\n".join(by_step[step]) for step in sorted(by_step)]
+        write_atomically(self._run.samples, "\n\n".join(sections) + "\n")

@@ -1,0 +1,118 @@
+"""One call from run file to trained model, with all that is usually watched: what every verb uses."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fromscratch.config.train import ClipByNorm
+from fromscratch.errors import DivergedError, FromScratchError
+from fromscratch.evaluation.samples import SamplesFile, text_sampler
+from fromscratch.runs.charts import draw_charts
+from fromscratch.runs.directory import RunDirectory
+from fromscratch.runs.records import read_records
+from fromscratch.training.hardware import Hardware
+from fromscratch.training.loop import DONE, Training, train
+from fromscratch.training.observers import Observer
+from fromscratch.training.setup import Placement, PlannedRun, open_run_directory, prepare_training
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """How a run ended."""
+
+    outcome: str
+    """``done`` or ``stopped``."""
+    run: str
+    parameters: int
+    step: int
+    num_steps: int
+    tokens: int
+    seconds: float
+    """In steps, over all sessions; evaluations and saves not counted."""
+    tokens_per_second: float | None
+    mfu: float | None
+    """Model FLOP/s over the device's peak; None where the peak is unknown."""
+    peak_memory_bytes: int
+    final_loss: float | None
+    """Mean training loss of the last fiftieth of the steps."""
+    best_loss: float | None
+    best_step: int | None
+    nonfinite_steps: int
+
+
+def run_training(
+    plan: PlannedRun,
+    path: Path,
+    placement: Placement,
+    *,
+    observers: list[Observer],
+    fresh: bool = False,
+    stop_after: int | None = None,
+) -> RunSummary:
+    """Trains, or goes on training, what was planned, in the run directory ``path``.
+
+    Whatever happens, the run's status says so and its charts are drawn.
+
+    Raises:
+        UsageError, DataError: see ``plan_run`` and ``open_run_directory``.
+        DivergedError: training left the rails.
+    """
+    run = open_run_directory(plan, path, fresh=fresh)
+    with run.locked() as taken_over:
+        if taken_over:
+            run.log_event("lock-taken-over")
+        sampler = text_sampler(plan.tokenizer, plan.config.eval, seed=plan.config.train.seed)
+        everyone = [SamplesFile(run), *observers]
+        training = prepare_training(plan, run, placement, observers=everyone, sample=sampler)
+        try:
+            outcome = train(training, stop_after=stop_after)
+        except BaseException as error:
+            _record_failure(run, training, error)
+            raise
+        finally:
+            clip = plan.config.train.clip
+            draw_charts(run, clip_norm=clip.max_norm if isinstance(clip, ClipByNorm) else None)
+    return summarise(plan, training, outcome, placement.hardware)
+
+
+def summarise(plan: PlannedRun, training: Training, outcome: str, hardware: Hardware) -> RunSummary:
+    """The figures of a run, from its state and its records."""
+    state = training.state
+    tokens = state.step * training.tokens_per_step
+    speed = tokens / state.seconds if state.seconds else None
+    peak = hardware.peak_flops(plan.config.train.precision)
+    records = list(read_records(training.run.metrics))
+    return RunSummary(
+        outcome=outcome,
+        run=str(training.run.path),
+        parameters=plan.costs.parameters,
+        step=state.step,
+        num_steps=training.num_steps,
+        tokens=tokens,
+        seconds=state.seconds,
+        tokens_per_second=speed,
+        mfu=speed * plan.costs.training_flops_per_token / peak if speed and peak else None,
+        peak_memory_bytes=hardware.peak_memory_bytes(),
+        final_loss=_mean_of_last(records),
+        best_loss=state.best_loss,
+        best_step=state.best_step,
+        nonfinite_steps=sum(bool(record.get("nonfinite")) for record in records),
+    )
+
+
+def is_done(summary: RunSummary) -> bool:
+    """Whether every step was taken."""
+    return summary.outcome == DONE
+
+
+def _mean_of_last(records: list[dict[str, Any]]) -> float | None:
+    losses = [record["loss"] for record in records if record.get("loss") is not None]
+    last = losses[-max(1, len(losses) // 50) :]
+    return sum(last) / len(last) if last else None
+
+
+def _record_failure(run: RunDirectory, training: Training, error: BaseException) -> None:
+    state = "diverged" if isinstance(error, DivergedError) else "failed"
+    reason = str(error) if isinstance(error, FromScratchError) else f"{type(error).__name__}: {error}"
+    run.write_status(state, step=training.state.step, num_steps=training.num_steps, reason=reason)
+    run.log_event(state, step=training.state.step, reason=reason)

@@ -1,0 +1,166 @@
+"""Files that are either whole or absent: atomic writes, checksums, sealed folders, strict JSON.
+
+A *sealed folder* is written under a temporary name beside its place, every file flushed to the disk,
+``manifest.json`` (size and SHA-256 of each file) last, then renamed. Whoever reads it accepts only
+what the manifest verifies, so a crash at any moment leaves the old state or the new one.
+"""
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from fromscratch.errors import DataError
+
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 1
+HASH_BLOCK_BYTES = 1 << 20
+
+
+def to_strict_json(value: Any, *, indent: int | None = None) -> str:
+    """JSON that every reader accepts: NaN and infinities become null."""
+    return json.dumps(_finite(value), allow_nan=False, ensure_ascii=False, indent=indent)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return value
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file. Raises DataError when it is missing or is anything else."""
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise DataError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise DataError(f"{path}: holds {type(value).__name__}, expected a JSON object")
+    return value
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Replaces a file by a complete new one; readers see the old content or the new, never a part."""
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content.encode() if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    flush_folder(path.parent)
+
+
+def flush_file(path: Path) -> None:
+    """Waits until a file's content is on the disk."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def flush_folder(folder: Path) -> None:
+    """Waits until a folder's entries (creations, renames) are on the disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sha256_of(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's content, in constant memory."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(HASH_BLOCK_BYTES):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@contextmanager
+def sealed_folder(destination: Path, **facts: Any) -> Iterator[Path]:
+    """A temporary folder to fill, which becomes ``destination`` when the block ends without an error.
+
+    ``facts`` are recorded in the manifest. On an error nothing remains.
+    """
+    temporary = destination.with_name(f".{destination.name}.tmp-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        _seal(temporary, facts)
+        _put_in_place(temporary, destination)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    flush_folder(destination.parent)
+
+
+def _put_in_place(temporary: Path, destination: Path) -> None:
+    """Renames; an older folder of that name steps aside first and is deleted last."""
+    if not destination.exists():
+        temporary.replace(destination)
+        return
+    old = destination.with_name(f".{destination.name}.old.tmp-{os.getpid()}")
+    destination.replace(old)
+    temporary.replace(destination)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _seal(folder: Path, facts: dict[str, Any]) -> None:
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        flush_file(path)
+        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    manifest = {"format_version": FORMAT_VERSION, **facts, "files": files}
+    write_atomically(folder / MANIFEST, to_strict_json(manifest, indent=1))
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """A sealed folder's manifest. Raises DataError when absent, malformed or of a newer format."""
+    manifest = read_json_object(folder / MANIFEST)
+    version = manifest.get("format_version")
+    if not isinstance(version, int) or not isinstance(manifest.get("files"), dict):
+        raise DataError(f"{folder / MANIFEST}: malformed, it has no format_version and list of files")
+    if version > FORMAT_VERSION:
+        raise DataError(f"{folder}: written in format {version}, this version reads up to {FORMAT_VERSION}; upgrade")
+    return manifest
+
+
+def verify_folder(folder: Path, *, checksums: bool = True) -> dict[str, Any]:
+    """Checks a sealed folder against its manifest (sizes, then SHA-256) and returns the manifest.
+
+    Raises:
+        DataError: names the first file that is missing, of another size, or altered.
+    """
+    manifest = read_manifest(folder)
+    for name, expected in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            raise DataError(f"{path}: missing, but listed in {MANIFEST}")
+        if (size := path.stat().st_size) != expected["bytes"]:
+            raise DataError(f"{path}: {size} bytes, but {MANIFEST} says {expected['bytes']}")
+        if checksums and sha256_of(path) != expected["sha256"]:
+            raise DataError(f"{path}: its content does not match the SHA-256 in {MANIFEST}; the file is damaged")
+    return manifest
+
+
+def point_link(link: Path, target_name: str) -> None:
+    """Makes ``link`` a symbolic link to a sibling, replacing an older one in one step."""
+    temporary = link.with_name(f".{link.name}.tmp-{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target_name)
+    temporary.replace(link)
+    flush_folder(link.parent)

@@ -1,0 +1,1 @@
+"""Text from a model: choosing the next token, again and again."""

@@ -1,0 +1,1 @@
+"""Optimisers, and schedules as pure functions of the step."""

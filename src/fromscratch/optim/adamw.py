@@ -1,0 +1,36 @@
+"""AdamW over a model's named parameters, with a choice of what decays."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+FUSED_DEVICES = {"cuda", "cpu", "mps"}  # where torch has a single-kernel AdamW
+
+
+def build_adamw(
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    *,
+    learning_rate: float,
+    weight_decay: float,
+    decay: str,
+    beta1: float,
+    beta2: float,
+    eps: float,
+) -> torch.optim.Optimizer:
+    """torch's AdamW, fused where the device has it.
+
+    ``decay`` is ``"matrices"`` (parameters of two dimensions or more) or ``"all"``.
+    Source: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2.
+    """
+    parameters = [parameter for _, parameter in named_parameters]
+    decaying = [p for p in parameters if decay == "all" or p.dim() >= 2]
+    others = [p for p in parameters if decay != "all" and p.dim() < 2]
+    groups = [{"params": decaying, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=learning_rate,
+        betas=(beta1, beta2),
+        eps=eps,
+        fused=all(p.device.type in FUSED_DEVICES for p in parameters),
+    )

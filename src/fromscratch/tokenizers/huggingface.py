@@ -1,0 +1,101 @@
+"""Any tokenizer that a ``tokenizer.json`` describes, and byte-level BPE trained from a corpus.
+
+Both run in the ``tokenizers`` library, which encodes a batch of documents on every core.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import tokenizers as hf
+
+from fromscratch.errors import DataError, UsageError
+from fromscratch.tokenizers.base import Ids, Tokenizer
+from fromscratch.tokenizers.byte_level import bytes_of_token
+
+TOKENIZER_FILE = "tokenizer.json"
+END_OF_TEXT = "<|endoftext|>"
+END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
+BYTE_FALLBACK = re.compile(r"^<0x([0-9A-Fa-f]{2})>$")
+SENTENCEPIECE_SPACE = "\u2581"
+
+
+class HuggingFaceTokenizer(Tokenizer):
+    """A ``tokenizer.json``. Special tokens found in text are encoded as the text they are."""
+
+    kind = "huggingface"
+
+    def __init__(self, engine: hf.Tokenizer, *, name: str) -> None:
+        self.name = name
+        self._engine = engine
+        self._engine.encode_special_tokens = True
+        self._engine.no_truncation()
+        self._engine.no_padding()
+        vocabulary = engine.get_vocab(with_added_tokens=True)
+        self.vocab_size = max(vocabulary.values()) + 1
+        found = next((vocabulary[token] for token in END_OF_TEXT_NAMES if token in vocabulary), None)
+        if found is None:
+            raise DataError(
+                f"tokenizer {name}: has no end-of-text token (looked for {', '.join(END_OF_TEXT_NAMES)}); "
+                "add one to its added_tokens"
+            )
+        self.end_of_text = found
+
+    def encode_documents(self, documents: Sequence[str]) -> list[Ids]:
+        """Ids of each document, encoded in parallel by the library."""
+        clean = [text.encode("utf-8", "replace").decode() for text in documents]
+        encodings = self._engine.encode_batch_fast(clean, add_special_tokens=False)
+        return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
+
+    def token_bytes(self) -> list[bytes]:
+        """Bytes by id, for byte-level vocabularies and for those of SentencePiece's kind."""
+        special = {i for i, token in self._engine.get_added_tokens_decoder().items() if token.special}
+        pieces = [b""] * self.vocab_size
+        for token, index in self._engine.get_vocab(with_added_tokens=True).items():
+            if index not in special and index != self.end_of_text:
+                pieces[index] = self._bytes_of(token)
+        return pieces
+
+    def _bytes_of(self, token: str) -> bytes:
+        fallback = BYTE_FALLBACK.match(token)
+        if fallback:
+            return bytes([int(fallback.group(1), 16)])
+        try:
+            return bytes_of_token(token)
+        except KeyError:
+            return token.replace(SENTENCEPIECE_SPACE, " ").encode()
+
+    def _save_files(self, folder: Path) -> None:
+        self._engine.save(str(folder / TOKENIZER_FILE))
+
+
+def load_huggingface(path: Path, *, name: str | None = None) -> HuggingFaceTokenizer:
+    """Reads a ``tokenizer.json``, or the one in a folder. Raises DataError when it is none."""
+    file = path / TOKENIZER_FILE if path.is_dir() else path
+    try:
+        engine = hf.Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises a bare Exception for everything
+        raise DataError(f"{file}: not a tokenizer.json that the tokenizers library reads ({error})") from error
+    return HuggingFaceTokenizer(engine, name=name or path.resolve().name)
+
+
+def train_byte_pairs(documents: Iterable[str], *, vocab_size: int) -> HuggingFaceTokenizer:
+    """Learns a byte-level BPE vocabulary; the last id is end-of-text.
+
+    Source: Sennrich et al. 2016, "Neural Machine Translation of Rare Words with Subword Units"; bytes
+    and the word pattern as in GPT-2. The same documents give the same vocabulary.
+
+    Raises:
+        UsageError: fewer than 258 ids (256 bytes, end-of-text, one merge).
+    """
+    if vocab_size < 258:
+        raise UsageError(f"tokenizer train:{vocab_size}: needs at least 258 ids (256 bytes, end-of-text, one merge)")
+    engine = hf.Tokenizer(hf.models.BPE())
+    engine.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    engine.decoder = hf.decoders.ByteLevel()
+    alphabet = hf.pre_tokenizers.ByteLevel.alphabet()
+    trainer = hf.trainers.BpeTrainer(vocab_size=vocab_size - 1, initial_alphabet=alphabet, show_progress=False)
+    engine.train_from_iterator((text.encode("utf-8", "replace").decode() for text in documents), trainer)
+    engine.add_special_tokens([hf.AddedToken(END_OF_TEXT, special=True, normalized=False)])
+    return HuggingFaceTokenizer(engine, name=f"bpe-{engine.get_vocab_size()}")

@@ -1,0 +1,1 @@
+"""One loop for every model: batch, loss, backward, check, clip, step, observe, save."""

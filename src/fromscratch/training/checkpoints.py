@@ -1,0 +1,172 @@
+"""Checkpoints: sealed folders that hold everything a resume needs, and nothing that must be trusted.
+
+``model.safetensors``, ``optimizer.safetensors`` and ``state.json`` under a manifest with checksums.
+``latest`` and ``best`` are links for people; a resume looks for the newest folder that verifies.
+"""
+
+import json
+import re
+import shutil
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fromscratch.errors import DataError
+from fromscratch.files import MANIFEST, point_link, read_json_object, sealed_folder, to_strict_json, verify_folder
+
+MODEL_FILE = "model.safetensors"
+OPTIMIZER_FILE = "optimizer.safetensors"
+STATE_FILE = "state.json"
+LATEST, BEST = "latest", "best"
+FOLDER_NAME = re.compile(r"step-(\d{8})")
+
+
+@dataclass
+class TrainingState:
+    """Where a run is: with weights and optimiser state, all that a resume needs.
+
+    No random generator is in it: every random stream is named by seed, step and sequence.
+    """
+
+    step: int = 0
+    """Optimiser steps done."""
+    looked_step: int = -1
+    """Last step at which evaluation and samples were complete; a resume does not repeat them."""
+    best_step: int | None = None
+    best_loss: float | None = None
+    """Held-out loss of the best checkpoint, or its mean training loss where nothing is evaluated."""
+    nonfinite_in_a_row: int = 0
+    loss_sum: float = 0.0
+    loss_count: int = 0
+    """Finite training losses since the last scheduled checkpoint."""
+    seconds: float = 0.0
+    """Time spent in steps, over all sessions."""
+    scaler: dict[str, Any] = field(default_factory=dict)
+    """The loss scale of fp16."""
+
+    @property
+    def mean_recent_loss(self) -> float | None:
+        """Mean training loss since the last scheduled checkpoint."""
+        return self.loss_sum / self.loss_count if self.loss_count else None
+
+    def is_improvement(self, loss: float | None) -> bool:
+        """Whether a loss beats the best so far; what is unknown or not finite never does."""
+        return loss is not None and loss < float("inf") and (self.best_loss is None or loss < self.best_loss)
+
+
+def save_checkpoint(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainingState, **facts: Any
+) -> Path:
+    """Writes ``folder/step-N`` whole or not at all, then points ``latest`` at it."""
+    destination = folder / f"step-{state.step:08}"
+    with sealed_folder(destination, step=state.step, **facts) as temporary:
+        save_file(model_tensors(model), temporary / MODEL_FILE)
+        save_file(optimizer_tensors(model, optimizer), temporary / OPTIMIZER_FILE)
+        (temporary / STATE_FILE).write_text(to_strict_json(asdict(state), indent=1), "utf-8")
+    point_link(folder / LATEST, destination.name)
+    return destination
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The weights by name, each stored once however many modules share it."""
+    return {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
+
+
+def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state as ``<parameter>/<what>``; tensors only."""
+    return {
+        f"{name}/{key}": value.detach().contiguous()
+        for name, parameter in model.named_parameters()
+        for key, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def load_model_tensors(checkpoint: Path, model: nn.Module) -> None:
+    """Puts a checkpoint's weights into a model.
+
+    Raises:
+        DataError: a tensor is missing, unexpected or of another shape; the message names it.
+    """
+    _copy_into(dict(model.named_parameters()), read_tensors(checkpoint / MODEL_FILE), checkpoint / MODEL_FILE)
+
+
+def load_training(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainingState:
+    """Puts weights and optimiser state back and returns where the run was. Raises DataError."""
+    verify_folder(checkpoint)
+    load_model_tensors(checkpoint, model)
+    device = next(model.parameters()).device
+    by_parameter: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in read_tensors(checkpoint / OPTIMIZER_FILE).items():
+        parameter_name, _, key = name.rpartition("/")
+        by_parameter.setdefault(parameter_name, {})[key] = tensor.to(device)
+    for name, parameter in model.named_parameters():
+        if name in by_parameter:
+            optimizer.state[parameter] = by_parameter.pop(name)
+    if by_parameter:
+        raise DataError(f"{checkpoint / OPTIMIZER_FILE}: state of unknown parameters {', '.join(sorted(by_parameter))}")
+    return read_state(checkpoint)
+
+
+def read_state(checkpoint: Path) -> TrainingState:
+    """The progress that a checkpoint records. Raises DataError when it is malformed."""
+    try:
+        return TrainingState(**read_json_object(checkpoint / STATE_FILE))
+    except TypeError as error:
+        raise DataError(f"{checkpoint / STATE_FILE}: malformed ({error})") from error
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file. Raises DataError when it is none."""
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise DataError(f"{path}: not a readable safetensors file ({error})") from error
+
+
+@torch.no_grad()
+def _copy_into(targets: dict[str, nn.Parameter], found: dict[str, Tensor], path: Path) -> None:
+    missing, unexpected = sorted(targets.keys() - found.keys()), sorted(found.keys() - targets.keys())
+    if missing or unexpected:
+        raise DataError(f"{path}: missing tensors {missing or 'none'}, unexpected tensors {unexpected or 'none'}")
+    for name, target in targets.items():
+        if found[name].shape != target.shape:
+            raise DataError(f"{path}: {name} is {list(found[name].shape)}, but the model needs {list(target.shape)}")
+        target.copy_(found[name])
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Checkpoint folders by step, oldest first; links and leftovers are not among them."""
+    found = (path for path in folder.glob("step-*") if FOLDER_NAME.fullmatch(path.name) and path.is_dir())
+    return sorted(found, key=lambda path: path.name)
+
+
+def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint that verifies, and why newer ones were passed over."""
+    skipped = []
+    for path in reversed(checkpoints_in(folder)):
+        try:
+            verify_folder(path)
+        except DataError as error:
+            skipped.append(str(error))
+        else:
+            return path, skipped
+    return None, skipped
+
+
+def retain(folder: Path, *, keep: int, best_step: int | None) -> None:
+    """Deletes all but the newest ``keep`` checkpoints and the best; each becomes invalid before it goes."""
+    for path in checkpoints_in(folder)[:-keep]:
+        if path.name != f"step-{best_step or 0:08}" or best_step is None:
+            (path / MANIFEST).unlink(missing_ok=True)
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Deletes what interrupted saves left behind."""
+    for path in folder.glob(".step-*.tmp-*"):
+        shutil.rmtree(path, ignore_errors=True)

@@ -1,0 +1,109 @@
+"""The device of this machine: which one, what it is called, and how fast it could be."""
+
+import platform
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from fromscratch.errors import UsageError
+
+# Dense peak of bf16/fp16 matrix products in FLOP/s, without sparsity, by a part of the device's name.
+# Sources: NVIDIA's data sheets of each device (H200, H100 SXM and PCIe, A100, L40S, A10, T4, V100),
+# and NVIDIA's Ampere, Ada and Blackwell GeForce architecture white papers (fp32 accumulation).
+PEAK_16BIT_FLOPS = {
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "A10G": 70e12,
+    "A10": 125e12,
+    "RTX 5090": 209.5e12,
+    "RTX 4090": 165.2e12,
+    "RTX 3090": 71e12,
+    "T4": 65e12,
+    "V100": 125e12,
+}
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a run runs on."""
+
+    device: torch.device
+    name: str
+    memory_bytes: int | None
+    """Of the accelerator; None where it shares the computer's."""
+
+    def facts(self) -> dict[str, Any]:
+        """For the run's record."""
+        return {
+            "device": self.device.type,
+            "device_name": self.name,
+            "memory_bytes": self.memory_bytes,
+            "threads": torch.get_num_threads(),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "system": platform.platform(),
+        }
+
+    def peak_flops(self, precision: str) -> float | None:
+        """Peak FLOP/s of 16-bit matrix products, or None where nobody has written it down."""
+        if self.device.type != "cuda" or precision not in ("bf16", "fp16"):
+            return None
+        return next((peak for part, peak in PEAK_16BIT_FLOPS.items() if part in self.name), None)
+
+    def synchronize(self) -> None:
+        """Waits for the device's queue, so that a clock read afterwards means something."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        elif self.device.type == "mps":
+            torch.mps.synchronize()
+
+    def peak_memory_bytes(self) -> int:
+        """Most memory used so far: by tensors on an accelerator, by the whole process on a CPU."""
+        if self.device.type == "cuda":
+            return int(torch.cuda.max_memory_allocated(self.device))
+        if self.device.type == "mps":
+            return int(torch.mps.driver_allocated_memory())
+        import resource
+
+        unit = 1 if platform.system() == "Darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def find_hardware(name: str | None = None) -> Hardware:
+    """The named device, or the fastest kind there is: CUDA, then Apple's MPS, then the CPU.
+
+    Raises:
+        UsageError: the name is no device, or this machine has none of it.
+    """
+    device = torch.device(_best_kind()) if name is None else _parse(name)
+    if device.type == "cuda":
+        if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
+            raise UsageError(
+                f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu"
+            )
+        device = torch.device("cuda", device.index or 0)
+        properties = torch.cuda.get_device_properties(device)
+        return Hardware(device, properties.name, properties.total_memory)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UsageError(f"--device {name}: this machine has no MPS device; use --device cpu")
+    return Hardware(device, platform.processor() or platform.machine(), None)
+
+
+def _best_kind() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _parse(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cuda", "mps", "cpu"):
+        raise UsageError(f"--device {name}: must be cuda, cuda:N, mps or cpu")
+    return device

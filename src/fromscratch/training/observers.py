@@ -1,0 +1,122 @@
+"""Who watches a run: metrics on disk, and progress in the terminal. Watching changes nothing."""
+
+import sys
+import time
+from dataclasses import dataclass
+from typing import Any, Protocol, TextIO
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+SECONDS_BETWEEN_LINES = 10.0
+
+
+class Observer(Protocol):
+    """Told what happened; what it does is its own affair."""
+
+    def begin(self, *, step: int, num_steps: int) -> None:
+        """Training starts or goes on after ``step`` steps."""
+
+    def on_step(self, record: dict[str, Any]) -> None:
+        """A step's metrics are known (they may arrive a step late)."""
+
+    def on_event(self, event: str, facts: dict[str, Any]) -> None:
+        """Something other than a step happened: evaluation, sample, checkpoint, skipped step, signal."""
+
+    def end(self) -> None:
+        """Training has stopped, for whatever reason."""
+
+
+@dataclass
+class SilentObserver:
+    """Watches without a word; a base for observers that care about one thing."""
+
+    def begin(self, *, step: int, num_steps: int) -> None:
+        pass
+
+    def on_step(self, record: dict[str, Any]) -> None:
+        pass
+
+    def on_event(self, event: str, facts: dict[str, Any]) -> None:
+        pass
+
+    def end(self) -> None:
+        pass
+
+
+def describe_event(event: str, facts: dict[str, Any]) -> str:
+    """One line for people, or nothing for events that only the record needs."""
+    step = facts.get("step")
+    if event == "evaluation":
+        return f"step {step}: held-out loss {facts['loss']:.4f}"
+    if event == "sample":
+        return f"step {step}: {facts['text']!r}"
+    if event == "nonfinite":
+        return f"step {step}: gradients were not finite; the step was skipped"
+    if event == "signal":
+        return f"step {step}: {facts['signal']}, saving and stopping"
+    return ""
+
+
+class ProgressBar(SilentObserver):
+    """A bar with loss, tokens/s and time left, for a terminal."""
+
+    def __init__(self) -> None:
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("loss {task.fields[loss]}  {task.fields[speed]} tokens/s"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+        )
+
+    def begin(self, *, step: int, num_steps: int) -> None:
+        self._bar.start()
+        self._task = self._bar.add_task("training", total=num_steps, completed=step, loss="-", speed="-")
+
+    def on_step(self, record: dict[str, Any]) -> None:
+        loss = "not finite" if record["loss"] is None else f"{record['loss']:.3f}"
+        speed = f"{record['tokens_per_second']:,.0f}"
+        self._bar.update(self._task, completed=record["step"], loss=loss, speed=speed)
+
+    def on_event(self, event: str, facts: dict[str, Any]) -> None:
+        if line := describe_event(event, facts):
+            self._bar.console.print(line, markup=False, highlight=False)
+
+    def end(self) -> None:
+        self._bar.stop()
+
+
+class ProgressLines(SilentObserver):
+    """A plain line every ten seconds, for logs and pipes."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._spoke_at = time.monotonic()
+
+    def begin(self, *, step: int, num_steps: int) -> None:
+        self._num_steps = num_steps
+        self._print(f"training: step {step} of {num_steps}")
+
+    def on_step(self, record: dict[str, Any]) -> None:
+        if time.monotonic() - self._spoke_at >= SECONDS_BETWEEN_LINES:
+            loss = "not finite" if record["loss"] is None else f"{record['loss']:.3f}"
+            remaining = (self._num_steps - record["step"]) * record["seconds"]
+            self._print(
+                f"step {record['step']} of {self._num_steps}: loss {loss}, "
+                f"{record['tokens_per_second']:,.0f} tokens/s, about {remaining / 60:.0f} minutes left"
+            )
+
+    def on_event(self, event: str, facts: dict[str, Any]) -> None:
+        if line := describe_event(event, facts):
+            self._print(line)
+
+    def _print(self, line: str) -> None:
+        print(line, file=self._stream, flush=True)
+        self._spoke_at = time.monotonic()
+
+
+def terminal_observer() -> Observer:
+    """A bar where a person watches, lines where a file does."""
+    return ProgressBar() if Console(stderr=True).is_terminal else ProgressLines()

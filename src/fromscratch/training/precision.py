@@ -1,0 +1,66 @@
+"""Arithmetic: what autocast does, and the loss scale that fp16 needs."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Precision:
+    """One of fp32, tf32, bf16 and fp16. Weights, gradients and optimiser state stay fp32.
+
+    tf32 shortens the inputs of fp32 matrix products to 10 mantissa bits, on devices that have it.
+    fp16 multiplies the loss by a scale, which falls when a gradient overflows and otherwise grows
+    (Micikevicius et al. 2018, "Mixed Precision Training", section 3.2).
+    """
+
+    def __init__(self, kind: str, device: torch.device) -> None:
+        self.kind = kind
+        self._device_type = device.type
+        self._dtype = AUTOCAST_DTYPES.get(kind)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=kind == "fp16")
+
+    @contextmanager
+    def arithmetic(self) -> Iterator[None]:
+        """Everything computed inside uses this precision; the setting before is put back after."""
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high" if self.kind == "tf32" else "highest")
+        try:
+            with torch.autocast(self._device_type, dtype=self._dtype, enabled=self._dtype is not None):
+                yield
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients of the (scaled) loss."""
+        scaled: Tensor = self.scaler.scale(loss)
+        scaled.backward()  # type: ignore[no-untyped-call]
+
+    def unscale(self, optimizer: torch.optim.Optimizer) -> None:
+        """Divides the gradients by the loss scale; nothing to do but for fp16."""
+        self.scaler.unscale_(optimizer)
+
+    def update_scale(self) -> None:
+        """Lets the loss scale react to what ``unscale`` found."""
+        self.scaler.update()
+
+    def state(self) -> dict[str, Any]:
+        """What a resume needs; empty but for fp16."""
+        return dict(self.scaler.state_dict())
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Puts back what ``state`` returned."""
+        if state:
+            self.scaler.load_state_dict(state)
+
+
+def fast_16bit_precision(device: torch.device) -> str:
+    """``bf16`` where the device computes it faster than fp32, else ``fp32``: for run files we write."""
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    has_bf16_instructions = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return "bf16" if has_bf16_instructions else "fp32"

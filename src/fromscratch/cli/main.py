@@ -8,9 +8,10 @@ import typer
 
 from fromscratch import __version__
 from fromscratch.cli import data, evaluate, generate, quickstart, train
-from fromscratch.errors import EXIT_CRASH, EXIT_USAGE, FromScratchError
+from fromscratch.errors import EXIT_CRASH, FromScratchError
 
 DEBUG_FLAG = "--debug"
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 app = typer.Typer(
     name="fromscratch",
@@ -51,33 +52,25 @@ app.command(name="generate")(generate.generate)
 
 def main() -> None:
     """Runs the command line and exits with the documented codes: see ``fromscratch.errors``."""
-    arguments = [a for a in sys.argv[1:] if a != DEBUG_FLAG]
+    arguments = [argument for argument in sys.argv[1:] if argument != DEBUG_FLAG]
     debug = len(arguments) < len(sys.argv) - 1
     try:
-        app(arguments, prog_name="fromscratch", standalone_mode=True)
-    except FromScratchError as error:
-        if debug:
-            raise
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        app(arguments, prog_name="fromscratch")
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more: end quietly
         sys.exit(EXIT_CRASH)
-    except MemoryError:
-        sys.exit(_crash("out of memory; lower --micro-batch", debug=debug))
     except Exception as error:
         if debug:
             raise
-        sys.exit(_crash(f"{type(error).__name__}: {error} (--debug shows where)", debug=debug))
+        sys.exit(report_error(error))
 
 
-def _crash(message: str, *, debug: bool) -> int:
-    if debug:
-        raise
-    print(f"error: {message}", file=sys.stderr)
+def report_error(error: Exception) -> int:
+    """Prints one line for the user on stderr; returns the exit code."""
+    if isinstance(error, FromScratchError):
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    print(f"error: {type(error).__name__}: {error} ({DEBUG_FLAG} shows where)", file=sys.stderr)
     return EXIT_CRASH
-
-
-__all__ = ["EXIT_USAGE", "app", "main"]

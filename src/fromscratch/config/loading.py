@@ -91,8 +91,7 @@ def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():
         old = merged.get(key)
-        both_tables = isinstance(old, dict) and isinstance(value, dict)
-        if both_tables and value.get("kind", old.get("kind")) == old.get("kind"):
+        if isinstance(old, dict) and isinstance(value, dict) and value.get("kind", old.get("kind")) == old.get("kind"):
             merged[key] = merge(old, value)
         elif isinstance(old, str) and isinstance(value, dict) and value.get("kind", old) == old:
             merged[key] = {"kind": old, **value}  # the short form of a slot, given a setting

@@ -121,7 +121,7 @@ class _SplitWriter:
     """The shards of one part and one split, each of bounded size."""
 
     def __init__(self, out: Path, split: str, part_index: int, dtype: str) -> None:
-        self._name = lambda number: out / f"{split}-{part_index:05}-{number:03}.safetensors"
+        self._stem = out / f"{split}-{part_index:05}"
         self._split, self._dtype = split, dtype
         self._records: list[dict[str, Any]] = []
         self._writer: ShardWriter | None = None
@@ -131,7 +131,9 @@ class _SplitWriter:
         if self._writer is not None and self._writer.tokens + len(ids) > MAX_SHARD_TOKENS:
             self._end_shard()
         if self._writer is None:
-            self._writer = ShardWriter(self._name(len(self._records)), self._dtype)
+            self._writer = ShardWriter(
+                self._stem.with_name(f"{self._stem.name}-{len(self._records):03}.safetensors"), self._dtype
+            )
         self._writer.write(ids)
         self._documents += 1
         self._bytes += text_bytes

@@ -98,4 +98,4 @@ class GPT(nn.Module):
 
     def losses(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy in nats of every target: ids [B, T] and [B, T] -> fp32 [B, T]."""
-        return self.head.losses(self.hidden_states(tokens), targets)
+        return self.head.losses(self.hidden_states(tokens), targets)  # type: ignore[operator]

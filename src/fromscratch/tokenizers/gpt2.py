@@ -169,7 +169,7 @@ def _checked(ids: object, merges: list[list[str]], file: Path) -> Vocabulary:
     """Refuses a vocabulary whose ids are not in the order of its merges, as tiktoken's engine needs."""
     if not isinstance(ids, dict) or any(len(pair) != 2 for pair in merges):
         raise DataError(f"{file}: not GPT-2's vocabulary (expected tokens by id, and merges of two)")
-    merged_ids = [ids.get(left + right) for left, right in merges]
-    if None in merged_ids or merged_ids != sorted(merged_ids):
+    merged_ids = [ids.get(left + right, -1) for left, right in merges]
+    if -1 in merged_ids or merged_ids != sorted(merged_ids):
         raise DataError(f"{file}: its ids do not follow its merges, so it is not a GPT-2 vocabulary")
     return Vocabulary(ids, [(left, right) for left, right in merges])

@@ -30,7 +30,7 @@ class Clip(Protocol):
 class NoClip:
     """Leaves gradients as they are."""
 
-    def __call__(self, gradients: list[Tensor], norm: Tensor) -> Tensor:  # noqa: ARG002
+    def __call__(self, gradients: list[Tensor], norm: Tensor) -> Tensor:
         return torch.zeros_like(norm, dtype=torch.bool)
 
 
@@ -52,7 +52,7 @@ class ClipByValue:
 
     max_value: float
 
-    def __call__(self, gradients: list[Tensor], norm: Tensor) -> Tensor:  # noqa: ARG002
+    def __call__(self, gradients: list[Tensor], norm: Tensor) -> Tensor:
         largest = torch.stack(torch._foreach_norm(gradients, float("inf"))).max()
         torch._foreach_clamp_min_(gradients, -self.max_value)
         torch._foreach_clamp_max_(gradients, self.max_value)

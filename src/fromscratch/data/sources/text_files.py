@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from fromscratch.data.sources.base import Part
@@ -36,7 +37,7 @@ class TextFiles:
         if not files:
             raise UsageError(f"source {self.path}: holds no text files ({', '.join(sorted(SUFFIXES))})")
         groups = [files[i : i + FILES_PER_PART] for i in range(0, len(files), FILES_PER_PART)]
-        return [Part(name=group[0].name, documents=lambda group=group: map(read_text, group)) for group in groups]
+        return [Part(name=group[0].name, documents=partial(map, read_text, group)) for group in groups]
 
     def _files_below(self) -> list[Path]:
         found = (p for p in self.path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())

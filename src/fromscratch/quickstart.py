@@ -34,7 +34,7 @@ PACKAGES = ("stdlib", "torch", "numpy", "matplotlib", "pandas")
 VOCABULARY_SIZE = 2_048
 HELD_OUT_SHARE = 0.03
 RUN_NAME = "quickstart"
-PROMPTS = ("Return the ", "Every effort moves you")
+PROMPTS = ("Return the", "Every effort moves you")
 SAMPLE_TOKENS = 80
 RUN_FILE = """\
 # A run file describes the science of a run, never the machine it runs on.
@@ -43,27 +43,28 @@ RUN_FILE = """\
 [model]
 preset = "laptop-small"      # 4 layers, 6 heads, 192 wide, context 128
 dropout = 0.0                # one pass over the data: nothing to protect against
+tied_head = false
 attention = "explicit"       # on a CPU, faster than fused kernels at a context this short
 init = {{ kind = "gpt2", std = 0.06 }}
 
 [data]
 store = "store"
-tokens = 1_536_000
+tokens = 1_843_200
 shuffle = true               # the documents come package by package
 
 [train]
 global_batch = 8
 precision = "{precision}"
 seed = 42
-evaluate_every = 250
-sample_every = 500
-checkpoint_every = 250
+evaluate_every = 300
+sample_every = 600
+checkpoint_every = 300
 optimizer = {{ kind = "adamw", learning_rate = 4e-3 }}
 schedule = {{ kind = "linear", warmup_steps = 100 }}
 clip = {{ kind = "norm", max_norm = 1.0 }}
 
 [eval]
-tokens = 32_768
+tokens = 150_000
 prompts = {prompts}
 """
 

@@ -45,7 +45,9 @@ def build_empty(config: ModelConfig, device: torch.device | str) -> GPT:
     """The model on a device with unset weights, without the time that throw-away random ones take."""
     with torch.device("meta"):
         model = build_gpt(config)
-    return model.to_empty(device=device)
+    model.to_empty(device=device)
+    model.tie_head()
+    return model
 
 
 def initialise(model: GPT, config: ModelConfig, *, seed: int) -> None:

@@ -79,9 +79,14 @@ class GPT(nn.Module):
         )
         self.final_norm = norm()
         self.head = head()
-        if tied_head:
-            self.head.weight = self.token_embedding.weight
+        self.tied_head = tied_head
+        self.tie_head()
         number_dropout_sites(self)
+
+    def tie_head(self) -> None:
+        """Makes the head share the embedding's matrix, if it is tied; again after ``to_empty``, which parts them."""
+        if self.tied_head:
+            self.head.weight = self.token_embedding.weight
 
     def hidden_states(self, tokens: Tensor) -> Tensor:
         """The normalised output of the last block: ids [B, T] -> [B, T, D]."""

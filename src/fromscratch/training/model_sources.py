@@ -10,13 +10,20 @@ from pathlib import Path
 from fromscratch.config.loading import parse_run_config, read_toml
 from fromscratch.config.run import RunConfig
 from fromscratch.errors import DataError, UsageError
-from fromscratch.files import MANIFEST, verify_folder
+from fromscratch.files import verify_folder
 from fromscratch.models.factory import build_empty
 from fromscratch.models.gpt import GPT
 from fromscratch.runs.directory import RunDirectory, find_run
 from fromscratch.tokenizers.base import Tokenizer
 from fromscratch.tokenizers.loading import load as load_tokenizer
-from fromscratch.training.checkpoints import BEST, checkpoints_in, load_model_tensors, newest_valid, read_state
+from fromscratch.training.checkpoints import (
+    BEST,
+    STATE_FILE,
+    checkpoints_in,
+    load_model_tensors,
+    newest_valid,
+    read_state,
+)
 from fromscratch.training.hardware import Hardware
 
 STEP = re.compile(r"step-(\d+)")
@@ -55,7 +62,7 @@ def find_checkpoint(source: str, *, runs_dir: Path) -> Path:
     """The checkpoint folder that a model source means. Raises UsageError or DataError."""
     place, at, which = source.partition("@")
     path = _existing(Path(place).expanduser(), runs_dir)
-    if (path / MANIFEST).is_file() and not at:
+    if (path / STATE_FILE).is_file() and not at:
         return path.resolve()
     if not RunDirectory(path).exists():
         raise UsageError(f"model {source}: {path} is neither a run directory nor a checkpoint")

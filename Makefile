@@ -1,0 +1,49 @@
+# make quickstart and make test set up everything they need in .venv by themselves.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: quickstart test lint format bench clean help
+
+help:
+	@echo "make quickstart   train a small GPT on real English, offline, in a few minutes"
+	@echo "make test         run the whole test suite"
+	@echo "make lint         ruff, mypy, levels of imports"
+	@echo "make format       format the code"
+	@echo "make bench        run the benchmarks"
+	@echo "make clean        remove .venv and caches"
+
+quickstart: $(VENV)/.installed
+	$(BIN)/fromscratch quickstart
+
+test: $(VENV)/.installed-dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed-dev
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# The build backend is pinned by the same constraints as everything else.
+$(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(PIP_INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(PIP_INSTALL) --editable ".[dev]"
+	@touch $@

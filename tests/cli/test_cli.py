@@ -1,0 +1,179 @@
+"""The command line as a user meets it: separate processes, exit codes, streams."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.small import SMALL_RUN, make_store, write_run_file
+
+VERBS = [
+    ["quickstart"],
+    ["train"],
+    ["generate"],
+    ["data"],
+    ["data", "prepare"],
+    ["eval"],
+    ["eval", "loss"],
+]
+
+
+def fromscratch(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "fromscratch", *arguments],
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder where the small run was trained by the command line."""
+    folder = tmp_path_factory.mktemp("cli")
+    write_run_file(folder)
+    result = fromscratch("train", "small.toml", "--json", cwd=folder)
+    assert result.returncode == 0, result.stderr
+    summary = json.loads(result.stdout)
+    assert summary["outcome"] == "done" and summary["step"] == 20 and summary["tokens_per_second"] > 0
+    return folder
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+def test_help_of_every_verb(verb: list[str], tmp_path: Path) -> None:
+    result = fromscratch(*verb, "--help", cwd=tmp_path)
+    assert result.returncode == 0 and result.stderr == ""
+    if verb not in (["data"], ["eval"]):
+        assert "Example: fromscratch" in result.stdout
+
+
+def test_version(tmp_path: Path) -> None:
+    assert re.fullmatch(r"fromscratch \d+\.\d+\.\d+\n", fromscratch("--version", cwd=tmp_path).stdout)
+
+
+def test_evaluate_and_generate(trained: Path) -> None:
+    reports = [
+        json.loads(
+            fromscratch("eval", "loss", "small", "--store", "store", "--batch", batch, "--json", cwd=trained).stdout
+        )
+        for batch in ("1", "32")
+    ]
+    assert reports[0]["loss"] == pytest.approx(reports[1]["loss"], abs=1e-6)
+    assert {"loss", "perplexity", "bits_per_byte", "tokens", "bytes", "seconds"} <= reports[0].keys()
+    assert list((trained / "runs" / "small" / "evaluations").glob("loss-*.json"))
+    arguments = ("generate", "runs/small", "--prompt", "the cat", "--tokens", "20", "--seed", "3")
+    texts = [fromscratch(*arguments, cwd=trained).stdout for _ in range(2)]
+    assert texts[0] == texts[1] and texts[0].startswith("the cat")
+
+
+def test_b23_long_and_empty_prompts(trained: Path) -> None:
+    long = fromscratch("generate", "small", "--prompt", "the cat " * 10, "--tokens", "3", cwd=trained)
+    assert long.returncode == 0 and "sees only the last 16" in long.stderr
+    assert fromscratch("generate", "small", "--tokens", "5", cwd=trained).returncode == 0
+    assert fromscratch("generate", "small", "--tokens", "0", "-p", "a", cwd=trained).stdout == "a\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["train", "missing.toml"], 2, "no such run file"),
+        (["train", "small.toml", "--set", "train.lr_rate=1"], 2, "did you mean 'learning_rate'"),
+        (["train", "small.toml", "--set", "train.global_batch=0"], 2, "train.global_batch = 0"),
+        (["train", "small.toml", "--set", "train.seed=true"], 2, "train.seed = True"),
+        (["train", "small.toml", "--set", "train.optimizer.learning_rate=inf"], 2, "must be a finite number"),
+        (["train", "small.toml", "--name", "x7", "--micro-batch", "3"], 2, "valid values are 1, 2, 4, 8"),
+        (["train", "small.toml", "--name", "x8", "--set", "train.schedule.warmup_steps=50"], 2, "only 20"),
+        (["train", "small.toml", "--name", "../x"], 2, "run name '../x'"),
+        (["train", "small.toml", "--name", ""], 2, "run name ''"),
+        (["train", "small.toml", "--name", "x14", "--set", "data.tokens=10_000_000"], 3, "tokens, but the run needs"),
+        (["train", "small.toml", "--name", "x6", "--set", "model.vocab_size=10"], 2, "below the 257 ids"),
+        (["train", "small.toml", "--name", "xd", "--device", "quantum"], 2, "--device quantum"),
+        (["generate", "small", "--temperature", "-1"], 2, "temperature = -1.0"),
+        (["generate", "small", "--top-k", "0"], 2, "top-k = 0"),
+        (["generate", "small", "--top-p", "2"], 2, "top-p = 2.0"),
+        (["generate", "nobody"], 2, "no such run or checkpoint"),
+        (["eval", "loss", "small", "--store", "nowhere"], 3, "no such folder"),
+        (["eval", "loss", "small", "--store", "store", "--split", "test"], 3, "no split 'test'"),
+        (["data", "prepare", "nothing-here", "--out", "s", "--tokenizer", "bytes"], 2, "no such file or folder"),
+        (["data", "prepare", "small.toml", "--out", "store", "--tokenizer", "bytes"], 2, "already a finished store"),
+        (["data", "prepare", "small.toml", "--out", "s", "--tokenizer", "train:3"], 2, "at least 258"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_bad_input_is_one_sentence_and_leaves_nothing(
+    trained: Path, arguments: list[str], code: int, message: str
+) -> None:
+    before = sorted(str(p) for p in trained.rglob("*"))
+    result = fromscratch(*arguments, cwd=trained)
+    assert (result.returncode, result.stdout) == (code, ""), result.stderr
+    assert message in result.stderr and "Traceback" not in result.stderr
+    assert sorted(str(p) for p in trained.rglob("*")) == before
+
+
+def test_b18_a_store_of_another_tokenizer_names_both(trained: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("some words to learn from, some words to read\n\n" * 600)
+    made = fromscratch("data", "prepare", str(text), "--out", "other", "--tokenizer", "train:300", cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    result = fromscratch("eval", "loss", "small", "--store", str(tmp_path / "other"), "--split", "train", cwd=trained)
+    assert result.returncode == 3
+    assert "bytes (257 ids)" in result.stderr and "bpe-" in result.stderr
+
+
+def test_debug_shows_the_traceback(trained: Path) -> None:
+    assert "Traceback" in fromscratch("train", "missing.toml", "--debug", cwd=trained).stderr
+
+
+def test_fresh_sets_the_old_run_aside(trained: Path) -> None:
+    arguments = ("train", "small.toml", "--name", "twice", "--set", "data.tokens=512", "-q")
+    assert fromscratch(*arguments, cwd=trained).returncode == 0
+    assert fromscratch(*arguments, "--fresh", cwd=trained).returncode == 0
+    assert (trained / "runs" / "twice.old-1" / "checkpoints" / "latest").exists()
+    assert (trained / "runs" / "twice" / "checkpoints" / "latest").exists()
+
+
+def test_stop_after_and_the_same_command_again(trained: Path) -> None:
+    arguments = ("train", "small.toml", "--name", "halves", "--json")
+    stopped = fromscratch(*arguments, "--stop-after", "7", cwd=trained)
+    assert stopped.returncode == 75 and json.loads(stopped.stdout)["step"] == 7
+    assert fromscratch(*arguments, cwd=trained).returncode == 0
+
+
+def test_interrupt_from_the_keyboard(tmp_path: Path) -> None:
+    make_store(tmp_path / "store", documents=3_000)
+    train = {**SMALL_RUN["train"], "checkpoint_every": 0, "evaluate_every": 0}
+    write_run_file(tmp_path, data={"tokens": 1_000 * 128}, train=train)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fromscratch", "train", "small.toml"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    metrics = tmp_path / "runs" / "small" / "metrics.jsonl"
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and not (metrics.is_file() and metrics.stat().st_size > 0):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert "the same command goes on" in errors
+    assert json.loads((tmp_path / "runs" / "small" / "status.json").read_text())["state"] == "stopped"
+
+
+def test_b42_a_closed_pipe_and_plain_text(trained: Path) -> None:
+    command = f"{sys.executable} -m fromscratch eval loss small --store store --json | head -c 1"
+    result = subprocess.run(command, shell=True, cwd=trained, capture_output=True, text=True, check=False, timeout=100)
+    assert "BrokenPipe" not in result.stderr and result.stdout == "{"
+    plain = fromscratch("train", "small.toml", cwd=trained, LANG="C", NO_COLOR="1")
+    assert "\x1b" not in plain.stdout + plain.stderr

@@ -1,0 +1,111 @@
+"""Held-out loss: the same number however it is computed, and the right one."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from fromscratch.data.store import open_store
+from fromscratch.errors import DataError, UsageError
+from fromscratch.evaluation.compressors import compressor_bits_per_byte, text_of
+from fromscratch.evaluation.loss import evaluate_loss
+from fromscratch.tokenizers.bytes import BytesTokenizer
+from fromscratch.training.hardware import Hardware, find_hardware
+from fromscratch.training.held_out import TokenSlice
+from fromscratch.training.model_sources import LoadedModel, open_model
+from tests.small import run_small, write_run_file
+
+CPU: Hardware = find_hardware("cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("trained")
+    run_small(write_run_file(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def loaded(folder: Path) -> LoadedModel:
+    return open_model(str(folder / "runs" / "run"), CPU)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 7, 64])
+def test_the_batch_size_changes_nothing(loaded: LoadedModel, folder: Path, batch: int) -> None:
+    part = TokenSlice.of(open_store(folder / "store").split("validation"), start=5, tokens=333)
+    reference = evaluate_loss(loaded.model, loaded.tokenizer, part, CPU)
+    other = evaluate_loss(loaded.model, loaded.tokenizer, part, CPU, batch=batch)
+    assert other.loss == pytest.approx(reference.loss, abs=1e-6)
+    assert (other.tokens, other.bytes) == (333, reference.bytes)
+
+
+def test_loss_and_bits_per_byte_by_hand(loaded: LoadedModel, folder: Path) -> None:
+    split = open_store(folder / "store").split("validation")
+    report = evaluate_loss(loaded.model, loaded.tokenizer, TokenSlice.of(split, start=3, tokens=40), CPU)
+    tokens = torch.from_numpy(split.read(3, 41))
+    losses = [
+        torch.nn.functional.cross_entropy(
+            loaded.model(tokens[begin:end][None])[0], tokens[begin + 1 : end + 1], reduction="sum"
+        ).item()
+        for begin, end in ((0, 16), (16, 32), (32, 40))
+    ]
+    assert report.loss == pytest.approx(sum(losses) / 40, abs=1e-5)
+    assert report.perplexity == pytest.approx(math.exp(report.loss))
+    text_bytes = int((tokens[1:] != 256).sum())
+    assert report.bytes == text_bytes
+    assert report.bits_per_byte == pytest.approx(sum(losses) / math.log(2) / text_bytes, abs=1e-5)
+
+
+def test_evaluating_draws_nothing_at_random_and_changes_no_mode(loaded: LoadedModel, folder: Path) -> None:
+    part = TokenSlice.of(open_store(folder / "store").split("validation"), start=0, tokens=100)
+    loaded.model.train()
+    state = torch.get_rng_state()
+    one = evaluate_loss(loaded.model, loaded.tokenizer, part, CPU).loss
+    assert loaded.model.training and torch.equal(torch.get_rng_state(), state)
+    assert evaluate_loss(loaded.model.eval(), loaded.tokenizer, part, CPU).loss == one
+
+
+def test_a_slice_beyond_the_end_is_refused(folder: Path) -> None:
+    split = open_store(folder / "store").split("validation")
+    assert TokenSlice.of(split, start=0, tokens=None).tokens == split.tokens - 1
+    with pytest.raises(DataError, match="needs at least"):
+        TokenSlice.of(split, start=split.tokens - 1, tokens=None)
+
+
+def test_text_of_a_split_and_what_compressors_make_of_it(folder: Path) -> None:
+    store = open_store(folder / "store")
+    text = text_of(store.split("validation"), BytesTokenizer())
+    documents = store.manifest.splits["validation"].documents
+    assert text.count(b"\n") == documents - 1
+    assert len(text) == store.manifest.splits["validation"].bytes + documents - 1
+    rates = compressor_bits_per_byte(text)
+    assert 0 < rates["xz"] < 8 and 0 < rates["gzip"] < 8
+
+
+class TestModelSources:
+    def test_names_of_the_same_weights(self, folder: Path) -> None:
+        runs = folder / "runs"
+        best = open_model(str(runs / "run"), CPU)
+        assert open_model("run", CPU, runs_dir=runs).checkpoint == best.checkpoint
+        assert open_model("run@best", CPU, runs_dir=runs).step == best.step
+        assert open_model("run@latest", CPU, runs_dir=runs).step == 20
+        assert open_model("run@step-15", CPU, runs_dir=runs).step == 15
+        assert open_model(str(runs / "run" / "checkpoints" / "step-00000020"), CPU).step == 20
+        assert not best.model.training
+
+    def test_what_is_not_there(self, folder: Path) -> None:
+        with pytest.raises(UsageError, match="no such run or checkpoint"):
+            open_model("nothing", CPU, runs_dir=folder)
+        with pytest.raises(UsageError, match="no checkpoint 'step-3'; the run has step-15, step-20"):
+            open_model("run@step-3", CPU, runs_dir=folder / "runs")
+        with pytest.raises(UsageError, match="neither a run directory nor a checkpoint"):
+            open_model(str(folder / "store"), CPU)
+
+    def test_f7_a_damaged_checkpoint_named_by_the_user_is_an_error(self, folder: Path, tmp_path: Path) -> None:
+        file = write_run_file(tmp_path)
+        run, _ = run_small(file)
+        weights = run.checkpoints / "latest" / "model.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-1])
+        with pytest.raises(DataError, match=r"model.safetensors: \d+ bytes, but manifest.json says"):
+            open_model(f"{run.path}@step-20", CPU)

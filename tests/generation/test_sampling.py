@@ -1,0 +1,65 @@
+"""The choice of the next token."""
+
+import pytest
+import torch
+
+from fromscratch.errors import UsageError
+from fromscratch.generation.sampling import Sampling
+
+LOGITS = torch.tensor([[1.0, 3.0, 2.0, -1.0]])
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_b24_temperature_zero_is_greedy() -> None:
+    assert Sampling(temperature=0).choose(LOGITS, generator()).tolist() == [1]
+
+
+def test_temperature_divides_the_scores() -> None:
+    torch.testing.assert_close(
+        Sampling(temperature=0.5).probabilities(LOGITS).float(), (LOGITS / 0.5).softmax(-1), atol=1e-6, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize(("top_k", "kept"), [(1, {1}), (2, {1, 2}), (4, {0, 1, 2, 3}), (1_000_000, {0, 1, 2, 3})])
+def test_b24_top_k_keeps_the_highest_and_is_clamped(top_k: int, kept: set[int]) -> None:
+    probabilities = Sampling(top_k=top_k).probabilities(LOGITS)
+    assert {i for i, p in enumerate(probabilities[0].tolist()) if p > 0} == kept
+    assert probabilities.sum().item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize(("top_p", "kept"), [(1e-9, {1}), (0.66, {1, 2}), (0.95, {0, 1, 2}), (1.0, {0, 1, 2, 3})])
+def test_top_p_keeps_the_fewest_that_reach_it(top_p: float, kept: set[int]) -> None:
+    probabilities = Sampling(top_p=top_p).probabilities(LOGITS)
+    assert {i for i, p in enumerate(probabilities[0].tolist()) if p > 0} == kept
+
+
+def test_draws_follow_the_probabilities() -> None:
+    sampling = Sampling(temperature=1.0)
+    drawn = sampling.choose(LOGITS.expand(20_000, 4), generator())
+    shares = torch.bincount(drawn, minlength=4) / 20_000
+    torch.testing.assert_close(shares, LOGITS.softmax(-1)[0], atol=0.015, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"temperature": -1.0}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": float("inf")}, "temperature"),
+        ({"top_k": 0}, "top-k"),
+        ({"top_p": 0.0}, "top-p"),
+        ({"top_p": 1.5}, "top-p"),
+        ({"top_p": float("nan")}, "top-p"),
+    ],
+)
+def test_b24_settings_out_of_range(settings: dict[str, float], named: str) -> None:
+    with pytest.raises(UsageError, match=named):
+        Sampling(**settings)  # type: ignore[arg-type]
+
+
+def test_all_bad_settings_are_named_at_once() -> None:
+    with pytest.raises(UsageError, match=r"temperature.*top-k.*top-p"):
+        Sampling(temperature=-1, top_k=0, top_p=2)

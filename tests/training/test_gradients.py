@@ -1,0 +1,68 @@
+"""Clipping and policies against torch's own and against hand values."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fromscratch.errors import DivergedError
+from fromscratch.training.gradients import (
+    ClipByNorm,
+    ClipByValue,
+    NoClip,
+    RaiseNonfinite,
+    SkipNonfinite,
+    global_norm,
+    gradients_of,
+)
+
+
+def parameters_with_gradients(scale: float = 1.0) -> list[nn.Parameter]:
+    generator = torch.Generator().manual_seed(3)
+    parameters = [nn.Parameter(torch.zeros(shape)) for shape in ((5, 3), (7,), (2, 2, 2))]
+    for parameter in parameters:
+        parameter.grad = torch.randn(parameter.shape, generator=generator) * scale
+    return parameters
+
+
+@pytest.mark.parametrize("scale", [0.01, 10.0])
+def test_clip_by_norm_equals_torch(scale: float) -> None:
+    ours, theirs = parameters_with_gradients(scale), parameters_with_gradients(scale)
+    norm = global_norm(gradients_of(ours))
+    clipped = ClipByNorm(max_norm=1.5)(gradients_of(ours), norm)
+    expected_norm = torch.nn.utils.clip_grad_norm_(theirs, 1.5)
+    torch.testing.assert_close(norm, expected_norm)
+    assert bool(clipped) == (expected_norm.item() > 1.5)
+    for one, other in zip(gradients_of(ours), gradients_of(theirs), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_clip_by_value_equals_torch_and_tells() -> None:
+    ours, theirs = parameters_with_gradients(), parameters_with_gradients()
+    assert bool(ClipByValue(0.5)(gradients_of(ours), torch.tensor(1.0)))
+    torch.nn.utils.clip_grad_value_(theirs, 0.5)
+    for one, other in zip(gradients_of(ours), gradients_of(theirs), strict=True):
+        torch.testing.assert_close(one, other)
+    assert not bool(ClipByValue(100.0)(gradients_of(ours), torch.tensor(1.0)))
+
+
+def test_no_clip_changes_nothing() -> None:
+    gradients = gradients_of(parameters_with_gradients(100.0))
+    before = [g.clone() for g in gradients]
+    assert not bool(NoClip()(gradients, global_norm(gradients)))
+    assert all(torch.equal(a, b) for a, b in zip(gradients, before, strict=True))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+def test_one_bad_element_makes_the_norm_not_finite(bad: float) -> None:
+    gradients: list[Tensor] = gradients_of(parameters_with_gradients())
+    gradients[1][4] = bad
+    assert not bool(torch.isfinite(global_norm(gradients)))
+
+
+def test_policies_end_the_run_when_they_should() -> None:
+    SkipNonfinite(3).check(step=7, in_a_row=2)
+    with pytest.raises(DivergedError, match="step 7: 3 steps in a row"):
+        SkipNonfinite(3).check(step=7, in_a_row=3)
+    RaiseNonfinite().check(step=1, in_a_row=0)
+    with pytest.raises(DivergedError, match="step 1"):
+        RaiseNonfinite().check(step=1, in_a_row=1)

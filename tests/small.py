@@ -15,7 +15,8 @@ from fromscratch.tokenizers.bytes import BytesTokenizer
 from fromscratch.training.observers import Observer
 from fromscratch.training.setup import MachineOptions, place_run, plan_run
 
-WORDS = Path(__file__).read_text().split()[:20]  # any twenty words will do
+SENTENCE = "the cat dog sees hears likes a small large red house tree and or but then never often"
+WORDS = SENTENCE.split()
 SMALL_RUN: dict[str, Any] = {
     "model": {"context_length": 16, "num_layers": 2, "num_heads": 2, "embedding_dim": 16, "dropout": 0.2},
     "data": {"store": "store", "tokens": 20 * 8 * 16},

@@ -94,7 +94,7 @@ def copy_from_transformers(model: GPT, reference: nn.Module) -> None:
         "feedforward.up": "mlp.c_fc",
         "feedforward.output": "mlp.c_proj",
     }
-    theirs = dict(reference.transformer.named_parameters())  # type: ignore[union-attr, operator]
+    theirs = dict(reference.transformer.named_parameters())
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             path, _, leaf = name.rpartition(".")
@@ -166,6 +166,7 @@ class TestInitialisation:
         config = tiny(vocab_size=4_000, embedding_dim=64, tied_head=False, init=TorchInit())
         model = initialised(config)
         linear = model.blocks[0].feedforward.output
+        assert isinstance(linear, nn.Linear)
         framework = nn.Linear(linear.in_features, linear.out_features)
         assert linear.weight.std().item() == pytest.approx(framework.weight.std().item(), rel=0.05)
         assert linear.weight.abs().max().item() <= 1 / math.sqrt(linear.in_features)

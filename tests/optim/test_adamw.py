@@ -24,13 +24,13 @@ def test_what_decays(decay: str, decaying: set[str] | None) -> None:
 
 def test_one_step_is_the_published_update() -> None:
     network = model()
-    before = network[1].weight.detach().clone()  # type: ignore[index]
+    before = network[1].weight.detach().clone()
     optimizer = AdamW(learning_rate=0.01, weight_decay=0.1, beta1=0.9, beta2=0.95).build(
         list(network.named_parameters())
     )
     network(torch.tensor([1, 2])).square().sum().backward()
-    gradient = network[1].weight.grad.clone()  # type: ignore[index]
+    gradient = network[1].weight.grad.clone()
     optimizer.step()
     # After one step the bias-corrected moments are the gradient and its square.
     expected = before * (1 - 0.01 * 0.1) - 0.01 * gradient / (gradient.abs() + 1e-8)
-    torch.testing.assert_close(network[1].weight.detach(), expected)  # type: ignore[index]
+    torch.testing.assert_close(network[1].weight.detach(), expected)

@@ -38,7 +38,7 @@ class Precision:
     def backward(self, loss: Tensor) -> None:
         """Gradients of the (scaled) loss."""
         scaled: Tensor = self.scaler.scale(loss)
-        scaled.backward()  # type: ignore[no-untyped-call]
+        scaled.backward()
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
         """Divides the gradients by the loss scale; nothing to do but for fp16."""

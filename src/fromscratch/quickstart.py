@@ -30,8 +30,6 @@ from fromscratch.training.observers import Observer
 from fromscratch.training.precision import fast_16bit_precision
 from fromscratch.training.setup import MachineOptions, PlannedRun, place_run, plan_run
 
-PACKAGES = ("stdlib", "torch", "numpy", "matplotlib", "pandas")
-VOCABULARY_SIZE = 2_048
 HELD_OUT_SHARE = 0.03
 RUN_NAME = "quickstart"
 PROMPTS = ("Return the", "Every effort moves you")
@@ -49,7 +47,7 @@ init = {{ kind = "gpt2", std = 0.06 }}
 
 [data]
 store = "store"
-tokens = 1_843_200
+tokens = {tokens}
 shuffle = true               # the documents come package by package
 
 [train]
@@ -70,6 +68,17 @@ prompts = {prompts}
 
 
 @dataclass(frozen=True)
+class Scale:
+    """How much the quickstart does. The default takes three minutes on two cores."""
+
+    packages: tuple[str, ...] = ("stdlib", "torch", "numpy", "matplotlib", "pandas")
+    """Whose documentation to read; what is not installed is left out."""
+    vocabulary_size: int = 2_048
+    tokens: int = 1_843_200
+    """To train on: 1,800 steps."""
+
+
+@dataclass(frozen=True)
 class QuickstartReport:
     """What the quickstart has to show."""
 
@@ -86,12 +95,16 @@ class QuickstartReport:
 
 
 def quickstart(
-    folder: Path, *, observers: list[Observer], say: Callable[[str], None] = lambda _line: None
+    folder: Path,
+    *,
+    observers: list[Observer],
+    say: Callable[[str], None] = lambda _line: None,
+    scale: Scale = Scale(),
 ) -> QuickstartReport:
     """Does everything, or goes on where it was stopped; ``say`` is told what happens."""
     hardware = find_hardware()
-    store = prepare_corpus(folder / "store", say)
-    plan = plan_run(write_run_file(folder / f"{RUN_NAME}.toml", hardware))
+    store = prepare_corpus(folder / "store", scale, say)
+    plan = plan_run(write_run_file(folder / f"{RUN_NAME}.toml", scale, hardware))
     run_path = folder / "runs" / RUN_NAME
     part = TokenSlice.of(store.split(VALIDATION), start=0, tokens=None)
     say(f"training {plan.costs.parameters:,} parameters for {plan.num_steps:,} steps on {hardware.device}")
@@ -117,28 +130,29 @@ def quickstart(
     )
 
 
-def prepare_corpus(path: Path, say: Callable[[str], None]) -> TokenStore:
+def prepare_corpus(path: Path, scale: Scale, say: Callable[[str], None]) -> TokenStore:
     """The store of the embedded corpus: made once, with a vocabulary learnt from its training part."""
     if (path / MANIFEST).is_file():
         return open_store(path)
     rule = SplitRule(HELD_OUT_SHARE)
-    source = PythonDocs(tuple(name for name in PACKAGES if name == "stdlib" or importlib.util.find_spec(name)))
+    source = PythonDocs(tuple(name for name in scale.packages if name == "stdlib" or importlib.util.find_spec(name)))
     say(f"reading the documentation inside {', '.join(source.packages)}")
     documents = InMemory.of(source)
-    say(f"learning a vocabulary of {VOCABULARY_SIZE:,} from {len(documents.texts):,} documents")
-    tokenizer = train_byte_pairs(training_documents([documents], rule), vocab_size=VOCABULARY_SIZE)
+    say(f"learning a vocabulary of {scale.vocabulary_size:,} from {len(documents.texts):,} documents")
+    tokenizer = train_byte_pairs(training_documents([documents], rule), vocab_size=scale.vocabulary_size)
     store = prepare_store([documents], tokenizer, path, rule=rule)
     tokens = {name: f"{split.tokens:,}" for name, split in store.manifest.splits.items()}
     say(f"token store: {tokens['train']} tokens to train on, {tokens[VALIDATION]} held out")
     return store
 
 
-def write_run_file(path: Path, hardware: Hardware) -> Path:
+def write_run_file(path: Path, scale: Scale, hardware: Hardware) -> Path:
     """The quickstart's run file; one that is there already is kept, edits and all."""
     if not path.exists():
         prompts = "[" + ", ".join(f'"{prompt}"' for prompt in PROMPTS) + "]"
         precision = fast_16bit_precision(hardware.device)
-        write_atomically(path, RUN_FILE.format(name=RUN_NAME, precision=precision, prompts=prompts))
+        text = RUN_FILE.format(name=RUN_NAME, precision=precision, prompts=prompts, tokens=f"{scale.tokens:_}")
+        write_atomically(path, text)
     return path
 
 

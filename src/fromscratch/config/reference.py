@@ -1,0 +1,107 @@
+"""The reference of the run file, written from the config classes themselves: ``make docs``."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from fromscratch.config.base import Slot, tables_in
+from fromscratch.config.model import PRESETS
+from fromscratch.config.run import RunConfig
+
+INTRODUCTION = """\
+# The run file
+
+A TOML file with four tables. `base = "other.toml"` at its top takes another file first and changes a few keys; `--set train.seed=7` changes one on the command line. A slot is filled by a `kind`: `clip = { kind = "norm", max_norm = 1.0 }`, or `attention = "explicit"` where the kind's own defaults will do. Unknown keys are errors.
+
+This page is written by `make docs` from the classes in `src/fromscratch/config/`.
+"""  # noqa: E501
+
+
+def reference() -> str:
+    """The whole page in Markdown."""
+    parts = [INTRODUCTION]
+    for name, field in RunConfig.model_fields.items():
+        (table,) = tables_in(field.annotation)
+        parts.append(f"## [{name}]\n\n{_first_paragraph(table)}\n")
+        parts.extend(_table(table))
+        if name == "model":
+            parts.append(_presets())
+    return "\n".join(parts)
+
+
+def _table(table: type[BaseModel]) -> Iterator[str]:
+    rows, slots = [], []
+    for name, field in table.model_fields.items():
+        choices = [option for option in tables_in(field.annotation) if issubclass(option, Slot)]
+        if choices:
+            slots.append(_slot(name, choices))
+            default = f"`{field.default.kind}`"
+            rows.append(f"| `{name}` | slot | {default} | see below |")
+        else:
+            rows.append(f"| `{name}` | {_type(field)} | {_default(field)} | {_text(field)} |")
+    yield "| key | value | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
+    yield from slots
+
+
+def _slot(name: str, choices: list[type[Slot]]) -> str:
+    lines = [f"### {name}\n", "| kind | settings | |", "|---|---|---|"]
+    for choice in choices:
+        settings = [
+            f"`{key}` ({_type(field)}, {_default(field)}){': ' + _text(field) if field.description else ''}"
+            for key, field in choice.model_fields.items()
+            if key != "kind"
+        ]
+        kind = choice.model_fields["kind"].default
+        lines.append(f"| `{kind}` | {'<br>'.join(settings)} | {_first_paragraph(choice)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _presets() -> str:
+    keys = list(next(iter(PRESETS.values())))
+    lines = ["### Presets\n", f"| preset | {' | '.join(keys)} |", "|---" * (len(keys) + 1) + "|"]
+    lines += [f"| `{name}` | {' | '.join(str(v) for v in values.values())} |" for name, values in PRESETS.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _type(field: FieldInfo) -> str:
+    return " or ".join(dict.fromkeys(_type_names(field.annotation)))
+
+
+def _type_names(annotation: Any) -> Iterator[str]:
+    plain = {int: "whole number", float: "number", bool: "true or false", str: "text"}
+    if get_origin(annotation) is Literal:
+        yield ", ".join(f"`{value}`" for value in get_args(annotation))
+    elif get_origin(annotation) is tuple:
+        yield "list of texts"
+    elif annotation in plain:
+        yield plain[annotation]
+    else:
+        for inner in get_args(annotation):
+            yield from _type_names(inner)
+
+
+def _default(field: FieldInfo) -> str:
+    if field.default is PydanticUndefined:
+        return "required"
+    if field.default is None:
+        return ""
+    if isinstance(field.default, tuple):
+        return "`" + str(list(field.default)).replace("'", '"') + "`"
+    return f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
+
+
+def _text(field: FieldInfo) -> str:
+    return " ".join((field.description or "").split())
+
+
+def _first_paragraph(table: type[BaseModel]) -> str:
+    return " ".join((table.__doc__ or "").split("\n\n")[0].split())
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1]).write_text(reference(), "utf-8")

@@ -98,8 +98,9 @@ def _sentence(found: Finding, root: type[BaseModel]) -> str:
         return f"{key}: unknown key{_unknown_key(found, root)}"
     if problem == "missing":
         return f"{key}: is required{_required_within(found.choices)}"
-    if problem == "value_error":
-        return f"{key}: {context['error']}" if isinstance(given, dict) else f"{key} = {shown(given)}: {context['error']}"
+    if problem == "value_error":  # of a whole table, or of one value
+        where = key if isinstance(given, dict) else f"{key} = {shown(given)}"
+        return f"{where}: {context['error']}"
     if problem == "union_tag_not_found":
         return f"{key}: has no kind; it must be {_one_of(_kinds(found.choices), quote=True)}"
     if problem == "union_tag_invalid":
@@ -107,7 +108,7 @@ def _sentence(found: Finding, root: type[BaseModel]) -> str:
     if problem == "literal_error":
         allowed = re.findall(r"'([^']*)'", str(context["expected"]))
         return f"{key} = {shown(given)}: {_choice(given, allowed)}"
-    if problem.startswith(("model_", "dataclass_")):
+    if problem.startswith("model_"):
         return f"{key} = {shown(given)}: {_table_rule(found.choices)}"
     rule = RULES.get(problem, str(found.item["msg"]).replace("Input should", "must", 1))
     return f"{key} = {shown(given)}: {rule.format(**context)}"

@@ -1,7 +1,6 @@
 """Pictures of a run, drawn from its records alone: loss, gradient norm, learning rate."""
 
 import io
-import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,7 +55,7 @@ def draw_loss(axes: "Axes", metrics: list[dict[str, Any]], held_out: Series) -> 
     smooth = len(losses) > 100
     _plot(axes, losses, linewidth=0.8, alpha=0.35 if smooth else 1.0, label="training")
     if smooth:
-        _plot(axes, smoothed(losses), linewidth=1.6, label="training, running mean")
+        _plot(axes, smoothed(losses), linewidth=1.6, label="training, running median")
     if held_out:
         axes.plot(*_columns(held_out), color=ACCENT, marker="o", markersize=3.5, linewidth=1.6, label="held out")
         step, loss = min(held_out, key=lambda point: point[1])
@@ -86,13 +85,16 @@ def draw_learning_rate(axes: "Axes", metrics: list[dict[str, Any]]) -> None:
 
 
 def smoothed(points: Series) -> Series:
-    """A running mean over about a fiftieth of the points on either side: centred, so it does not lag."""
+    """A running median over about a fiftieth of the points on either side.
+
+    Centred, so it does not lag; a median, so one spike leaves no plateau.
+    """
     reach = max(1, len(points) // 50)
-    sums = list(itertools.accumulate((value for _, value in points), initial=0.0))
     smooth = []
     for index, (step, _) in enumerate(points):
         near = min(reach, index, len(points) - 1 - index)
-        smooth.append((step, (sums[index + near + 1] - sums[index - near]) / (2 * near + 1)))
+        window = sorted(value for _, value in points[index - near : index + near + 1])
+        smooth.append((step, window[near]))
     return smooth
 
 
@@ -111,7 +113,7 @@ def _draw(path: Path, title: str, draw: Callable[["Axes"], None]) -> Path:
     axes = figure.add_subplot()
     axes.set_title(title, loc="left")
     axes.set_xlabel("optimiser step")
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.grid(alpha=0.25)
     draw(axes)

@@ -23,8 +23,9 @@ HASH_BLOCK_BYTES = 1 << 20
 
 
 def to_strict_json(value: Any, *, indent: int | None = None) -> str:
-    """JSON that every reader accepts: NaN and infinities become null."""
-    return json.dumps(_finite(value), allow_nan=False, ensure_ascii=False, indent=indent)
+    """JSON that every reader accepts: NaN and infinities become null, lone surrogates their escapes."""
+    text = json.dumps(_finite(value), allow_nan=False, ensure_ascii=False, indent=indent)
+    return text.encode("utf-8", "backslashreplace").decode()  # Python's escape of a surrogate is JSON's
 
 
 def _finite(value: Any) -> Any:
@@ -43,7 +44,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(value, dict):
         raise DataError(f"{path}: holds {type(value).__name__}, expected a JSON object")
@@ -115,13 +116,20 @@ def _put_in_place(temporary: Path, destination: Path) -> None:
         return
     old = destination.with_name(f".{destination.name}.old.tmp-{os.getpid()}")
     destination.replace(old)
-    temporary.replace(destination)
+    try:
+        temporary.replace(destination)
+    except BaseException:
+        old.replace(destination)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 
 def _seal(folder: Path, facts: dict[str, Any]) -> None:
     files = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+    for path in sorted(folder.rglob("*")):
+        if path.is_dir():
+            flush_folder(path)
+            continue
         flush_file(path)
         files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
     manifest = {"format_version": FORMAT_VERSION, **facts, "files": files}
@@ -131,11 +139,16 @@ def _seal(folder: Path, facts: dict[str, Any]) -> None:
 def read_manifest(folder: Path) -> dict[str, Any]:
     """A sealed folder's manifest. Raises DataError when absent, malformed or of a newer format."""
     manifest = read_json_object(folder / MANIFEST)
-    version = manifest.get("format_version")
-    if not isinstance(version, int) or not isinstance(manifest.get("files"), dict):
-        raise DataError(f"{folder / MANIFEST}: malformed, it has no format_version and list of files")
-    if version > FORMAT_VERSION:
+    version, files = manifest.get("format_version"), manifest.get("files")
+    if isinstance(version, int) and version > FORMAT_VERSION:
         raise DataError(f"{folder}: written in format {version}, this version reads up to {FORMAT_VERSION}; upgrade")
+    if not isinstance(version, int) or not isinstance(files, dict):
+        raise DataError(f"{folder / MANIFEST}: malformed, it has no format_version and list of files")
+    for name, facts in files.items():
+        if not isinstance(facts, dict) or not {"bytes", "sha256"} <= facts.keys():
+            raise DataError(f"{folder / MANIFEST}: malformed, it lacks the size or the SHA-256 of {name}")
+        if Path(name).is_absolute() or ".." in Path(name).parts:
+            raise DataError(f"{folder / MANIFEST}: malformed, it lists {name}, which is not in the folder")
     return manifest
 
 
@@ -162,5 +175,9 @@ def point_link(link: Path, target_name: str) -> None:
     temporary = link.with_name(f".{link.name}.tmp-{os.getpid()}")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target_name)
-    temporary.replace(link)
+    try:
+        temporary.replace(link)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
     flush_folder(link.parent)

@@ -46,6 +46,8 @@ def _kind_alone(value: Any) -> Any:
 SlotField = (BeforeValidator(_kind_alone), Field(discriminator="kind"))
 """Marks a union of slots; ``attention = "explicit"`` is short for ``{ kind = "explicit" }``."""
 
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
+LARGEST_WHOLE_NUMBER = 2**63 - 1  # what TOML promises to carry
+
+Positive = Annotated[int, Field(gt=0, le=LARGEST_WHOLE_NUMBER)]
+NonNegative = Annotated[int, Field(ge=0, le=LARGEST_WHOLE_NUMBER)]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]

@@ -6,12 +6,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fromscratch.config.problems import sentences
+from fromscratch.config.problems import sentences, shown
 from fromscratch.config.run import RunConfig
 from fromscratch.errors import UsageError
 
 MAX_FILE_BYTES = 1 << 20
 MAX_BASES = 16
+MAX_KEY_PARTS = 16
 BYTE_ORDER_MARK = "\ufeff"
 
 
@@ -25,9 +26,12 @@ def load_run_config(path: Path, overrides: list[str] | None = None) -> RunConfig
     Raises:
         UsageError: one sentence per problem, all of them at once.
     """
-    values = read_with_bases(path)
-    for item in overrides or []:
-        values = merge(values, parse_override(item))
+    try:
+        values = read_with_bases(path)
+        for item in overrides or []:
+            values = merge(values, parse_override(item))
+    except RecursionError:
+        raise UsageError(f"{path}: tables nested too deeply") from None
     return parse_run_config(values, where=str(path))
 
 
@@ -40,76 +44,112 @@ def parse_run_config(values: dict[str, Any], *, where: str) -> RunConfig:
         if len(problems) == 1:
             raise UsageError(f"{where}: {problems[0]}") from None
         listed = "\n".join(f"  - {problem}" for problem in problems)
-        raise UsageError(f"{where}: {len(problems)} problems\n{listed}") from None
+        raise UsageError(f"{where}: {error.error_count()} problems\n{listed}") from None
 
 
 def read_with_bases(path: Path) -> dict[str, Any]:
     """The file's values laid over those of its ``base``, and so on down. Raises UsageError."""
-    layers: list[dict[str, Any]] = []
-    seen: list[Path] = []
-    current: Path | None = path
-    while current is not None:
-        if current.resolve() in seen or len(seen) > MAX_BASES:
-            raise UsageError(f"{path}: 'base' leads in a circle back to {current}")
-        seen.append(current.resolve())
-        values = read_toml(current)
-        base = values.pop("base", None)
-        if base is not None and not isinstance(base, str):
-            raise UsageError(f"{current}: base = {base!r}: must be the path of another run file, in quotes")
-        layers.append(values)
-        current = current.parent / base if base is not None else None
+    layers = [read_toml(path)]
+    seen = [path.resolve()]
+    while (base := layers[-1].pop("base", None)) is not None:
+        if not isinstance(base, str):
+            raise UsageError(f"{seen[-1]}: base = {shown(base)}: must be the path of another run file, in quotes")
+        below = seen[-1].parent / base
+        layers.append(_read_base(below, named_by=seen[-1]))
+        if below.resolve() in seen:
+            raise UsageError(f"{path}: 'base' leads in a circle back to {below.resolve()}")
+        if len(seen) == MAX_BASES:
+            raise UsageError(f"{path}: a chain of more than {MAX_BASES} 'base' files; put them together")
+        seen.append(below.resolve())
     merged: dict[str, Any] = {}
     for values in reversed(layers):
         merged = merge(merged, values)
     return merged
 
 
+def _read_base(path: Path, *, named_by: Path) -> dict[str, Any]:
+    try:
+        return read_toml(path)
+    except UsageError as error:
+        raise UsageError(f"{error} (named as 'base' in {named_by})") from None
+
+
 def read_toml(path: Path) -> dict[str, Any]:
     """The tables of a TOML file. Raises UsageError with line and column where it is malformed."""
-    if not path.exists():
-        raise UsageError(f"{path}: no such run file")
-    if not path.is_file():
-        raise UsageError(f"{path}: not a regular file; give the path of a TOML run file")
-    if path.stat().st_size > MAX_FILE_BYTES:
-        raise UsageError(f"{path}: larger than {MAX_FILE_BYTES} bytes; a run file holds settings, not data")
-    try:
-        text = path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not UTF-8 text (byte {error.start})") from error
+    text = _read_text(path)
     if text.startswith(BYTE_ORDER_MARK):
         raise UsageError(f"{path}: begins with a byte-order mark (line 1, column 1); save it as UTF-8 without BOM")
     try:
         return tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise UsageError(f"{path}: not valid TOML: {error or 'nested too deeply'}") from None
+    except RecursionError:
+        raise UsageError(f"{path}: not valid TOML: nested too deeply") from None
+    except ValueError as error:  # TOMLDecodeError, or a number of thousands of digits
+        reason = str(error).replace("Cannot overwrite a value", "A key is given twice")
+        raise UsageError(f"{path}: not valid TOML: {reason}") from None
+
+
+def _read_text(path: Path) -> str:
+    try:
+        if path.is_dir():
+            raise UsageError(f"{path}: is a folder; give the path of a TOML run file")
+        if not path.exists():
+            raise UsageError(f"{path}: no such run file")
+        if not path.is_file():
+            raise UsageError(f"{path}: not a regular file; give the path of a TOML run file")
+        if path.stat().st_size > MAX_FILE_BYTES:
+            raise UsageError(f"{path}: larger than {MAX_FILE_BYTES} bytes; a run file holds settings, not data")
+        content = path.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror})") from error
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UsageError(f"{path}: not UTF-8 text (line {line}, byte {error.start} of the file)") from error
 
 
 def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     """``above`` laid over ``below``, table by table; a slot given another ``kind`` is replaced whole."""
     merged = dict(below)
     for key, value in above.items():
-        old = merged.get(key)
-        if isinstance(old, dict) and isinstance(value, dict) and value.get("kind", old.get("kind")) == old.get("kind"):
-            merged[key] = merge(old, value)
-        elif isinstance(old, str) and isinstance(value, dict) and value.get("kind", old) == old:
-            merged[key] = {"kind": old, **value}  # the short form of a slot, given a setting
+        old, new = _alike(merged.get(key), value)
+        if isinstance(old, dict) and isinstance(new, dict) and new.get("kind", old.get("kind")) == old.get("kind"):
+            merged[key] = merge(old, new)
         else:
             merged[key] = value
     return merged
+
+
+def _alike(old: Any, new: Any) -> tuple[Any, Any]:
+    """Two values of a slot, of which one may be the short form: as tables, with the kind that either lacks.
+
+    A kind laid over a table without one fills it in, so that the order of two settings does not matter.
+    """
+    if isinstance(old, str) and isinstance(new, dict):
+        old = {"kind": old}
+    elif isinstance(old, dict) and isinstance(new, str):
+        new = {"kind": new}
+    if isinstance(old, dict) and isinstance(new, dict) and "kind" in new:
+        old = {"kind": new["kind"], **old}
+    return old, new
 
 
 def parse_override(item: str) -> dict[str, Any]:
     """``a.b=1`` as ``{"a": {"b": 1}}``. Raises UsageError when it has no key or no ``=``."""
     key, equals, raw = item.partition("=")
     parts = [part.strip() for part in key.split(".")]
-    if not equals or not all(parts):
-        raise UsageError(f"--set {item}: write it as key=value, for example --set train.seed=7")
-    try:
-        value: Any = tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = raw.strip()  # a bare word, which a shell leaves without its quotes
+    if not equals or not all(parts) or len(parts) > MAX_KEY_PARTS:
+        raise UsageError(f"--set {shown(item)}: write it as key=value, for example --set train.seed=7")
+    value = _override_value(raw.strip())
     for part in reversed(parts):
         value = {part: value}
     return dict(value)
+
+
+def _override_value(raw: str) -> Any:
+    """TOML where it is, else text: a bare word, which a shell leaves without its quotes."""
+    try:
+        values = tomllib.loads(f"value = {raw}")
+    except (ValueError, RecursionError):
+        return raw
+    return values["value"] if len(values) == 1 else raw

@@ -1,16 +1,27 @@
 """Turns what pydantic found into sentences for the user: key, value, rule, and what was probably meant."""
 
+import json
+import re
 from collections.abc import Iterator
 from difflib import get_close_matches
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from pydantic import BaseModel, ValidationError
 
+from fromscratch.config.base import Slot
+
+MOST_SENTENCES = 20
+MOST_SHOWN_CHARACTERS = 60
+CLOSE_ENOUGH = 0.6  # difflib's ratio, from 0 to 1; its own default
+BARE_KEY = re.compile(r"[A-Za-z0-9_-]{1,100}")
 COMMON_NAMES = {
     "lr": "learning_rate",
     "batch_size": "global_batch",
     "block_size": "context_length",
+    "max_seq_len": "context_length",
     "n_layer": "num_layers",
+    "n_head": "num_heads",
+    "n_embd": "embedding_dim",
 }
 RULES = {
     "int_type": "must be a whole number",
@@ -18,83 +29,171 @@ RULES = {
     "float_type": "must be a number, written without quotes or units",
     "bool_type": "must be true or false",
     "string_type": "must be text in quotes",
+    "string_too_short": "must not be empty",
     "finite_number": "must be a finite number",
-    "missing": "is required",
-    "tuple_type": "must be a list",
-    "model_type": "must be a table",
-    "model_attributes_type": "must be a table",
+    "tuple_type": "must be a list in square brackets",
+    "greater_than": "must be greater than {gt:.20g}",
+    "greater_than_equal": "must be at least {ge:.20g}",
+    "less_than": "must be less than {lt:.20g}",
+    "less_than_equal": "must be at most {le}",
 }
 
 
+class Place(NamedTuple):
+    """Where a key may stand: its path, and the kind of slot that has it (None outside of slots)."""
+
+    path: str
+    kind: str | None
+
+    @property
+    def name(self) -> str:
+        return self.path.rpartition(".")[2]
+
+
+class Finding(NamedTuple):
+    """One problem, with the keys a user wrote and the table and field they lead to, where those exist."""
+
+    item: Any
+    key: str
+    table: type[BaseModel] | None
+    choices: list[type[BaseModel]]
+    """What may fill the field, where it is a table or slot."""
+
+
 def sentences(error: ValidationError, root: type[BaseModel]) -> list[str]:
-    """One sentence per problem, in the order of the file's tables."""
-    found = []
-    for item in error.errors():
-        path = [str(part) for part in item["loc"]]
-        keys, table = _walk(path, root)
-        found.append(_sentence(item, ".".join(keys) or "run file", table))
-    return list(dict.fromkeys(found))
+    """One sentence per problem, in the order of the file's tables; many are cut short."""
+    items = error.errors(include_url=False)
+    found = [_sentence(_locate(item, root), root) for item in items[:MOST_SENTENCES]]
+    if len(items) > MOST_SENTENCES:
+        found.append(f"and {len(items) - MOST_SENTENCES} more")
+    return found
 
 
 def suggestion(name: str, known: list[str]) -> str:
-    """``; did you mean 'x'?`` for a misspelt name, or nothing."""
-    if COMMON_NAMES.get(name) in known:
-        return f"; did you mean '{COMMON_NAMES[name]}'?"
-    close = get_close_matches(name, known, n=1, cutoff=0.5)
+    """``; did you mean 'x'?`` for a misspelt or shortened name, or nothing."""
+    short = name[:MOST_SHOWN_CHARACTERS]
+    longer = [candidate for candidate in known if short and candidate.startswith(short)]
+    close = longer or get_close_matches(short, known, n=1, cutoff=CLOSE_ENOUGH)
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
-def _sentence(item: Any, key: str, table: type[BaseModel] | None) -> str:
-    kind, value, context = item["type"], item["input"], item.get("ctx", {})
-    if kind == "extra_forbidden":
-        known = sorted(table.model_fields) if table else []
-        name = key.rpartition(".")[2]
-        return f"{key}: unknown key{suggestion(name, known) or '; known here: ' + ', '.join(known)}"
-    if kind == "missing":
-        return f"{key}: is required"
-    if kind in ("union_tag_invalid", "union_tag_not_found"):
-        allowed = [tag.strip().strip("'") for tag in str(context.get("expected_tags", "")).split(",") if tag]
-        given = context.get("tag", value)
-        listed = f"; it must be one of {', '.join(allowed)}" if allowed else ""
-        return f"{key}.kind = {given!r}: unknown kind{suggestion(str(given), allowed)}{listed}"
-    if kind == "literal_error":
-        allowed = [a.strip().strip("'") for a in str(context["expected"]).replace(" or ", ", ").split(",")]
-        return f"{key} = {value!r}: must be one of {', '.join(allowed)}{suggestion(str(value), allowed)}"
-    if kind == "value_error":
-        return f"{key}: {context['error']}"
-    if kind == "string_pattern_mismatch":
-        return f'{key} = {value!r}: must be a whole number, a multiple such as "20x", or "all"'
-    rule = RULES.get(kind) or str(item["msg"]).replace("Input should", "must", 1)
-    return f"{key} = {value!r}: {rule}"
+def shown(value: Any) -> str:
+    """A value as a run file spells it, cut where it is long."""
+    if isinstance(value, dict):
+        return "a table"
+    if isinstance(value, list):
+        inner = ", ".join("[...]" if isinstance(item, list) else shown(item) for item in value[:3])
+        return f"[{inner}, ...]" if len(value) > 3 else f"[{inner}]"
+    try:
+        text = json.dumps(value, ensure_ascii=False) if isinstance(value, str | bool) else str(value)
+    except ValueError:  # an integer of thousands of digits
+        return "a huge number"
+    return text if len(text) <= MOST_SHOWN_CHARACTERS else f"{text[:MOST_SHOWN_CHARACTERS]}..."
 
 
-def _walk(path: list[str], root: type[BaseModel]) -> tuple[list[str], type[BaseModel] | None]:
-    """The keys a user wrote (without the tags pydantic adds for unions) and the table they stand in."""
-    keys: list[str] = []
+def _sentence(found: Finding, root: type[BaseModel]) -> str:
+    key, problem, context = found.key, found.item["type"], found.item.get("ctx", {})
+    given = found.item["input"]
+    if problem == "extra_forbidden":
+        return f"{key}: unknown key{_unknown_key(found, root)}"
+    if problem == "missing":
+        return f"{key}: is required{_required_within(found.choices)}"
+    if problem == "value_error":  # of a whole table, or of one value
+        where = key if isinstance(given, dict) else f"{key} = {shown(given)}"
+        return f"{where}: {context['error']}"
+    if problem == "union_tag_not_found":
+        return f"{key}: has no kind; it must be {_one_of(_kinds(found.choices), quote=True)}"
+    if problem == "union_tag_invalid":
+        return f"{key}.kind = {shown(given['kind'])}: unknown kind, {_choice(given['kind'], _kinds(found.choices))}"
+    if problem == "literal_error":
+        allowed = re.findall(r"'([^']*)'", str(context["expected"]))
+        return f"{key} = {shown(given)}: {_choice(given, allowed)}"
+    if problem.startswith("model_"):
+        return f"{key} = {shown(given)}: {_table_rule(found.choices)}"
+    rule = RULES.get(problem, str(found.item["msg"]).replace("Input should", "must", 1))
+    return f"{key} = {shown(given)}: {rule.format(**context)}"
+
+
+def _choice(given: Any, allowed: list[str]) -> str:
+    return f"must be {_one_of(allowed)}{suggestion(str(given), allowed) if len(allowed) > 1 else ''}"
+
+
+def _one_of(allowed: list[str], *, quote: bool = False) -> str:
+    names = [f'"{name}"' for name in allowed] if quote or len(allowed) == 1 else allowed
+    return names[0] if len(names) == 1 else f"one of {', '.join(names)}"
+
+
+def _table_rule(choices: list[type[BaseModel]]) -> str:
+    kinds = _kinds([choice for choice in choices if issubclass(choice, Slot)])
+    return f"must be {_one_of(kinds, quote=True)}, or a table with that kind" if kinds else "must be a table"
+
+
+def _required_within(choices: list[type[BaseModel]]) -> str:
+    names = [name for table in choices for name, field in table.model_fields.items() if field.is_required()]
+    return f", with {', '.join(names)} at least" if names else ""
+
+
+def _unknown_key(found: Finding, root: type[BaseModel]) -> str:
+    """What was probably meant: the same name elsewhere, a similar one here, a similar one elsewhere."""
+    name = found.key.rpartition(".")[2]
+    name = COMMON_NAMES.get(name, name)
+    known = sorted(found.table.model_fields) if found.table else []
+    if name in known:
+        return f"; did you mean '{name}'?"
+    places = list(_places(root))
+    same = [place for place in places if place.name == name]
+    siblings = sorted({place.kind for place in same if place.path == found.key and place.kind})
+    if siblings:
+        return f" for kind = {shown(_kind_of(found.table))}; it belongs to kind = {_one_of(siblings, quote=True)}"
+    if same:
+        return f"; did you mean '{same[0].path}'?"
+    if similar := suggestion(name, known):
+        return similar
+    close = get_close_matches(name[:MOST_SHOWN_CHARACTERS], [place.name for place in places], 1, CLOSE_ENOUGH)
+    elsewhere = next((place.path for place in places if place.name in close), None)
+    return f"; did you mean '{elsewhere}'?" if elsewhere else f"; known here: {', '.join(known)}"
+
+
+def _places(table: type[BaseModel], above: str = "") -> Iterator[Place]:
+    """Every key that a run file may have, ``kind`` aside: every kind of slot has it."""
+    for name, field in table.model_fields.items():
+        if name != "kind":
+            yield Place(above + name, _kind_of(table))
+        for inner in _tables_in(field.annotation):
+            yield from _places(inner, f"{above}{name}.")
+
+
+def _locate(item: Any, root: type[BaseModel]) -> Finding:
+    """Follows an error's path, without the tags that pydantic adds for the kinds of a slot."""
+    key = ""
     table: type[BaseModel] | None = root
-    options: list[type[BaseModel]] = []
-    for part in path:
-        tagged = next((option for option in options if part == _kind_of(option)), None)
-        if tagged is not None and len(options) > 1:
-            table, options = tagged, []
+    choices: list[type[BaseModel]] = [root]
+    for part in item["loc"]:
+        tagged = next((choice for choice in choices if part == _kind_of(choice)), None)
+        if tagged is not None and len(choices) > 1:
+            choices = [tagged]
             continue
-        if _is_branch_name(part):
-            continue
-        keys.append(part)
-        if len(options) == 1:
-            table = options[0]
-        field = table.model_fields.get(part) if table else None
-        options = list(_tables_in(field.annotation)) if field else []
-    return keys, table
+        table = choices[0] if len(choices) == 1 else None
+        field = table.model_fields.get(str(part)) if table else None
+        choices = list(_tables_in(field.annotation)) if field else []
+        key = _extended(key, part)
+    return Finding(item, key or "run file", table, choices)
 
 
-def _is_branch_name(part: str) -> bool:
-    return part in ("int", "str", "float") or part.startswith(("constrained-", "function-"))
+def _extended(key: str, part: str | int) -> str:
+    if isinstance(part, int):
+        return f"{key}[{part}]"
+    written = part if BARE_KEY.fullmatch(part) else shown(part)
+    return f"{key}.{written}" if key else written
 
 
-def _kind_of(table: type[BaseModel]) -> Any:
-    field = table.model_fields.get("kind")
-    return field.default if field else None
+def _kinds(choices: list[type[BaseModel]]) -> list[str]:
+    return [kind for choice in choices if (kind := _kind_of(choice))]
+
+
+def _kind_of(table: type[BaseModel] | None) -> str | None:
+    field = table.model_fields.get("kind") if table else None
+    return str(field.default) if field else None
 
 
 def _tables_in(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -2,15 +2,27 @@
 
 import hashlib
 import json
+import re
 from typing import Annotated, Any, Self
 
-from pydantic import Field, StringConstraints
+from pydantic import BeforeValidator, Field
 
-from fromscratch.config.base import NonNegative, Positive, Table
+from fromscratch.config.base import LARGEST_WHOLE_NUMBER, NonNegative, Positive, Table
 from fromscratch.config.model import ModelConfig
 from fromscratch.config.train import TrainConfig
 
-TokenMultiple = Annotated[str, StringConstraints(pattern=r"^([1-9][0-9]*(\.[0-9]+)?|0\.[0-9]*[1-9][0-9]*)x$|^all$")]
+TOKEN_BUDGET = re.compile(r"([1-9][0-9]{0,8}(\.[0-9]{1,9})?|0\.[0-9]{0,8}[1-9][0-9]{0,8})x|all")
+
+
+def _check_budget(value: Any) -> Any:
+    """Checked before the union is, so that a wrong value gives one sentence and not one per branch."""
+    is_count = isinstance(value, int) and not isinstance(value, bool) and 0 < value <= LARGEST_WHOLE_NUMBER
+    if not is_count and not (isinstance(value, str) and TOKEN_BUDGET.fullmatch(value)):
+        raise ValueError('must be a number of tokens above 0, a multiple of the parameters such as "20x", or "all"')
+    return value
+
+
+TokenBudget = Annotated[int | str, BeforeValidator(_check_budget)]
 
 
 class DataConfig(Table):
@@ -18,7 +30,7 @@ class DataConfig(Table):
 
     store: str = Field(min_length=1)
     """A token store: a folder, relative to the run file or to the current folder."""
-    tokens: Positive | TokenMultiple = "20x"
+    tokens: TokenBudget = "20x"
     """Training budget: a number of tokens, ``"20x"`` for 20 per parameter (Hoffmann et al. 2022), or ``"all"``."""
     start_token: NonNegative = 0
     """Where in the training split the run begins."""

@@ -135,7 +135,7 @@ class TrainConfig(Table):
         minimum = getattr(self.schedule, "min_learning_rate", 0.0)
         if minimum > self.optimizer.learning_rate:
             raise ValueError(
-                f"schedule.min_learning_rate = {minimum} is above optimizer.learning_rate = "
-                f"{self.optimizer.learning_rate}; it must not be"
+                f"schedule.min_learning_rate = {minimum} must not be above optimizer.learning_rate = "
+                f"{self.optimizer.learning_rate}"
             )
         return self

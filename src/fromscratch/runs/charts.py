@@ -1,12 +1,13 @@
 """Pictures of a run, drawn from its records alone: loss, gradient norm, learning rate."""
 
-import math
+import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fromscratch.files import write_atomically
 from fromscratch.runs.directory import RunDirectory
-from fromscratch.runs.records import read_records
+from fromscratch.runs.records import read_records, read_thinned
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
 SIZE_INCHES = (8.0, 4.5)
 DOTS_PER_INCH = 120
 MOST_POINTS = 2_000
+LARGEST_DRAWN = 1e100  # what lies beyond is no measurement, and overflows the arithmetic of axes
+LARGEST_STEP = 1e15
 INK, BAND, ACCENT, WARNING = "#1f4e79", "#9dc3e6", "#c55a11", "#c00000"
 
 Series = list[tuple[float, float]]
@@ -21,7 +24,7 @@ Series = list[tuple[float, float]]
 
 def draw_charts(run: RunDirectory, *, clip_norm: float | None = None) -> list[Path]:
     """Writes ``charts/loss.png``, ``gradient-norm.png`` and ``learning-rate.png``; returns their paths."""
-    metrics = thin(list(read_records(run.metrics)), MOST_POINTS)
+    metrics = read_thinned(run.metrics, MOST_POINTS)
     evaluations = [record for record in read_records(run.events) if record.get("event") == "evaluation"]
     held_out = sorted(dict(_points(evaluations, "loss")).items())
     run.charts.mkdir(exist_ok=True)
@@ -42,36 +45,30 @@ def draw_charts(run: RunDirectory, *, clip_norm: float | None = None) -> list[Pa
 
 def draw_loss(axes: "Axes", metrics: list[dict[str, Any]], held_out: Series) -> None:
     """Training loss with the band of its micro-batches, held-out loss, and where that was lowest."""
-    band = [r for r in metrics if all(_number(r.get(key)) is not None for key in ("loss_min", "loss_max"))]
-    if any(r["loss_min"] != r["loss_max"] for r in band):
-        steps = [r["step"] for r in band]
-        axes.fill_between(
-            steps,
-            [r["loss_min"] for r in band],
-            [r["loss_max"] for r in band],
-            color=BAND,
-            alpha=0.6,
-            linewidth=0,
-            label="micro-batches, lowest to highest",
-        )
+    low, high = _points(metrics, "loss_min"), dict(_points(metrics, "loss_max"))
+    band = [(step, least, high[step]) for step, least in low if step in high]
+    if any(least != most for _, least, most in band):
+        steps, lowest, highest = zip(*band, strict=True)
+        label = "micro-batches, lowest to highest"
+        axes.fill_between(steps, lowest, highest, color=BAND, alpha=0.6, linewidth=0, label=label)
     losses = _points(metrics, "loss")
     smooth = len(losses) > 100
-    axes.plot(*_columns(losses), color=INK, linewidth=0.8, alpha=0.35 if smooth else 1.0, label="training")
+    _plot(axes, losses, linewidth=0.8, alpha=0.35 if smooth else 1.0, label="training")
     if smooth:
-        axes.plot(*_columns(smoothed(losses)), color=INK, linewidth=1.6, label="training, running mean")
+        _plot(axes, smoothed(losses), linewidth=1.6, label="training, running median")
     if held_out:
         axes.plot(*_columns(held_out), color=ACCENT, marker="o", markersize=3.5, linewidth=1.6, label="held out")
         step, loss = min(held_out, key=lambda point: point[1])
         axes.plot([step], [loss], marker="*", markersize=13, color=ACCENT, label=f"best: {loss:.3f} at step {step:.0f}")
     _mark_nonfinite(axes, metrics, "loss")
     axes.set_ylabel("loss (nats per token)")
-    _limit_to_typical(axes, [value for _, value in losses + held_out])
+    _limit_to_typical(axes, [value for _, value in losses + held_out], [value for _, *pair in band for value in pair])
 
 
 def draw_gradient_norm(axes: "Axes", metrics: list[dict[str, Any]], clip_norm: float | None) -> None:
     """Norm of the gradient before clipping, the clip line, and steps whose norm was not finite."""
     norms = _points(metrics, "grad_norm")
-    axes.plot(*_columns(norms), color=INK, linewidth=0.8, label="before clipping")
+    _plot(axes, norms, linewidth=0.8, label="before clipping")
     if clip_norm is not None:
         axes.axhline(clip_norm, color=ACCENT, linestyle="--", linewidth=1.2, label=f"clipped above {clip_norm:g}")
     _mark_nonfinite(axes, metrics, "grad_norm")
@@ -82,34 +79,42 @@ def draw_gradient_norm(axes: "Axes", metrics: list[dict[str, Any]], clip_norm: f
 
 def draw_learning_rate(axes: "Axes", metrics: list[dict[str, Any]]) -> None:
     """The learning rate of every step."""
-    axes.plot(*_columns(_points(metrics, "learning_rate")), color=INK, linewidth=1.6, label="learning rate")
+    _plot(axes, _points(metrics, "learning_rate"), linewidth=1.6, label="learning rate")
     axes.set_ylabel("learning rate")
     axes.set_ylim(bottom=0)
 
 
 def smoothed(points: Series) -> Series:
-    """An exponential running mean over about a fiftieth of the points, without the bias of its start."""
-    decay = 1.0 - 50.0 / max(100, len(points))
-    mean, weight, smooth = 0.0, 0.0, []
-    for step, value in points:
-        mean, weight = decay * mean + (1 - decay) * value, decay * weight + (1 - decay)
-        smooth.append((step, mean / weight))
+    """A running median over about a fiftieth of the points on either side.
+
+    Centred, so it does not lag; a median, so one spike leaves no plateau.
+    """
+    reach = max(1, len(points) // 50)
+    smooth = []
+    for index, (step, _) in enumerate(points):
+        near = min(reach, index, len(points) - 1 - index)
+        window = sorted(value for _, value in points[index - near : index + near + 1])
+        smooth.append((step, window[near]))
     return smooth
 
 
-def thin(records: list[dict[str, Any]], most: int) -> list[dict[str, Any]]:
-    """At most about ``most`` records, evenly taken; those with non-finite values always stay."""
-    stride = max(1, len(records) // most)
-    return [r for i, r in enumerate(records) if i % stride == 0 or i == len(records) - 1 or r.get("nonfinite")]
+def _plot(axes: "Axes", points: Series, *, linewidth: float, label: str, alpha: float = 1.0) -> None:
+    """A line, or a dot where there is but one point; nothing where there is none."""
+    if points:
+        marker = "o" if len(points) == 1 else ""
+        axes.plot(*_columns(points), color=INK, linewidth=linewidth, alpha=alpha, label=label, marker=marker)
 
 
 def _draw(path: Path, title: str, draw: Callable[["Axes"], None]) -> Path:
-    import matplotlib.figure
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-    figure = matplotlib.figure.Figure(figsize=SIZE_INCHES, dpi=DOTS_PER_INCH, layout="constrained")
+    figure = Figure(figsize=SIZE_INCHES, dpi=DOTS_PER_INCH, layout="constrained")
     axes = figure.add_subplot()
     axes.set_title(title, loc="left")
     axes.set_xlabel("optimiser step")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.grid(alpha=0.25)
     draw(axes)
     for side in ("top", "right"):
@@ -118,29 +123,33 @@ def _draw(path: Path, title: str, draw: Callable[["Axes"], None]) -> Path:
         axes.legend(frameon=False, fontsize="small")
     else:
         axes.text(0.5, 0.5, "no steps recorded yet", transform=axes.transAxes, ha="center")
-    figure.savefig(path)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png")
+    write_atomically(path, picture.getvalue())
     return path
 
 
 def _mark_nonfinite(axes: "Axes", metrics: list[dict[str, Any]], key: str) -> None:
-    steps = [r["step"] for r in metrics if _number(r.get("step")) is not None and r.get(key, 0) is None]
+    steps = [step for r in metrics if (step := _step(r)) is not None and r.get(key, 0) is None]
     if steps:
         transform = axes.get_xaxis_transform()
-        label = f"not finite: {len(steps)} steps"
+        label = f"not finite: {len(steps)} {'step' if len(steps) == 1 else 'steps'}"
         axes.plot(steps, [0.97] * len(steps), "x", color=WARNING, transform=transform, label=label)
 
 
-def _limit_to_typical(axes: "Axes", values: list[float]) -> None:
-    """Keeps one spike from flattening the rest: the axis ends a little above the 99.5th percentile."""
-    if len(values) > 50:
-        ordered = sorted(values)
-        top, bottom = ordered[int(0.995 * (len(ordered) - 1))], ordered[0]
-        margin = 0.05 * (top - bottom) or 0.1
+def _limit_to_typical(axes: "Axes", values: list[float], band: list[float]) -> None:
+    """Keeps one spike from flattening the rest: such an axis ends a little above the 99.5th percentile."""
+    if len(values) <= 50:
+        return
+    ordered = sorted(values + band)
+    bottom, top, highest = ordered[0], ordered[int(0.995 * (len(ordered) - 1))], ordered[-1]
+    if highest - bottom > 2 * (top - bottom) > 0:
+        margin = 0.05 * (top - bottom)
         axes.set_ylim(bottom - margin, top + margin)
 
 
 def _points(records: list[dict[str, Any]], key: str) -> Series:
-    pairs = ((_number(r.get("step")), _number(r.get(key))) for r in records)
+    pairs = ((_step(r), _number(r.get(key))) for r in records)
     return [(step, value) for step, value in pairs if step is not None and value is not None]
 
 
@@ -148,8 +157,13 @@ def _columns(points: Series) -> tuple[list[float], list[float]]:
     return [step for step, _ in points], [value for _, value in points]
 
 
+def _step(record: dict[str, Any]) -> float | None:
+    step = _number(record.get("step"))
+    return step if step is not None and abs(step) < LARGEST_STEP else None
+
+
 def _number(value: Any) -> float | None:
     """A finite number that can be drawn, or None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if math.isfinite(value) and abs(value) < 1e300 else None
+    return float(value) if abs(value) < LARGEST_DRAWN else None

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import tomli_w
 
@@ -81,7 +81,7 @@ class RunDirectory:
 
     def forget_after(self, step: int) -> None:
         """Drops the records of steps that a resumed run will do again."""
-        kept = [record for record in read_records(self.metrics) if record.get("step", 0) <= step]
+        kept = [record for record in read_records(self.metrics) if not _is_after(record, step)]
         write_atomically(self.metrics, "".join(to_strict_json(record) + "\n" for record in kept))
 
     @contextmanager
@@ -92,22 +92,40 @@ class RunDirectory:
             UsageError: another live process is training here.
         """
         with self.lock.open("a+") as file:
-            file.seek(0)
-            holder = file.read().strip()
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                raise UsageError(
-                    f"run {self.path}: already being trained by {holder or 'another process'}; "
-                    "wait for it, stop it, or train under another --name"
-                ) from None
-            file.truncate(0)
+            holder = self._take_lock(file)
             file.write(f"pid {os.getpid()} on {socket.gethostname()}\n")
             file.flush()
             try:
                 yield bool(holder)
             finally:
                 file.truncate(0)
+
+    def _take_lock(self, file: TextIO) -> str:
+        """Locks the file, empties it, and returns the dead holder it named, if any."""
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = _content(file) or "another process"
+            raise UsageError(
+                f"run {self.path}: already being trained by {holder}; "
+                "wait for it, stop it, or train under another --name"
+            ) from None
+        except OSError as error:
+            raise UsageError(f"run {self.path}: its folder has no working file locks ({error.strerror})") from error
+        holder = _content(file)
+        file.truncate(0)
+        return holder
+
+
+def _content(file: TextIO) -> str:
+    file.seek(0)
+    return file.read().strip()
+
+
+def _is_after(record: dict[str, Any], step: int) -> bool:
+    """Whether a record tells of a later step; one whose step is no number tells of none."""
+    found = record.get("step")
+    return isinstance(found, int | float) and found > step
 
 
 def check_run_name(name: str) -> str:

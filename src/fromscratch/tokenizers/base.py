@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fromscratch.files import to_strict_json, write_atomically
+from fromscratch.files import sealed_folder, to_strict_json
 
 DESCRIPTION_FILE = "tokenizer_description.json"
 
@@ -85,7 +85,7 @@ class Tokenizer(ABC):
         }
 
     def save(self, folder: Path) -> None:
-        """Writes the tokenizer into a folder, from which ``tokenizers.loading.load`` reads it back."""
-        folder.mkdir(parents=True, exist_ok=True)
-        self._save_files(folder)
-        write_atomically(folder / DESCRIPTION_FILE, to_strict_json(self.description(), indent=1))
+        """Writes the tokenizer as a sealed folder, from which ``tokenizers.loading.load`` reads it back."""
+        with sealed_folder(folder) as temporary:
+            self._save_files(temporary)
+            (temporary / DESCRIPTION_FILE).write_text(to_strict_json(self.description(), indent=1), "utf-8")

@@ -17,12 +17,13 @@ import numpy as np
 import tiktoken
 from tiktoken_ext.openai_public import r50k_pat_str
 
-from fromscratch.errors import DataError
+from fromscratch.errors import DataError, UsageError
 from fromscratch.tokenizers.base import Ids, Tokenizer
-from fromscratch.tokenizers.byte_level import bytes_of_token
+from fromscratch.tokenizers.byte_level import byte_of_character, bytes_of_token
 from fromscratch.tokenizers.huggingface import END_OF_TEXT, TOKENIZER_FILE
 
 GPT2_VOCABULARY_SIZE = 50_257
+GPT2_FINGERPRINT = "ca7d60dd4edf647938a5fa75afefe762cbf0560b0fcb7740fe7ba655f9a912a3"  # of OpenAI's files
 GPT2_FOLDER_VARIABLE = "FROMSCRATCH_GPT2_VOCABULARY"
 HUB_REPOSITORY = "openai-community/gpt2"
 LOCAL_FILE_PAIRS = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
@@ -86,7 +87,8 @@ def load_gpt2(folder: Path | None = None) -> GPT2Tokenizer:
     """GPT-2's tokenizer from a folder or file given, or from the first place that has it.
 
     Raises:
-        DataError: nobody has it (the message says how to get it), or what was found is not GPT-2's.
+        UsageError: nobody has it (the message says how to get it).
+        DataError: what was found is not GPT-2's.
     """
     vocabulary = (
         _from_files(folder) if folder is not None else _from_variable() or _from_tiktoken_cache() or _from_hub()
@@ -94,16 +96,26 @@ def load_gpt2(folder: Path | None = None) -> GPT2Tokenizer:
     if vocabulary is None and folder is not None:
         raise DataError(f"{folder}: holds no GPT-2 vocabulary (encoder.json and vocab.bpe, or tokenizer.json)")
     if vocabulary is None:
+        raise UsageError(_how_to_get_it())
+    tokenizer = GPT2Tokenizer(vocabulary)
+    if tokenizer.fingerprint != GPT2_FINGERPRINT:
+        where = folder if folder is not None else "the place where it was found"
         raise DataError(
-            "the GPT-2 vocabulary is not on this machine and the Hugging Face Hub could not be reached: "
-            f"run 'hf download {HUB_REPOSITORY} tokenizer.json' where there is a network, or put encoder.json and "
-            f"vocab.bpe (or tokenizer.json) in a folder and name it as --tokenizer FOLDER or in {GPT2_FOLDER_VARIABLE}"
+            f"{where}: a vocabulary of {tokenizer.vocab_size} ids, but not GPT-2's {GPT2_VOCABULARY_SIZE}; "
+            "for another model, name its tokenizer.json"
         )
-    if len(vocabulary.ids) < 256:
-        raise DataError(
-            f"the GPT-2 vocabulary found has {len(vocabulary.ids)} entries, expected {GPT2_VOCABULARY_SIZE}"
-        )
-    return GPT2Tokenizer(vocabulary)
+    return tokenizer
+
+
+def _how_to_get_it() -> str:
+    from huggingface_hub.constants import HF_HUB_CACHE
+
+    return (
+        f"the GPT-2 vocabulary is not on this machine (no {TOKENIZER_FILE} of {HUB_REPOSITORY} in {HF_HUB_CACHE}), and "
+        f"the Hugging Face Hub could not be reached: run 'hf download {HUB_REPOSITORY} {TOKENIZER_FILE}' where there "
+        f"is a network, or put encoder.json and vocab.bpe (or {TOKENIZER_FILE}) in a folder and name it as "
+        f"--tokenizer FOLDER or in {GPT2_FOLDER_VARIABLE}"
+    )
 
 
 def has_gpt2_files(folder: Path) -> bool:
@@ -122,8 +134,13 @@ def _from_files(path: Path) -> Vocabulary | None:
 
 
 def _from_variable() -> Vocabulary | None:
-    folder = os.environ.get(GPT2_FOLDER_VARIABLE)
-    return _from_files(Path(folder)) if folder else None
+    named = os.environ.get(GPT2_FOLDER_VARIABLE)
+    if not named:
+        return None
+    vocabulary = _from_files(Path(named))
+    if vocabulary is None:
+        raise UsageError(f"{GPT2_FOLDER_VARIABLE} = {named}: no GPT-2 vocabulary is there")
+    return vocabulary
 
 
 def _from_tiktoken_cache() -> Vocabulary | None:
@@ -166,9 +183,14 @@ def _parse_tokenizer_json(file: Path) -> Vocabulary:
 
 
 def _checked(ids: object, merges: list[list[str]], file: Path) -> Vocabulary:
-    """Refuses a vocabulary whose ids are not in the order of its merges, as tiktoken's engine needs."""
-    if not isinstance(ids, dict) or any(len(pair) != 2 for pair in merges):
-        raise DataError(f"{file}: not GPT-2's vocabulary (expected tokens by id, and merges of two)")
+    """Refuses what tiktoken's engine cannot run: spelt otherwise, or with ids not in the order of the merges."""
+    if not isinstance(ids, dict) or not all(isinstance(index, int) and index >= 0 for index in ids.values()):
+        raise DataError(f"{file}: not GPT-2's vocabulary (expected ids by token)")
+    alphabet = set(byte_of_character())
+    if not alphabet <= ids.keys() or len(set(ids.values())) != len(ids) or not alphabet.issuperset("".join(ids)):
+        raise DataError(f"{file}: not a byte-level vocabulary as GPT-2's is")
+    if any(len(pair) != 2 or not all(isinstance(part, str) for part in pair) for pair in merges):
+        raise DataError(f"{file}: not GPT-2's vocabulary (expected merges of two tokens)")
     merged_ids = [ids.get(left + right, -1) for left, right in merges]
     if -1 in merged_ids or merged_ids != sorted(merged_ids):
         raise DataError(f"{file}: its ids do not follow its merges, so it is not a GPT-2 vocabulary")

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import tokenizers as hf
 
+from fromscratch.config.problems import shown
 from fromscratch.errors import DataError, UsageError
 from fromscratch.tokenizers.base import Ids, Tokenizer
 from fromscratch.tokenizers.byte_level import bytes_of_token
@@ -17,6 +18,8 @@ from fromscratch.tokenizers.byte_level import bytes_of_token
 TOKENIZER_FILE = "tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
+FEWEST_TRAINED_IDS = 258
+MOST_TRAINED_IDS = 1 << 20  # several times the largest published vocabulary; the trainer allocates for all
 BYTE_FALLBACK = re.compile(r"^<0x([0-9A-Fa-f]{2})>$")
 SENTENCEPIECE_SPACE = "\u2581"
 
@@ -33,7 +36,7 @@ class HuggingFaceTokenizer(Tokenizer):
         self._engine.no_truncation()
         self._engine.no_padding()
         vocabulary = engine.get_vocab(with_added_tokens=True)
-        self.vocab_size = max(vocabulary.values()) + 1
+        self.vocab_size = max(vocabulary.values(), default=-1) + 1
         found = next((vocabulary[token] for token in END_OF_TEXT_NAMES if token in vocabulary), None)
         if found is None:
             raise DataError(
@@ -41,6 +44,9 @@ class HuggingFaceTokenizer(Tokenizer):
                 "add one to its added_tokens"
             )
         self.end_of_text = found
+        added = engine.get_added_tokens_decoder().get(found)
+        if added is not None and not added.special:  # text that spells it would become it
+            engine.add_special_tokens([hf.AddedToken(added.content, special=True, normalized=False)])
 
     def encode_documents(self, documents: Sequence[str]) -> list[Ids]:
         """Ids of each document, encoded in parallel by the library."""
@@ -50,29 +56,37 @@ class HuggingFaceTokenizer(Tokenizer):
 
     def token_bytes(self) -> list[bytes]:
         """Bytes by id, for byte-level vocabularies and for those of SentencePiece's kind."""
-        special = {i for i, token in self._engine.get_added_tokens_decoder().items() if token.special}
+        added = self._engine.get_added_tokens_decoder()
+        spell = _bytes_of_printable if "ByteLevel" in repr(self._engine.decoder) else _bytes_of_sentencepiece
         pieces = [b""] * self.vocab_size
         for token, index in self._engine.get_vocab(with_added_tokens=True).items():
-            if index not in special and index != self.end_of_text:
-                pieces[index] = self._bytes_of(token)
+            if index in added:  # its content is plain text, however the vocabulary is spelt
+                pieces[index] = b"" if added[index].special else token.encode()
+            elif index != self.end_of_text:
+                pieces[index] = spell(token)
         return pieces
-
-    def _bytes_of(self, token: str) -> bytes:
-        fallback = BYTE_FALLBACK.match(token)
-        if fallback:
-            return bytes([int(fallback.group(1), 16)])
-        try:
-            return bytes_of_token(token)
-        except KeyError:
-            return token.replace(SENTENCEPIECE_SPACE, " ").encode()
 
     def _save_files(self, folder: Path) -> None:
         self._engine.save(str(folder / TOKENIZER_FILE))
 
 
+def _bytes_of_printable(token: str) -> bytes:
+    try:
+        return bytes_of_token(token)
+    except KeyError:
+        return token.encode()
+
+
+def _bytes_of_sentencepiece(token: str) -> bytes:
+    fallback = BYTE_FALLBACK.match(token)
+    return bytes([int(fallback.group(1), 16)]) if fallback else token.replace(SENTENCEPIECE_SPACE, " ").encode()
+
+
 def load_huggingface(path: Path, *, name: str | None = None) -> HuggingFaceTokenizer:
     """Reads a ``tokenizer.json``, or the one in a folder. Raises DataError when it is none."""
     file = path / TOKENIZER_FILE if path.is_dir() else path
+    if not file.is_file():
+        raise DataError(f"{path}: holds no tokenizer ({TOKENIZER_FILE}, or encoder.json with vocab.bpe)")
     try:
         engine = hf.Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises a bare Exception for everything
@@ -87,10 +101,14 @@ def train_byte_pairs(documents: Iterable[str], *, vocab_size: int) -> HuggingFac
     and the word pattern as in GPT-2. The same documents give the same vocabulary.
 
     Raises:
-        UsageError: fewer than 258 ids (256 bytes, end-of-text, one merge).
+        UsageError: fewer than 258 ids (256 bytes, end-of-text, one merge), or more than 2**20.
     """
-    if vocab_size < 258:
-        raise UsageError(f"tokenizer train:{vocab_size}: needs at least 258 ids (256 bytes, end-of-text, one merge)")
+    if vocab_size < FEWEST_TRAINED_IDS:
+        raise UsageError(
+            f"tokenizer train:{vocab_size}: needs at least {FEWEST_TRAINED_IDS} ids (256 bytes, end-of-text, one merge)"
+        )
+    if vocab_size > MOST_TRAINED_IDS:
+        raise UsageError(f"tokenizer train:{shown(vocab_size)}: at most {MOST_TRAINED_IDS} ids can be trained")
     engine = hf.Tokenizer(hf.models.BPE())
     engine.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
     engine.decoder = hf.decoders.ByteLevel()

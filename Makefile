@@ -4,13 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test lint format bench clean help
+.PHONY: quickstart test lint format docs bench clean help
 
 help:
 	@echo "make quickstart   train a small GPT on real English, offline, in a few minutes"
 	@echo "make test         run the whole test suite"
 	@echo "make lint         ruff, mypy, levels of imports"
 	@echo "make format       format the code"
+	@echo "make docs         write the reference pages anew"
 	@echo "make bench        run the benchmarks"
 	@echo "make clean        remove .venv and caches"
 
@@ -29,6 +30,9 @@ lint: $(VENV)/.installed-dev
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/.installed
+	$(BIN)/python -m fromscratch.config.reference > docs/run-file.md
 
 bench: $(VENV)/.installed-dev
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

@@ -1,9 +1,9 @@
 """The two kinds of config object: a frozen table of fields, and a slot that a ``kind`` fills."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
@@ -51,3 +51,11 @@ LARGEST_WHOLE_NUMBER = 2**63 - 1  # what TOML promises to carry
 Positive = Annotated[int, Field(gt=0, le=LARGEST_WHOLE_NUMBER)]
 NonNegative = Annotated[int, Field(ge=0, le=LARGEST_WHOLE_NUMBER)]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+def tables_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The tables and slots that a field's annotation names, in order."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for inner in get_args(annotation):
+        yield from tables_in(inner)

@@ -4,11 +4,11 @@ import json
 import re
 from collections.abc import Iterator
 from difflib import get_close_matches
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
-from fromscratch.config.base import Slot
+from fromscratch.config.base import Slot, tables_in
 
 MOST_SENTENCES = 20
 MOST_SHOWN_CHARACTERS = 60
@@ -159,7 +159,7 @@ def _places(table: type[BaseModel], above: str = "") -> Iterator[Place]:
     for name, field in table.model_fields.items():
         if name != "kind":
             yield Place(above + name, _kind_of(table))
-        for inner in _tables_in(field.annotation):
+        for inner in tables_in(field.annotation):
             yield from _places(inner, f"{above}{name}.")
 
 
@@ -175,7 +175,7 @@ def _locate(item: Any, root: type[BaseModel]) -> Finding:
             continue
         table = choices[0] if len(choices) == 1 else None
         field = table.model_fields.get(str(part)) if table else None
-        choices = list(_tables_in(field.annotation)) if field else []
+        choices = list(tables_in(field.annotation)) if field else []
         key = _extended(key, part)
     return Finding(item, key or "run file", table, choices)
 
@@ -194,10 +194,3 @@ def _kinds(choices: list[type[BaseModel]]) -> list[str]:
 def _kind_of(table: type[BaseModel] | None) -> str | None:
     field = table.model_fields.get("kind") if table else None
     return str(field.default) if field else None
-
-
-def _tables_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for inner in get_args(annotation):
-        yield from _tables_in(inner)

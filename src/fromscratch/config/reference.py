@@ -1,8 +1,7 @@
-"""The reference of the run file, written from the config classes themselves: ``make docs``."""
+"""The reference of the run file, written from the config classes themselves by ``make docs``."""
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
@@ -96,12 +95,17 @@ def _default(field: FieldInfo) -> str:
 
 
 def _text(field: FieldInfo) -> str:
-    return " ".join((field.description or "").split())
+    return _plain(field.description or "")
 
 
 def _first_paragraph(table: type[BaseModel]) -> str:
-    return " ".join((table.__doc__ or "").split("\n\n")[0].split())
+    return _plain((table.__doc__ or "").split("\n\n")[0])
+
+
+def _plain(text: str) -> str:
+    """One line of Markdown from a docstring."""
+    return " ".join(text.split()).replace("``", "`")
 
 
 if __name__ == "__main__":
-    Path(sys.argv[1]).write_text(reference(), "utf-8")
+    sys.stdout.write(reference())

@@ -26,7 +26,7 @@ TokenBudget = Annotated[int | str, BeforeValidator(_check_budget)]
 
 
 class DataConfig(Table):
-    """``[data]``: which tokens, how many, in which order."""
+    """Which tokens, how many, in which order."""
 
     store: str = Field(min_length=1)
     """A token store: a folder, relative to the run file or to the current folder."""
@@ -41,7 +41,7 @@ class DataConfig(Table):
 
 
 class EvalConfig(Table):
-    """``[eval]``: the held-out loss and the text sampled while training."""
+    """The held-out loss and the text sampled while training."""
 
     store: str | None = None
     """A store other than the training data's."""

@@ -109,7 +109,7 @@ class RaiseNonfinite(Slot):
 
 
 class TrainConfig(Table):
-    """The training of one run."""
+    """How the weights change."""
 
     global_batch: Positive = 96
     """Sequences per optimiser step, whatever the machine."""

@@ -103,15 +103,18 @@ def train(training: Training, *, stop_after: int | None = None) -> str:
         try:
             while True:
                 look(training, recorder)
+                is_over = training.world.any(stop()) or state.step == training.num_steps
+                if is_over:
+                    recorder.flush()
                 if recorder.spike_step is not None:
                     deal_with_spike(training, recorder)
                     continue
-                if training.world.any(stop()) or state.step == training.num_steps:
+                if is_over:
                     break
                 take_step(training, recorder)
                 if state.step == stop_after:
                     stop.reason = stop.reason or f"--stop-after {stop_after}"
-            return _end(training, recorder)
+            return _end(training)
         finally:
             journal.end()
 
@@ -186,8 +189,7 @@ def _newest_checkpoint_name(folder: Path) -> str:
     return newest.name if newest else ""
 
 
-def _end(training: Training, recorder: StepRecorder) -> str:
-    recorder.flush()
+def _end(training: Training) -> str:
     state, steps, journal = training.state, training.num_steps, training.journal
     if state.step == steps and state.looked_step == steps:
         journal.status(DONE, step=steps, num_steps=steps)

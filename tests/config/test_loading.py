@@ -43,7 +43,7 @@ def test_b9_malformed_files(tmp_path: Path, content: bytes, reason: str) -> None
 
 
 def test_b9_keys_nested_thousands_deep(run_file: WriteRunFile) -> None:
-    key = ".".join(["a"] * 20_000)
+    key = ".".join(["a"] * 2_000)
     run_file(f"{key} = 1\n", "below.toml")
     assert "nested too deeply" in complaint(run_file(f'base = "below.toml"\n{key} = 2\n'))
 

@@ -45,12 +45,12 @@ def tokenizer(request: pytest.FixtureRequest) -> Iterator[Tokenizer]:
 @pytest.fixture(scope="session")
 def book_texts(shared_data: Path) -> list[str]:
     """A hundred thousand characters of real English, in pieces."""
-    column = pq.read_table(shared_data / "books" / "000_00000.parquet", columns=["text"])["text"]  # type: ignore[no-untyped-call]
+    column = pq.read_table(shared_data / "books" / "000_00000.parquet", columns=["text"])["text"]
     return [str(text)[:5_000] for text in column[:20].to_pylist()]
 
 
 @pytest.fixture(scope="session")
 def hostile_texts(shared_data: Path) -> list[str]:
     """Documents that break careless tokenizers; null ones left out."""
-    column = pq.read_table(shared_data / "books" / "hostile.parquet", columns=["text"])["text"]  # type: ignore[no-untyped-call]
+    column = pq.read_table(shared_data / "books" / "hostile.parquet", columns=["text"])["text"]
     return [text for text in column.to_pylist() if text is not None]

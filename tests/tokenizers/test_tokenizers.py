@@ -12,7 +12,10 @@ from fromscratch.errors import DataError
 from fromscratch.files import read_json_object
 from fromscratch.tokenizers.base import DESCRIPTION_FILE, Tokenizer
 from fromscratch.tokenizers.bytes import BytesTokenizer
+from fromscratch.tokenizers.huggingface import train_byte_pairs
 from fromscratch.tokenizers.loading import load
+
+from .conftest import CORPUS
 
 HOSTILE = {
     "empty": "",
@@ -142,8 +145,6 @@ def test_a_failing_save_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 def test_fingerprints_tell_vocabularies_apart(trained: Tokenizer) -> None:
-    from .conftest import CORPUS, train_byte_pairs
-
     same = train_byte_pairs(CORPUS, vocab_size=320)
     smaller = train_byte_pairs(CORPUS, vocab_size=319)
     other = train_byte_pairs([text.upper() for text in CORPUS], vocab_size=320)

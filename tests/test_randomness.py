@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fromscratch.randomness import derive_seed
@@ -28,11 +28,13 @@ def test_every_part_of_the_name_counts() -> None:
     assert len(seeds) == 7
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**63 - 1), NAMES, NAMES)
 def test_different_names_give_different_seeds(seed: int, one: list[str | int], two: list[str | int]) -> None:
     assert (derive_seed(seed, *one) == derive_seed(seed, *two)) == (one == two)
 
 
+@settings(deadline=None)
 @given(st.integers(), NAMES)
 def test_seeds_fit_every_generator(seed: int, names: list[str | int]) -> None:
     assert 0 <= derive_seed(seed, *names) < 2**63

@@ -33,7 +33,7 @@ VALUES = st.recursive(
 )
 TABLES = st.dictionaries(KEYS, VALUES, max_size=5)
 BASE = {"data": {"store": "corpus"}}
-FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+FUZZ = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def config_or_sentence(values: dict[str, Any]) -> None:
@@ -118,6 +118,7 @@ def test_any_overrides(fuzz_file: Path, overrides: list[str]) -> None:
     load_or_sentence(fuzz_file, overrides)
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_override_is_parsed_or_refused(item: str) -> None:
     try:

@@ -39,8 +39,7 @@ B40_B41_RECORDS: dict[str, list[Record]] = {
     "huge whole numbers": [record(1), record(1, step=10**400), record(2, loss=10**400)],
     "texts": [record(1, step="1"), record(2, loss="3.0", loss_min="x"), record(3, loss={}), record(4)],
     "odd steps": [record(1, step=None), record(1, step=True), record(1, step=[1]), {"loss": 1.0}, record(4)],
-    "backwards": [record(5), record(6), record(3), record(4)],
-    "negative": [record(i, loss=-i, learning_rate=-1, grad_norm=-1) for i in range(4)],
+    "backwards and negative": [record(5), record(6), record(3, loss=-1, learning_rate=-1, grad_norm=-1)],
 }
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fromscratch.runs.records import RecordWriter, read_records, read_thinned
@@ -58,6 +58,7 @@ def test_b40_not_a_number_is_null(file: Path) -> None:
 RECORDS = st.dictionaries(st.text(max_size=5), st.none() | st.integers() | st.text(max_size=20), max_size=4)
 
 
+@settings(max_examples=40, deadline=None)
 @given(records=st.lists(RECORDS, max_size=5), cut=st.integers(0, 40))
 def test_whole_lines_survive_any_cut(tmp_path_factory: pytest.TempPathFactory, records: list[Any], cut: int) -> None:
     file = tmp_path_factory.mktemp("cut") / "records.jsonl"

@@ -40,7 +40,7 @@ def test_b21_hostile_text_comes_back(tokenizer: Tokenizer, text: str) -> None:
     assert int(tokenizer.byte_lengths()[ids].sum()) == len(text.encode())
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=40))
 def test_any_text_comes_back(tokenizer: Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
@@ -52,7 +52,7 @@ def test_b21_lone_surrogates_become_question_marks(tokenizer: Tokenizer) -> None
     assert tokenizer.decode(tokenizer.encode("half \ud83d pair")) == "half ? pair"
 
 
-@pytest.mark.parametrize("piece", ["a", " ", "!", "\n", "7", "\U0001f600", "xy"])
+@pytest.mark.parametrize("piece", ["a", " ", "\U0001f600"])
 def test_b21_a_word_of_a_megabyte_takes_linear_time(tokenizer: Tokenizer, piece: str) -> None:
     word = piece * (1_000_000 // len(piece.encode()))
     begun = time.process_time()

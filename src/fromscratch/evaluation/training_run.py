@@ -40,6 +40,8 @@ class RunSummary:
     """Mean training loss of the last fiftieth of the steps."""
     best_loss: float | None
     best_step: int | None
+    best_is_held_out: bool
+    """Whether the best loss is of held-out text; else it is the mean training loss before a checkpoint."""
     outcomes: dict[str, int]
     """How many steps were normal, clipped, not finite in one way or another, or spikes."""
 
@@ -111,6 +113,7 @@ def summarise(plan: PlannedRun, training: Training, outcome: str, placement: Pla
         final_loss=_mean_of_last(records),
         best_loss=state.best_loss,
         best_step=state.best_step,
+        best_is_held_out=training.evaluate is not None,
         outcomes=dict(Counter(str(record.get("outcome")) for record in records)),
     )
 

@@ -94,6 +94,8 @@ def plan_run(file: Path, overrides: list[str] | None = None) -> PlannedRun:
     )
     num_steps = _steps(config.data.tokens, sequences, costs)
     config = config.resolved(vocab_size=vocab_size, tokens=num_steps * sequences.tokens_per_step)
+    if config.train.evaluate_every:
+        held_out_slice(config, store, tokenizer, file.parent)
     _check_schedule(config, num_steps, file)
     return PlannedRun(config, store, tokenizer, sequences, num_steps, costs, file.parent)
 
@@ -190,13 +192,18 @@ class Placement:
         return math.ceil(largest_share / self.micro_batch)
 
 
-def place_run(plan: PlannedRun, run: RunDirectory, machine: MachineOptions) -> Placement:
+def place_run(
+    plan: PlannedRun, run: RunDirectory, machine: MachineOptions, *, world_size: int | None = None
+) -> Placement:
     """Finds the device and the micro-batch; writes nothing.
+
+    Args:
+        world_size: processes that will train together; None asks torchrun's environment.
 
     Raises:
         UsageError: the device is not there, or the micro-batch does not divide the global batch.
     """
-    world_size = started_world_size()
+    world_size = world_size or started_world_size()
     hardware = find_hardware(machine.device, local_rank=started_local_rank())
     micro_batch = choose_micro_batch(
         machine.micro_batch,
@@ -329,12 +336,10 @@ def _cadence(config: RunConfig) -> Cadence:
 def _evaluator(
     plan: PlannedRun, precision: Precision, placement: Placement, world: World
 ) -> Callable[[nn.Module, Callable[[], bool]], float | None] | None:
-    settings, context_length = plan.config.eval, plan.config.model.context_length
+    context_length = plan.config.model.context_length
     if plan.config.train.evaluate_every == 0:
         return None
-    store = open_store(find_store(settings.store, plan.folder)) if settings.store else plan.store
-    check_same_tokenizer(store, plan.tokenizer)
-    part = TokenSlice.of(store.split(settings.split), start=settings.start, tokens=settings.tokens)
+    part = held_out_slice(plan.config, plan.store, plan.tokenizer, plan.folder)
     measure = partial(
         mean_loss,
         part=part,
@@ -345,6 +350,15 @@ def _evaluator(
         world=world,
     )
     return lambda model, stop: measure(model, stop=stop)
+
+
+def held_out_slice(config: RunConfig, store: TokenStore, tokenizer: Tokenizer, folder: Path) -> TokenSlice:
+    """What ``[eval]`` names. Raises DataError where it is not there, empty, or of another tokenizer."""
+    settings = config.eval
+    if settings.store:
+        store = open_store(find_store(settings.store, folder))
+    check_same_tokenizer(store, tokenizer)
+    return TokenSlice.of(store.split(settings.split), start=settings.start, tokens=settings.tokens)
 
 
 def check_same_tokenizer(store: TokenStore, tokenizer: Tokenizer) -> None:

@@ -17,7 +17,7 @@ class DataConfig(Table):
     """``[data]``: which tokens, how many, in which order."""
 
     store: str = Field(min_length=1)
-    """A token store: a folder, relative to the run file or to the current folder."""
+    """A token store: a folder, relative to the run file or to the current folder, or ``hf://owner/name``."""
     tokens: Positive | TokenMultiple = "20x"
     """Training budget: a number of tokens, ``"20x"`` for 20 per parameter (Hoffmann et al. 2022), or ``"all"``."""
     start_token: NonNegative = 0

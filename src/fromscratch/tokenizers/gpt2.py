@@ -53,9 +53,11 @@ class GPT2Tokenizer(Tokenizer):
         self._engine = tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={})
 
     def encode_documents(self, documents: Sequence[str]) -> list[Ids]:
-        """Ids of each document, on as many threads as there are cores."""
+        """Ids of each document, on as many threads as there are cores, or as ``threads`` says."""
         clean = [text.encode("utf-8", "replace").decode() for text in documents]
-        encoded = self._engine.encode_ordinary_batch(clean, num_threads=os.cpu_count() or 1)
+        if self.threads == 1:  # a document's list of ids is large: one at a time
+            return [np.array(self._engine.encode_ordinary(text), dtype=np.uint32) for text in clean]
+        encoded = self._engine.encode_ordinary_batch(clean, num_threads=self.threads or os.cpu_count() or 1)
         return [np.array(ids, dtype=np.uint32) for ids in encoded]
 
     def token_bytes(self) -> list[bytes]:

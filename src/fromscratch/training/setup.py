@@ -13,7 +13,7 @@ from torch import nn
 from fromscratch.config.loading import load_run_config, parse_run_config, read_toml
 from fromscratch.config.run import RunConfig
 from fromscratch.data.batches import SequenceBatches
-from fromscratch.data.store import TokenStore, open_store
+from fromscratch.data.store import TokenStore
 from fromscratch.errors import DataError, UsageError
 from fromscratch.files import read_json_object
 from fromscratch.models.costs import ModelCosts, model_costs
@@ -21,7 +21,6 @@ from fromscratch.models.factory import build_empty, initialise
 from fromscratch.models.gpt import GPT
 from fromscratch.runs.directory import RunDirectory, check_run_name
 from fromscratch.tokenizers.base import Tokenizer
-from fromscratch.tokenizers.loading import load as load_tokenizer
 from fromscratch.training.batches import AUTO_TOKENS, TokenBatches, choose_micro_batch
 from fromscratch.training.checkpoints import TrainingState, load_training, newest_valid, remove_leftovers
 from fromscratch.training.hardware import Hardware, find_hardware
@@ -30,6 +29,7 @@ from fromscratch.training.loop import Cadence, Training
 from fromscratch.training.observers import Observer
 from fromscratch.training.precision import Precision
 from fromscratch.training.step import Stepper, next_token_losses
+from fromscratch.training.stores import open_named_store, tokenizer_of
 
 TRAINING_SPLIT = "train"
 
@@ -72,8 +72,8 @@ def plan_run(file: Path, overrides: list[str] | None = None) -> PlannedRun:
         DataError: the store is missing, damaged or too small.
     """
     config = load_run_config(file, overrides)
-    store = open_store(find_store(config.data.store, file.parent))
-    tokenizer = load_tokenizer(store.tokenizer_folder)
+    store = open_named_store(config.data.store, file.parent)
+    tokenizer = tokenizer_of(store)
     vocab_size = config.model.vocab_size or tokenizer.vocab_size
     if vocab_size < tokenizer.vocab_size:
         raise UsageError(
@@ -93,12 +93,6 @@ def plan_run(file: Path, overrides: list[str] | None = None) -> PlannedRun:
     config = config.resolved(vocab_size=vocab_size, tokens=num_steps * sequences.tokens_per_step)
     _check_schedule(config, num_steps, file)
     return PlannedRun(config, store, tokenizer, sequences, num_steps, costs, file.parent)
-
-
-def find_store(name: str, folder: Path) -> Path:
-    """The store's folder: relative to the run file, or else to the current folder."""
-    beside = folder / Path(name).expanduser()
-    return beside if beside.is_dir() else Path(name).expanduser()
 
 
 def _steps(budget: int | str, sequences: SequenceBatches, costs: ModelCosts) -> int:
@@ -297,7 +291,7 @@ def _evaluator(
     settings, context_length = plan.config.eval, plan.config.model.context_length
     if plan.config.train.evaluate_every == 0:
         return None
-    store = open_store(find_store(settings.store, plan.folder)) if settings.store else plan.store
+    store = open_named_store(settings.store, plan.folder) if settings.store else plan.store
     check_same_tokenizer(store, plan.tokenizer)
     part = TokenSlice.of(store.split(settings.split), start=settings.start, tokens=settings.tokens)
     measure = partial(

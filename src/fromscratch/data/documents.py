@@ -23,9 +23,13 @@ class SplitRule:
     validation: float
     """Share of documents held out, from 0 up to but not including 1."""
 
-    def split_of(self, document: str) -> str:
-        """``train`` or ``validation``: a hash of the text (BLAKE2b, 64 bits) against the share."""
-        digest = hashlib.blake2b(document.encode("utf-8", "replace"), digest_size=8).digest()
+    def split_of(self, document: str | bytes) -> str:
+        """``train`` or ``validation``: a hash of the text (BLAKE2b, 64 bits) against the share.
+
+        The text may come as its UTF-8 bytes.
+        """
+        data = document if isinstance(document, bytes) else document.encode("utf-8", "replace")
+        digest = hashlib.blake2b(data, digest_size=8).digest()
         return VALIDATION if int.from_bytes(digest, "big") < self.validation * 2**64 else TRAIN
 
     def facts(self) -> dict[str, Any]:

@@ -50,8 +50,8 @@ class EncodePart:
         try:
             for batch in in_batches(self._kept(task, skipped)):
                 for text, ids in zip(batch, tokenizer.encode_documents(batch), strict=True):
-                    text_bytes = len(text.encode("utf-8", "replace"))
-                    writers[self.split_rule.split_of(text)].add(np.concatenate([ids, end]), text_bytes)
+                    data = text.encode("utf-8", "replace")
+                    writers[self.split_rule.split_of(data)].add(np.concatenate([ids, end]), len(data))
             shards = [record for writer in writers.values() for record in writer.close()]
         except BaseException:
             for writer in writers.values():

@@ -8,6 +8,7 @@ tiktoken's own cache, and on the Hugging Face Hub (``openai-community/gpt2``), i
 import json
 import os
 import tempfile
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha1
@@ -54,11 +55,11 @@ class GPT2Tokenizer(Tokenizer):
 
     def encode_documents(self, documents: Sequence[str]) -> list[Ids]:
         """Ids of each document, on as many threads as there are cores, or as ``threads`` says."""
-        clean = [text.encode("utf-8", "replace").decode() for text in documents]
+        clean = [t if t.isascii() else t.encode("utf-8", "replace").decode() for t in documents]
         if self.threads == 1:  # a document's list of ids is large: one at a time
-            return [np.array(self._engine.encode_ordinary(text), dtype=np.uint32) for text in clean]
+            return [_as_ids(self._engine.encode_ordinary(text)) for text in clean]
         encoded = self._engine.encode_ordinary_batch(clean, num_threads=self.threads or os.cpu_count() or 1)
-        return [np.array(ids, dtype=np.uint32) for ids in encoded]
+        return [_as_ids(ids) for ids in encoded]
 
     def token_bytes(self) -> list[bytes]:
         """The bytes of every merge, by id."""
@@ -82,6 +83,11 @@ class GPT2Tokenizer(Tokenizer):
             "model": model,
         }
         (folder / TOKENIZER_FILE).write_text(json.dumps(whole, ensure_ascii=False), "utf-8")
+
+
+def _as_ids(ids: list[int]) -> Ids:
+    """As numpy's own conversion does, in less than half the time."""
+    return np.frombuffer(array("I", ids), dtype=np.uint32)
 
 
 def load_gpt2(folder: Path | None = None) -> GPT2Tokenizer:

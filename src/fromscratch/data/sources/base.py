@@ -12,7 +12,7 @@ from typing import Protocol
 from fromscratch.errors import DataError
 
 PARTS_PER_FILE = 16
-LEAST_PART_BYTES, MOST_PART_BYTES = 2 << 20, 64 << 20
+LEAST_PART_BYTES, MOST_PART_BYTES = 3 << 20, 64 << 20
 MOST_DOCUMENT_BYTES = 64 << 20
 """Longer documents are left out and counted: encoding one takes many times its size in memory."""
 
@@ -113,7 +113,7 @@ def usable(documents: Iterator[Document]) -> Iterator[str]:
 
 
 def part_bytes_for(file_bytes: int) -> int:
-    """Bytes of text per part of one file: up to 16 parts, but none below 2 MiB or above 64 MiB."""
+    """Bytes of text per part of one file: up to 16 parts, but none below 3 MiB or above 64 MiB."""
     return max(LEAST_PART_BYTES, min(MOST_PART_BYTES, -(-file_bytes // PARTS_PER_FILE)))
 
 

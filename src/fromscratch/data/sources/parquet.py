@@ -7,7 +7,7 @@ Memory is bounded by rows too: a page may expand a thousandfold, so few rows are
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from fromscratch.data.sources.base import (
 )
 from fromscratch.errors import DataError
 
-READ_BUFFER_BYTES = 1 << 20
+READ_BUFFER_BYTES = 1 << 16
 DECODED_BYTES = 64 << 20  # most text decoded at a time, were every row as long as its column chunk
 MOST_ROWS_DECODED = 1_024
 
@@ -48,24 +48,53 @@ class ParquetPart:
 
     def documents(self) -> Iterator[Document]:
         try:
-            with pq.ParquetFile(self.path, buffer_size=READ_BUFFER_BYTES, pre_buffer=False) as file:
-                yield from self._texts(file)
-        except (OSError, ValueError, pa.ArrowException) as error:  # UnicodeDecodeError is a ValueError
+            first, left = self.first_row, self.rows
+            for group in range(self.first_group, self.first_group + self.groups):
+                cursor = _cursor_at(self.path, group, self.column, first)
+                read = min(left, cursor.rows - first)
+                for value in cursor.values(first, first + read):
+                    yield _text(value)
+                first, left = 0, left - read
+        except (OSError, ValueError, pa.ArrowException, DataError) as error:  # UnicodeDecodeError is a ValueError
+            _left_off.clear()
             yield Unusable(DAMAGED, f"{self.path}: cannot be read in {self.name} ({_first_line(error)})")
 
-    def _texts(self, file: Any) -> Iterator[Document]:
-        skip, left = self.first_row, self.rows
-        for group in range(self.first_group, self.first_group + self.groups):
-            batch_size = _rows_at_a_time(_text_bytes(file.metadata, group, self.column))
-            batches = file.iter_batches(batch_size, row_groups=[group], columns=[self.column], use_threads=False)
-            for batch in batches:
-                column = batch.column(0)
-                for value in column[skip : skip + left]:
-                    yield _text(value)
-                    left -= 1
-                skip = max(0, skip - len(column))
-                if left == 0:
-                    return
+
+class _Cursor:
+    """A row group that is being read. The pages before a row must be decoded to reach it."""
+
+    def __init__(self, path: Path, group: int, column: str) -> None:
+        self.key = (path, group, column)
+        self._file = pq.ParquetFile(path, buffer_size=READ_BUFFER_BYTES, pre_buffer=False)
+        self.rows = self._file.metadata.row_group(group).num_rows
+        self.row = 0
+        self._values = self._read(_rows_at_a_time(_text_bytes(self._file.metadata, group, column)))
+
+    def _read(self, batch_size: int) -> Iterator[Any]:
+        _, group, column = self.key
+        for batch in self._file.iter_batches(batch_size, row_groups=[group], columns=[column], use_threads=False):
+            yield from batch.column(0)
+
+    def values(self, begin: int, end: int) -> Iterator[Any]:
+        """Rows ``[begin, end)``, none of which was read before."""
+        for value in islice(self._values, end - self.row):
+            self.row += 1
+            if self.row > begin:
+                yield value
+        if self.row < end:
+            raise DataError(f"row group {self.key[1]} ends after {self.row} of {self.rows} rows")
+
+
+_left_off: list[_Cursor] = []
+"""Where this process stopped reading: its next part usually begins there, and nothing is decoded twice."""
+
+
+def _cursor_at(path: Path, group: int, column: str, row: int) -> _Cursor:
+    kept = _left_off.pop() if _left_off else None
+    fits = kept is not None and kept.key == (path, group, column) and kept.row == row > 0
+    cursor = kept if kept is not None and fits else _Cursor(path, group, column)
+    _left_off[:] = [cursor]
+    return cursor
 
 
 def parquet_parts(path: Path, name: str, column: str) -> list[Part]:

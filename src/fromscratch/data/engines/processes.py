@@ -19,6 +19,8 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from fromscratch.data.engines.base import Facts, Job, LoadTokenizer, Run, Task
 from fromscratch.errors import FromScratchError
 
@@ -114,7 +116,7 @@ def _serve(connection: "Connection[Any, Any]", load: LoadTokenizer, tokenizer_fo
     """A worker's life: open the tokenizer, then do tasks until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the first one decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    use_one_thread()
+    settle_worker()
     try:
         tokenizer = load(tokenizer_folder)
         tokenizer.threads = 1
@@ -147,8 +149,9 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def use_one_thread() -> None:
-    """Keeps libraries from starting a thread per core in every process."""
+def settle_worker() -> None:
+    """Keeps libraries from starting a thread per core in every process, and Arrow from hoarding memory."""
+    pa.set_memory_pool(pa.system_memory_pool())  # its own ones give pages back and fault them in again
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["RAYON_NUM_THREADS"] = "1"
     os.environ["OMP_NUM_THREADS"] = "1"

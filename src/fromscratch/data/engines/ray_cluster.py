@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from fromscratch.data.engines.base import DocumentEncoder, Facts, Job, LoadTokenizer, Run, Task
-from fromscratch.data.engines.processes import WorkerError, use_one_thread
+from fromscratch.data.engines.processes import WorkerError, settle_worker
 from fromscratch.errors import FromScratchError, UsageError
 
 
@@ -82,7 +82,7 @@ def run_task(job: Job, task: Task, load: LoadTokenizer, folder: Path) -> Facts |
 
 @lru_cache(maxsize=2)  # a Ray worker process does many tasks
 def _opened_tokenizer(load: LoadTokenizer, folder: Path) -> DocumentEncoder:
-    use_one_thread()
+    settle_worker()
     tokenizer = load(folder)
     tokenizer.threads = 1
     return tokenizer

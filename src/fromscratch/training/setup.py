@@ -14,7 +14,7 @@ from torch import nn
 from fromscratch.config.loading import load_run_config, parse_run_config, read_toml
 from fromscratch.config.run import RunConfig
 from fromscratch.data.batches import SequenceBatches
-from fromscratch.data.store import TokenStore, open_store
+from fromscratch.data.store import TokenStore
 from fromscratch.errors import DataError, UsageError
 from fromscratch.files import MANIFEST, read_json_object
 from fromscratch.models.costs import ModelCosts, model_costs
@@ -22,7 +22,6 @@ from fromscratch.models.factory import build_empty, initialise
 from fromscratch.models.gpt import GPT
 from fromscratch.runs.directory import RunDirectory, check_run_name
 from fromscratch.tokenizers.base import Tokenizer
-from fromscratch.tokenizers.loading import load as load_tokenizer
 from fromscratch.training.batches import AUTO_TOKENS, TokenBatches, choose_micro_batch
 from fromscratch.training.checkpoints import TrainingState, load_training, newest_valid, remove_leftovers
 from fromscratch.training.distributed import World, started_local_rank, started_world_size
@@ -33,6 +32,7 @@ from fromscratch.training.loop import Cadence, Training
 from fromscratch.training.observers import Observer
 from fromscratch.training.precision import Precision
 from fromscratch.training.step import GradientRules, Stepper, next_token_losses
+from fromscratch.training.stores import open_named_store, tokenizer_of
 
 TRAINING_SPLIT = "train"
 
@@ -75,8 +75,8 @@ def plan_run(file: Path, overrides: list[str] | None = None) -> PlannedRun:
         DataError: the store is missing, damaged or too small.
     """
     config = load_run_config(file, overrides)
-    store = open_store(find_store(config.data.store, file.parent))
-    tokenizer = load_tokenizer(store.tokenizer_folder)
+    store = open_named_store(config.data.store, file.parent)
+    tokenizer = tokenizer_of(store)
     vocab_size = config.model.vocab_size or tokenizer.vocab_size
     if vocab_size < tokenizer.vocab_size:
         raise UsageError(
@@ -98,12 +98,6 @@ def plan_run(file: Path, overrides: list[str] | None = None) -> PlannedRun:
         held_out_slice(config, store, tokenizer, file.parent)
     _check_schedule(config, num_steps, file)
     return PlannedRun(config, store, tokenizer, sequences, num_steps, costs, file.parent)
-
-
-def find_store(name: str, folder: Path) -> Path:
-    """The store's folder: relative to the run file, or else to the current folder."""
-    beside = folder / Path(name).expanduser()
-    return beside if beside.is_dir() else Path(name).expanduser()
 
 
 def _steps(budget: int | str, sequences: SequenceBatches, costs: ModelCosts) -> int:
@@ -356,7 +350,7 @@ def held_out_slice(config: RunConfig, store: TokenStore, tokenizer: Tokenizer, f
     """What ``[eval]`` names. Raises DataError where it is not there, empty, or of another tokenizer."""
     settings = config.eval
     if settings.store:
-        store = open_store(find_store(settings.store, folder))
+        store = open_named_store(settings.store, folder)
     check_same_tokenizer(store, tokenizer)
     return TokenSlice.of(store.split(settings.split), start=settings.start, tokens=settings.tokens)
 

@@ -4,13 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fromscratch.errors import DivergedError
 from fromscratch.training.gradients import (
     ClipByNorm,
     ClipByValue,
     NoClip,
-    RaiseNonfinite,
-    SkipNonfinite,
     global_norm,
     gradients_of,
 )
@@ -57,12 +54,3 @@ def test_one_bad_element_makes_the_norm_not_finite(bad: float) -> None:
     gradients: list[Tensor] = gradients_of(parameters_with_gradients())
     gradients[1][4] = bad
     assert not bool(torch.isfinite(global_norm(gradients)))
-
-
-def test_policies_end_the_run_when_they_should() -> None:
-    SkipNonfinite(3).check(step=7, in_a_row=2)
-    with pytest.raises(DivergedError, match="step 7: 3 steps in a row"):
-        SkipNonfinite(3).check(step=7, in_a_row=3)
-    RaiseNonfinite().check(step=1, in_a_row=0)
-    with pytest.raises(DivergedError, match="step 1"):
-        RaiseNonfinite().check(step=1, in_a_row=1)

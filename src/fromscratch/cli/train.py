@@ -56,12 +56,13 @@ def train(
 def describe(plan: "PlannedRun", placement: "Placement", path: Path) -> str:
     """What is about to happen, in two lines."""
     train_config, tokens_per_step = plan.config.train, plan.sequences.tokens_per_step
-    accumulation = train_config.global_batch // placement.micro_batch
+    passes = placement.num_micro_batches(train_config.global_batch)
+    processes = f"{placement.world_size} processes, " if placement.world_size > 1 else ""
     return (
         f"{path}: {plan.costs.parameters:,} parameters, {plan.num_steps:,} steps of {tokens_per_step:,} tokens "
         f"({plan.num_steps * tokens_per_step:,} in all)\n"
         f"on {placement.hardware.device} ({placement.hardware.name}), {train_config.precision}, global batch "
-        f"{train_config.global_batch} as {accumulation} x {placement.micro_batch}, eager"
+        f"{train_config.global_batch} as {processes}{passes} x {placement.micro_batch}"
     )
 
 
@@ -83,6 +84,6 @@ def report(summary: "RunSummary", *, as_json: bool) -> None:
             ("peak memory", f"{summary.peak_memory_bytes / 2**20:,.0f} MiB"),
             ("final training loss", summary.final_loss),
             ("best held-out loss", best),
-            ("steps skipped (not finite)", summary.nonfinite_steps),
+            ("steps", ", ".join(f"{count:,} {outcome}" for outcome, count in summary.outcomes.items())),
         ]
     )

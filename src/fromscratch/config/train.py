@@ -94,18 +94,80 @@ class ClipByValue(Slot):
 
 
 class SkipNonfinite(Slot):
-    """A step whose gradients are not finite changes nothing; too many in a row end the run."""
+    """A step whose gradients are not finite changes nothing: no weight, no moment. The schedule moves on."""
 
-    builds: ClassVar[str] = "fromscratch.training.gradients:SkipNonfinite"
+    builds: ClassVar[str] = "fromscratch.training.nonfinite:Skip"
     kind: Literal["skip"] = "skip"
     max_in_a_row: Positive = 10
+    """So many such steps in a row end the run as diverged."""
 
 
 class RaiseNonfinite(Slot):
-    """The first step whose gradients are not finite ends the run."""
+    """The first step whose gradients are not finite ends the run; it changes nothing."""
 
-    builds: ClassVar[str] = "fromscratch.training.gradients:RaiseNonfinite"
+    builds: ClassVar[str] = "fromscratch.training.nonfinite:Raise"
     kind: Literal["raise"] = "raise"
+
+
+class RandomStepNonfinite(Slot):
+    """Such a step moves the weights in a random direction instead (Goodfellow et al. 2016, 10.11.1).
+
+    Waits for the device at every step, to know whether to.
+    """
+
+    builds: ClassVar[str] = "fromscratch.training.nonfinite:RandomStep"
+    kind: Literal["random-step"] = "random-step"
+    norm: float = Field(default=0.01, gt=0.0)
+    """Length of the random step, over all weights together."""
+    max_in_a_row: Positive = 10
+    """So many such steps in a row end the run as diverged."""
+
+
+class ApplyNonfinite(Slot):
+    """Such a step is taken like any other, and usually ruins the weights: the yardstick for the others."""
+
+    builds: ClassVar[str] = "fromscratch.training.nonfinite:Apply"
+    kind: Literal["apply"] = "apply"
+    max_in_a_row: Positive = 10
+    """So many such steps in a row end the run as diverged."""
+
+
+class NoSpikes(Slot):
+    """Losses far above the recent ones are steps like any other."""
+
+    builds: ClassVar[str] = "fromscratch.training.spikes:Off"
+    kind: Literal["off"] = "off"
+
+
+class _Spike(Slot):
+    window: int = Field(default=128, ge=16)
+    """Recent losses to compare with; nothing is a spike before half of them are there."""
+    deviations: float = Field(default=6.0, gt=0.0)
+    """A spike is so many standard deviations above their mean."""
+
+
+class WarnOfSpikes(_Spike):
+    """A spike is put on the record."""
+
+    builds: ClassVar[str] = "fromscratch.training.spikes:Warn"
+    kind: Literal["warn"] = "warn"
+
+
+class SkipSpikes(_Spike):
+    """The batch of a spike changes nothing. Waits for the device at every step, to know whether to."""
+
+    builds: ClassVar[str] = "fromscratch.training.spikes:Skip"
+    kind: Literal["skip"] = "skip"
+
+
+class RollBackSpikes(_Spike):
+    """After a spike the run goes back to its last checkpoint and on with the batches after the spike.
+
+    Source: Chowdhery et al. 2022 (PaLM), section 5.1.
+    """
+
+    builds: ClassVar[str] = "fromscratch.training.spikes:RollBack"
+    kind: Literal["rollback"] = "rollback"
 
 
 class TrainConfig(Table):
@@ -128,7 +190,10 @@ class TrainConfig(Table):
     optimizer: Annotated[AdamW, SlotField[0]] = AdamW()
     schedule: Annotated[Constant | Linear | WarmupCosine | WarmupStableDecay, *SlotField] = Constant()
     clip: Annotated[NoClip | ClipByNorm | ClipByValue, *SlotField] = NoClip()
-    nonfinite: Annotated[SkipNonfinite | RaiseNonfinite, *SlotField] = SkipNonfinite()
+    nonfinite: Annotated[SkipNonfinite | RaiseNonfinite | RandomStepNonfinite | ApplyNonfinite, *SlotField] = (
+        SkipNonfinite()
+    )
+    spike: Annotated[NoSpikes | WarnOfSpikes | SkipSpikes | RollBackSpikes, *SlotField] = NoSpikes()
 
     @model_validator(mode="after")
     def _minimum_below_maximum(self) -> Self:

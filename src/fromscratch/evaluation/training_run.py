@@ -1,5 +1,8 @@
 """One call from run file to trained model, with all that is usually watched: what every verb uses."""
 
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +13,7 @@ from fromscratch.evaluation.samples import SamplesFile, text_sampler
 from fromscratch.runs.charts import draw_charts
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import read_records
-from fromscratch.training.hardware import Hardware
+from fromscratch.training.distributed import World, joined_world
 from fromscratch.training.loop import DONE, Training, train
 from fromscratch.training.observers import Observer
 from fromscratch.training.setup import Placement, PlannedRun, open_run_directory, prepare_training
@@ -37,7 +40,8 @@ class RunSummary:
     """Mean training loss of the last fiftieth of the steps."""
     best_loss: float | None
     best_step: int | None
-    nonfinite_steps: int
+    outcomes: dict[str, int]
+    """How many steps were normal, clipped, not finite in one way or another, or spikes."""
 
 
 def run_training(
@@ -57,46 +61,57 @@ def run_training(
         UsageError, DataError: see ``plan_run`` and ``open_run_directory``.
         DivergedError: training left the rails.
     """
-    run = open_run_directory(plan, path, fresh=fresh)
-    with run.locked() as taken_over:
-        if taken_over:
-            run.log_event("lock-taken-over")
+    with joined_world(placement.hardware.device.type) as world, _held_by_main(plan, path, world, fresh=fresh) as run:
         sampler = text_sampler(plan.tokenizer, plan.config.eval, seed=plan.config.train.seed)
         everyone = [SamplesFile(run), *observers]
-        training = prepare_training(plan, run, placement, observers=everyone, sample=sampler)
+        training = prepare_training(plan, run, placement, world, observers=everyone, sample=sampler)
         try:
             outcome = train(training, stop_after=stop_after)
         except BaseException as error:
-            _record_failure(run, training, error)
+            _record_failure(training, error)
             raise
         finally:
-            clip = plan.config.train.clip
-            draw_charts(run, clip_norm=clip.max_norm if isinstance(clip, ClipByNorm) else None)
-    return summarise(plan, training, outcome, placement.hardware)
+            if world.is_main:
+                clip = plan.config.train.clip
+                draw_charts(run, clip_norm=clip.max_norm if isinstance(clip, ClipByNorm) else None)
+        return summarise(plan, training, outcome, placement)
 
 
-def summarise(plan: PlannedRun, training: Training, outcome: str, hardware: Hardware) -> RunSummary:
+@contextmanager
+def _held_by_main(plan: PlannedRun, path: Path, world: World, *, fresh: bool) -> Iterator[RunDirectory]:
+    """The run's directory, opened and locked by the main process on behalf of all."""
+    with ExitStack() as stack:
+        with world.main_first():
+            if world.is_main:
+                run = open_run_directory(plan, path, fresh=fresh)
+                if stack.enter_context(run.locked()):
+                    run.log_event("lock-taken-over")
+        yield RunDirectory(path)
+
+
+def summarise(plan: PlannedRun, training: Training, outcome: str, placement: Placement) -> RunSummary:
     """The figures of a run, from its state and its records."""
     state = training.state
     tokens = state.step * training.tokens_per_step
     speed = tokens / state.seconds if state.seconds else None
-    peak = hardware.peak_flops(plan.config.train.precision)
-    records = list(read_records(training.run.metrics))
+    peak = placement.hardware.peak_flops(plan.config.train.precision)
+    run = training.journal.run
+    records = list(read_records(run.metrics))
     return RunSummary(
         outcome=outcome,
-        run=str(training.run.path),
+        run=str(run.path),
         parameters=plan.costs.parameters,
         step=state.step,
         num_steps=training.num_steps,
         tokens=tokens,
         seconds=state.seconds,
         tokens_per_second=speed,
-        mfu=speed * plan.costs.training_flops_per_token / peak if speed and peak else None,
-        peak_memory_bytes=hardware.peak_memory_bytes(),
+        mfu=speed * plan.costs.training_flops_per_token / (peak * placement.world_size) if speed and peak else None,
+        peak_memory_bytes=placement.hardware.peak_memory_bytes(),
         final_loss=_mean_of_last(records),
         best_loss=state.best_loss,
         best_step=state.best_step,
-        nonfinite_steps=sum(bool(record.get("nonfinite")) for record in records),
+        outcomes=dict(Counter(str(record.get("outcome")) for record in records)),
     )
 
 
@@ -111,8 +126,8 @@ def _mean_of_last(records: list[dict[str, Any]]) -> float | None:
     return sum(last) / len(last) if last else None
 
 
-def _record_failure(run: RunDirectory, training: Training, error: BaseException) -> None:
+def _record_failure(training: Training, error: BaseException) -> None:
     state = "diverged" if isinstance(error, DivergedError) else "failed"
     reason = str(error) if isinstance(error, FromScratchError) else f"{type(error).__name__}: {error}"
-    run.write_status(state, step=training.state.step, num_steps=training.num_steps, reason=reason)
-    run.log_event(state, step=training.state.step, reason=reason)
+    training.journal.status(state, step=training.state.step, num_steps=training.num_steps, reason=reason)
+    training.journal.announce(state, step=training.state.step, reason=reason)

@@ -11,6 +11,7 @@ from fromscratch.runs.records import read_records, read_thinned
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 SIZE_INCHES = (8.0, 4.5)
 DOTS_PER_INCH = 120
@@ -69,7 +70,7 @@ def draw_gradient_norm(axes: "Axes", metrics: list[dict[str, Any]], clip_norm: f
     """Norm of the gradient before clipping, the clip line, and steps whose norm was not finite."""
     norms = _points(metrics, "grad_norm")
     _plot(axes, norms, linewidth=0.8, label="before clipping")
-    if clip_norm is not None:
+    if norms and clip_norm is not None:
         axes.axhline(clip_norm, color=ACCENT, linestyle="--", linewidth=1.2, label=f"clipped above {clip_norm:g}")
     _mark_nonfinite(axes, metrics, "grad_norm")
     if any(value > 0 for _, value in norms):
@@ -106,6 +107,14 @@ def _plot(axes: "Axes", points: Series, *, linewidth: float, label: str, alpha: 
 
 
 def _draw(path: Path, title: str, draw: Callable[["Axes"], None]) -> Path:
+    picture = io.BytesIO()
+    figure_of(title, draw).savefig(picture, format="png")
+    write_atomically(path, picture.getvalue())
+    return path
+
+
+def figure_of(title: str, draw: Callable[["Axes"], None]) -> "Figure":
+    """A figure over the steps of a run, with a legend, or with words where there is nothing to draw."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
@@ -123,10 +132,7 @@ def _draw(path: Path, title: str, draw: Callable[["Axes"], None]) -> Path:
         axes.legend(frameon=False, fontsize="small")
     else:
         axes.text(0.5, 0.5, "no steps recorded yet", transform=axes.transAxes, ha="center")
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png")
-    write_atomically(path, picture.getvalue())
-    return path
+    return figure
 
 
 def _mark_nonfinite(axes: "Axes", metrics: list[dict[str, Any]], key: str) -> None:

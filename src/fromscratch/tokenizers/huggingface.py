@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
-import tokenizers as hf
 
+import tokenizers as hf
 from fromscratch.config.problems import shown
 from fromscratch.errors import DataError, UsageError
 from fromscratch.tokenizers.base import Ids, Tokenizer
@@ -44,9 +44,23 @@ class HuggingFaceTokenizer(Tokenizer):
                 "add one to its added_tokens"
             )
         self.end_of_text = found
-        added = engine.get_added_tokens_decoder().get(found)
-        if added is not None and not added.special:  # text that spells it would become it
-            engine.add_special_tokens([hf.AddedToken(added.content, special=True, normalized=False)])
+        self._refuse_end_of_text_from_text()
+
+    def _refuse_end_of_text_from_text(self) -> None:
+        """Makes sure that text which spells the end-of-text token is encoded as the text it is.
+
+        Raises:
+            DataError: the model itself (a Unigram vocabulary, for example) takes it for the token.
+        """
+        spelt = str(self._engine.id_to_token(self.end_of_text))
+        added = self._engine.get_added_tokens_decoder().get(self.end_of_text)
+        if added is not None and not added.special:
+            self._engine.add_special_tokens([hf.AddedToken(spelt, special=True, normalized=False)])
+        if self.end_of_text in self.encode(spelt):
+            raise DataError(
+                f"tokenizer {self.name}: encodes the text {spelt} as its end-of-text id, so a document could end "
+                "in its middle; use another tokenizer"
+            )
 
     def encode_documents(self, documents: Sequence[str]) -> list[Ids]:
         """Ids of each document, encoded in parallel by the library."""

@@ -1,6 +1,6 @@
 """A global batch as the micro-batches that fit the device."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from fromscratch.data.batches import SequenceBatches
 from fromscratch.errors import UsageError
 from fromscratch.randomness import derive_seed
+from fromscratch.training.distributed import ALONE, World, even_parts
 
 AUTO_TOKENS = {"cpu": 4_096, "mps": 8_192, "cuda": 16_384}
 """Tokens per micro-batch when none is given: small enough for any device that trains such models."""
@@ -34,8 +35,16 @@ class Batches(Protocol):
     def targets_per_step(self) -> int:
         """Losses in one global batch: what sums of losses are divided by."""
 
+    @property
+    def most_steps(self) -> int:
+        """Global batches that there are."""
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Pieces that this process's share of a global batch comes in."""
+
     def micro_batches(self, step: int) -> Iterator[MicroBatch]:
-        """The global batch of a step, in pieces, on the device."""
+        """This process's share of the global batch of a step, in pieces, on the device."""
 
 
 @dataclass(frozen=True)
@@ -44,19 +53,32 @@ class TokenBatches:
 
     sequences: SequenceBatches
     micro_batch: int
+    """Most sequences at once; a share that it does not divide comes in pieces as even as can be."""
     seed: int
     device: torch.device
+    world: World = ALONE
 
     @property
     def targets_per_step(self) -> int:
         return self.sequences.tokens_per_step
 
-    def micro_batches(self, step: int) -> Iterator[MicroBatch]:
-        indices = self.sequences.sequence_indices(step)
-        for begin in range(0, len(indices), self.micro_batch):
-            yield self._load(step, indices[begin : begin + self.micro_batch])
+    @property
+    def most_steps(self) -> int:
+        return self.sequences.most_steps
 
-    def _load(self, step: int, indices: range) -> MicroBatch:
+    @property
+    def num_micro_batches(self) -> int:
+        return -(-len(self._share(0)) // self.micro_batch)
+
+    def micro_batches(self, step: int) -> Iterator[MicroBatch]:
+        indices = self._share(step)
+        for begin, end in even_parts(len(indices), self.num_micro_batches):
+            yield self._load(step, indices[begin:end])
+
+    def _share(self, step: int) -> Sequence[int]:
+        return self.world.share(self.sequences.sequence_indices(step))
+
+    def _load(self, step: int, indices: Sequence[int]) -> MicroBatch:
         tokens = torch.from_numpy(self.sequences.read(indices))
         if self.device.type == "cuda":
             tokens = tokens.pin_memory().to(self.device, non_blocking=True)
@@ -65,19 +87,27 @@ class TokenBatches:
         return MicroBatch(tokens[:, :-1], tokens[:, 1:], keys)
 
 
-def choose_micro_batch(requested: int | None, *, global_batch: int, context_length: int, device: torch.device) -> int:
-    """Sequences per micro-batch: the one asked for, or the largest divisor of a safe size.
+def choose_micro_batch(
+    requested: int | None, *, global_batch: int, context_length: int, device: torch.device, world_size: int = 1
+) -> int:
+    """Sequences per micro-batch: the one asked for, or one of a safe size.
 
     Raises:
-        UsageError: the one asked for does not divide the global batch.
+        UsageError: the one asked for and the number of processes do not divide the global batch, or
+            there are more processes than sequences.
     """
-    divisors = [n for n in range(1, global_batch + 1) if global_batch % n == 0]
-    if requested is None:
-        limit = max(1, AUTO_TOKENS[device.type] // context_length)
-        return max(n for n in divisors if n <= limit)
-    if requested not in divisors:
+    if world_size > global_batch:
         raise UsageError(
-            f"--micro-batch {requested}: must divide train.global_batch = {global_batch}; "
-            f"valid values are {', '.join(map(str, divisors))}"
+            f"{world_size} processes, but train.global_batch = {global_batch} sequences; use at most {global_batch}"
+        )
+    largest_share = -(-global_batch // world_size)
+    if requested is None:
+        return max(1, min(largest_share, AUTO_TOKENS[device.type] // context_length))
+    valid = [n for n in range(1, largest_share + 1) if global_batch % (n * world_size) == 0]
+    if requested not in valid:
+        processes = f" over {world_size} processes" if world_size > 1 else ""
+        listed = f"valid values are {', '.join(map(str, valid))}" if valid else "leave it out to divide it unevenly"
+        raise UsageError(
+            f"--micro-batch {requested}: must divide train.global_batch = {global_batch}{processes}; {listed}"
         )
     return requested

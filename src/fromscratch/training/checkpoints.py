@@ -48,6 +48,10 @@ class TrainingState:
     """Time spent in steps, over all sessions."""
     scaler: dict[str, Any] = field(default_factory=dict)
     """The loss scale of fp16."""
+    recent_losses: list[float] = field(default_factory=list)
+    """What a spike is told by; empty where nobody looks for spikes."""
+    skipped_batches: int = 0
+    """Global batches passed over after spikes: step s trains on batch s + skipped_batches."""
 
     @property
     def mean_recent_loss(self) -> float | None:

@@ -1,4 +1,4 @@
-"""Between backward and step: the norm, whether it is finite, clipping, and what a bad step means.
+"""Between backward and step: the norm, whether it is finite, and clipping.
 
 Everything stays on the device: a decision that waited for a number would stall the device at every
 step.
@@ -6,12 +6,11 @@ step.
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import Protocol
 
 import torch
 from torch import Tensor
-
-from fromscratch.errors import DivergedError
 
 
 def global_norm(gradients: list[Tensor]) -> Tensor:
@@ -59,34 +58,36 @@ class ClipByValue:
         return largest > self.max_value
 
 
-class NonfinitePolicy(Protocol):
-    """Decides whether training goes on after steps whose gradients were not finite."""
+class Outcome(IntEnum):
+    """What a step's gradients were like."""
 
-    def check(self, *, step: int, in_a_row: int) -> None:
-        """Raises DivergedError to end the run. The step itself has changed nothing."""
+    NORMAL = 0
+    CLIPPED = 1
+    INFINITE_NORM = 2
+    """Every element is finite, but their norm is not: its squares overflow fp32."""
+    NONFINITE = 3
+    """Some element is NaN or infinite."""
+    SCALE_OVERFLOW = 4
+    """fp16: the scaled gradients overflowed though the loss is finite; the scale falls, the model is well."""
 
-
-@dataclass(frozen=True)
-class SkipNonfinite:
-    """Skips them, up to a limit in a row."""
-
-    max_in_a_row: int
-
-    def check(self, *, step: int, in_a_row: int) -> None:
-        if in_a_row >= self.max_in_a_row:
-            raise DivergedError(
-                f"diverged at step {step}: {in_a_row} steps in a row had gradients that were not finite "
-                "(train.nonfinite.max_in_a_row); lower the learning rate, clip gradients, or use bf16 or fp32"
-            )
+    @property
+    def label(self) -> str:
+        """As records spell it."""
+        return self.name.lower().replace("_", "-")
 
 
-@dataclass(frozen=True)
-class RaiseNonfinite:
-    """Ends the run at the first."""
+def classify(gradients: list[Tensor], norm: Tensor, *, scaled: bool, loss: Tensor) -> Tensor:
+    """The ``Outcome`` before clipping as a 0-d integer tensor, without waiting for the device.
 
-    def check(self, *, step: int, in_a_row: int) -> None:
-        if in_a_row:
-            raise DivergedError(f"diverged at step {step}: gradients were not finite (train.nonfinite = 'raise')")
+    Args:
+        scaled: whether they were computed from a scaled loss (fp16).
+        loss: of the step; not finite itself where the trouble is the model's.
+    """
+    elements_finite = torch.isfinite(torch.stack(torch._foreach_norm(gradients, float("inf"))).sum())
+    overflow = torch.isfinite(loss) if scaled else torch.zeros_like(elements_finite)
+    outcome = torch.where(overflow, int(Outcome.SCALE_OVERFLOW), int(Outcome.NONFINITE))
+    outcome = torch.where(elements_finite, int(Outcome.INFINITE_NORM), outcome)
+    return torch.where(torch.isfinite(norm), int(Outcome.NORMAL), outcome)
 
 
 def gradients_of(parameters: Iterable[torch.nn.Parameter]) -> list[Tensor]:

@@ -73,19 +73,24 @@ class Hardware:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def find_hardware(name: str | None = None) -> Hardware:
+def find_hardware(name: str | None = None, *, local_rank: int = 0) -> Hardware:
     """The named device, or the fastest kind there is: CUDA, then Apple's MPS, then the CPU.
+
+    Args:
+        local_rank: which process of this machine asks; each takes a CUDA device of its own.
 
     Raises:
         UsageError: the name is no device, or this machine has none of it.
     """
     device = torch.device(_best_kind()) if name is None else _parse(name)
     if device.type == "cuda":
-        if not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
+        index = local_rank if device.index is None else device.index
+        if not torch.cuda.is_available() or index >= torch.cuda.device_count():
             raise UsageError(
                 f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu"
             )
-        device = torch.device("cuda", device.index or 0)
+        device = torch.device("cuda", index)
+        torch.cuda.set_device(device)
         properties = torch.cuda.get_device_properties(device)
         return Hardware(device, properties.name, properties.total_memory)
     if device.type == "mps" and not torch.backends.mps.is_available():

@@ -12,6 +12,7 @@ from torch import nn
 
 from fromscratch.data.store import TokenSplit
 from fromscratch.errors import DataError
+from fromscratch.training.distributed import ALONE, World
 from fromscratch.training.precision import Precision
 
 
@@ -45,13 +46,15 @@ def sequence_losses(
     device: torch.device,
     precision: Precision,
     stop: Callable[[], bool] = lambda: False,
+    world: World = ALONE,
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
     """Targets [n, T] and their losses in nats [n, T], batch after batch; the last one may be shorter.
 
-    The slice is cut into sequences of the context's length, each seen without what came before.
+    The slice is cut into sequences of the context's length, each seen without what came before. Of
+    several processes, each gets its share of the batches.
     """
     with _evaluating(model):
-        for begin, rows, length in _windows(part.tokens, context_length, batch):
+        for begin, rows, length in world.share(list(_windows(part.tokens, context_length, batch))):
             if stop():
                 return
             flat = part.split.read(part.start + begin, rows * length + 1)
@@ -72,14 +75,23 @@ def mean_loss(
     device: torch.device,
     precision: Precision,
     stop: Callable[[], bool] = lambda: False,
+    world: World = ALONE,
 ) -> float | None:
-    """Mean loss in nats per token, or None where ``stop`` said so before the end."""
+    """Mean loss in nats per token, or None where ``stop`` said so before the end; the same in every process."""
     total = targets = 0.0
     for _, losses in sequence_losses(
-        model, part, context_length=context_length, batch=batch, device=device, precision=precision, stop=stop
+        model,
+        part,
+        context_length=context_length,
+        batch=batch,
+        device=device,
+        precision=precision,
+        stop=stop,
+        world=world,
     ):
         total += math.fsum(losses.ravel())
         targets += losses.size
+    total, targets = world.sum(total), world.sum(targets)
     return total / targets if targets == part.tokens else None
 
 

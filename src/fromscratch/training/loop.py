@@ -7,17 +7,26 @@ to observers, which can change nothing.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from fromscratch.errors import DivergedError
 from fromscratch.files import point_link
-from fromscratch.runs.directory import RunDirectory
-from fromscratch.runs.records import RecordWriter
-from fromscratch.training.checkpoints import BEST, TrainingState, retain, save_checkpoint
-from fromscratch.training.gradients import NonfinitePolicy
-from fromscratch.training.observers import Observer
+from fromscratch.training.checkpoints import (
+    BEST,
+    TrainingState,
+    load_training,
+    newest_valid,
+    retain,
+    save_checkpoint,
+)
+from fromscratch.training.distributed import World
+from fromscratch.training.journal import Journal
 from fromscratch.training.recorder import StepRecorder
+from fromscratch.training.spikes import Off as SpikePolicy
+from fromscratch.training.spikes import Warn
 from fromscratch.training.step import Stepper
 from fromscratch.training.stopping import StopRequest
 
@@ -43,14 +52,14 @@ class Cadence:
 class Training:
     """One run, ready to go: everything the loop needs, and nothing it must look up."""
 
-    run: RunDirectory
+    journal: Journal
     stepper: Stepper
     state: TrainingState
     num_steps: int
     tokens_per_step: int
     learning_rate: Callable[[int], float]
     """The rate of a step, counted from 0."""
-    policy: NonfinitePolicy
+    spikes: SpikePolicy | Warn
     cadence: Cadence
     identity: dict[str, Any]
     """Recorded in every checkpoint: which science these weights belong to."""
@@ -58,18 +67,16 @@ class Training:
     """Held-out loss, or None where it was told to stop; the attribute is None where nothing is held out."""
     sample: Callable[[nn.Module], list[str]] | None = None
     """Texts sampled now, the prompts included."""
-    observers: list[Observer] = field(default_factory=list)
+    world: World = field(default_factory=World)
     stop: StopRequest = field(default_factory=StopRequest)
 
     @property
     def model(self) -> nn.Module:
         return self.stepper.model
 
-    def announce(self, event: str, **facts: Any) -> None:
-        """Puts an event on the record and tells every observer."""
-        self.run.log_event(event, **facts)
-        for observer in self.observers:
-            observer.on_event(event, facts)
+    @property
+    def checkpoints(self) -> Path:
+        return self.journal.run.checkpoints
 
 
 def train(training: Training, *, stop_after: int | None = None) -> str:
@@ -81,28 +88,52 @@ def train(training: Training, *, stop_after: int | None = None) -> str:
     Raises:
         DivergedError: too many steps with gradients that were not finite.
     """
-    state = training.state
-    with training.stop.listening(), RecordWriter(training.run.metrics) as metrics:
-        recorder = _recorder(training, metrics)
-        _begin(training)
+    state, stop, journal = training.state, training.stop, training.journal
+    recorder = StepRecorder(
+        state,
+        training.stepper.rules.policy,
+        training.spikes,
+        tokens_per_step=training.tokens_per_step,
+        on_record=journal.record,
+        announce=journal.announce,
+    )
+    with stop.listening():
+        journal.begin(step=state.step, num_steps=training.num_steps)
+        journal.announce("resumed" if state.step else "started", step=state.step, **training.identity)
         try:
             while True:
-                look(training, recorder, metrics)
-                if state.step == training.num_steps or training.stop():
+                look(training, recorder)
+                is_over = training.world.any(stop()) or state.step == training.num_steps
+                if is_over:
+                    recorder.flush()
+                if recorder.spike_step is not None:
+                    deal_with_spike(training, recorder)
+                    continue
+                if is_over:
                     break
-                learning_rate = training.learning_rate(state.step)
-                result = training.stepper.take(state.step, learning_rate)
-                state.step += 1
-                recorder.add(state.step, learning_rate, result)
+                take_step(training, recorder)
                 if state.step == stop_after:
-                    training.stop.reason = training.stop.reason or f"--stop-after {stop_after}"
-            return _end(training, recorder, metrics)
+                    stop.reason = stop.reason or f"--stop-after {stop_after}"
+            return _end(training)
         finally:
-            for observer in training.observers:
-                observer.end()
+            journal.end()
 
 
-def look(training: Training, recorder: StepRecorder, metrics: RecordWriter) -> None:
+def take_step(training: Training, recorder: StepRecorder) -> None:
+    """Batch, loss, backward, check, clip, step; the numbers are recorded when they arrive."""
+    state, stepper, spikes = training.state, training.stepper, training.spikes
+    learning_rate = training.learning_rate(state.step)
+    is_spike = None
+    if spikes.holds:
+        recorder.flush()  # the decision needs all losses before this one
+        is_spike = lambda loss: spikes.is_spike(loss, state.recent_losses)  # noqa: E731
+    loss_scale = stepper.precision.loss_scale()
+    result = stepper.take(state.step + state.skipped_batches, learning_rate, is_spike=is_spike)
+    state.step += 1
+    recorder.add(state.step, learning_rate, result, loss_scale=loss_scale)
+
+
+def look(training: Training, recorder: StepRecorder) -> None:
     """Evaluates, samples and saves, each where it is due at this step and was not done before."""
     state, cadence, steps = training.state, training.cadence, training.num_steps
     if state.looked_step == state.step:
@@ -113,52 +144,62 @@ def look(training: Training, recorder: StepRecorder, metrics: RecordWriter) -> N
     if not (save or evaluate or sample):
         return
     recorder.flush()
-    loss = _evaluate(training) if evaluate else None
-    if training.stop():
-        return  # a resume looks again
+    if recorder.spike_step is not None and training.spikes.rolls_back:
+        return
+    loss = _evaluate(training) if evaluate else state.mean_recent_loss
+    if evaluate and loss is None:
+        return  # asked to stop in the middle; a resume looks again
     if sample:
         _sample(training)
     state.looked_step = state.step
     if save:
-        _save_scheduled(training, metrics, loss if evaluate else state.mean_recent_loss)
+        _save_scheduled(training, loss)
     recorder.start_clock()
 
 
-def _recorder(training: Training, metrics: RecordWriter) -> StepRecorder:
-    def on_record(record: dict[str, Any]) -> None:
-        metrics.write(record)
-        for observer in training.observers:
-            observer.on_step(record)
+def deal_with_spike(training: Training, recorder: StepRecorder) -> None:
+    """Where the policy says so, goes back to the last checkpoint, and from there past the spike's batch."""
+    step, recorder.spike_step = recorder.spike_step, None
+    if not training.spikes.rolls_back or step is None:
+        return
+    name = training.world.from_main(_newest_checkpoint_name(training.checkpoints) if training.world.is_main else "")
+    if not name:
+        training.journal.announce("rollback-impossible", step=step, reason="no checkpoint yet")
+        return
+    recorder.forget()
+    state, stepper = training.state, training.stepper
+    saved = load_training(training.checkpoints / name, stepper.model, stepper.optimizer)
+    skipped = state.skipped_batches + step - saved.step
+    if training.num_steps + skipped > stepper.batches.most_steps:
+        raise DivergedError(
+            f"diverged at step {step}: a spike, and no data is left to go on with after it "
+            f"({skipped} batches passed over); give the run a larger store, or train.spike = 'skip'"
+        )
+    seconds = state.seconds
+    state.__dict__.update(saved.__dict__)  # the recorder and the loop share this one object
+    state.skipped_batches, state.seconds = skipped, seconds
+    stepper.precision.load_state(state.scaler)
+    training.journal.go_back_to(state.step)
+    training.journal.announce("rollback", step=step, to_step=state.step, skipped_batches=skipped)
+    recorder.start_clock()
 
-    return StepRecorder(
-        training.state,
-        training.policy,
-        tokens_per_step=training.tokens_per_step,
-        on_record=on_record,
-        announce=training.announce,
-    )
+
+def _newest_checkpoint_name(folder: Path) -> str:
+    newest, _ = newest_valid(folder)
+    return newest.name if newest else ""
 
 
-def _begin(training: Training) -> None:
-    step = training.state.step
-    training.run.write_status("running", step=step, num_steps=training.num_steps)
-    for observer in training.observers:
-        observer.begin(step=step, num_steps=training.num_steps)
-    training.announce("resumed" if step else "started", step=step, **training.identity)
-
-
-def _end(training: Training, recorder: StepRecorder, metrics: RecordWriter) -> str:
-    recorder.flush()
-    state, steps = training.state, training.num_steps
+def _end(training: Training) -> str:
+    state, steps, journal = training.state, training.num_steps, training.journal
     if state.step == steps and state.looked_step == steps:
-        training.run.write_status(DONE, step=steps, num_steps=steps)
-        training.announce(DONE, step=steps)
+        journal.status(DONE, step=steps, num_steps=steps)
+        journal.announce(DONE, step=steps)
         return DONE
-    reason = training.stop.reason
-    training.announce("signal", step=state.step, signal=reason)
+    reason = training.stop.reason or "asked by another process"
+    journal.announce("signal", step=state.step, signal=reason)
     if state.step > 0:
-        _save(training, metrics)
-    training.run.write_status(STOPPED, step=state.step, num_steps=steps, reason=reason)
+        _save(training)
+    journal.status(STOPPED, step=state.step, num_steps=steps, reason=reason)
     return STOPPED
 
 
@@ -166,35 +207,39 @@ def _evaluate(training: Training) -> float | None:
     assert training.evaluate is not None
     loss = training.evaluate(training.model, training.stop)
     if loss is not None:
-        training.announce("evaluation", step=training.state.step, loss=loss)
+        training.journal.announce("evaluation", step=training.state.step, loss=loss)
     return loss
 
 
 def _sample(training: Training) -> None:
     assert training.sample is not None
-    for text in training.sample(training.model):
-        training.announce("sample", step=training.state.step, text=text)
+    if training.world.is_main:
+        for text in training.sample(training.model):
+            training.journal.announce("sample", step=training.state.step, text=text)
 
 
-def _save_scheduled(training: Training, metrics: RecordWriter, loss: float | None) -> None:
+def _save_scheduled(training: Training, loss: float | None) -> None:
     """A checkpoint of the plan: a candidate for the best one, unlike those that an interruption leaves."""
     state = training.state
     improved = state.is_improvement(loss)
     if improved:
         state.best_step, state.best_loss = state.step, loss
     state.loss_sum, state.loss_count = 0.0, 0
-    path = _save(training, metrics)
-    if improved:
-        point_link(path.with_name(BEST), path.name)
-    retain(path.parent, keep=training.cadence.keep_checkpoints, best_step=state.best_step)
+    path = _save(training)
+    if path is not None:
+        if improved:
+            point_link(path.with_name(BEST), path.name)
+        retain(path.parent, keep=training.cadence.keep_checkpoints, best_step=state.best_step)
 
 
-def _save(training: Training, metrics: RecordWriter) -> Any:
-    metrics.flush()  # a checkpoint must never be ahead of the record
-    state = training.state
-    state.scaler = training.stepper.precision.state()
-    stepper = training.stepper
-    path = save_checkpoint(training.run.checkpoints, stepper.model, stepper.optimizer, state, **training.identity)
-    training.announce("checkpoint", step=state.step, best=state.best_step == state.step)
-    training.run.write_status("running", step=state.step, num_steps=training.num_steps)
+def _save(training: Training) -> Path | None:
+    """Writes a checkpoint, in the main process."""
+    state, stepper, journal = training.state, training.stepper, training.journal
+    state.scaler = stepper.precision.state()
+    if not training.world.is_main:
+        return None
+    journal.flush()  # a checkpoint must never be ahead of the record
+    path = save_checkpoint(training.checkpoints, stepper.model, stepper.optimizer, state, **training.identity)
+    journal.announce("checkpoint", step=state.step, best=state.best_step == state.step)
+    journal.status("running", step=state.step, num_steps=training.num_steps)
     return path

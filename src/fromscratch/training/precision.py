@@ -48,6 +48,11 @@ class Precision:
         """Lets the loss scale react to what ``unscale`` found."""
         self.scaler.update()
 
+    def loss_scale(self) -> Tensor | float:
+        """The scale of the next step, on the device; infinite where there is none."""
+        scale = self.scaler._get_scale_async() if self.scaler.is_enabled() else None
+        return float("inf") if scale is None else scale.clone()
+
     def state(self) -> dict[str, Any]:
         """What a resume needs; empty but for fp16."""
         return dict(self.scaler.state_dict())

@@ -1,5 +1,6 @@
 """From a run file and a machine to a training ready to go: everything decided before step 0."""
 
+import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from fromscratch.config.run import RunConfig
 from fromscratch.data.batches import SequenceBatches
 from fromscratch.data.store import TokenStore, open_store
 from fromscratch.errors import DataError, UsageError
-from fromscratch.files import read_json_object
+from fromscratch.files import MANIFEST, read_json_object
 from fromscratch.models.costs import ModelCosts, model_costs
 from fromscratch.models.factory import build_empty, initialise
 from fromscratch.models.gpt import GPT
@@ -24,12 +25,14 @@ from fromscratch.tokenizers.base import Tokenizer
 from fromscratch.tokenizers.loading import load as load_tokenizer
 from fromscratch.training.batches import AUTO_TOKENS, TokenBatches, choose_micro_batch
 from fromscratch.training.checkpoints import TrainingState, load_training, newest_valid, remove_leftovers
+from fromscratch.training.distributed import World, started_local_rank, started_world_size
 from fromscratch.training.hardware import Hardware, find_hardware
 from fromscratch.training.held_out import TokenSlice, mean_loss
+from fromscratch.training.journal import Journal
 from fromscratch.training.loop import Cadence, Training
 from fromscratch.training.observers import Observer
 from fromscratch.training.precision import Precision
-from fromscratch.training.step import Stepper, next_token_losses
+from fromscratch.training.step import GradientRules, Stepper, next_token_losses
 
 TRAINING_SPLIT = "train"
 
@@ -178,6 +181,13 @@ class Placement:
 
     hardware: Hardware
     micro_batch: int
+    """Most sequences in one forward pass."""
+    world_size: int = 1
+
+    def num_micro_batches(self, global_batch: int) -> int:
+        """Forward passes per step in the process that has most of them."""
+        largest_share = math.ceil(global_batch / self.world_size)
+        return math.ceil(largest_share / self.micro_batch)
 
 
 def place_run(plan: PlannedRun, run: RunDirectory, machine: MachineOptions) -> Placement:
@@ -186,20 +196,25 @@ def place_run(plan: PlannedRun, run: RunDirectory, machine: MachineOptions) -> P
     Raises:
         UsageError: the device is not there, or the micro-batch does not divide the global batch.
     """
-    hardware = find_hardware(machine.device)
+    world_size = started_world_size()
+    hardware = find_hardware(machine.device, local_rank=started_local_rank())
     micro_batch = choose_micro_batch(
-        machine.micro_batch or _recorded_micro_batch(run, hardware),
+        machine.micro_batch,
         global_batch=plan.config.train.global_batch,
         context_length=plan.config.model.context_length,
         device=hardware.device,
+        world_size=world_size,
     )
-    return Placement(hardware, micro_batch)
+    if machine.micro_batch is None:
+        micro_batch = _recorded_micro_batch(run, hardware, world_size) or micro_batch
+    return Placement(hardware, micro_batch, world_size)
 
 
 def prepare_training(
     plan: PlannedRun,
     run: RunDirectory,
     placement: Placement,
+    world: World,
     *,
     observers: list[Observer],
     sample: Callable[[nn.Module], list[str]] | None = None,
@@ -212,17 +227,25 @@ def prepare_training(
     config, device = plan.config, placement.hardware.device
     model = build_empty(config.model, device)
     optimizer = config.train.optimizer.build(list(model.named_parameters()))
-    state = _begin_or_resume(plan, run, model, optimizer)
+    journal = Journal(run, observers, writes=world.is_main)
+    state = _begin_or_resume(plan, journal, model, optimizer, world)
     precision = Precision(config.train.precision, device)
     precision.load_state(state.scaler)
-    _record(plan, run, placement)
-    batches = TokenBatches(plan.sequences, placement.micro_batch, config.train.seed, device)
+    if world.is_main:
+        _record(plan, run, placement)
     stepper = Stepper(
-        model, optimizer, batches, loss=next_token_losses, clip=config.train.clip.build(), precision=precision
+        model,
+        optimizer,
+        TokenBatches(plan.sequences, placement.micro_batch, config.train.seed, device, world),
+        loss=next_token_losses,
+        rules=GradientRules(config.train.clip.build(), config.train.nonfinite.build()),
+        precision=precision,
+        seed=config.train.seed,
+        world=world,
     )
     schedule = config.train.schedule.maker()
     return Training(
-        run=run,
+        journal=journal,
         stepper=stepper,
         state=state,
         num_steps=plan.num_steps,
@@ -230,46 +253,57 @@ def prepare_training(
         learning_rate=lambda step: schedule(
             step=step, num_steps=plan.num_steps, learning_rate=config.train.optimizer.learning_rate
         ),
-        policy=config.train.nonfinite.build(),
+        spikes=config.train.spike.build(),
         cadence=_cadence(config),
         identity=plan.identity,
-        evaluate=_evaluator(plan, precision, placement),
+        evaluate=_evaluator(plan, precision, placement, world),
         sample=sample,
-        observers=observers,
+        world=world,
     )
 
 
 def _begin_or_resume(
-    plan: PlannedRun, run: RunDirectory, model: GPT, optimizer: torch.optim.Optimizer
+    plan: PlannedRun, journal: Journal, model: GPT, optimizer: torch.optim.Optimizer, world: World
 ) -> TrainingState:
+    """Fills the model, and the optimiser where there is something to resume. All processes agree on what."""
+    name = ""
+    with world.main_first():
+        if world.is_main:
+            name = _checkpoint_to_resume(plan, journal)
+    name = world.from_main(name)
+    if not name:
+        initialise(model, plan.config.model, seed=plan.config.train.seed)
+        return TrainingState()
+    return load_training(journal.run.checkpoints / name, model, optimizer)
+
+
+def _checkpoint_to_resume(plan: PlannedRun, journal: Journal) -> str:
+    """The newest valid checkpoint's name, or nothing for a run without any. Raises DataError."""
+    run = journal.run
     remove_leftovers(run.checkpoints)
     checkpoint, skipped = newest_valid(run.checkpoints)
     for reason in skipped:
-        run.log_event("checkpoint-skipped", reason=reason)
+        journal.announce("checkpoint-skipped", reason=reason)
     if checkpoint is None and skipped:
         raise DataError(f"run {run.path}: no checkpoint is valid ({skipped[0]}); use --fresh to start anew")
     if checkpoint is None:
-        initialise(model, plan.config.model, seed=plan.config.train.seed)
-        run.forget_after(0)
-        return TrainingState()
-    found = {key: read_json_object(checkpoint / "manifest.json").get(key) for key in plan.identity}
-    if found != plan.identity:
+        return ""
+    manifest = read_json_object(checkpoint / MANIFEST)
+    if any(manifest.get(key) != value for key, value in plan.identity.items()):
         raise DataError(
             f"{checkpoint}: belongs to another run (the content of store {plan.store.path} or the seed differs); "
             "use the store it was trained on, or --fresh to start anew"
         )
-    state = load_training(checkpoint, model, optimizer)
-    run.forget_after(state.step)
-    return state
+    return checkpoint.name
 
 
-def _recorded_micro_batch(run: RunDirectory, hardware: Hardware) -> int | None:
-    """The micro-batch of an earlier session on the same kind of device: a resume makes the same choices."""
+def _recorded_micro_batch(run: RunDirectory, hardware: Hardware, world_size: int) -> int | None:
+    """The micro-batch of an earlier session on the same machine: a resume makes the same choices."""
     if not run.machine.is_file():
         return None
     facts = read_json_object(run.machine)
-    same = facts.get("device_name") == hardware.name and facts.get("device") == hardware.device.type
-    return facts.get("micro_batch") if same else None
+    here = {"device_name": hardware.name, "device": hardware.device.type, "world_size": world_size}
+    return facts.get("micro_batch") if here.items() <= facts.items() else None
 
 
 def _record(plan: PlannedRun, run: RunDirectory, placement: Placement) -> None:
@@ -278,7 +312,8 @@ def _record(plan: PlannedRun, run: RunDirectory, placement: Placement) -> None:
     if not run.tokenizer.is_dir():
         shutil.rmtree(run.tokenizer, ignore_errors=True)
         plan.tokenizer.save(run.tokenizer)
-    run.write_machine({**placement.hardware.facts(), "world_size": 1, "micro_batch": placement.micro_batch})
+    choices = {"world_size": placement.world_size, "micro_batch": placement.micro_batch}
+    run.write_machine({**placement.hardware.facts(), **choices})
 
 
 def _cadence(config: RunConfig) -> Cadence:
@@ -292,7 +327,7 @@ def _cadence(config: RunConfig) -> Cadence:
 
 
 def _evaluator(
-    plan: PlannedRun, precision: Precision, placement: Placement
+    plan: PlannedRun, precision: Precision, placement: Placement, world: World
 ) -> Callable[[nn.Module, Callable[[], bool]], float | None] | None:
     settings, context_length = plan.config.eval, plan.config.model.context_length
     if plan.config.train.evaluate_every == 0:
@@ -307,6 +342,7 @@ def _evaluator(
         batch=max(placement.micro_batch, AUTO_TOKENS[placement.hardware.device.type] // context_length),
         device=placement.hardware.device,
         precision=precision,
+        world=world,
     )
     return lambda model, stop: measure(model, stop=stop)
 

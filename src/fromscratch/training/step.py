@@ -1,14 +1,19 @@
 """One optimiser step: losses and gradients of a global batch, then one careful update."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from fromscratch.models.dropout import set_sequence_keys
 from fromscratch.training.batches import Batches, MicroBatch
-from fromscratch.training.gradients import Clip, global_norm, gradients_of
+from fromscratch.training.distributed import ALONE, World
+from fromscratch.training.gradients import Clip, Outcome, classify, global_norm, gradients_of
+from fromscratch.training.nonfinite import NonfinitePolicy
 from fromscratch.training.precision import Precision
 
 Loss = Callable[[nn.Module, MicroBatch], Tensor]
@@ -16,7 +21,7 @@ Loss = Callable[[nn.Module, MicroBatch], Tensor]
 
 @dataclass(frozen=True)
 class StepResult:
-    """What happened in a step, still on the device as 0-d tensors."""
+    """What happened in a step, still on the device as 0-d tensors; the same in every process."""
 
     loss: Tensor
     """Mean over the global batch, nats per token."""
@@ -26,14 +31,37 @@ class StepResult:
     grad_norm: Tensor
     """Before clipping."""
     clipped: Tensor
-    nonfinite: Tensor
-    """Whether the gradients held a NaN or infinity; such a step changes nothing."""
+    outcome: Tensor
+    """An ``Outcome``: normal, clipped, or one of the ways in which gradients are not finite."""
+    spike: Tensor
+    """Whether the step was held back because of its loss."""
 
 
 def next_token_losses(model: nn.Module, batch: MicroBatch) -> Tensor:
     """Cross-entropy of every next token in nats: [batch, time]."""
     losses: Tensor = model.losses(batch.inputs, batch.targets)  # type: ignore[operator]
     return losses
+
+
+@dataclass(frozen=True)
+class GradientRules:
+    """What happens to gradients between backward and step."""
+
+    clip: Clip
+    policy: NonfinitePolicy
+
+
+class LossModule(nn.Module):
+    """A model and its loss as one module, because DistributedDataParallel watches ``forward``."""
+
+    def __init__(self, model: nn.Module, loss: Loss) -> None:
+        super().__init__()
+        self.model = model
+        self._loss = loss
+
+    def forward(self, batch: MicroBatch) -> Tensor:
+        """The sum of a micro-batch's losses, 0-d."""
+        return self._loss(self.model, batch).sum()
 
 
 class Stepper:
@@ -46,62 +74,79 @@ class Stepper:
         batches: Batches,
         *,
         loss: Loss,
-        clip: Clip,
+        rules: GradientRules,
         precision: Precision,
+        seed: int,
+        world: World = ALONE,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
+        self.batches = batches
+        self.rules = rules
         self.precision = precision
-        self._batches = batches
-        self._loss = loss
-        self._clip = clip
+        self._seed = seed
+        self._world = world
+        self._loss_module: nn.Module = LossModule(model, loss)
+        if world.size > 1:
+            self._loss_module = DistributedDataParallel(
+                self._loss_module, broadcast_buffers=False, gradient_as_bucket_view=True
+            )
 
-    def take(self, step: int, learning_rate: float) -> StepResult:
-        """Trains on the global batch of one step at the given learning rate."""
+    def take(self, step: int, learning_rate: float, *, is_spike: Callable[[float], bool] | None = None) -> StepResult:
+        """Trains on the global batch of one step at the given learning rate.
+
+        Args:
+            is_spike: asked about the loss before anything changes; a step of which it says yes changes
+                nothing. Asking waits for the device.
+        """
         self.model.train()
-        micro_losses = self._accumulate_gradients(step)
+        loss, loss_min, loss_max = self._accumulate_gradients(step)
         self.precision.unscale(self.optimizer)
         gradients = gradients_of(self.model.parameters())
         norm = global_norm(gradients)
-        nonfinite = ~torch.isfinite(norm)
-        clipped = self._clip(gradients, norm)
+        scaled = self.precision.scaler.is_enabled()
+        outcome = classify(gradients, norm, scaled=scaled, loss=loss)
+        clipped = self.rules.clip(gradients, norm)
+        outcome = torch.where(clipped & (outcome == Outcome.NORMAL), int(Outcome.CLIPPED), outcome)
+        spike = torch.zeros_like(clipped)
+        if is_spike is not None and is_spike(float(loss)):
+            spike = ~spike
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        step_unless(nonfinite, self.optimizer)
+        self.rules.policy.update(self.optimizer, outcome, hold=spike, step=step, seed=self._seed)
         self.precision.update_scale()
         self.optimizer.zero_grad(set_to_none=True)
-        return StepResult(
-            loss=micro_losses[:, 0].sum() / self._batches.targets_per_step,
-            loss_min=(micro_losses[:, 0] / micro_losses[:, 1]).min(),
-            loss_max=(micro_losses[:, 0] / micro_losses[:, 1]).max(),
-            grad_norm=norm,
-            clipped=clipped,
-            nonfinite=nonfinite,
-        )
+        return StepResult(loss, loss_min, loss_max, norm, clipped, outcome, spike)
 
-    def _accumulate_gradients(self, step: int) -> Tensor:
-        """Gradients of the mean loss; returns sum of losses and number of targets, [micro-batches, 2]."""
-        sums = []
-        for batch in self._batches.micro_batches(step):
+    def _accumulate_gradients(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of the mean loss of the global batch; returns that loss, and the band it lies in.
+
+        Processes add up their gradients during the last backward pass only.
+        """
+        sums, means = [], []
+        micro_batches = self.batches.micro_batches(step)
+        for place, batch in enumerate(micro_batches):
+            is_last = place == self.batches.num_micro_batches - 1
             set_sequence_keys(self.model, batch.sequence_keys)
-            with self.precision.arithmetic():
-                total = self._loss(self.model, batch).sum()
-            self.precision.backward(total / self._batches.targets_per_step)
-            sums.append(torch.stack([total.detach(), total.new_tensor(batch.targets.numel())]))
+            with nullcontext() if is_last else self._apart():
+                with self.precision.arithmetic():
+                    total = self._loss_module(batch)
+                # DistributedDataParallel takes the mean over processes, and what is wanted is the sum.
+                self.precision.backward(total * (self._world.size / self.batches.targets_per_step))
+            sums.append(total.detach())
+            means.append(total.detach() / batch.targets.numel())
         set_sequence_keys(self.model, None)
-        return torch.stack(sums)
+        return self._together(torch.stack(sums).sum(), torch.stack(means))
 
+    def _apart(self) -> AbstractContextManager[None]:
+        """Inside, gradients stay in this process."""
+        if isinstance(self._loss_module, DistributedDataParallel):
+            return self._loss_module.no_sync()
+        return nullcontext()
 
-def step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
-    """Updates the weights, or changes neither weights nor optimiser state where ``bad`` is true.
-
-    Fused optimisers take the flag as a tensor (``found_inf``, made for loss scaling), so the device
-    is not waited for; others are asked first. Multiplying the update by zero would not do: 0 x NaN
-    is NaN.
-    """
-    if getattr(optimizer, "_step_supports_amp_scaling", False):
-        optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
-        optimizer.step()
-        del optimizer.found_inf  # type: ignore[attr-defined]
-    elif not bad.item():
-        optimizer.step()
+    def _together(self, total: Tensor, means: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        band = torch.stack([-means.min(), means.max()])
+        if self._world.size > 1:
+            dist.all_reduce(total)
+            dist.all_reduce(band, op=dist.ReduceOp.MAX)
+        return total / self.batches.targets_per_step, -band[0], band[1]

@@ -1,0 +1,212 @@
+"""The run file as an object: defaults written out, frozen, its identity, and slots that build."""
+
+import importlib
+import inspect
+import tomllib
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import tomli_w
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from fromscratch.config import model, train
+from fromscratch.config.base import Slot
+from fromscratch.config.loading import load_run_config, parse_run_config
+from fromscratch.config.model import PRESETS, ModelConfig
+from fromscratch.config.run import RunConfig
+from fromscratch.config.train import AdamW, Schedule, WarmupStableDecay
+
+from .conftest import WriteRunFile
+
+
+def run_config(**tables: Any) -> RunConfig:
+    """A config with a store, and what else is given."""
+    return parse_run_config({"data": {"store": "corpus"}, **tables}, where="test")
+
+
+def read_again(config: RunConfig) -> RunConfig:
+    """Through the TOML text that a run directory keeps."""
+    return parse_run_config(tomllib.loads(tomli_w.dumps(config.to_plain())), where="again")
+
+
+def slot_kinds(base: type[Slot] = Slot) -> Iterator[type[Slot]]:
+    """Every slot class that a run file can choose."""
+    for kind in base.__subclasses__():
+        yield from slot_kinds(kind)
+        if "kind" in kind.model_fields:
+            yield kind
+
+
+SLOT_KINDS = list(slot_kinds())
+
+
+def test_every_default_is_written_out() -> None:
+    plain = run_config().to_plain()
+    assert plain["train"]["optimizer"] == AdamW().model_dump()
+    assert plain["model"]["norm"] == {"kind": "layernorm", "eps": 1e-5}
+    assert plain["data"] == {"store": "corpus", "tokens": "20x", "start_token": 0, "shuffle": False, "epochs": 1}
+    assert set(plain) == {"model", "data", "train", "eval"}
+    absent = {"preset", "vocab_size"}
+    assert set(plain["model"]) == set(ModelConfig.model_fields) - absent
+    assert set(plain["train"]) == set(train.TrainConfig.model_fields)
+
+
+def test_resolved_config_writes_out_what_only_the_store_knows() -> None:
+    config = run_config(model={"preset": "laptop-tiny"}).resolved(vocab_size=300, tokens=4096)
+    plain = config.to_plain()
+    assert (plain["model"]["vocab_size"], plain["data"]["tokens"]) == (300, 4096)
+    assert "preset" not in plain["model"]
+    assert plain["model"]["embedding_dim"] == 64
+    assert read_again(config) == config
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+def test_presets_fill_the_shape_and_yield_to_the_file(preset: str) -> None:
+    filled = run_config(model={"preset": preset}).model
+    assert {name: getattr(filled, name) for name in PRESETS[preset]} == PRESETS[preset]
+    assert run_config(model={"preset": preset, "num_layers": 3}).model.num_layers == 3
+
+
+def test_preset_in_a_base_file(run_file: WriteRunFile) -> None:
+    run_file('[data]\nstore = "s"\n[model]\npreset = "gpt2-large"\n', "below.toml")
+    config = load_run_config(run_file('base = "below.toml"\n[model]\ncontext_length = 32\n'))
+    assert (config.model.embedding_dim, config.model.context_length) == (1280, 32)
+
+
+TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
+RATES = st.floats(min_value=0, exclude_min=True, allow_nan=False, allow_infinity=False)
+NUMBERS = st.integers(min_value=1, max_value=2**63 - 1)
+TABLES = st.fixed_dictionaries(
+    {"data": st.fixed_dictionaries({"store": TEXT}, optional={"tokens": NUMBERS, "start_token": NUMBERS})},
+    optional={
+        "model": st.fixed_dictionaries(
+            {},
+            optional={
+                "preset": st.sampled_from(sorted(PRESETS)),
+                "dropout": st.floats(0, 1, exclude_max=True),
+                "attention": st.sampled_from(["sdpa", "explicit"]),
+                "init": st.one_of(st.just("torch"), st.fixed_dictionaries({"kind": st.just("gpt2"), "std": RATES})),
+            },
+        ),
+        "train": st.fixed_dictionaries(
+            {},
+            optional={
+                "seed": NUMBERS,
+                "optimizer": st.fixed_dictionaries({}, optional={"learning_rate": RATES, "eps": RATES}),
+                "clip": st.fixed_dictionaries({"kind": st.just("norm")}, optional={"max_norm": RATES}),
+                "schedule": st.fixed_dictionaries({"kind": st.just("wsd"), "decay_steps": NUMBERS}),
+            },
+        ),
+        "eval": st.fixed_dictionaries({}, optional={"prompts": st.lists(TEXT), "split": TEXT, "store": TEXT}),
+    },
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(TABLES)
+def test_written_and_read_again_it_is_the_same(tables: dict[str, Any]) -> None:
+    config = parse_run_config(tables, where="test")
+    again = read_again(config)
+    assert again.to_plain() == config.to_plain()
+    assert again.identity(store_fingerprint="f") == config.identity(store_fingerprint="f")
+
+
+def test_config_is_frozen() -> None:
+    config = run_config()
+    for table, name in ((config, "train"), (config.train, "seed"), (config.train.optimizer, "beta1")):
+        with pytest.raises(ValidationError, match="frozen"):
+            setattr(table, name, 1)
+
+
+def leaves(plain: dict[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every value of nested tables with its path."""
+    for key, value in plain.items():
+        if isinstance(value, dict):
+            yield from leaves(value, (*path, key))
+        else:
+            yield (*path, key), value
+
+
+def changed(value: Any) -> Any:
+    """Another value of the same type, valid wherever the config has one."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int | float):
+        return value / 2 if isinstance(value, float) and value else value + 1
+    return [*value, "more"] if isinstance(value, list) else f"{value}-other"
+
+
+def test_identity_knows_everything_but_the_seed_and_the_path_of_the_store() -> None:
+    config = run_config(train={"schedule": {"kind": "linear", "min_learning_rate": 1e-9}}).resolved(
+        vocab_size=300, tokens=4096
+    )
+    before = config.identity(store_fingerprint="f")
+    assert before != config.identity(store_fingerprint="g")
+    fixed_choices = {"kind", "precision", "decay", "num_heads"}
+    tried = 0
+    for path, value in leaves(config.to_plain()):
+        if path[-1] in fixed_choices:
+            continue
+        plain = config.to_plain()
+        table = plain
+        for key in path[:-1]:
+            table = table[key]
+        table[path[-1]] = changed(value) if path[-1] != "embedding_dim" else 2 * value
+        same = parse_run_config(plain, where="changed").identity(store_fingerprint="f") == before
+        assert same == (path in {("train", "seed"), ("data", "store")}), path
+        tried += 1
+    assert tried > 30
+    for other in ({"precision": "fp32"}, {"clip": "norm"}, {"optimizer": {"decay": "all"}}):
+        assert run_config(train=other).identity(store_fingerprint="f") != run_config().identity(store_fingerprint="f")
+
+
+def test_identity_does_not_depend_on_the_order_or_spelling_of_the_file(run_file: WriteRunFile) -> None:
+    one = load_run_config(run_file('[data]\nstore = "a"\ntokens = 100\n[train]\nclip = "norm"\nglobal_batch = 4\n'))
+    two = load_run_config(
+        run_file(
+            '[train]\nglobal_batch = 4\n[train.clip]\nmax_norm = 1.0\nkind = "norm"\n[data]\ntokens = 100\nstore="b"'
+        )
+    )
+    assert one.identity(store_fingerprint="f") == two.identity(store_fingerprint="f")
+
+
+def test_whole_numbers_are_rates_too() -> None:
+    assert run_config(train={"optimizer": {"weight_decay": 1}}) == run_config(
+        train={"optimizer": {"weight_decay": 1.0}}
+    )
+
+
+def test_schedules_say_how_many_steps_they_need() -> None:
+    assert WarmupStableDecay(warmup_steps=3, decay_steps=4).least_steps() == 7
+    assert train.Constant(warmup_steps=3).least_steps() == 3
+
+
+def test_the_slots_are_found() -> None:
+    assert {model.LayerNorm, model.ExplicitAttention, train.AdamW, train.RaiseNonfinite} <= set(SLOT_KINDS)
+    assert len(SLOT_KINDS) >= 16
+    assert Schedule not in SLOT_KINDS
+
+
+@pytest.mark.parametrize("kind", SLOT_KINDS, ids=lambda kind: kind.__name__)
+def test_what_a_slot_builds_exists_and_takes_its_fields(kind: type[Slot]) -> None:
+    required = {name: 1 for name, field in kind.model_fields.items() if field.is_required()}
+    slot = kind(**required)
+    module, _, attribute = kind.builds.partition(":")
+    target = getattr(importlib.import_module(module), attribute)
+    accepted = inspect.signature(target).parameters
+    own = set(kind.model_fields) - {"kind"}
+    assert own <= set(accepted)
+    assert slot.maker().keywords == {name: getattr(slot, name) for name in own}  # type: ignore[attr-defined]
+
+
+def test_slots_build_with_their_fields_and_the_context() -> None:
+    rate = train.Linear(warmup_steps=0, min_learning_rate=0.0).build(step=5, num_steps=10, learning_rate=1.0)
+    assert rate == pytest.approx(0.5)
+
+
+def test_field_docstrings_reach_the_schema() -> None:
+    described = ModelConfig.model_json_schema()["properties"]["dropout"]["description"]
+    assert "0 is off" in described

@@ -1,0 +1,167 @@
+"""Pictures of a run, whatever its records hold."""
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.image import imread
+
+from fromscratch.runs import charts
+from fromscratch.runs.charts import draw_charts, draw_gradient_norm, draw_learning_rate, draw_loss, figure_of, smoothed
+from fromscratch.runs.directory import RunDirectory
+
+Record = dict[str, Any]
+NAMES = ["loss.png", "gradient-norm.png", "learning-rate.png"]
+
+
+def record(step: int, /, **changes: Any) -> Record:
+    """A line of metrics as training writes it."""
+    loss = 5.0 - 0.01 * step
+    usual = {"step": step, "loss": loss, "loss_min": loss - 0.2, "loss_max": loss + 0.2}
+    return usual | {"learning_rate": 1e-3, "grad_norm": 1.5, "clipped": False, "nonfinite": False} | changes
+
+
+NOTHING = {"loss": None, "loss_min": None, "loss_max": None, "grad_norm": None, "nonfinite": True}
+B40_B41_RECORDS: dict[str, list[Record]] = {
+    "no points": [],
+    "one point": [record(1)],
+    "all equal": [record(i, loss=3.0, loss_min=3.0, loss_max=3.0) for i in range(60)],
+    "all zero": [record(i, loss=0, loss_min=0, loss_max=0, grad_norm=0, learning_rate=0) for i in range(4)],
+    "only null": [record(i, **NOTHING) for i in range(5)],
+    "some null": [record(i, **(NOTHING if i % 40 == 7 else {})) for i in range(200)],
+    "huge": [record(1), record(2, loss=1e308, grad_norm=1e308, learning_rate=1e308, loss_max=1e308), record(3)],
+    "large and tiny": [record(1, loss=1e99, grad_norm=1e99), record(2, grad_norm=5e-324, learning_rate=5e-324)],
+    "huge whole numbers": [record(1), record(1, step=10**400), record(2, loss=10**400)],
+    "texts": [record(1, step="1"), record(2, loss="3.0", loss_min="x"), record(3, loss={}), record(4)],
+    "odd steps": [record(1, step=None), record(1, step=True), record(1, step=[1]), {"loss": 1.0}, record(4)],
+    "backwards and negative": [record(5), record(6), record(3, loss=-1, learning_rate=-1, grad_norm=-1)],
+}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunDirectory:
+    """A run without records."""
+    run = RunDirectory(tmp_path / "first")
+    run.create()
+    return run
+
+
+def write(run: RunDirectory, records: list[Record]) -> None:
+    run.metrics.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def drawn(draw: Callable[[Axes], None]) -> Axes:
+    """The axes after drawing."""
+    axes = Figure().add_subplot()
+    draw(axes)
+    return axes
+
+
+def labels(axes: Axes) -> list[str]:
+    """What the legend would say."""
+    return list(axes.get_legend_handles_labels()[1])
+
+
+@pytest.mark.parametrize("records", B40_B41_RECORDS.values(), ids=B40_B41_RECORDS.keys())
+def test_b40_b41_any_records_give_three_pictures(
+    run: RunDirectory, records: list[Record], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(charts, "DOTS_PER_INCH", 30)
+    write(run, records)
+    with run.metrics.open("a") as file:
+        file.write('not json\n{"step": NaN, "loss": 1}\n{"step": 99, "lo')
+    run.events.write_text('{"event": "evaluation", "step": "x", "loss": 1}\n{"event": "evaluation"}\n')
+    paths = draw_charts(run, clip_norm=1.0)
+    assert [path.name for path in paths] == NAMES
+    assert sorted(path.name for path in run.charts.iterdir()) == sorted(NAMES)
+    for path in paths:
+        assert imread(path).shape[:2] == (135, 240)
+        assert imread(path).std() > 0.01
+
+
+def test_no_records_are_said_in_words() -> None:
+    for draw in (lambda axes: draw_loss(axes, [], []), lambda axes: draw_gradient_norm(axes, [], 1.0)):
+        axes = figure_of("first: loss", draw).axes[0]
+        assert [text.get_text() for text in axes.texts] == ["no steps recorded yet"]
+        assert axes.get_legend() is None
+
+
+def test_a_single_point_can_be_seen() -> None:
+    line = drawn(lambda axes: draw_learning_rate(axes, [record(1)])).get_lines()[0]
+    assert line.get_marker() == "o"
+
+
+def test_b41_a_million_points_in_two_seconds(run: RunDirectory) -> None:
+    line = json.dumps(record(1, tokens=123456, tokens_per_second=12345.678, seconds=0.123))
+    before, after = line.split('"step": 1,')
+    with run.metrics.open("w") as file:
+        file.writelines(f'{before}"step": {step},{after}\n' for step in range(1_000_000))
+    begun = time.process_time()
+    draw_charts(run)
+    assert time.process_time() - begun < 2.0
+
+
+def test_loss_chart_shows_band_held_out_and_best() -> None:
+    metrics = [record(step) for step in range(200)]
+    axes = drawn(lambda axes: draw_loss(axes, metrics, [(50, 4.6), (100, 4.1), (150, 4.3)]))
+    assert labels(axes) == [
+        "micro-batches, lowest to highest",
+        "training",
+        "training, running median",
+        "held out",
+        "best: 4.100 at step 100",
+    ]
+
+
+def test_one_micro_batch_has_no_band() -> None:
+    metrics = [record(step, loss_min=4.0, loss_max=4.0) for step in range(5)]
+    assert labels(drawn(lambda axes: draw_loss(axes, metrics, []))) == ["training"]
+
+
+def test_f23_steps_that_were_not_finite_are_marked() -> None:
+    metrics = [record(1), record(2, **NOTHING), record(3), record(4, **NOTHING)]
+    assert "not finite: 2 steps" in labels(drawn(lambda axes: draw_loss(axes, metrics, [])))
+    assert "not finite: 1 step" in labels(drawn(lambda axes: draw_gradient_norm(axes, metrics[:3], None)))
+
+
+def test_gradient_norm_with_its_clip_line() -> None:
+    axes = drawn(lambda axes: draw_gradient_norm(axes, [record(1), record(2)], 0.5))
+    assert labels(axes) == ["before clipping", "clipped above 0.5"]
+    assert axes.get_yscale() == "log"
+
+
+def test_a_spike_does_not_flatten_the_rest() -> None:
+    def top(metrics: list[Record]) -> float:
+        return drawn(lambda axes: draw_loss(axes, metrics, [])).get_ylim()[1]
+
+    usual = [record(step) for step in range(400)]
+    assert top(usual) > 5.19
+    assert top([*usual, record(400, loss=300.0)]) < 6.0
+
+
+def test_running_median_neither_lags_nor_smears_a_spike() -> None:
+    line = [(float(step), 2.0 * step) for step in range(300)]
+    assert smoothed(line) == line
+    flat = [(float(step), 900.0 if step == 150 else 1.0) for step in range(300)]
+    assert {value for _, value in smoothed(flat)} == {1.0}
+    assert smoothed([(1.0, 7.0)]) == [(1.0, 7.0)]
+
+
+def test_charts_are_replaced_whole(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(run, [record(1), record(2)])
+    before = draw_charts(run)[0].read_bytes()
+    write(run, [record(1), record(2, loss=99.0)])
+
+    def refuse(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        draw_charts(run)
+    assert (run.charts / "loss.png").read_bytes() == before
+    assert sorted(path.name for path in run.charts.iterdir()) == sorted(NAMES)

@@ -25,6 +25,12 @@ def train(
         int | None, typer.Option(min=1, help="Sequences per forward pass; changes the speed, not the result.")
     ] = None,
     device: DeviceOption = None,
+    compile_model: Annotated[
+        bool | None, typer.Option("--compile/--no-compile", help="Use torch.compile; by default where it pays.")
+    ] = None,
+    activation_checkpointing: Annotated[
+        bool, typer.Option("--activation-checkpointing", help="Less memory, a third more work; the same result.")
+    ] = False,
     stop_after: Annotated[int | None, typer.Option(min=1, help="Stop, resumable, after this step.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew; an older run is set aside.")] = False,
     as_json: JsonFlag = False,
@@ -43,7 +49,13 @@ def train(
 
     path = runs_dir / check_run_name(runfile.stem if name is None else name)
     plan = plan_run(runfile, overrides)
-    placement = place_run(plan, RunDirectory(path), MachineOptions(device=device, micro_batch=micro_batch))
+    machine = MachineOptions(
+        device=device,
+        micro_batch=micro_batch,
+        compile=compile_model,
+        activation_checkpointing=activation_checkpointing,
+    )
+    placement = place_run(plan, RunDirectory(path), machine)
     note(describe(plan, placement, path), quiet=quiet)
     observers = [] if quiet else [terminal_observer()]
     summary = run_training(plan, path, placement, observers=observers, fresh=fresh, stop_after=stop_after)
@@ -62,7 +74,8 @@ def describe(plan: "PlannedRun", placement: "Placement", path: Path) -> str:
         f"{path}: {plan.costs.parameters:,} parameters, {plan.num_steps:,} steps of {tokens_per_step:,} tokens "
         f"({plan.num_steps * tokens_per_step:,} in all)\n"
         f"on {placement.hardware.device} ({placement.hardware.name}), {train_config.precision}, global batch "
-        f"{train_config.global_batch} as {processes}{passes} x {placement.micro_batch}"
+        f"{train_config.global_batch} as {processes}{passes} x {placement.micro_batch}, "
+        f"{placement.acceleration}{f' ({placement.why_not_compiled})' if placement.why_not_compiled else ''}"
     )
 
 

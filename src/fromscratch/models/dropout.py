@@ -67,7 +67,7 @@ class Dropout(nn.Module):
             bits = random_numbers(self, numbers, x)
         else:
             bits = hashed_numbers(self.device_keys, numbers)
-        lanes = bits.view(torch.int16)[:, : math.prod(x.shape[1:])]
+        lanes = _lanes(bits)[:, : math.prod(x.shape[1:])]
         threshold = round((1.0 - self.probability) * 2**BITS_PER_ELEMENT) - 2 ** (BITS_PER_ELEMENT - 1)
         return (lanes < threshold).view(x.shape)
 
@@ -125,6 +125,15 @@ def hashed_numbers(keys: Tensor, count: int) -> Tensor:
     z = (z ^ _shifted_right(z, 30)) * _signed(0xBF58476D1CE4E5B9)
     z = (z ^ _shifted_right(z, 27)) * _signed(0x94D049BB133111EB)
     return z ^ _shifted_right(z, 31)
+
+
+def _lanes(bits: Tensor) -> Tensor:
+    """Four signed 16-bit numbers from each of 64 bits, lowest first: [batch, n] -> [batch, 4 n]."""
+    if not torch.compiler.is_compiling():
+        return bits.view(torch.int16)
+    shifts = torch.arange(0, 64, BITS_PER_ELEMENT, device=bits.device)  # the compiler of torch 2.13 views wrongly
+    lanes = (bits[:, :, None] >> shifts) & 0xFFFF
+    return torch.where(lanes >= 0x8000, lanes - 0x10000, lanes).flatten(1)
 
 
 def _shifted_right(z: Tensor, bits: int) -> Tensor:

@@ -31,6 +31,9 @@ def train(
     activation_checkpointing: Annotated[
         bool, typer.Option("--activation-checkpointing", help="Less memory, a third more work; the same result.")
     ] = False,
+    profile: Annotated[
+        int | None, typer.Option(min=1, metavar="STEPS", help="Write a Chrome trace of so many steps into the run.")
+    ] = None,
     stop_after: Annotated[int | None, typer.Option(min=1, help="Stop, resumable, after this step.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew; an older run is set aside.")] = False,
     as_json: JsonFlag = False,
@@ -45,6 +48,7 @@ def train(
     from fromscratch.evaluation.training_run import run_training
     from fromscratch.runs.directory import RunDirectory, check_run_name
     from fromscratch.training.observers import terminal_observer
+    from fromscratch.training.profiling import TRACE_FILE, StepProfiler
     from fromscratch.training.setup import MachineOptions, place_run, plan_run
 
     path = runs_dir / check_run_name(runfile.stem if name is None else name)
@@ -58,6 +62,8 @@ def train(
     placement = place_run(plan, RunDirectory(path), machine)
     note(describe(plan, placement, path), quiet=quiet)
     observers = [] if quiet else [terminal_observer()]
+    if profile is not None:
+        observers.append(StepProfiler(path / TRACE_FILE, profile))
     summary = run_training(plan, path, placement, observers=observers, fresh=fresh, stop_after=stop_after)
     report(summary, as_json=as_json)
     if summary.outcome != "done":

@@ -58,10 +58,13 @@ def run_small(
     stop_after: int | None = None,
     overrides: list[str] | None = None,
     observers: list[Observer] | None = None,
+    machine: dict[str, Any] | None = None,
 ) -> tuple[RunDirectory, RunSummary]:
     """Trains what a run file says in ``runs/<name>`` beside it, as the train verb does."""
     plan = plan_run(file, overrides)
     path = file.parent / "runs" / name
-    placement = place_run(plan, RunDirectory(path), MachineOptions(device="cpu", micro_batch=micro_batch))
+    placement = place_run(
+        plan, RunDirectory(path), MachineOptions(device="cpu", micro_batch=micro_batch, **(machine or {}))
+    )
     summary = run_training(plan, path, placement, observers=observers or [], stop_after=stop_after)
     return RunDirectory(path), summary

@@ -1,10 +1,15 @@
 """Dropout masks belong to sequences: the same whatever batch they travel in."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import Tensor
 
 from fromscratch.config.model import ModelConfig
-from fromscratch.models.dropout import Dropout, set_sequence_keys
+from fromscratch.models import attention as attention_module
+from fromscratch.models.attention import ExplicitAttention, FusedAttention
+from fromscratch.models.dropout import Dropout, hashed_numbers, put_keys_on_device, set_sequence_keys
 from fromscratch.models.factory import build_empty, initialise
 from fromscratch.models.gpt import GPT
 
@@ -57,14 +62,14 @@ def test_places_in_the_network_differ() -> None:
     one, other = Dropout(0.5), Dropout(0.5)
     other.site = 1
     for dropout in (one, other):
-        dropout.sequence_keys = (5,)
+        dropout.set_keys((5,))
     x = torch.ones(1, 1000)
     assert not torch.equal(one(x), other(x))
 
 
 def test_the_share_dropped_and_the_scale_of_the_rest() -> None:
     dropout = Dropout(0.25)
-    dropout.sequence_keys = (1, 2)
+    dropout.set_keys((1, 2))
     y = dropout(torch.ones(2, 40_000))
     assert (y == 0).float().mean().item() == pytest.approx(0.25, abs=0.01)
     assert y.max().item() == pytest.approx(1 / 0.75)
@@ -79,6 +84,96 @@ def test_without_keys_it_is_ordinary_dropout_and_in_evaluation_it_is_nothing() -
 
 def test_keys_for_another_number_of_sequences_are_a_mistake() -> None:
     dropout = Dropout(0.5)
-    dropout.sequence_keys = (1, 2)
+    dropout.set_keys((1, 2))
     with pytest.raises(ValueError, match="2 dropout keys for a batch of 3"):
         dropout(torch.ones(3, 4))
+
+
+@pytest.mark.parametrize("time", [1, 7, 8, 20])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fused_attention_with_dropout_is_the_explicit_form(
+    time: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention_module, "QUERIES_PER_BLOCK", 8)
+    results = []
+    for kind in (ExplicitAttention, FusedAttention):
+        attention = kind(embedding_dim=12, num_heads=3, bias=False, dropout=0.4)
+        attention.probability_dropout.set_keys((3, 4))
+        generator = torch.Generator().manual_seed(1)
+        inputs = [torch.randn(2, 3, time, 4, generator=generator).to(dtype).requires_grad_() for _ in range(3)]
+        mixed = attention.attend(*inputs)
+        (mixed * torch.arange(4)).sum().backward()
+        results.append([mixed.detach(), *(tensor.grad for tensor in inputs)])
+    tolerance = 1e-5 if dtype == torch.float32 else 0.1
+    for explicit, fused in zip(*results, strict=True):
+        torch.testing.assert_close(fused, explicit, atol=tolerance, rtol=tolerance)
+
+
+def reference_splitmix64(state: int, count: int) -> list[int]:
+    """The published algorithm in whole numbers."""
+    mask, numbers = (1 << 64) - 1, []
+    for _ in range(count):
+        state = (state + 0x9E3779B97F4A7C15) & mask
+        z = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
+        numbers.append(z ^ (z >> 31))
+    return numbers
+
+
+def test_the_hash_is_splitmix64() -> None:
+    assert reference_splitmix64(1234567, 1) == [6457827717110365317]  # as its author publishes it
+    keys = (1234567, -5, 0)
+    found = hashed_numbers(torch.tensor(keys), 50)
+    for row, key in zip(found.tolist(), keys, strict=True):
+        assert [number & ((1 << 64) - 1) for number in row] == reference_splitmix64(key & ((1 << 64) - 1), 50)
+
+
+def hashing(probability: float, keys: tuple[int, ...]) -> Dropout:
+    """A dropout that draws its masks as it does on a GPU."""
+    dropout = Dropout(probability)
+    dropout.set_keys(keys)
+    put_keys_on_device([dropout], "cpu")
+    return dropout
+
+
+def test_hashed_masks_belong_to_sequences_and_drop_the_right_share() -> None:
+    x = torch.ones(2, 37, 1001)
+    together = hashing(0.25, (1, 2**64 - 1))(x)
+    assert torch.equal(hashing(0.25, (2**64 - 1,))(x[:1])[0], together[1])
+    assert (together == 0).float().mean().item() == pytest.approx(0.25, abs=0.01)
+    kept = (together[0] > 0).float()
+    for shift in (1, 2, 4, 1001):  # neighbours in a number, across numbers, across rows
+        both = (kept.flatten()[shift:] * kept.flatten()[:-shift]).mean().item()
+        assert both == pytest.approx(0.75**2, abs=0.015)
+
+
+def generating(probability: float, keys: tuple[int, ...]) -> Dropout:
+    dropout = Dropout(probability)
+    dropout.set_keys(keys)
+    return dropout
+
+
+@pytest.mark.parametrize("make", [hashing, generating])
+def test_new_keys_compile_nothing_anew_and_compiled_masks_are_the_same(
+    make: Callable[[float, tuple[int, ...]], Dropout],
+) -> None:
+    compilations = []
+
+    def backend(graph: torch.fx.GraphModule, _inputs: list[Tensor]) -> Callable[..., object]:
+        compilations.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    x = torch.randn(2, 5, 9)
+    dropout = make(0.5, (0, 0))
+    compiled = torch.compile(dropout, backend=backend)
+    for step in range(5):
+        keys = (100 + step, 2**63 + step)
+        dropout.set_keys(keys)
+        if make is hashing:
+            put_keys_on_device([dropout], "cpu")
+        assert torch.equal(compiled(x), make(0.5, keys)(x))
+        if step == 0:
+            first = len(compilations)
+    assert len(compilations) == first > 0
+    torch.compiler.reset()

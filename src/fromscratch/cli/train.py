@@ -29,6 +29,15 @@ def train(
     processes: Annotated[
         int | None, typer.Option(min=1, help="Processes on this machine, one per device; changes only the speed.")
     ] = None,
+    compile_model: Annotated[
+        bool | None, typer.Option("--compile/--no-compile", help="Use torch.compile; by default where it pays.")
+    ] = None,
+    activation_checkpointing: Annotated[
+        bool, typer.Option("--activation-checkpointing", help="Less memory, a third more work; the same result.")
+    ] = False,
+    profile: Annotated[
+        int | None, typer.Option(min=1, metavar="STEPS", help="Write a Chrome trace of so many steps into the run.")
+    ] = None,
     stop_after: Annotated[int | None, typer.Option(min=1, help="Stop, resumable, after this step.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew; an older run is set aside.")] = False,
     as_json: JsonFlag = False,
@@ -45,11 +54,17 @@ def train(
     from fromscratch.training.distributed import started_rank
     from fromscratch.training.launcher import is_launched, launch
     from fromscratch.training.observers import terminal_observer
+    from fromscratch.training.profiling import TRACE_FILE, StepProfiler
     from fromscratch.training.setup import MachineOptions, place_run, plan_run
 
     path = runs_dir / check_run_name(runfile.stem if name is None else name)
     plan = plan_run(runfile, overrides)
-    machine = MachineOptions(device=device, micro_batch=micro_batch)
+    machine = MachineOptions(
+        device=device,
+        micro_batch=micro_batch,
+        compile=compile_model,
+        activation_checkpointing=activation_checkpointing,
+    )
     if processes is not None and processes > 1 and not is_launched():
         place_run(plan, RunDirectory(path), machine, world_size=processes)  # bad input is told once, and here
         raise typer.Exit(launch(sys.argv[1:], RunDirectory(path), processes=processes))
@@ -57,6 +72,8 @@ def train(
     speaks = started_rank() == 0
     note(describe(plan, placement, path), quiet=quiet or not speaks)
     observers = [] if quiet else [terminal_observer()]
+    if profile is not None:
+        observers.append(StepProfiler(path / TRACE_FILE, profile))
     summary = run_training(plan, path, placement, observers=observers, fresh=fresh, stop_after=stop_after)
     if speaks:
         report(summary, as_json=as_json)
@@ -74,7 +91,8 @@ def describe(plan: "PlannedRun", placement: "Placement", path: Path) -> str:
         f"{path}: {plan.costs.parameters:,} parameters, {plan.num_steps:,} steps of {tokens_per_step:,} tokens "
         f"({plan.num_steps * tokens_per_step:,} in all)\n"
         f"on {placement.hardware.device} ({placement.hardware.name}), {train_config.precision}, global batch "
-        f"{train_config.global_batch} as {processes}{passes} x {placement.micro_batch}"
+        f"{train_config.global_batch} as {processes}{passes} x {placement.micro_batch}, "
+        f"{placement.acceleration}{f' ({placement.why_not_compiled})' if placement.why_not_compiled else ''}"
     )
 
 

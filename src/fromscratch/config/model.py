@@ -53,6 +53,13 @@ class LinearHead(Slot):
     kind: Literal["linear"] = "linear"
 
 
+class ChunkedHead(Slot):
+    """The same scores and the same loss, which is computed a few tokens at a time: never holds it all in fp32."""
+
+    builds: ClassVar[str] = "fromscratch.models.head:ChunkedHead"
+    kind: Literal["chunked"] = "chunked"
+
+
 class GPT2Init(Slot):
     """Normal weights, residual projections scaled down by depth (Radford et al. 2019, 2.3)."""
 
@@ -106,7 +113,7 @@ class ModelConfig(Table):
     position: Annotated[LearnedPosition, SlotField[0]] = LearnedPosition()
     attention: Annotated[FusedAttention | ExplicitAttention, *SlotField] = FusedAttention()
     feedforward: Annotated[GeluMLP, SlotField[0]] = GeluMLP()
-    head: Annotated[LinearHead, SlotField[0]] = LinearHead()
+    head: Annotated[LinearHead | ChunkedHead, *SlotField] = LinearHead()
     init: Annotated[GPT2Init | TorchInit, *SlotField] = GPT2Init()
 
     @model_validator(mode="before")

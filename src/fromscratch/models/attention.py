@@ -6,12 +6,16 @@ Sources: Vaswani et al. 2017, "Attention Is All You Need", section 3.2; Radford 
 """
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .dropout import Dropout
+
+QUERIES_PER_BLOCK = 128
 
 
 class CausalAttention(nn.Module):
@@ -48,29 +52,91 @@ class ExplicitAttention(CausalAttention):
         return self.probability_dropout(probabilities.to(value.dtype)) @ value
 
 
-class FusedAttention(ExplicitAttention):
+class FusedAttention(CausalAttention):
     """``scaled_dot_product_attention``: the same numbers without ever holding [B, H, T, T].
 
-    Dropout of the probabilities is drawn inside the kernel. With sequence keys, one call per
-    sequence on CUDA, each seeded by its key; on other devices, whose kernels leave their fast path
-    for dropout anyway, the explicit form.
+    Dropout of the probabilities is drawn inside the kernel: with sequence keys, one call per
+    sequence on CUDA, each seeded by its key. CPU kernels leave their fast path for dropout, so there
+    it is ``_BlockedAttention``.
     """
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        if not self.probability_dropout.active:
+        dropout = self.probability_dropout
+        if not dropout.active:
             return F.scaled_dot_product_attention(query, key, value, is_causal=True)
-        keys = self.probability_dropout.site_keys()
-        if keys is None:
-            return self._fused_with_dropout(query, key, value)
-        if query.device.type != "cuda":
-            return super().attend(query, key, value)
-        rows = []
-        for index, seed in enumerate(keys):
-            torch.cuda.default_generators[query.device.index or 0].manual_seed(seed)
-            one = slice(index, index + 1)
-            rows.append(self._fused_with_dropout(query[one], key[one], value[one]))
-        return torch.cat(rows)
+        if query.device.type == "cuda" and dropout.keyed:
+            return _attend_per_sequence(query, key, value, dropout)
+        if dropout.keyed:
+            batch, heads, time, _ = query.shape
+            keep = dropout.keep_mask(query.new_empty(()).expand(batch, heads, time, time))
+            return _BlockedAttention.apply(query, key, value, keep, dropout.probability)  # type: ignore[no-untyped-call]
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=dropout.probability)
 
-    def _fused_with_dropout(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        probability = self.probability_dropout.probability
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=probability)
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _attend_per_sequence(query: Tensor, key: Tensor, value: Tensor, dropout: Dropout) -> Tensor:
+    """One kernel per sequence, whose dropout is seeded by the sequence's key."""
+    generator = torch.cuda.default_generators[query.device.index or 0]
+    rows = []
+    for index, seed in enumerate(dropout.site_keys or ()):
+        generator.manual_seed(seed)
+        one = slice(index, index + 1)
+        rows.append(
+            F.scaled_dot_product_attention(
+                query[one], key[one], value[one], is_causal=True, dropout_p=dropout.probability
+            )
+        )
+    return torch.cat(rows)
+
+
+class _BlockedAttention(torch.autograd.Function):
+    """Causal attention with a given dropout mask, a block of queries at a time.
+
+    A block meets only the keys up to its own end, which saves nearly half of the explicit form's
+    work, and its scores stay in the cache; backward computes them again (Dao et al. 2022,
+    "FlashAttention", section 3.1).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, keep: Tensor, probability: float) -> Tensor:
+        output = torch.empty_like(query)
+        for rows, end in _query_blocks(query.shape[-2]):
+            kept = torch.where(keep[:, :, rows, :end], _probabilities(query, key, rows, end), 0.0)
+            output[:, :, rows] = (kept.to(value.dtype) @ value[:, :, :end]).div_(1.0 - probability)
+        ctx.save_for_backward(query, key, value, keep, output)
+        ctx.probability = probability
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, keep, output = ctx.saved_tensors
+        of_query = torch.empty_like(query)
+        of_key, of_value = (torch.zeros_like(t, dtype=torch.float32) for t in (key, value))
+        correction = (upstream * output).sum(-1, keepdim=True, dtype=torch.float32)  # [B, H, T, 1]
+        upstream = upstream / (1.0 - ctx.probability)
+        for rows, end in _query_blocks(query.shape[-2]):
+            above, kept_here = upstream[:, :, rows], keep[:, :, rows, :end]
+            probabilities = _probabilities(query, key, rows, end)
+            of_value[:, :, :end] += torch.where(kept_here, probabilities, 0.0).to(value.dtype).mT @ above
+            of_kept = torch.where(kept_here, (above @ value[:, :, :end].mT).float(), 0.0)
+            of_scores = of_kept.sub_(correction[:, :, rows]).mul_(probabilities).div_(math.sqrt(query.shape[-1]))
+            of_scores = of_scores.to(query.dtype)
+            of_query[:, :, rows] = of_scores @ key[:, :, :end]
+            of_key[:, :, :end] += of_scores.mT @ query[:, :, rows]
+        return of_query, of_key.to(key.dtype), of_value.to(value.dtype), None, None
+
+
+def _query_blocks(time: int) -> Iterator[tuple[slice, int]]:
+    """Blocks of queries, and where the keys that they may see end."""
+    for begin in range(0, time, QUERIES_PER_BLOCK):
+        end = min(time, begin + QUERIES_PER_BLOCK)
+        yield slice(begin, end), end
+
+
+def _probabilities(query: Tensor, key: Tensor, rows: slice, end: int) -> Tensor:
+    """Softmax of a block's scores in fp32: [B, H, rows, end]."""
+    scores = (query[:, :, rows] @ key[:, :, :end].mT).float().div_(math.sqrt(query.shape[-1]))
+    length = end - rows.start
+    future = torch.ones(length, length, dtype=torch.bool, device=query.device).triu_(diagonal=1)
+    scores[..., rows.start :].masked_fill_(future, float("-inf"))
+    return scores.softmax(dim=-1)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -11,6 +12,7 @@ from fromscratch.data.batches import SequenceBatches
 from fromscratch.errors import UsageError
 from fromscratch.randomness import derive_seed
 from fromscratch.training.distributed import ALONE, World, even_parts
+from fromscratch.training.prefetch import Prefetcher
 
 AUTO_TOKENS = {"cpu": 4_096, "mps": 8_192, "cuda": 16_384}
 """Tokens per micro-batch when none is given: small enough for any device that trains such models."""
@@ -57,6 +59,8 @@ class TokenBatches:
     seed: int
     device: torch.device
     world: World = ALONE
+    prefetch: bool = False
+    """Whether a thread reads the next micro-batch while the device is busy with this one."""
 
     @property
     def targets_per_step(self) -> int:
@@ -71,20 +75,40 @@ class TokenBatches:
         return -(-len(self._share(0)) // self.micro_batch)
 
     def micro_batches(self, step: int) -> Iterator[MicroBatch]:
+        places = self._places(step)
+        if not self.prefetch:
+            for place in places:
+                yield self._to_device(self._load(*place))
+            return
+        following = [*places[1:], *(self._places(step + 1)[:1] if step + 1 < self.most_steps else [None])]
+        for place, then in zip(places, following, strict=True):
+            yield self._to_device(self._prefetcher.take(place, then))
+
+    @cached_property
+    def _prefetcher(self) -> "Prefetcher[tuple[int, Sequence[int]], MicroBatch]":
+        return Prefetcher(lambda place: self._load(*place))
+
+    def _places(self, step: int) -> list[tuple[int, Sequence[int]]]:
+        """The step and the sequences of each micro-batch."""
         indices = self._share(step)
-        for begin, end in even_parts(len(indices), self.num_micro_batches):
-            yield self._load(step, indices[begin:end])
+        return [(step, indices[begin:end]) for begin, end in even_parts(len(indices), self.num_micro_batches)]
 
     def _share(self, step: int) -> Sequence[int]:
         return self.world.share(self.sequences.sequence_indices(step))
 
     def _load(self, step: int, indices: Sequence[int]) -> MicroBatch:
+        """A micro-batch in the computer's memory, pinned where a CUDA device will fetch it."""
         tokens = torch.from_numpy(self.sequences.read(indices))
+        inputs, targets = tokens[:, :-1], tokens[:, 1:]
         if self.device.type == "cuda":
-            tokens = tokens.pin_memory().to(self.device, non_blocking=True)
-        tokens = tokens.to(self.device)
+            inputs, targets = inputs.pin_memory(), targets.pin_memory()
         keys = tuple(derive_seed(self.seed, "dropout", step, index) for index in indices)
-        return MicroBatch(tokens[:, :-1], tokens[:, 1:], keys)
+        return MicroBatch(inputs, targets, keys)
+
+    def _to_device(self, batch: MicroBatch) -> MicroBatch:
+        asynchronous = self.device.type == "cuda"  # from pinned memory, so that nobody waits
+        inputs, targets = (t.to(self.device, non_blocking=asynchronous) for t in (batch.inputs, batch.targets))
+        return MicroBatch(inputs, targets, batch.sequence_keys)
 
 
 def choose_micro_batch(

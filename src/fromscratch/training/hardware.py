@@ -1,6 +1,7 @@
 """The device of this machine: which one, what it is called, and how fast it could be."""
 
 import platform
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,23 +9,35 @@ import torch
 
 from fromscratch.errors import UsageError
 
-# Dense peak of bf16/fp16 matrix products in FLOP/s, without sparsity, by a part of the device's name.
-# Sources: NVIDIA's data sheets of each device (H200, H100 SXM and PCIe, A100, L40S, A10, T4, V100),
-# and NVIDIA's Ampere, Ada and Blackwell GeForce architecture white papers (fp32 accumulation).
+# Dense peak of bf16/fp16 matrix products in FLOP/s, without sparsity, by words of the device's name; the
+# first that matches counts. Sources: NVIDIA's data sheets of each device (HGX B200; GH200, H200, H100 SXM,
+# NVL and PCIe; A100, A40, A30, A10, L40S, L40, L4, RTX A6000, RTX 6000 Ada, T4, V100), and NVIDIA's Ampere,
+# Ada and Blackwell GeForce architecture white papers (fp32 accumulation).
 PEAK_16BIT_FLOPS = {
+    "B200": 2_250e12,
+    "GH200": 989e12,
     "H200": 989e12,
     "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989e12,
     "A100": 312e12,
+    "A40": 149.7e12,
+    "A30": 165e12,
     "L40S": 362e12,
+    "L40": 181e12,
+    "L4": 121e12,
     "A10G": 70e12,
     "A10": 125e12,
+    "RTX 6000 Ada": 364.2e12,
+    "RTX A6000": 154.8e12,
     "RTX 5090": 209.5e12,
     "RTX 4090": 165.2e12,
     "RTX 3090": 71e12,
     "T4": 65e12,
     "V100": 125e12,
 }
+OTHER_MODELS = r"(?! (?:Ti|SUPER|D|Laptop|Max-Q|Mobile)\b)"
+"""Words after a name that make it another device, whose peak is not in the table."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +65,8 @@ class Hardware:
         """Peak FLOP/s of 16-bit matrix products, or None where nobody has written it down."""
         if self.device.type != "cuda" or precision not in ("bf16", "fp16"):
             return None
-        return next((peak for part, peak in PEAK_16BIT_FLOPS.items() if part in self.name), None)
+        names = (name for name in PEAK_16BIT_FLOPS if re.search(rf"\b{name}\b{OTHER_MODELS}", self.name))
+        return PEAK_16BIT_FLOPS.get(next(names, ""))
 
     def synchronize(self) -> None:
         """Waits for the device's queue, so that a clock read afterwards means something."""

@@ -3,7 +3,7 @@
 import math
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from fromscratch.models.factory import build_empty, initialise
 from fromscratch.models.gpt import GPT
 from fromscratch.runs.directory import RunDirectory, check_run_name
 from fromscratch.tokenizers.base import Tokenizer
+from fromscratch.training.acceleration import Acceleration, accelerate, choose_acceleration
+from fromscratch.training.allocator import keep_freed_memory
 from fromscratch.training.batches import AUTO_TOKENS, TokenBatches, choose_micro_batch
 from fromscratch.training.checkpoints import TrainingState, load_training, newest_valid, remove_leftovers
 from fromscratch.training.distributed import World, started_local_rank, started_world_size
@@ -45,6 +47,10 @@ class MachineOptions:
     """``cuda``, ``cuda:N``, ``mps`` or ``cpu``; None finds the fastest."""
     micro_batch: int | None = None
     """Sequences per forward pass; None finds one."""
+    compile: bool | None = None
+    """Whether ``torch.compile`` is used; None is where it pays."""
+    activation_checkpointing: bool = False
+    """Whether backward computes activations again instead of keeping them."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +185,9 @@ class Placement:
     micro_batch: int
     """Most sequences in one forward pass."""
     world_size: int = 1
+    acceleration: Acceleration = field(default_factory=Acceleration)
+    why_not_compiled: str = ""
+    """Where compiling would be usual and is impossible: what is missing."""
 
     def num_micro_batches(self, global_batch: int) -> int:
         """Forward passes per step in the process that has most of them."""
@@ -206,9 +215,15 @@ def place_run(
         device=hardware.device,
         world_size=world_size,
     )
+    recorded = _recorded_choices(run, hardware, world_size)
     if machine.micro_batch is None:
-        micro_batch = _recorded_micro_batch(run, hardware, world_size) or micro_batch
-    return Placement(hardware, micro_batch, world_size)
+        micro_batch = recorded.get("micro_batch") or micro_batch
+    acceleration, why_not = choose_acceleration(
+        hardware.device,
+        compile_wanted=recorded.get("compile") if machine.compile is None else machine.compile,
+        activation_checkpointing=machine.activation_checkpointing,
+    )
+    return Placement(hardware, micro_batch, world_size, acceleration, why_not)
 
 
 def prepare_training(
@@ -226,7 +241,9 @@ def prepare_training(
         DataError: there are checkpoints, but not one is valid.
     """
     config, device = plan.config, placement.hardware.device
+    keep_freed_memory()
     model = build_empty(config.model, device)
+    accelerate(model, placement.acceleration)
     optimizer = config.train.optimizer.build(list(model.named_parameters()))
     journal = Journal(run, observers, writes=world.is_main)
     state = _begin_or_resume(plan, journal, model, optimizer, world)
@@ -237,7 +254,14 @@ def prepare_training(
     stepper = Stepper(
         model,
         optimizer,
-        TokenBatches(plan.sequences, placement.micro_batch, config.train.seed, device, world),
+        TokenBatches(
+            plan.sequences,
+            placement.micro_batch,
+            config.train.seed,
+            device,
+            world,
+            prefetch=device.type == "cuda",
+        ),
         loss=next_token_losses,
         rules=GradientRules(config.train.clip.build(), config.train.nonfinite.build()),
         precision=precision,
@@ -298,13 +322,13 @@ def _checkpoint_to_resume(plan: PlannedRun, journal: Journal) -> str:
     return checkpoint.name
 
 
-def _recorded_micro_batch(run: RunDirectory, hardware: Hardware, world_size: int) -> int | None:
-    """The micro-batch of an earlier session on the same machine: a resume makes the same choices."""
+def _recorded_choices(run: RunDirectory, hardware: Hardware, world_size: int) -> dict[str, Any]:
+    """The choices of an earlier session on the same machine: a resume makes the same ones."""
     if not run.machine.is_file():
-        return None
+        return {}
     facts = read_json_object(run.machine)
     here = {"device_name": hardware.name, "device": hardware.device.type, "world_size": world_size}
-    return facts.get("micro_batch") if here.items() <= facts.items() else None
+    return facts if here.items() <= facts.items() else {}
 
 
 def _record(plan: PlannedRun, run: RunDirectory, placement: Placement) -> None:
@@ -314,7 +338,7 @@ def _record(plan: PlannedRun, run: RunDirectory, placement: Placement) -> None:
         shutil.rmtree(run.tokenizer, ignore_errors=True)
         plan.tokenizer.save(run.tokenizer)
     choices = {"world_size": placement.world_size, "micro_batch": placement.micro_batch}
-    run.write_machine({**placement.hardware.facts(), **choices})
+    run.write_machine({**placement.hardware.facts(), **choices, **asdict(placement.acceleration)})
 
 
 def _cadence(config: RunConfig) -> Cadence:

@@ -1,0 +1,98 @@
+"""The training engine against the plain recipe, side by side on this machine: prints a table, writes JSON.
+
+    python benchmarks/train.py [--preset gpt2-small] [--context 512] [--micro-batch 2] [--dropout 0.0]
+                               [--rounds 3] [--steps 3] [--out benchmarks/train.json]
+
+The plain recipe is explicit attention, eager, an unfused optimiser and full logits, in fp16 autocast on
+a GPU and fp32 on a CPU. Every measurement has a process of its own; rounds are interleaved; ratios are
+of medians over all rounds.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fromscratch.config.model import ModelConfig
+from fromscratch.config.train import TrainConfig
+from fromscratch.training.acceleration import choose_acceleration
+from fromscratch.training.bench import Case, Row, Workload, measure, peak_flops_of, reference_cases, summarise
+from fromscratch.training.hardware import find_hardware
+
+VOCABULARY = {"gpt2-small": 50_257, "gpt2-medium": 50_257, "laptop-small": 2_048, "laptop-medium": 8_192}
+
+
+def main() -> None:
+    """Measures and reports."""
+    arguments = parse()
+    hardware = find_hardware(arguments.device)
+    compiled = choose_acceleration(hardware.device, compile_wanted=None, activation_checkpointing=False)[0].compile
+    workload = Workload(model_of(arguments), TrainConfig())
+    cases = [Case(arguments.micro_batch, precision, compile=compiled) for precision in ("fp32", "bf16")]
+    cases = [*reference_cases(hardware, [arguments.micro_batch]), *cases]
+    found = measure(
+        workload,
+        cases,
+        hardware,
+        steps=arguments.steps,
+        rounds=arguments.rounds,
+        say=lambda s: print(s, file=sys.stderr),
+    )
+    peak = peak_flops_of(hardware)
+    rows = [summarise(measurement, workload, peak) for measurement in found]
+    show(rows)
+    facts: dict[str, Any] = {**hardware.facts(), **vars(arguments), "rows": [asdict(row) for row in rows]}
+    if arguments.out:
+        Path(arguments.out).write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", default="gpt2-small", choices=VOCABULARY)
+    parser.add_argument("--context", type=int, default=512)
+    parser.add_argument("--micro-batch", type=int, default=2)
+    parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--attention", default="sdpa")
+    parser.add_argument("--head", default="linear")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--device")
+    parser.add_argument("--out")
+    return parser.parse_args()
+
+
+def model_of(arguments: argparse.Namespace) -> ModelConfig:
+    """The model that is trained; both recipes get the same one."""
+    return ModelConfig.model_validate(
+        {
+            "preset": arguments.preset,
+            "vocab_size": VOCABULARY[arguments.preset],
+            "context_length": arguments.context,
+            "dropout": arguments.dropout,
+            "attention": arguments.attention,
+            "head": arguments.head,
+        }
+    )
+
+
+def show(rows: list[Row]) -> None:
+    """A line per case, each against the first, which is the reference."""
+    base = rows[0].tokens_per_second
+    print(f"{'recipe':<10} {'precision':<9} {'mode':<8} {'tokens/s':>10} {'ratio':>6} {'MFU':>7} {'MiB':>7}")
+    for row in rows:
+        speed, mfu = row.tokens_per_second, row.mfu
+        if speed is None:
+            print(f"{row.recipe:<10} {row.precision:<9} {row.error}")
+            continue
+        ratio = f"{speed / base:.2f}" if base else "?"
+        share = "unknown" if mfu is None else f"{mfu:.1%}"
+        mode = "compiled" if row.compile else "eager"
+        memory = (row.peak_memory_bytes or 0) / 2**20
+        print(f"{row.recipe:<10} {row.precision:<9} {mode:<8} {speed:>10,.0f} {ratio:>6} {share:>7} {memory:>7,.0f}")
+
+
+if __name__ == "__main__":
+    main()

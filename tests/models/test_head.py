@@ -1,0 +1,113 @@
+"""The chunked head is the linear head: same losses, same gradients, less memory."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fromscratch.config.model import ModelConfig
+from fromscratch.models import head as head_module
+from fromscratch.models.factory import build_empty, initialise
+from fromscratch.models.head import ChunkedHead
+from fromscratch.models.layers import LinearHead
+
+EMBEDDING_DIM, VOCABULARY, BATCH, TIME = 24, 301, 3, 7
+TOLERANCES = {"fp32": 2e-6, "bf16": 1e-2, "fp16": 2e-3}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@pytest.fixture(params=[1, 5, 10_000], ids=lambda rows: f"chunks of {rows}")
+def _chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens per chunk: one, some that do not divide the batch, all."""
+    monkeypatch.setitem(head_module.CHUNK_ELEMENTS, "cpu", request.param * VOCABULARY)
+
+
+def heads() -> tuple[LinearHead, ChunkedHead]:
+    torch.manual_seed(3)
+    linear = LinearHead(embedding_dim=EMBEDDING_DIM, vocab_size=VOCABULARY)
+    chunked = ChunkedHead(embedding_dim=EMBEDDING_DIM, vocab_size=VOCABULARY)
+    chunked.load_state_dict(linear.state_dict())
+    return linear, chunked
+
+
+def losses_and_gradients(head: nn.Module, precision: str, upstream: Tensor) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(4)
+    hidden = torch.randn(BATCH, TIME, EMBEDDING_DIM, generator=generator).requires_grad_()
+    targets = torch.randint(0, VOCABULARY, (BATCH, TIME), generator=generator)
+    with torch.autocast("cpu", DTYPES.get(precision, torch.bfloat16), enabled=precision in DTYPES):
+        losses = head.losses(hidden, targets)
+    (losses * upstream).sum().backward()
+    assert hidden.grad is not None and head.weight.grad is not None
+    return [losses.detach(), hidden.grad, head.weight.grad]
+
+
+@pytest.mark.usefixtures("_chunk")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_losses_and_gradients_are_those_of_the_linear_head(precision: str) -> None:
+    upstream = torch.rand(BATCH, TIME)  # a weight per target, as masked losses have
+    upstream[0, 2] = 0.0
+    plain, chunked = (losses_and_gradients(head, precision, upstream) for head in heads())
+    for wanted, found in zip(plain, chunked, strict=True):
+        assert found.dtype == torch.float32
+        error = (found - wanted).norm() / wanted.norm()
+        assert error < TOLERANCES[precision]
+    assert plain[0].shape == (BATCH, TIME)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_a_model_trains_alike_with_either_head(tied: bool) -> None:
+    results = []
+    for kind in ("linear", "chunked"):
+        values = {"vocab_size": 61, "context_length": 16, "num_layers": 1, "num_heads": 2, "embedding_dim": 16}
+        config = ModelConfig.model_validate({**values, "dropout": 0.0, "tied_head": tied, "head": kind})
+        model = build_empty(config, "cpu")
+        initialise(model, config, seed=1)
+        tokens = torch.randint(0, 61, (2, 17), generator=torch.Generator().manual_seed(2))
+        for micro_batch in tokens[:, :-1].split(1):  # two, so that gradients add up
+            model.losses(micro_batch, micro_batch).mean().backward()
+        results.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    assert results[0].keys() == results[1].keys()
+    for name, wanted in results[0].items():
+        assert wanted is not None
+        torch.testing.assert_close(results[1][name], wanted, atol=1e-6, rtol=1e-5)
+
+
+def test_logits_are_those_of_the_linear_head() -> None:
+    linear, chunked = heads()
+    hidden = torch.randn(2, 3, EMBEDDING_DIM)
+    assert torch.equal(linear(hidden), chunked(hidden))
+
+
+def test_evaluation_keeps_nothing_and_a_second_backward_says_why_not() -> None:
+    _, chunked = heads()
+    hidden = torch.randn(1, 2, EMBEDDING_DIM, dtype=torch.bfloat16, requires_grad=True)
+    targets = torch.zeros(1, 2, dtype=torch.long)
+    with torch.inference_mode():
+        assert chunked.losses(hidden.detach(), targets).shape == (1, 2)
+    total = chunked.losses(hidden, targets).sum()
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="gradients twice"):
+        total.backward()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_no_fp32_tensor_has_the_size_of_all_logits(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(head_module.CHUNK_ELEMENTS, "cpu", 2 * VOCABULARY)
+    sizes = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, arguments=(), keywords=None):  # type: ignore[no-untyped-def]
+            result = function(*arguments, **(keywords or {}))
+            if isinstance(result, Tensor) and result.dtype == torch.float32:
+                sizes.append(result.numel())
+            return result
+
+    linear, chunked = heads()
+    all_logits = BATCH * TIME * VOCABULARY
+    largest = []
+    for head in (linear, chunked):
+        sizes.clear()
+        with Watch():  # type: ignore[no-untyped-call]
+            losses_and_gradients(head, precision, torch.ones(BATCH, TIME))
+        largest.append(max(size for size in sizes if size != head.weight.numel()))
+    assert largest[0] >= all_logits
+    assert largest[1] <= 2 * VOCABULARY

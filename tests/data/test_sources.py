@@ -1,5 +1,6 @@
 """Sources: every document comes out once, in order, however the input is divided; damage is named."""
 
+import gc
 import gzip
 import json
 from collections import Counter
@@ -40,6 +41,18 @@ def test_parquet_is_read_whatever_its_row_groups(tmp_path: Path, small_parts: No
     assert read(path) == TEXTS
     backwards = [list(part.documents()) for part in reversed(parts)]  # each part stands alone
     assert [text for texts in reversed(backwards) for text in texts] == TEXTS
+
+
+def test_a_row_group_is_freed_when_the_next_file_is_read(tmp_path: Path) -> None:
+    paths = [write_parquet(tmp_path / f"{number}.parquet", ["x" * 100_000] * 40) for number in range(6)]
+    before = pa.total_allocated_bytes()
+    gc.disable()  # without waiting for it to find cycles
+    try:
+        for path in paths:
+            read(path)
+        assert pa.total_allocated_bytes() - before < 2 * 4_000_000
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("kind", [pa.large_string(), pa.dictionary(pa.int32(), pa.string())])

@@ -73,15 +73,13 @@ def prepare(
     chosen = _open_tokenizer(tokenizer, opened, rule, kept)
     watching = meter(quiet=quiet)
     note(f"preparing {out} with tokenizer {chosen.name} ({chosen.vocab_size:,} ids)", quiet=quiet)
-    store = prepare_store(
-        opened,
-        chosen,
-        out,
-        rule=rule,
-        documents=kept,
-        engine=_engine(engine, workers),
-        observer=watching,
-    )
+    try:
+        store = prepare_store(
+            opened, chosen, out, rule=rule, documents=kept, engine=_engine(engine, workers), observer=watching
+        )
+    except KeyboardInterrupt:
+        note(f"stopped; finished parts are kept in {out}, and the same command goes on", quiet=quiet)
+        raise
     facts = summary(store, watching)
     if as_json:
         print_json(facts)
@@ -95,7 +93,12 @@ def _engine(name: EngineName, workers: int | None) -> "Engine":
 
     if name is EngineName.RAY:
         return RayCluster(workers, load)
-    return WorkerProcesses(workers or len(os.sched_getaffinity(0)), load)
+    return WorkerProcesses(workers or _cores(), load)
+
+
+def _cores() -> int:
+    """Cores that this process may use, which in a container can be fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _open_tokenizer(word: str, opened: "list[Source]", rule: Any, kept: Any) -> "Tokenizer":

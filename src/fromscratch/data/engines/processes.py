@@ -19,8 +19,6 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from fromscratch.data.engines.base import Facts, Job, LoadTokenizer, Run, Task
 from fromscratch.errors import FromScratchError
 
@@ -150,8 +148,7 @@ def _end_with_parent() -> None:
 
 
 def settle_worker() -> None:
-    """Keeps libraries from starting a thread per core in every process, and Arrow from hoarding memory."""
-    pa.set_memory_pool(pa.system_memory_pool())  # its own ones give pages back and fault them in again
+    """Keeps libraries from starting a thread per core in every process."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     os.environ["RAYON_NUM_THREADS"] = "1"
     os.environ["OMP_NUM_THREADS"] = "1"

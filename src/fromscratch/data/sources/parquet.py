@@ -65,15 +65,10 @@ class _Cursor:
 
     def __init__(self, path: Path, group: int, column: str) -> None:
         self.key = (path, group, column)
-        self._file = pq.ParquetFile(path, buffer_size=READ_BUFFER_BYTES, pre_buffer=False)
-        self.rows = self._file.metadata.row_group(group).num_rows
+        file = pq.ParquetFile(path, buffer_size=READ_BUFFER_BYTES, pre_buffer=False)
+        self.rows = file.metadata.row_group(group).num_rows
         self.row = 0
-        self._values = self._read(_rows_at_a_time(_text_bytes(self._file.metadata, group, column)))
-
-    def _read(self, batch_size: int) -> Iterator[Any]:
-        _, group, column = self.key
-        for batch in self._file.iter_batches(batch_size, row_groups=[group], columns=[column], use_threads=False):
-            yield from batch.column(0)
+        self._values = _row_group_values(file, group, column)  # knows nothing of self, so both are freed at once
 
     def values(self, begin: int, end: int) -> Iterator[Any]:
         """Rows ``[begin, end)``, none of which was read before."""
@@ -83,6 +78,13 @@ class _Cursor:
                 yield value
         if self.row < end:
             raise DataError(f"row group {self.key[1]} ends after {self.row} of {self.rows} rows")
+
+
+def _row_group_values(file: Any, group: int, column: str) -> Iterator[Any]:
+    batch_size = _rows_at_a_time(_text_bytes(file.metadata, group, column))
+    with file:
+        for batch in file.iter_batches(batch_size, row_groups=[group], columns=[column], use_threads=False):
+            yield from batch.column(0)
 
 
 _left_off: list[_Cursor] = []

@@ -35,7 +35,7 @@ def loss(
     from fromscratch.training.hardware import find_hardware
     from fromscratch.training.held_out import TokenSlice
     from fromscratch.training.model_sources import open_model
-    from fromscratch.training.setup import check_same_tokenizer
+    from fromscratch.training.plan import check_same_tokenizer
     from fromscratch.training.stores import open_named_store
 
     if precision not in ("fp32", "tf32", "bf16", "fp16"):

@@ -12,7 +12,8 @@ from fromscratch.errors import EXIT_DONE, EXIT_STOPPED
 
 if TYPE_CHECKING:
     from fromscratch.evaluation.training_run import RunSummary
-    from fromscratch.training.setup import Placement, PlannedRun
+    from fromscratch.training.placement import Placement
+    from fromscratch.training.plan import PlannedRun
 
 
 def train(
@@ -54,8 +55,9 @@ def train(
     from fromscratch.training.distributed import started_rank
     from fromscratch.training.launcher import is_launched, launch
     from fromscratch.training.observers import terminal_observer
+    from fromscratch.training.placement import MachineOptions, place_run
+    from fromscratch.training.plan import plan_run
     from fromscratch.training.profiling import TRACE_FILE, StepProfiler
-    from fromscratch.training.setup import MachineOptions, place_run, plan_run
 
     path = runs_dir / check_run_name(runfile.stem if name is None else name)
     plan = plan_run(runfile, overrides)

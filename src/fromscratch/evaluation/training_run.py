@@ -16,7 +16,9 @@ from fromscratch.runs.records import read_records
 from fromscratch.training.distributed import World, joined_world
 from fromscratch.training.loop import DONE, Training, train
 from fromscratch.training.observers import Observer
-from fromscratch.training.setup import Placement, PlannedRun, open_run_directory, prepare_training
+from fromscratch.training.placement import Placement
+from fromscratch.training.plan import PlannedRun
+from fromscratch.training.setup import open_run_directory, prepare_training
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from fromscratch.errors import DataError, DivergedError, UsageError
+from fromscratch.errors import DataError, DivergedError, FromScratchError, UsageError
+from fromscratch.models.gpt import GPT
 from fromscratch.models.layers import GeluMLP
 from fromscratch.runs.records import read_records
 from fromscratch.training.checkpoints import checkpoints_in, newest_valid, read_state
+from fromscratch.training.loop import Training
 from fromscratch.training.observers import SilentObserver
 from tests.small import SMALL_RUN, make_store, run_small, write_run_file
 
@@ -185,3 +187,49 @@ def test_f29_two_trainers_on_one_run(tmp_path: Path) -> None:
     intruder = Intruder()
     _, summary = run_small(file, observers=[intruder])
     assert intruder.message and summary.outcome == "done"
+
+
+class LittleMemory:
+    """A device whose memory holds so many sequences at once, as far as the model can tell."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+        self.refused: list[int] = []
+        original = GPT.losses
+
+        def losses(model: GPT, tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+            if model.training and len(tokens) > most:
+                self.refused.append(len(tokens))
+                raise torch.OutOfMemoryError(f"no memory for {len(tokens)} sequences")
+            return original(model, tokens, targets)
+
+        monkeypatch.setattr(GPT, "losses", losses)
+
+
+def test_out_of_memory_takes_smaller_pieces_and_changes_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = write_run_file(tmp_path)
+    reference, _ = run_small(file, name="reference", micro_batch=2)
+    memory = LittleMemory(monkeypatch, most=3)
+    run, summary = run_small(file, name="little", micro_batch=8)
+    assert memory.refused == [8, 4] and summary.outcome == "done"
+    events = [e["event"] for e in read_records(run.events)]
+    assert events.count("smaller-micro-batch") == 2
+    losses = [[r["loss"] for r in read_records(one.metrics)] for one in (reference, run)]
+    assert losses[0] == losses[1]
+
+
+def test_rehearsing_finds_it_out_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fromscratch.training import setup
+
+    monkeypatch.setattr(setup, "Training", lambda **facts: Training(**{**facts, "rehearses": True}))
+    LittleMemory(monkeypatch, most=2)
+    run, summary = run_small(write_run_file(tmp_path), micro_batch=8)
+    smaller = [e for e in read_records(run.events) if e["event"] == "smaller-micro-batch"]
+    assert [e["step"] for e in smaller] == [0, 0] and summary.outcome == "done"
+
+
+def test_not_even_one_sequence_fits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    LittleMemory(monkeypatch, most=0)
+    with pytest.raises(FromScratchError, match="out of memory with a single sequence"):
+        run_small(write_run_file(tmp_path))

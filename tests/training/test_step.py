@@ -43,6 +43,9 @@ class RandomBatches:
     def num_micro_batches(self) -> int:
         return -(-8 // self.micro_batch)
 
+    def smaller(self) -> None:
+        return None
+
     def micro_batches(self, step: int) -> Iterator[MicroBatch]:
         tokens = torch.randint(0, 31, (8, 9), generator=torch.Generator().manual_seed(step))
         for begin in range(0, 8, self.micro_batch):

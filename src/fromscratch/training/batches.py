@@ -1,7 +1,8 @@
 """A global batch as the micro-batches that fit the device."""
 
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol
 
@@ -48,6 +49,9 @@ class Batches(Protocol):
     def micro_batches(self, step: int) -> Iterator[MicroBatch]:
         """This process's share of the global batch of a step, in pieces, on the device."""
 
+    def smaller(self) -> "Batches | None":
+        """The same global batches in about twice as many pieces, or None where a piece is one sequence."""
+
 
 @dataclass(frozen=True)
 class TokenBatches:
@@ -83,6 +87,10 @@ class TokenBatches:
         following = [*places[1:], *(self._places(step + 1)[:1] if step + 1 < self.most_steps else [None])]
         for place, then in zip(places, following, strict=True):
             yield self._to_device(self._prefetcher.take(place, then))
+
+    def smaller(self) -> "TokenBatches | None":
+        half = math.ceil(self.micro_batch / 2)
+        return replace(self, micro_batch=half) if half < self.micro_batch else None
 
     @cached_property
     def _prefetcher(self) -> "Prefetcher[tuple[int, Sequence[int]], MicroBatch]":

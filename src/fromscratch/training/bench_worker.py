@@ -39,6 +39,10 @@ class RandomTokens:
     def targets_per_step(self) -> int:
         return self.micro_batch * self.context_length
 
+    def smaller(self) -> None:
+        """None: a measurement at another size would be another measurement."""
+        return None
+
     def micro_batches(self, step: int) -> Iterator[MicroBatch]:
         generator = torch.Generator().manual_seed(step)
         tokens = torch.randint(0, self.vocab_size, (self.micro_batch, self.context_length + 1), generator=generator)

@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from fromscratch.errors import DivergedError
+from fromscratch.errors import DivergedError, FromScratchError
 from fromscratch.files import point_link
 from fromscratch.training.checkpoints import (
     BEST,
@@ -67,6 +68,8 @@ class Training:
     """Held-out loss, or None where it was told to stop; the attribute is None where nothing is held out."""
     sample: Callable[[nn.Module], list[str]] | None = None
     """Texts sampled now, the prompts included."""
+    rehearses: bool = False
+    """Whether to find out before the first step that its pieces fit into memory."""
     world: World = field(default_factory=World)
     stop: StopRequest = field(default_factory=StopRequest)
 
@@ -101,6 +104,8 @@ def train(training: Training, *, stop_after: int | None = None) -> str:
         journal.begin(step=state.step, num_steps=training.num_steps)
         journal.announce("resumed" if state.step else "started", step=state.step, **training.identity)
         try:
+            if training.rehearses and state.step < training.num_steps:
+                rehearse(training)
             while True:
                 look(training, recorder)
                 is_over = training.world.any(stop()) or state.step == training.num_steps
@@ -128,9 +133,40 @@ def take_step(training: Training, recorder: StepRecorder) -> None:
         recorder.flush()  # the decision needs all losses before this one
         is_spike = lambda loss: spikes.is_spike(loss, state.recent_losses)  # noqa: E731
     loss_scale = stepper.precision.loss_scale()
-    result = stepper.take(state.step + state.skipped_batches, learning_rate, is_spike=is_spike)
+    while True:
+        try:
+            result = stepper.take(state.step + state.skipped_batches, learning_rate, is_spike=is_spike)
+            break
+        except torch.OutOfMemoryError:  # nothing has changed yet: the same step again, in smaller pieces
+            if training.world.size > 1:
+                raise  # the others may be waiting for this process's gradients; a restart rehearses
+            use_smaller_pieces(training)
     state.step += 1
     recorder.add(state.step, learning_rate, result, loss_scale=loss_scale)
+
+
+def rehearse(training: Training) -> None:
+    """Tries a piece of the first step, and takes smaller ones until all processes have memory for it.
+
+    Raises:
+        FromScratchError: not even one sequence fits.
+    """
+    step = training.state.step + training.state.skipped_batches
+    while training.world.any(not training.stepper.rehearse(step)):
+        use_smaller_pieces(training)
+
+
+def use_smaller_pieces(training: Training) -> None:
+    """Halves the micro-batch, which changes no result. Raises FromScratchError at one sequence."""
+    training.stepper.forget_gradients()
+    smaller = training.stepper.batches.smaller()
+    if smaller is None:
+        raise FromScratchError(
+            "out of memory with a single sequence; use --activation-checkpointing, a shorter "
+            "model.context_length, a smaller model, or a device with more memory"
+        )
+    training.stepper.batches = smaller
+    training.journal.announce("smaller-micro-batch", step=training.state.step, pieces=smaller.num_micro_batches)
 
 
 def look(training: Training, recorder: StepRecorder) -> None:

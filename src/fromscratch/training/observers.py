@@ -53,6 +53,12 @@ def describe_event(event: str, facts: dict[str, Any]) -> str:
         return f"step {step}: {facts['text']!r}"
     if event == "nonfinite":
         return f"step {step}: gradients were not finite; the step was skipped"
+    if event == "smaller-micro-batch":
+        return f"step {step}: out of memory; now {facts['pieces']} pieces per step, which changes no result"
+    if event == "spike":
+        return f"step {step}: loss {facts['loss']:.3f} is a spike"
+    if event == "rollback":
+        return f"step {step}: back to step {facts['to_step']}, past {facts['skipped_batches']} batches"
     if event == "signal":
         return f"step {step}: {facts['signal']}, saving and stopping"
     return ""

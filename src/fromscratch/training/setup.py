@@ -142,6 +142,7 @@ def prepare_training(
         identity=plan.identity,
         evaluate=_evaluator(plan, precision, placement, world),
         sample=sample,
+        rehearses=world.size > 1 or device.type == "cuda",
         world=world,
     )
 

@@ -118,6 +118,25 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         return StepResult(loss, loss_min, loss_max, norm, clipped, outcome, spike)
 
+    def rehearse(self, step: int) -> bool:
+        """Whether the first and largest piece of a step fits into memory; the gradients are thrown away."""
+        batches = self.batches.micro_batches(step)
+        try:
+            with self._apart():
+                self._backward(next(batches))
+        except torch.OutOfMemoryError:
+            return False
+        finally:
+            self.forget_gradients()
+        return True
+
+    def forget_gradients(self) -> None:
+        """Drops gradients, and the device's memory that nobody uses."""
+        self.optimizer.zero_grad(set_to_none=True)
+        set_sequence_keys(self.model, None)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
     def _accumulate_gradients(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of the mean loss of the global batch; returns that loss, and the band it lies in.
 
@@ -127,16 +146,21 @@ class Stepper:
         micro_batches = self.batches.micro_batches(step)
         for place, batch in enumerate(micro_batches):
             is_last = place == self.batches.num_micro_batches - 1
-            set_sequence_keys(self.model, batch.sequence_keys)
             with nullcontext() if is_last else self._apart():
-                with self.precision.arithmetic():
-                    total = self._loss_module(batch)
-                # DistributedDataParallel takes the mean over processes, and what is wanted is the sum.
-                self.precision.backward(total * (self._world.size / self.batches.targets_per_step))
+                total = self._backward(batch)
             sums.append(total.detach())
             means.append(total.detach() / batch.targets.numel())
         set_sequence_keys(self.model, None)
         return self._together(torch.stack(sums).sum(), torch.stack(means))
+
+    def _backward(self, batch: MicroBatch) -> Tensor:
+        """Adds a piece's part to the gradients; returns the sum of its losses."""
+        set_sequence_keys(self.model, batch.sequence_keys)
+        with self.precision.arithmetic():
+            total: Tensor = self._loss_module(batch)
+        # DistributedDataParallel takes the mean over processes, and what is wanted is the sum.
+        self.precision.backward(total * (self._world.size / self.batches.targets_per_step))
+        return total
 
     def _apart(self) -> AbstractContextManager[None]:
         """Inside, gradients stay in this process."""

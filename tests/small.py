@@ -13,7 +13,8 @@ from fromscratch.evaluation.training_run import RunSummary, run_training
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.tokenizers.bytes import BytesTokenizer
 from fromscratch.training.observers import Observer
-from fromscratch.training.setup import MachineOptions, place_run, plan_run
+from fromscratch.training.placement import MachineOptions, place_run
+from fromscratch.training.plan import plan_run
 
 SENTENCE = "the cat dog sees hears likes a small large red house tree and or but then never often"
 WORDS = SENTENCE.split()

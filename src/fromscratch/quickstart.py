@@ -27,8 +27,9 @@ from fromscratch.training.hardware import Hardware, find_hardware
 from fromscratch.training.held_out import TokenSlice
 from fromscratch.training.model_sources import open_model
 from fromscratch.training.observers import Observer
+from fromscratch.training.placement import MachineOptions, place_run
+from fromscratch.training.plan import PlannedRun, plan_run
 from fromscratch.training.precision import fast_16bit_precision
-from fromscratch.training.setup import MachineOptions, PlannedRun, place_run, plan_run
 
 HELD_OUT_SHARE = 0.03
 RUN_NAME = "quickstart"

@@ -86,9 +86,9 @@ def test_b23_long_and_empty_prompts(trained: Path) -> None:
     ("arguments", "code", "message"),
     [
         (["train", "missing.toml"], 2, "no such run file"),
-        (["train", "small.toml", "--set", "train.lr_rate=1"], 2, "did you mean 'learning_rate'"),
+        (["train", "small.toml", "--set", "train.lr_rate=1"], 2, "did you mean 'train.optimizer.learning_rate'"),
         (["train", "small.toml", "--set", "train.global_batch=0"], 2, "train.global_batch = 0"),
-        (["train", "small.toml", "--set", "train.seed=true"], 2, "train.seed = True"),
+        (["train", "small.toml", "--set", "train.seed=true"], 2, "train.seed = true"),
         (["train", "small.toml", "--set", "train.optimizer.learning_rate=inf"], 2, "must be a finite number"),
         (["train", "small.toml", "--name", "x7", "--micro-batch", "3"], 2, "valid values are 1, 2, 4, 8"),
         (["train", "small.toml", "--name", "x8", "--set", "train.schedule.warmup_steps=50"], 2, "only 20"),

@@ -17,8 +17,8 @@ from fromscratch.models.factory import build_empty, initialise
 from fromscratch.models.gpt import GPT
 from fromscratch.training.acceleration import Acceleration, accelerate, choose_acceleration
 from fromscratch.training.batches import TokenBatches
+from fromscratch.training.plan import plan_run
 from fromscratch.training.prefetch import Prefetcher
-from fromscratch.training.setup import plan_run
 from tests.small import run_small, write_run_file
 
 CPU = torch.device("cpu")

@@ -9,7 +9,7 @@ from fromscratch.cli.output import DeviceOption, JsonFlag, QuietFlag, note, prin
 
 if TYPE_CHECKING:
     from fromscratch.training.bench import Row
-    from fromscratch.training.setup import PlannedRun
+    from fromscratch.training.plan import PlannedRun
 
 Numbers = Annotated[list[int] | None, typer.Option("--micro-batch", min=1, help="Sequences at a time; repeatable.")]
 Names = Annotated[list[str] | None, typer.Option("--precision", help="fp32, tf32, bf16 or fp16; repeatable.")]
@@ -52,7 +52,7 @@ def bench(
     )
     from fromscratch.training.bench_chart import draw_speed
     from fromscratch.training.hardware import find_hardware
-    from fromscratch.training.setup import plan_run
+    from fromscratch.training.plan import plan_run
 
     check_precisions(precisions or [])
     hardware = find_hardware(device)

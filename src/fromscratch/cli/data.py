@@ -1,58 +1,148 @@
 """``fromscratch data``: from texts to token stores."""
 
+import os
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fromscratch.cli import data_stores
 from fromscratch.cli.output import JsonFlag, QuietFlag, note, print_json, print_table
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Prepare, check and read token stores.")
+if TYPE_CHECKING:
+    from fromscratch.cli.preparation import Meter
+    from fromscratch.data.engines import Engine
+    from fromscratch.data.sources import Source
+    from fromscratch.data.store import TokenStore
+    from fromscratch.tokenizers.base import Tokenizer
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Prepare, check, read and share token stores.")
+
+
+class EngineName(StrEnum):
+    """Where the work is done."""
+
+    LOCAL = "local"
+    RAY = "ray"
 
 
 @app.callback()
 def common() -> None:
-    """Prepare, check and read token stores."""
+    """Prepare, check, read and share token stores."""
 
 
 @app.command()
 def prepare(
     sources: Annotated[
-        list[str], typer.Argument(metavar="SOURCE...", help="Text files, folders, or python-docs[:package,...].")
+        list[str],
+        typer.Argument(
+            metavar="SOURCE...",
+            help="Files or folders of parquet, JSON Lines or text; hf://owner/name[?name=CONFIG]; "
+            "or python-docs[:package,...].",
+        ),
     ],
     out: Annotated[Path, typer.Option(help="The store to make.")],
     tokenizer: Annotated[str, typer.Option(help="gpt2, bytes, train:N, or the path of a tokenizer.")] = "gpt2",
     validation: Annotated[
         float, typer.Option(min=0.0, max=0.5, help="Share of documents held out, chosen by a hash of their text.")
     ] = 0.01,
+    text_column: Annotated[str, typer.Option(help="Column (parquet) or key (JSON Lines) of the text.")] = "text",
+    workers: Annotated[int | None, typer.Option(min=1, help="Processes; one per core by default.")] = None,
+    engine: Annotated[EngineName, typer.Option(help="This machine, or the Ray cluster.")] = EngineName.LOCAL,
+    deduplicate: Annotated[bool, typer.Option("--deduplicate", help="Keep one of identical documents.")] = False,
+    min_characters: Annotated[int, typer.Option(min=1, help="Leave shorter documents out.")] = 1,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave damaged input out and count it.")] = False,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
     """Turn texts into a token store.
 
-    A preparation that was interrupted goes on when the same command is given again.
+    A preparation that was interrupted goes on when the same command is given again; the store is the
+    same whatever the interruptions and the number of workers.
 
     Example: fromscratch data prepare my-texts/ --out my-store --tokenizer train:8192
     """
-    from fromscratch.data.prepare import SplitRule, prepare_store, training_documents
+    from fromscratch.cli.preparation import meter
+    from fromscratch.data.documents import DocumentRule, SplitRule
+    from fromscratch.data.prepare import prepare_store
     from fromscratch.data.sources import open_source
+
+    rule, kept = SplitRule(validation), DocumentRule(min_characters, deduplicate, skip_bad)
+    opened = [open_source(word, text_column=text_column) for word in sources]
+    chosen = _open_tokenizer(tokenizer, opened, rule, kept)
+    watching = meter(quiet=quiet)
+    note(f"preparing {out} with tokenizer {chosen.name} ({chosen.vocab_size:,} ids)", quiet=quiet)
+    try:
+        store = prepare_store(
+            opened, chosen, out, rule=rule, documents=kept, engine=_engine(engine, workers), observer=watching
+        )
+    except KeyboardInterrupt:
+        note(f"stopped; finished parts are kept in {out}, and the same command goes on", quiet=quiet)
+        raise
+    facts = summary(store, watching)
+    if as_json:
+        print_json(facts)
+    else:
+        print_table(_rows(facts))
+
+
+def _engine(name: EngineName, workers: int | None) -> "Engine":
+    from fromscratch.data.engines import RayCluster, WorkerProcesses
+    from fromscratch.tokenizers.loading import load
+
+    if name is EngineName.RAY:
+        return RayCluster(workers, load)
+    return WorkerProcesses(workers or _cores(), load)
+
+
+def _cores() -> int:
+    """Cores that this process may use, which in a container can be fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _open_tokenizer(word: str, opened: "list[Source]", rule: Any, kept: Any) -> "Tokenizer":
+    from fromscratch.data.documents import training_documents
     from fromscratch.tokenizers.loading import open_tokenizer
 
-    rule = SplitRule(validation)
-    opened = [open_source(word) for word in sources]
-    chosen = open_tokenizer(tokenizer, corpus=lambda: training_documents(opened, rule))
-    store = prepare_store(
-        opened,
-        chosen,
-        out,
-        rule=rule,
-        on_part=lambda name, tokens: note(f"{name}: {tokens:,} tokens", quiet=quiet),
-    )
-    if as_json:
-        print_json({"store": str(out), **store.manifest.model_dump()})
-        return
-    rows = [("store", str(out)), ("tokenizer", f"{chosen.name}, {chosen.vocab_size:,} ids")]
-    for name, split in store.manifest.splits.items():
-        rows.append((name, f"{split.documents:,} documents, {split.tokens:,} tokens, {split.bytes:,} bytes"))
-    rows.append(("skipped", f"{store.manifest.skipped.get('empty', 0):,} empty documents"))
-    print_table(rows)
+    return open_tokenizer(word, corpus=lambda: training_documents(opened, rule, kept))
+
+
+def summary(store: "TokenStore", watched: "Meter") -> dict[str, Any]:
+    """What was made, and how fast this session made its share of it."""
+    manifest = store.manifest
+    sums = {
+        key: sum(getattr(split, key) for split in manifest.splits.values()) for key in ("documents", "tokens", "bytes")
+    }
+    timed = watched.parts > 0
+    return {
+        "store": str(store.path),
+        **sums,
+        "tokens_per_byte": sums["tokens"] / sums["bytes"],
+        "skipped": manifest.skipped,
+        "splits": {name: split.model_dump(exclude={"shards"}) for name, split in manifest.splits.items()},
+        "shards": sum(len(split.shards) for split in manifest.splits.values()),
+        "tokenizer": manifest.tokenizer,
+        "source": manifest.source,
+        "seconds": watched.seconds if timed else None,
+        "bytes_per_second": watched.text_bytes / watched.seconds if timed else None,
+        "tokens_per_second": watched.tokens / watched.seconds if timed else None,
+    }
+
+
+def _rows(facts: dict[str, Any]) -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = [("store", facts["store"])]
+    rows.append(("tokenizer", f"{facts['tokenizer']['name']}, {facts['tokenizer']['vocab_size']:,} ids"))
+    rows += [(key, facts[key]) for key in ("documents", "tokens", "bytes")]
+    rows.append(("tokens per byte", facts["tokens_per_byte"]))
+    for name, split in facts["splits"].items():
+        rows.append((name, f"{split['documents']:,} documents, {split['tokens']:,} tokens, {split['bytes']:,} bytes"))
+    skipped = ", ".join(f"{count:,} {reason}" for reason, count in facts["skipped"].items())
+    rows.append(("skipped", skipped or "none"))
+    if facts["seconds"] is None:
+        return [*rows, ("time", "nothing was left to do")]
+    speed = f"{facts['bytes_per_second'] / 1e6:,.1f} MB/s, {facts['tokens_per_second']:,.0f} tokens/s"
+    return [*rows, ("time", f"{facts['seconds']:,.1f} s, {speed}")]
+
+
+data_stores.add_to(app)

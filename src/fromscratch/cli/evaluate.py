@@ -1,6 +1,5 @@
 """``fromscratch eval``: measures of a trained model."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,7 +17,7 @@ def common() -> None:
 @app.command()
 def loss(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="A run, RUN@latest, RUN@step-N, or a checkpoint.")],
-    store: Annotated[Path, typer.Option(help="The token store to evaluate on.")],
+    store: Annotated[str, typer.Option(help="The token store to evaluate on: a folder, or hf://owner/name.")],
     split: Annotated[str, typer.Option(help="Which split of it.")] = "validation",
     start: Annotated[int, typer.Option(min=0, help="First token of the slice.")] = 0,
     tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to predict; all by default.")] = None,
@@ -31,23 +30,23 @@ def loss(
 
     Example: fromscratch eval loss runs/baseline --store my-store --tokens 100000
     """
-    from fromscratch.data.store import open_store
     from fromscratch.errors import UsageError
     from fromscratch.evaluation.loss import evaluate_loss, record_loss
     from fromscratch.training.hardware import find_hardware
     from fromscratch.training.held_out import TokenSlice
     from fromscratch.training.model_sources import open_model
-    from fromscratch.training.setup import check_same_tokenizer
+    from fromscratch.training.plan import check_same_tokenizer
+    from fromscratch.training.stores import open_named_store
 
     if precision not in ("fp32", "tf32", "bf16", "fp16"):
         raise UsageError(f"--precision {precision}: must be fp32, tf32, bf16 or fp16")
     hardware = find_hardware(device)
     loaded = open_model(model, hardware)
-    opened = open_store(store)
+    opened = open_named_store(store)
     check_same_tokenizer(opened, loaded.tokenizer)
     part = TokenSlice.of(opened.split(split), start=start, tokens=tokens)
     report = evaluate_loss(loaded.model, loaded.tokenizer, part, hardware, batch=batch, precision=precision)
-    facts = {"store": str(store), "split": split, "start": start, "precision": precision}
+    facts = {"store": store, "split": split, "start": start, "precision": precision}
     record_loss(loaded, report, **facts)
     everything = {"model": model, "step": loaded.step, **facts, **report.facts()}
     if as_json:

@@ -1,5 +1,6 @@
 """``fromscratch train``."""
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -7,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fromscratch.cli.output import DeviceOption, JsonFlag, QuietFlag, note, print_json, print_table
-from fromscratch.errors import EXIT_STOPPED
+from fromscratch.errors import EXIT_DONE, EXIT_STOPPED
 
 if TYPE_CHECKING:
     from fromscratch.evaluation.training_run import RunSummary
-    from fromscratch.training.setup import Placement, PlannedRun
+    from fromscratch.training.placement import Placement
+    from fromscratch.training.plan import PlannedRun
 
 
 def train(
@@ -25,6 +27,9 @@ def train(
         int | None, typer.Option(min=1, help="Sequences per forward pass; changes the speed, not the result.")
     ] = None,
     device: DeviceOption = None,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Processes on this machine, one per device; changes only the speed.")
+    ] = None,
     compile_model: Annotated[
         bool | None, typer.Option("--compile/--no-compile", help="Use torch.compile; by default where it pays.")
     ] = None,
@@ -47,9 +52,12 @@ def train(
     """
     from fromscratch.evaluation.training_run import run_training
     from fromscratch.runs.directory import RunDirectory, check_run_name
+    from fromscratch.training.distributed import started_rank
+    from fromscratch.training.launcher import is_launched, launch
     from fromscratch.training.observers import terminal_observer
+    from fromscratch.training.placement import MachineOptions, place_run
+    from fromscratch.training.plan import plan_run
     from fromscratch.training.profiling import TRACE_FILE, StepProfiler
-    from fromscratch.training.setup import MachineOptions, place_run, plan_run
 
     path = runs_dir / check_run_name(runfile.stem if name is None else name)
     plan = plan_run(runfile, overrides)
@@ -59,16 +67,21 @@ def train(
         compile=compile_model,
         activation_checkpointing=activation_checkpointing,
     )
+    if processes is not None and processes > 1 and not is_launched():
+        place_run(plan, RunDirectory(path), machine, world_size=processes)  # bad input is told once, and here
+        raise typer.Exit(launch(sys.argv[1:], RunDirectory(path), processes=processes))
     placement = place_run(plan, RunDirectory(path), machine)
-    note(describe(plan, placement, path), quiet=quiet)
+    speaks = started_rank() == 0
+    note(describe(plan, placement, path), quiet=quiet or not speaks)
     observers = [] if quiet else [terminal_observer()]
     if profile is not None:
         observers.append(StepProfiler(path / TRACE_FILE, profile))
     summary = run_training(plan, path, placement, observers=observers, fresh=fresh, stop_after=stop_after)
-    report(summary, as_json=as_json)
+    if speaks:
+        report(summary, as_json=as_json)
     if summary.outcome != "done":
-        note(f"stopped at step {summary.step} of {summary.num_steps}; the same command goes on from there")
-        raise typer.Exit(EXIT_STOPPED)
+        note(f"stopped at step {summary.step} of {summary.num_steps}; the same command goes on", quiet=not speaks)
+        raise typer.Exit(EXIT_DONE if is_launched() else EXIT_STOPPED)
 
 
 def describe(plan: "PlannedRun", placement: "Placement", path: Path) -> str:
@@ -91,6 +104,7 @@ def report(summary: "RunSummary", *, as_json: bool) -> None:
         print_json(asdict(summary))
         return
     best = f"{summary.best_loss:.4f} at step {summary.best_step:,}" if summary.best_loss is not None else None
+    best_name = "best held-out loss" if summary.best_is_held_out else "best mean training loss"
     print_table(
         [
             ("run", summary.run),
@@ -102,7 +116,7 @@ def report(summary: "RunSummary", *, as_json: bool) -> None:
             ("MFU", summary.mfu and f"{summary.mfu:.1%}"),
             ("peak memory", f"{summary.peak_memory_bytes / 2**20:,.0f} MiB"),
             ("final training loss", summary.final_loss),
-            ("best held-out loss", best),
+            (best_name, best),
             ("steps", ", ".join(f"{count:,} {outcome}" for outcome, count in summary.outcomes.items())),
         ]
     )

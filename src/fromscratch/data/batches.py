@@ -53,15 +53,19 @@ class SequenceBatches:
         """
         steps = -(-tokens // self.tokens_per_step)
         if steps > self.most_steps:
-            needed = self.start_token + steps * self.tokens_per_step + 1
-            found = self.split.tokens
-            times = f", read {self.epochs} times" if self.epochs > 1 else ""
-            raise DataError(
-                f"split '{self.split.name}' has {found:,} tokens{times}, but the run needs {needed:,} "
-                f"({steps:,} steps of {self.tokens_per_step:,} tokens from token {self.start_token:,}); "
-                'lower data.tokens, raise data.epochs, or use tokens = "all"'
-            )
+            raise DataError(self._what_is_missing(steps))
         return steps
+
+    def _what_is_missing(self, steps: int) -> str:
+        sequences = -(-steps * self.global_batch // self.epochs)  # per epoch
+        needed = self.start_token + sequences * self.context_length + 1
+        times = f", read {self.epochs} times," if self.epochs > 1 else ""
+        advice = "lower data.tokens, raise data.epochs" + (", lower data.start_token" if self.start_token else "")
+        return (
+            f"split '{self.split.name}' has {self.split.tokens:,} tokens{times} but the run needs {needed:,} "
+            f"({steps:,} steps of {self.tokens_per_step:,} tokens from token {self.start_token:,}, and the one after "
+            f'the last); {advice}, or use tokens = "all" (that is {self.most_steps:,} steps)'
+        )
 
     def sequence_indices(self, step: int) -> range:
         """The places in the run's order that a step takes."""
@@ -72,6 +76,17 @@ class SequenceBatches:
         length = self.context_length
         starts = [self.start_token + self._sequence_at(index) * length for index in indices]
         return np.stack([self.split.read(start, length + 1) for start in starts])
+
+    def document_numbers(self, indices: Sequence[int], end_of_text: int) -> NDArray[np.int64]:
+        """Which document each input belongs to, counted from 0 in every sequence: [len(indices), T].
+
+        A model may use it as an attention mask: position i sees j only where both numbers are equal
+        (and j <= i). The end-of-text belongs to the document it ends.
+        """
+        inputs = self.read(indices)[:, :-1]  # [len(indices), T]
+        begins = np.zeros_like(inputs)
+        begins[:, 1:] = inputs[:, :-1] == end_of_text
+        return np.cumsum(begins, axis=1)
 
     def _sequence_at(self, index: int) -> int:
         epoch, place = divmod(index, self.sequences_per_epoch)

@@ -37,7 +37,7 @@ class ShardWriter:
         self.path = path
         self.tokens = 0
         self._dtype = dtype
-        self._temporary = path.with_name(f".{path.name}.tmp")
+        self._temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
         self._file = self._temporary.open("wb")
         self._file.write(b" " * HEADER_BYTES)
 
@@ -60,6 +60,11 @@ class ShardWriter:
         self._file.close()
         self._temporary.replace(self.path)
 
+    def abandon(self) -> None:
+        """Leaves nothing behind."""
+        self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
     def __enter__(self) -> Self:
         return self
 
@@ -69,8 +74,7 @@ class ShardWriter:
         if kind is None:
             self.close()
         else:
-            self._file.close()
-            self._temporary.unlink(missing_ok=True)
+            self.abandon()
 
 
 def map_shard(path: Path) -> Tokens:

@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from fromscratch.data.plain_store import is_plain_store, plain_manifest
 from fromscratch.data.shards import Tokens, map_shard
 from fromscratch.errors import DataError
-from fromscratch.files import MANIFEST, read_json_object, sha256_of
+from fromscratch.files import MANIFEST, read_json_object
 
 STORE_FORMAT = 1
 TOKENIZER_FOLDER = "tokenizer"
@@ -31,18 +32,20 @@ class ShardRecord(_Record):
 
     file: str
     tokens: int
-    documents: int
-    bytes: int
+    documents: int | None
+    """None is unknown, here and below: others' stores do not say."""
+    bytes: int | None
     """Of UTF-8 text, the end-of-text ids not counted."""
     sha256: str
+    """``sampled:`` and a hash of some of the content where nobody recorded a checksum."""
 
 
 class SplitRecord(_Record):
     """One split: its shards in order and their sums."""
 
     tokens: int
-    documents: int
-    bytes: int
+    documents: int | None
+    bytes: int | None
     shards: list[ShardRecord]
 
 
@@ -55,8 +58,12 @@ class Manifest(_Record):
     splits: dict[str, SplitRecord]
     source: list[str]
     split_rule: dict[str, Any]
+    documents: dict[str, Any] = {}
+    """The rule that decided which documents were kept."""
     skipped: dict[str, int] = {}
     """Documents left out, by reason."""
+    plan_sha256: str = ""
+    """Names the sources and settings: the same plan makes the same store."""
 
 
 @dataclass(frozen=True)
@@ -135,12 +142,9 @@ class TokenStore:
             total += len(tokens)
         return TokenSplit(name, tuple(shards), tuple(begins))
 
-    def verify_checksums(self) -> None:
-        """Reads every shard and compares its SHA-256. Raises DataError at the first that differs."""
-        for split in self.manifest.splits.values():
-            for shard in split.shards:
-                if sha256_of(self._inside(shard.file)) != shard.sha256:
-                    raise DataError(f"{self.path / shard.file}: content does not match the manifest; it is damaged")
+    def shard_path(self, shard: ShardRecord) -> Path:
+        """Where a shard lies. Raises DataError where it is missing."""
+        return self._inside(shard.file)
 
     def _inside(self, name: str) -> Path:
         path = self.path / name
@@ -150,16 +154,17 @@ class TokenStore:
 
 
 def open_store(path: Path) -> TokenStore:
-    """Opens a store for reading.
+    """Opens a store for reading: one made here, or a folder of two plain files (``plain_store``).
 
     Raises:
         DataError: no such folder, no manifest, a malformed one, or one of a newer format.
     """
     if not path.is_dir():
         raise DataError(f"store {path}: no such folder; make one with 'fromscratch data prepare'")
-    if not (path / MANIFEST).is_file():
+    has_manifest = (path / MANIFEST).is_file()
+    if not has_manifest and not is_plain_store(path):
         raise DataError(f"store {path}: has no {MANIFEST}; its preparation did not finish, or it is no token store")
-    raw = read_json_object(path / MANIFEST)
+    raw = read_json_object(path / MANIFEST) if has_manifest else plain_manifest(path)
     version = raw.get("store_format")
     if isinstance(version, int) and version > STORE_FORMAT:
         raise DataError(f"store {path}: written in format {version}, this version reads up to {STORE_FORMAT}; upgrade")

@@ -16,7 +16,9 @@ from fromscratch.runs.records import read_records
 from fromscratch.training.distributed import World, joined_world
 from fromscratch.training.loop import DONE, Training, train
 from fromscratch.training.observers import Observer
-from fromscratch.training.setup import Placement, PlannedRun, open_run_directory, prepare_training
+from fromscratch.training.placement import Placement
+from fromscratch.training.plan import PlannedRun
+from fromscratch.training.setup import open_run_directory, prepare_training
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class RunSummary:
     """Mean training loss of the last fiftieth of the steps."""
     best_loss: float | None
     best_step: int | None
+    best_is_held_out: bool
+    """Whether the best loss is of held-out text; else it is the mean training loss before a checkpoint."""
     outcomes: dict[str, int]
     """How many steps were normal, clipped, not finite in one way or another, or spikes."""
 
@@ -111,6 +115,7 @@ def summarise(plan: PlannedRun, training: Training, outcome: str, placement: Pla
         final_loss=_mean_of_last(records),
         best_loss=state.best_loss,
         best_step=state.best_step,
+        best_is_held_out=training.evaluate is not None,
         outcomes=dict(Counter(str(record.get("outcome")) for record in records)),
     )
 

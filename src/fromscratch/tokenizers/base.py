@@ -31,6 +31,8 @@ class Tokenizer(ABC):
     """Number of ids, the end-of-text id included; every id is below it."""
     end_of_text: int
     """The id that ends every document."""
+    threads: int | None = None
+    """Most threads that ``encode_documents`` starts; None is one per core."""
 
     @abstractmethod
     def encode_documents(self, documents: Sequence[str]) -> list[Ids]:

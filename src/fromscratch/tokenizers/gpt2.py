@@ -9,11 +9,11 @@ import json
 import os
 import tempfile
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from hashlib import sha1
 from pathlib import Path
 
-import numpy as np
 import tiktoken
 from tiktoken_ext.openai_public import r50k_pat_str
 
@@ -51,13 +51,20 @@ class GPT2Tokenizer(Tokenizer):
         ranks = {bytes_of_token(token): index for token, index in vocabulary.ids.items() if token != END_OF_TEXT}
         self.end_of_text = vocabulary.ids.get(END_OF_TEXT, len(ranks))
         self.vocab_size = max(*ranks.values(), self.end_of_text) + 1
-        self._engine = tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={})
+        special = {END_OF_TEXT: self.end_of_text}  # with none at all, tiktoken searches for the empty string
+        self._engine = tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special)
 
     def encode_documents(self, documents: Sequence[str]) -> list[Ids]:
-        """Ids of each document, on as many threads as there are cores."""
-        clean = [text.encode("utf-8", "replace").decode() for text in documents]
-        encoded = self._engine.encode_ordinary_batch(clean, num_threads=os.cpu_count() or 1)
-        return [np.array(ids, dtype=np.uint32) for ids in encoded]
+        """Ids of each document, on as many threads as there are cores, or as ``threads`` says."""
+        clean = [t if t.isascii() else t.encode("utf-8", "replace").decode() for t in documents]
+        if self.threads == 1:
+            return [self._encode(text) for text in clean]
+        with ThreadPoolExecutor(self.threads or os.cpu_count() or 1) as pool:
+            return list(pool.map(self._encode, clean))
+
+    def _encode(self, text: str) -> Ids:
+        """Without the list of Python integers that ``encode_ordinary`` makes; no special token is allowed."""
+        return self._engine.encode_to_numpy(text, disallowed_special=())
 
     def token_bytes(self) -> list[bytes]:
         """The bytes of every merge, by id."""

@@ -124,6 +124,11 @@ def started_world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def started_rank() -> int:
+    """Which of all processes torchrun says this is; 0 without it."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def started_local_rank() -> int:
     """Which process of this machine torchrun says this is; 0 without it."""
     return int(os.environ.get("LOCAL_RANK", "0"))

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fromscratch.data.sources.base import Part
+from fromscratch.data.sources.base import Document, Part
 from fromscratch.errors import UsageError
 
 STANDARD_LIBRARY = "stdlib"
@@ -45,8 +45,7 @@ class PythonDocs:
         Raises:
             UsageError: a named package is not installed.
         """
-        roots = list(self._roots())
-        return [Part(name="python-docs", documents=lambda: unique(_documents_below(roots)))]
+        return [PythonDocsPart(tuple(self._roots()))]
 
     def _roots(self) -> Iterator[Path]:
         site_packages = Path(sysconfig.get_path("purelib"))
@@ -58,6 +57,18 @@ class PythonDocs:
                     f"install it, or name others ({STANDARD_LIBRARY} is the standard library)"
                 )
             yield root
+
+
+@dataclass(frozen=True)
+class PythonDocsPart:
+    """All documents below some folders, each text once."""
+
+    roots: tuple[Path, ...]
+    name: str = "python-docs"
+    text_bytes: int = 0
+
+    def documents(self) -> Iterator[Document]:
+        return unique(_documents_below(self.roots))
 
 
 def installed_packages(site_packages: Path) -> list[str]:

@@ -1,0 +1,216 @@
+"""Speed and memory of ``data prepare`` beside plain tiktoken on the same text.
+
+Both run in the same number of processes, one after the other in turns, so that a machine that is
+busy with something else slows both. Start-up (processes, imports, tokenizer) is excluded from both;
+plain tiktoken has its texts in memory and throws its tokens away, while ``prepare`` reads parquet,
+splits, writes, flushes and checks its shards.
+
+    python benchmarks/data.py FILE.parquet... --processes 2 --repeats 5 --larger 20 --json out.json
+"""
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import shutil
+import statistics
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fromscratch.data.documents import SplitRule
+from fromscratch.data.engines import WorkerProcesses
+from fromscratch.data.prepare import PreparationObserver, prepare_store
+from fromscratch.data.sources import Files
+from fromscratch.tokenizers.gpt2 import load_gpt2
+from fromscratch.tokenizers.loading import load
+
+SECONDS_BETWEEN_SAMPLES = 0.05
+
+
+class Stopwatch(PreparationObserver):
+    """Starts when the workers are ready."""
+
+    def begin(self, *, total_bytes: int, done_bytes: int, tokens: int) -> None:
+        self.began_at = time.perf_counter()
+
+
+def time_prepare(files: list[Path], processes: int) -> tuple[float, int]:
+    """Seconds from ready workers to the finished store, and bytes of text."""
+    watch = Stopwatch()
+    with tempfile.TemporaryDirectory() as folder:
+        store = prepare_store(
+            [Files(path) for path in files],
+            load_gpt2(),
+            Path(folder, "store"),
+            rule=SplitRule(0.01),
+            engine=WorkerProcesses(processes, load),
+            observer=watch,
+        )
+        seconds = time.perf_counter() - watch.began_at
+        return seconds, sum(split.bytes or 0 for split in store.manifest.splits.values())
+
+
+def time_tiktoken(files: list[Path], processes: int) -> float:
+    """Seconds in which the processes encode all documents, dealt out one by one."""
+    context = multiprocessing.get_context("spawn")
+    pipes = [context.Pipe() for _ in range(processes)]
+    workers = [
+        context.Process(target=encode_share, args=(there, files, number, processes))
+        for number, (_, there) in enumerate(pipes)
+    ]
+    for worker in workers:
+        worker.start()
+    for here, _ in pipes:
+        here.recv()
+    began_at = time.perf_counter()
+    for here, _ in pipes:
+        here.send("go")
+    for here, _ in pipes:
+        here.recv()
+    seconds = time.perf_counter() - began_at
+    for worker in workers:
+        worker.join()
+    return seconds
+
+
+def encode_share(connection: Connection, files: list[Path], number: int, processes: int) -> None:
+    """One process of plain tiktoken: every n-th document."""
+    texts = [t for f in files for t in pq.read_table(f, columns=["text"]).column(0).to_pylist() if t][number::processes]
+    engine = load_gpt2()._engine
+    engine.encode_ordinary("ready")
+    connection.send("ready")
+    connection.recv()
+    for text in texts:
+        engine.encode_ordinary(text)
+    connection.send("done")
+
+
+@contextmanager
+def sampled_memory() -> Iterator[list[int]]:
+    """The memory of this process and all below it (proportional set size), sampled while the block runs."""
+    samples, stop = [tree_memory_bytes()], threading.Event()
+
+    def sample() -> None:
+        while not stop.wait(SECONDS_BETWEEN_SAMPLES):
+            samples.append(tree_memory_bytes())
+
+    thread = threading.Thread(target=sample)
+    thread.start()
+    try:
+        yield samples
+    finally:
+        stop.set()
+        thread.join()
+
+
+def tree_memory_bytes() -> int:
+    """Sum of the proportional set sizes of this process and its descendants (Linux)."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue
+    tree = {os.getpid()}
+    while more := {child for child, parent in parents.items() if parent in tree} - tree:
+        tree |= more
+    return sum(map(_memory_bytes, tree))
+
+
+def _memory_bytes(process: int) -> int:
+    try:
+        lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:")), 0)
+
+
+def larger(files: list[Path], times: int, folder: Path) -> list[Path]:
+    """The same files, that many times; every copy its own file."""
+    copies = [folder / f"{number:03}-{path.name}" for number in range(times) for path in files]
+    for copy in copies:
+        shutil.copyfile(next(path for path in files if copy.name.endswith(path.name)), copy)
+    return copies
+
+
+def one_large_file(files: list[Path], times: int, folder: Path) -> list[Path]:
+    """The same documents, that many times, in one file with large row groups."""
+    table = pa.concat_tables([pq.read_table(path, columns=["text"]) for path in files])
+    path = folder / "large.parquet"
+    with pq.ParquetWriter(path, table.schema, compression="zstd") as writer:
+        for _ in range(times):
+            writer.write_table(table, row_group_size=len(table))
+    return [path]
+
+
+def peak_memory(files: list[Path], processes: int) -> dict[str, float]:
+    """Peak memory of a preparation, all processes."""
+    with sampled_memory() as samples:
+        before = samples[0]
+        seconds, text_bytes = time_prepare(files, processes)
+    return {"bytes": text_bytes, "seconds": seconds, "peak_memory_bytes": max(samples), "before_bytes": before}
+
+
+def main() -> None:
+    """Measures, prints a table, writes JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("files", nargs="+", type=Path)
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--larger", type=int, default=20, help="Size of the larger input for memory; 1 is none.")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    seconds: dict[str, list[float]] = {"tiktoken": [], "prepare": []}
+    for _ in range(options.repeats):
+        seconds["tiktoken"].append(time_tiktoken(options.files, options.processes))
+        taken, text_bytes = time_prepare(options.files, options.processes)
+        seconds["prepare"].append(taken)
+    speeds = {name: [text_bytes / s / 1e6 for s in taken] for name, taken in seconds.items()}
+    ratios = [p / t for p, t in zip(speeds["prepare"], speeds["tiktoken"], strict=True)]
+    memory = {"1x": peak_memory(options.files, options.processes)}
+    if options.larger > 1:
+        with tempfile.TemporaryDirectory() as folder:
+            copies = larger(options.files, options.larger, Path(folder))
+            memory[f"{options.larger}x, files"] = peak_memory(copies, options.processes)
+        with tempfile.TemporaryDirectory() as folder:
+            large = one_large_file(options.files, options.larger, Path(folder))
+            memory[f"{options.larger}x, one file"] = peak_memory(large, options.processes)
+    report(options, text_bytes, speeds, ratios, memory)
+
+
+def report(
+    options: argparse.Namespace,
+    text_bytes: int,
+    speeds: dict[str, list[float]],
+    ratios: list[float],
+    memory: dict[str, Any],
+) -> None:
+    """The table, and the JSON where asked for."""
+    print(f"{text_bytes / 1e6:.1f} MB of text, {options.processes} processes, {options.repeats} rounds in turns")
+    print(f"{'MB/s':<16} median     lowest    highest")
+    for name, found in speeds.items():
+        print(f"{name:<16} {statistics.median(found):6.1f}     {min(found):6.1f}     {max(found):6.1f}")
+    print(f"{'prepare/tiktoken':<16} {statistics.median(ratios):6.2f}     {min(ratios):6.2f}     {max(ratios):6.2f}")
+    print("\nprepare, input     text MB   MB/s   peak memory of all processes, MB")
+    for name, facts in memory.items():
+        speed = facts["bytes"] / facts["seconds"] / 1e6
+        peak = facts["peak_memory_bytes"] / 1e6
+        print(f"{name:<16} {facts['bytes'] / 1e6:9.0f} {speed:6.1f}   {peak:8.0f}")
+    if options.json:
+        facts = {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "text_bytes": text_bytes}
+        facts |= {"processes": options.processes, "mb_per_second": speeds, "ratios": ratios, "memory": memory}
+        options.json.write_text(json.dumps(facts, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""The text of a few tokens of a store, with the boundaries between them visible."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from fromscratch.data.store import TokenSplit
+from fromscratch.errors import UsageError
+
+END_OF_TEXT_MARK = "<|endoftext|>"
+
+
+@dataclass(frozen=True)
+class ShownToken:
+    """One id and what it stands for."""
+
+    id: int
+    bytes: bytes
+    is_end: bool
+
+    @property
+    def text(self) -> str:
+        """Its text; bytes that are no whole character as ``\\xNN``."""
+        return END_OF_TEXT_MARK if self.is_end else self.bytes.decode("utf-8", "backslashreplace")
+
+
+def show_tokens(
+    split: TokenSplit, table: Sequence[bytes], *, start: int, tokens: int, end_of_text: int
+) -> list[ShownToken]:
+    """Tokens ``[start, start + tokens)`` of a split, fewer at its end.
+
+    ``table`` holds the bytes of every id. Raises UsageError where the split has no such token.
+    """
+    if start >= split.tokens:
+        raise UsageError(f"--start {start:,}: split '{split.name}' has {split.tokens:,} tokens, counted from 0")
+    ids = split.read(start, min(tokens, split.tokens - start)).tolist()
+    return [ShownToken(i, table[i] if i < len(table) else b"", i == end_of_text) for i in ids]
+
+
+def plain_text(shown: Sequence[ShownToken]) -> str:
+    """The text alone; a blank line where a document ends."""
+    return b"".join(b"\n\n" if token.is_end else token.bytes for token in shown).decode("utf-8", "replace")
+
+
+def text_with_boundaries(shown: Sequence[ShownToken]) -> str:
+    """The text with ``|`` between tokens; every document begins on a new line."""
+    return "".join(token.text + ("|\n" if token.is_end else "|") for token in shown).removesuffix("\n")

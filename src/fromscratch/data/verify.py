@@ -1,0 +1,143 @@
+"""Is a store what its manifest says, and can a model be trained and judged on it?"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fromscratch.data.plain_store import sampled_fingerprint
+from fromscratch.data.scan import blocks_of, document_hashes
+from fromscratch.data.shards import Tokens, map_shard
+from fromscratch.data.store import ShardRecord, TokenSplit, TokenStore
+from fromscratch.errors import DataError
+from fromscratch.files import sha256_of
+
+SAMPLED = "sampled:"
+ONE_TOKEN_SHARE = 0.9  # of a split; text of any language stays far below
+
+
+@dataclass
+class Verification:
+    """What was found."""
+
+    problems: list[str] = field(default_factory=list)
+    """Each makes the store unfit for use."""
+    warnings: list[str] = field(default_factory=list)
+    """What a person should know."""
+    shards: int = 0
+    tokens: int = 0
+
+
+def verify_store(store: TokenStore) -> Verification:
+    """Reads all of a store and compares it with its manifest.
+
+    Checksums, dtype and length of every shard, ids within the vocabulary, end-of-text after every
+    document and nowhere else, sums, and no document in both training and validation.
+    """
+    found = Verification()
+    whole = True
+    for name, record in store.manifest.splits.items():
+        problems_before = len(found.problems)
+        for shard in record.shards:
+            found.problems += list(_shard_problems(store, shard, found.warnings))
+            found.shards += 1
+            found.tokens += shard.tokens
+        for key in ("tokens", "documents", "bytes"):
+            parts = [getattr(shard, key) for shard in record.shards]
+            total = None if None in parts else sum(parts)
+            if total != getattr(record, key):
+                found.problems.append(
+                    f"split '{name}': the manifest says {getattr(record, key)} {key}, but its shards have {total}"
+                )
+        if len(found.problems) > problems_before:
+            whole = False
+            continue
+        found.warnings += list(_monotony(store, name))
+    if whole:
+        found.problems += list(_overlap(store))
+    return found
+
+
+def _shard_problems(store: TokenStore, shard: ShardRecord, warnings: list[str]) -> Iterator[str]:
+    path = store.path / shard.file
+    try:
+        tokens = map_shard(store.shard_path(shard))
+    except DataError as error:
+        yield str(error)
+        return
+    if len(tokens) != shard.tokens:
+        yield f"{path}: {len(tokens)} tokens, but the manifest says {shard.tokens}"
+    if tokens.dtype != np.dtype(store.manifest.dtype):
+        yield f"{path}: tokens of {tokens.dtype}, but the manifest says {store.manifest.dtype}"
+    if shard.sha256.startswith(SAMPLED):
+        warnings.append(f"{path}: no checksum was recorded, so damage cannot be told")
+        matches = sampled_fingerprint(tokens) == shard.sha256
+    else:
+        matches = sha256_of(path) == shard.sha256
+    if not matches:
+        yield f"{path}: its content does not match the SHA-256 in the manifest; the file is damaged"
+    yield from _id_problems(store, shard, tokens, warnings)
+
+
+def _id_problems(store: TokenStore, shard: ShardRecord, tokens: Tokens, warnings: list[str]) -> Iterator[str]:
+    path, end_of_text = store.path / shard.file, int(store.manifest.tokenizer["end_of_text"])
+    begin = ends = 0
+    last = -1
+    for block in blocks_of(tokens):
+        outside = np.flatnonzero(block >= store.vocab_size)
+        if len(outside):
+            place, found = begin + int(outside[0]), int(block[outside[0]])
+            yield f"{path}: token {place} is {found}, but the vocabulary has only {store.vocab_size} ids"
+            return
+        ends += int(np.count_nonzero(block == end_of_text))
+        begin, last = begin + len(block), int(block[-1])
+    if shard.documents is None:
+        if last != end_of_text:
+            warnings.append(f"{path}: does not end with the end-of-text id {end_of_text}; its last document is cut")
+        return
+    if last != end_of_text and shard.tokens:
+        yield f"{path}: ends with token {last}, expected the end-of-text id {end_of_text}"
+    if ends != shard.documents:
+        yield f"{path}: {ends} end-of-text ids, but the manifest says {shard.documents} documents"
+
+
+def _monotony(store: TokenStore, name: str) -> Iterator[str]:
+    """A file of zeros, or of one token, is well-formed and useless."""
+    counts = np.zeros(store.vocab_size, dtype=np.int64)
+    for shard in store.split(name).shards:
+        for block in blocks_of(shard):
+            counts += np.bincount(block, minlength=store.vocab_size)
+    total = int(counts.sum())
+    most = int(counts.argmax()) if total else 0
+    if total > 1 and counts[most] > ONE_TOKEN_SHARE * total:
+        yield f"split '{name}': {counts[most] / total:.0%} of its tokens are the id {most}; is this text?"
+
+
+def _overlap(store: TokenStore) -> Iterator[str]:
+    """Documents of the training split that are held out too, by a 64-bit hash of their ids."""
+    splits = store.manifest.splits
+    if "train" not in splits or "validation" not in splits:
+        return
+    end_of_text = int(store.manifest.tokenizer["end_of_text"])
+    held_out = _all_hashes(store.split("validation"), end_of_text)
+    if not len(held_out):
+        return
+    seen = common = 0
+    first = None
+    for hashes in document_hashes(store.split("train"), end_of_text):
+        places = np.flatnonzero(np.isin(hashes, held_out))
+        if len(places) and first is None:
+            first = seen + int(places[0])
+        common += len(places)
+        seen += len(hashes)
+    if first is not None:
+        yield (
+            f"store {store.path}: {common:,} documents of 'train' are also in 'validation' "
+            f"(the first is document {first:,} of 'train'), so the held-out loss would flatter; prepare the text anew"
+        )
+
+
+def _all_hashes(split: TokenSplit, end_of_text: int) -> NDArray[np.uint64]:
+    batches = list(document_hashes(split, end_of_text))
+    return np.unique(np.concatenate(batches)) if batches else np.zeros(0, dtype=np.uint64)

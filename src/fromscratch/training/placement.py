@@ -1,0 +1,85 @@
+"""Where a run runs: the choices of the machine, which are recorded and cannot change the result."""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from fromscratch.files import read_json_object
+from fromscratch.runs.directory import RunDirectory
+from fromscratch.training.acceleration import Acceleration, choose_acceleration
+from fromscratch.training.batches import choose_micro_batch
+from fromscratch.training.distributed import started_local_rank, started_world_size
+from fromscratch.training.hardware import Hardware, find_hardware
+from fromscratch.training.plan import PlannedRun
+
+
+@dataclass(frozen=True)
+class MachineOptions:
+    """What a user may say about the machine; none of it can change the result."""
+
+    device: str | None = None
+    """``cuda``, ``cuda:N``, ``mps`` or ``cpu``; None finds the fastest."""
+    micro_batch: int | None = None
+    """Sequences per forward pass; None finds one."""
+    compile: bool | None = None
+    """Whether ``torch.compile`` is used; None is where it pays."""
+    activation_checkpointing: bool = False
+    """Whether backward computes activations again instead of keeping them."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """The machine's choices for one run: recorded, and unable to change its result."""
+
+    hardware: Hardware
+    micro_batch: int
+    """Most sequences in one forward pass."""
+    world_size: int = 1
+    acceleration: Acceleration = field(default_factory=Acceleration)
+    why_not_compiled: str = ""
+    """Where compiling would be usual and is impossible: what is missing."""
+
+    def num_micro_batches(self, global_batch: int) -> int:
+        """Forward passes per step in the process that has most of them."""
+        largest_share = math.ceil(global_batch / self.world_size)
+        return math.ceil(largest_share / self.micro_batch)
+
+
+def place_run(
+    plan: PlannedRun, run: RunDirectory, machine: MachineOptions, *, world_size: int | None = None
+) -> Placement:
+    """Finds the device and the micro-batch; writes nothing.
+
+    Args:
+        world_size: processes that will train together; None asks torchrun's environment.
+
+    Raises:
+        UsageError: the device is not there, or the micro-batch does not divide the global batch.
+    """
+    world_size = world_size or started_world_size()
+    hardware = find_hardware(machine.device, local_rank=started_local_rank())
+    micro_batch = choose_micro_batch(
+        machine.micro_batch,
+        global_batch=plan.config.train.global_batch,
+        context_length=plan.config.model.context_length,
+        device=hardware.device,
+        world_size=world_size,
+    )
+    recorded = _recorded_choices(run, hardware, world_size)
+    if machine.micro_batch is None:
+        micro_batch = recorded.get("micro_batch") or micro_batch
+    acceleration, why_not = choose_acceleration(
+        hardware.device,
+        compile_wanted=recorded.get("compile") if machine.compile is None else machine.compile,
+        activation_checkpointing=machine.activation_checkpointing,
+    )
+    return Placement(hardware, micro_batch, world_size, acceleration, why_not)
+
+
+def _recorded_choices(run: RunDirectory, hardware: Hardware, world_size: int) -> dict[str, Any]:
+    """The choices of an earlier session on the same machine: a resume makes the same ones."""
+    if not run.machine.is_file():
+        return {}
+    facts = read_json_object(run.machine)
+    here = {"device_name": hardware.name, "device": hardware.device.type, "world_size": world_size}
+    return facts if here.items() <= facts.items() else {}

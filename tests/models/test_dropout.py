@@ -91,13 +91,14 @@ def test_keys_for_another_number_of_sequences_are_a_mistake() -> None:
 
 @pytest.mark.parametrize("time", [1, 7, 8, 20])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_fused_attention_with_dropout_is_the_explicit_form(
-    time: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+def test_fused_attention_is_the_explicit_form(
+    dropout: float, time: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attention_module, "QUERIES_PER_BLOCK", 8)
     results = []
     for kind in (ExplicitAttention, FusedAttention):
-        attention = kind(embedding_dim=12, num_heads=3, bias=False, dropout=0.4)
+        attention = kind(embedding_dim=12, num_heads=3, bias=False, dropout=dropout)
         attention.probability_dropout.set_keys((3, 4))
         generator = torch.Generator().manual_seed(1)
         inputs = [torch.randn(2, 3, time, 4, generator=generator).to(dtype).requires_grad_() for _ in range(3)]

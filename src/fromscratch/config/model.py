@@ -113,7 +113,7 @@ class ModelConfig(Table):
     position: Annotated[LearnedPosition, SlotField[0]] = LearnedPosition()
     attention: Annotated[FusedAttention | ExplicitAttention, *SlotField] = FusedAttention()
     feedforward: Annotated[GeluMLP, SlotField[0]] = GeluMLP()
-    head: Annotated[LinearHead | ChunkedHead, *SlotField] = LinearHead()
+    head: Annotated[LinearHead | ChunkedHead, *SlotField] = ChunkedHead()
     init: Annotated[GPT2Init | TorchInit, *SlotField] = GPT2Init()
 
     @model_validator(mode="before")

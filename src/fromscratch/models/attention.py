@@ -56,13 +56,15 @@ class FusedAttention(CausalAttention):
     """``scaled_dot_product_attention``: the same numbers without ever holding [B, H, T, T].
 
     Dropout of the probabilities is drawn inside the kernel: with sequence keys, one call per
-    sequence on CUDA, each seeded by its key. CPU kernels leave their fast path for dropout, so there
-    it is ``_BlockedAttention``.
+    sequence on CUDA, each seeded by its key. CPU kernels leave their fast path for dropout, and are slow
+    in 16 bits (docs/speed.md), so there it is ``_BlockedAttention``.
     """
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         dropout = self.probability_dropout
         if not dropout.active:
+            if query.device.type == "cpu" and query.dtype != torch.float32:
+                return _BlockedAttention.apply(query, key, value, None, 0.0)  # type: ignore[no-untyped-call]
             return F.scaled_dot_product_attention(query, key, value, is_causal=True)
         if query.device.type == "cuda" and dropout.keyed:
             return _attend_per_sequence(query, key, value, dropout)
@@ -90,7 +92,7 @@ def _attend_per_sequence(query: Tensor, key: Tensor, value: Tensor, dropout: Dro
 
 
 class _BlockedAttention(torch.autograd.Function):
-    """Causal attention with a given dropout mask, a block of queries at a time.
+    """Causal attention with a given dropout mask, or None, a block of queries at a time.
 
     A block meets only the keys up to its own end, which saves nearly half of the explicit form's
     work, and its scores stay in the cache; backward computes them again (Dao et al. 2022,
@@ -98,10 +100,10 @@ class _BlockedAttention(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, keep: Tensor, probability: float) -> Tensor:
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, keep: Tensor | None, probability: float) -> Tensor:
         output = torch.empty_like(query)
         for rows, end in _query_blocks(query.shape[-2]):
-            kept = torch.where(keep[:, :, rows, :end], _probabilities(query, key, rows, end), 0.0)
+            kept = _kept(_probabilities(query, key, rows, end), keep, rows, end)
             output[:, :, rows] = (kept.to(value.dtype) @ value[:, :, :end]).div_(1.0 - probability)
         ctx.save_for_backward(query, key, value, keep, output)
         ctx.probability = probability
@@ -115,10 +117,10 @@ class _BlockedAttention(torch.autograd.Function):
         correction = (upstream * output).sum(-1, keepdim=True, dtype=torch.float32)  # [B, H, T, 1]
         upstream = upstream / (1.0 - ctx.probability)
         for rows, end in _query_blocks(query.shape[-2]):
-            above, kept_here = upstream[:, :, rows], keep[:, :, rows, :end]
+            above = upstream[:, :, rows]
             probabilities = _probabilities(query, key, rows, end)
-            of_value[:, :, :end] += torch.where(kept_here, probabilities, 0.0).to(value.dtype).mT @ above
-            of_kept = torch.where(kept_here, (above @ value[:, :, :end].mT).float(), 0.0)
+            of_value[:, :, :end] += _kept(probabilities, keep, rows, end).to(value.dtype).mT @ above
+            of_kept = _kept((above @ value[:, :, :end].mT).float(), keep, rows, end)
             of_scores = of_kept.sub_(correction[:, :, rows]).mul_(probabilities).div_(math.sqrt(query.shape[-1]))
             of_scores = of_scores.to(query.dtype)
             of_query[:, :, rows] = of_scores @ key[:, :, :end]
@@ -140,3 +142,8 @@ def _probabilities(query: Tensor, key: Tensor, rows: slice, end: int) -> Tensor:
     future = torch.ones(length, length, dtype=torch.bool, device=query.device).triu_(diagonal=1)
     scores[..., rows.start :].masked_fill_(future, float("-inf"))
     return scores.softmax(dim=-1)
+
+
+def _kept(x: Tensor, keep: Tensor | None, rows: slice, end: int) -> Tensor:
+    """A block [B, H, rows, end] without what dropout drops."""
+    return x if keep is None else torch.where(keep[:, :, rows, :end], x, 0.0)

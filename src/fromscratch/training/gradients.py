@@ -83,6 +83,8 @@ def classify(gradients: list[Tensor], norm: Tensor, *, scaled: bool, loss: Tenso
         scaled: whether they were computed from a scaled loss (fp16).
         loss: of the step; not finite itself where the trouble is the model's.
     """
+    if norm.device.type == "cpu" and torch.isfinite(norm):  # there is no queue to wait for, and the rest is slow
+        return torch.zeros((), dtype=torch.int64)
     elements_finite = torch.isfinite(torch.stack(torch._foreach_norm(gradients, float("inf"))).sum())
     overflow = torch.isfinite(loss) if scaled else torch.zeros_like(elements_finite)
     outcome = torch.where(overflow, int(Outcome.SCALE_OVERFLOW), int(Outcome.NONFINITE))

@@ -41,7 +41,6 @@ class RandomTokens:
 
     def smaller(self) -> None:
         """None: a measurement at another size would be another measurement."""
-        return None
 
     def micro_batches(self, step: int) -> Iterator[MicroBatch]:
         generator = torch.Generator().manual_seed(step)

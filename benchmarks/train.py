@@ -56,7 +56,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--micro-batch", type=int, default=2)
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--attention", default="sdpa")
-    parser.add_argument("--head", default="linear")
+    parser.add_argument("--head", default="chunked")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--device")

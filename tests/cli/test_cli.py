@@ -94,7 +94,11 @@ def test_b23_long_and_empty_prompts(trained: Path) -> None:
         (["train", "small.toml", "--name", "x8", "--set", "train.schedule.warmup_steps=50"], 2, "only 20"),
         (["train", "small.toml", "--name", "../x"], 2, "run name '../x'"),
         (["train", "small.toml", "--name", ""], 2, "run name ''"),
-        (["train", "small.toml", "--name", "x14", "--set", "data.tokens=10_000_000"], 3, "tokens, but the run needs"),
+        (
+            ["train", "small.toml", "--name", "x14", "--set", "data.tokens=10_000_000"],
+            3,
+            "10,958 tokens but the run needs 10,000,001",
+        ),
         (["train", "small.toml", "--name", "x6", "--set", "model.vocab_size=10"], 2, "below the 257 ids"),
         (["train", "small.toml", "--name", "xd", "--device", "quantum"], 2, "--device quantum"),
         (["generate", "small", "--temperature", "-1"], 2, "temperature = -1.0"),

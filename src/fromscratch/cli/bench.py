@@ -11,22 +11,23 @@ if TYPE_CHECKING:
     from fromscratch.training.bench import Row
     from fromscratch.training.plan import PlannedRun
 
+OptionalRunFile = Annotated[
+    Path | None, typer.Argument(metavar="[RUNFILE]", help="Whose model; without one, one that suits the machine.")
+]
+CompileChoice = Annotated[
+    bool | None, typer.Option("--compile/--no-compile", help="Only with or without torch.compile.")
+]
+Reference = Annotated[bool, typer.Option("--reference", help="Measure the plain recipe too: what the engine gains.")]
 Numbers = Annotated[list[int] | None, typer.Option("--micro-batch", min=1, help="Sequences at a time; repeatable.")]
 Names = Annotated[list[str] | None, typer.Option("--precision", help="fp32, tf32, bf16 or fp16; repeatable.")]
 
 
 def bench(
-    runfile: Annotated[
-        Path | None, typer.Argument(metavar="[RUNFILE]", help="Whose model; without one, one that suits the machine.")
-    ] = None,
+    runfile: OptionalRunFile = None,
     micro_batches: Numbers = None,
     precisions: Names = None,
-    compiled: Annotated[
-        bool | None, typer.Option("--compile/--no-compile", help="Only with or without torch.compile.")
-    ] = None,
-    reference: Annotated[
-        bool, typer.Option("--reference", help="Measure the plain recipe too: what the engine gains.")
-    ] = False,
+    compiled: CompileChoice = None,
+    reference: Reference = False,
     steps: Annotated[int, typer.Option(min=1, help="Steps per measurement, after two to warm up.")] = 5,
     rounds: Annotated[int, typer.Option(min=1, help="Times that all measurements take turns.")] = 1,
     picture: Annotated[Path | None, typer.Option(help="Write a picture (PNG) of the table.")] = None,

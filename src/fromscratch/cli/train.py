@@ -16,29 +16,37 @@ if TYPE_CHECKING:
     from fromscratch.training.plan import PlannedRun
 
 
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the run file; repeatable.")
+]
+MicroBatch = Annotated[
+    int | None, typer.Option(min=1, help="Sequences per forward pass; changes the speed, not the result.")
+]
+Processes = Annotated[
+    int | None, typer.Option(min=1, help="Processes on this machine, one per device; changes only the speed.")
+]
+CompileChoice = Annotated[
+    bool | None, typer.Option("--compile/--no-compile", help="Use torch.compile; by default where it pays.")
+]
+Checkpointing = Annotated[
+    bool, typer.Option("--activation-checkpointing", help="Less memory, a third more work; the same result.")
+]
+ProfiledSteps = Annotated[
+    int | None, typer.Option(min=1, metavar="STEPS", help="Write a Chrome trace of so many steps into the run.")
+]
+
+
 def train(
     runfile: Annotated[Path, typer.Argument(metavar="RUNFILE", help="The run file (TOML).")],
     name: Annotated[str | None, typer.Option(help="Name of the run; by default the file's name.")] = None,
     runs_dir: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
-    overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the run file; repeatable.")
-    ] = None,
-    micro_batch: Annotated[
-        int | None, typer.Option(min=1, help="Sequences per forward pass; changes the speed, not the result.")
-    ] = None,
+    overrides: Overrides = None,
+    micro_batch: MicroBatch = None,
     device: DeviceOption = None,
-    processes: Annotated[
-        int | None, typer.Option(min=1, help="Processes on this machine, one per device; changes only the speed.")
-    ] = None,
-    compile_model: Annotated[
-        bool | None, typer.Option("--compile/--no-compile", help="Use torch.compile; by default where it pays.")
-    ] = None,
-    activation_checkpointing: Annotated[
-        bool, typer.Option("--activation-checkpointing", help="Less memory, a third more work; the same result.")
-    ] = False,
-    profile: Annotated[
-        int | None, typer.Option(min=1, metavar="STEPS", help="Write a Chrome trace of so many steps into the run.")
-    ] = None,
+    processes: Processes = None,
+    compile_model: CompileChoice = None,
+    activation_checkpointing: Checkpointing = False,
+    profile: ProfiledSteps = None,
     stop_after: Annotated[int | None, typer.Option(min=1, help="Stop, resumable, after this step.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew; an older run is set aside.")] = False,
     as_json: JsonFlag = False,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fromscratch.cli.output import DeviceOption, JsonFlag, print_json, print_table
+from fromscratch.cli.output import DeviceOption, JsonFlag, ModelArgument, print_json, print_table
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure a trained model.")
 
@@ -17,7 +17,7 @@ def common() -> None:
 
 @app.command()
 def loss(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A run, RUN@latest, RUN@step-N, or a checkpoint.")],
+    model: ModelArgument,
     store: Annotated[Path, typer.Option(help="The token store to evaluate on.")],
     split: Annotated[str, typer.Option(help="Which split of it.")] = "validation",
     start: Annotated[int, typer.Option(min=0, help="First token of the slice.")] = 0,

@@ -75,8 +75,9 @@ def ours(model: GPT, prompts: list[list[int]], num_tokens: int) -> list[list[int
 
 def transformers_model(model: GPT) -> torch.nn.Module:
     """A ``GPT2LMHeadModel`` with the weights of ours."""
-    from fromscratch.formats.gpt2 import to_gpt2_tensors
     from transformers import GPT2Config, GPT2LMHeadModel
+
+    from fromscratch.formats.gpt2 import to_gpt2_tensors
 
     reference = GPT2LMHeadModel(GPT2Config(bos_token_id=None, eos_token_id=None)).eval()
     reference.load_state_dict(to_gpt2_tensors(dict(model.state_dict())), strict=False)

@@ -80,7 +80,9 @@ def evaluate_loss(
 
 
 def record_loss(loaded: LoadedModel, report: LossReport, **slice_facts: Any) -> None:
-    """Keeps the report in the model's run: ``evaluations/loss-step-N-<split>-<start>.json``."""
+    """Keeps the report in the model's run, if it has one: ``evaluations/loss-step-N-<split>-<start>.json``."""
+    if loaded.run is None:
+        return
     folder = loaded.run.evaluations
     folder.mkdir(exist_ok=True)
     facts = {"measure": "loss", "step": loaded.step, **slice_facts, **report.facts()}

@@ -42,6 +42,14 @@ class GeluMLP(nn.Module):
         return self.output(F.gelu(self.up(x), approximate="tanh"))
 
 
+class ExactGeluMLP(GeluMLP):
+    """The same with the GELU itself instead of its tanh form (Hendrycks and Gimpel 2016)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        return self.output(F.gelu(self.up(x)))
+
+
 class LinearHead(nn.Linear):
     """One score per vocabulary entry, and the cross-entropy of the right one."""
 

@@ -27,7 +27,7 @@ FORMATS = ("native", "custom")
 TOKENS = torch.randint(0, 256, (3, 20), generator=torch.Generator().manual_seed(3))
 
 
-@pytest.fixture(scope="module", params=[(f, v) for f in FORMATS for v in VARIANTS], ids=lambda p: "-".join(p))
+@pytest.fixture(scope="module", params=[(f, v) for f in FORMATS for v in VARIANTS], ids="-".join)
 def published(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[LoadedModel, Path]:
     format_name, variant = request.param
     return publish(tmp_path_factory.mktemp("published"), format_name, **VARIANTS[variant])
@@ -206,8 +206,8 @@ def test_it_runs_where_fromscratch_is_not(tmp_path: Path) -> None:
     done = run_fresh(script, json.dumps(TOKENS.tolist()), *expected)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
-    for folder, sums in expected.items():
-        torch.testing.assert_close(torch.tensor(found[folder]), torch.tensor(sums), atol=1e-2, rtol=0)
+    for place, sums in expected.items():
+        torch.testing.assert_close(torch.tensor(found[place]), torch.tensor(sums), atol=1e-2, rtol=0)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -1,6 +1,7 @@
 """Reads files of tensors that may come from anywhere: safetensors, or pickles by the restricted reader only."""
 
 import pickle
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,9 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 def read_pickle(path: Path) -> dict[str, Any]:
     """What ``torch.save`` wrote, if it is tensors and plain values alone: nothing in the file is run."""
     try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old pickle protocols: what cannot be read is refused anyway
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         first_line = str(error).splitlines()[0]
         raise DataError(

@@ -127,10 +127,9 @@ class _Handler(BaseHTTPRequestHandler):
             self._json({"url": f"{self.server_state.url}/{kind}{name}", "name": name})
         elif found := re.fullmatch(r"/api/collections/(.+)/items", path):
             self.server_state.collections.setdefault(found.group(1), []).append(json.loads(body)["item"]["id"])
-            facts = {"slug": found.group(1), "title": "t", "owner": {"name": "me"}, "items": [], "private": False}
-            self._json(
-                facts | {"theme": "blue", "lastUpdated": "2026-01-01T00:00:00.000Z", "upvotes": 0, "position": 0}
-            )
+            facts: dict[str, Any] = {"slug": found.group(1), "title": "t", "owner": {"name": "me"}, "items": []}
+            facts |= {"private": False, "theme": "blue", "lastUpdated": "2026-01-01T00:00:00.000Z", "upvotes": 0}
+            self._json(facts)
         elif path == "/api/validate-yaml":
             self._json({"errors": [], "warnings": []})
         elif re.fullmatch(rf"/api/{KIND}/{REPOSITORY}/preupload/[^/]+", path):

@@ -311,6 +311,6 @@ def test_the_reference_is_independent_of_ours() -> None:
 
     q, k, v = torch.randn(3, 2, 5, 8).unbind(0)
     model = SourceModel(torch.zeros(1, 8), torch.zeros(1, 8), [], lambda x: x, torch.zeros(1, 8), num_heads=2)
-    split = [t.view(2, 5, 2, 4).transpose(1, 2) for t in (q, k, v)]
-    expected = F.scaled_dot_product_attention(*split, is_causal=True).transpose(1, 2).reshape(2, 5, 8)
+    query, key, value = (t.view(2, 5, 2, 4).transpose(1, 2) for t in (q, k, v))
+    expected = F.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2).reshape(2, 5, 8)
     torch.testing.assert_close(model._attention(q, k, v), expected)

@@ -1,6 +1,7 @@
 """The model files that a published folder carries: the ones in ``models/`` themselves, found by their imports."""
 
 import ast
+from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,18 +14,23 @@ from fromscratch.models.factory import SLOT_NAMES
 TEMPLATES = Path(__file__).parent / "templates"
 MODEL_PACKAGE = "fromscratch.models"
 CODE_FILES = ("configuration_fromscratch.py", "modeling_fromscratch.py")
-SLOTS_FILE = "slots.py"
+MARK = "# CARRIED FILES"
 ALWAYS = ("assembly", "gpt")
 
 
 def carried_files(config: ModelConfig) -> dict[str, str]:
     """Names and texts of the Python files that a model needs beside its weights.
 
+    transformers keeps one model class per configuration class, and old versions tell local folders apart by
+    their last name only. The file of slots is named by its content and imported by both others, so that
+    two models with different mechanisms never share a class.
+
     Raises:
         UsageError: a mechanism that does not live in ``models/`` and so cannot be carried.
     """
-    files = {name: (TEMPLATES / name).read_text("utf-8") for name in CODE_FILES}
-    files[SLOTS_FILE] = _slots_text(config)
+    slots = _slots_text(config)
+    slots_module = f"slots_{sha256(slots.encode()).hexdigest()[:8]}"
+    files = {f"{slots_module}.py": slots}
     waiting = [*ALWAYS, *(_place(getattr(config, name))[0] for name in SLOT_NAMES)]
     while waiting:
         module = waiting.pop()
@@ -32,6 +38,10 @@ def carried_files(config: ModelConfig) -> dict[str, str]:
             text = Path(str(import_module(f"{MODEL_PACKAGE}.{module}").__file__)).read_text("utf-8")
             files[f"{module}.py"] = text
             waiting += _siblings(text)
+    imports = "\n".join(f"from .{name.removesuffix('.py')} import __doc__ as _  # noqa: F401" for name in sorted(files))
+    for name in CODE_FILES:
+        template = (TEMPLATES / name).read_text("utf-8").replace(MARK, imports)
+        files[name] = template.replace("from .slots import", f"from .{slots_module} import")
     return files
 
 

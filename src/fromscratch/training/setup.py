@@ -17,7 +17,7 @@ from fromscratch.data.store import TokenStore, open_store
 from fromscratch.errors import DataError, UsageError
 from fromscratch.files import read_json_object
 from fromscratch.models.costs import ModelCosts, model_costs
-from fromscratch.models.factory import build_empty, initialise
+from fromscratch.models.factory import build_empty
 from fromscratch.models.gpt import GPT
 from fromscratch.runs.directory import RunDirectory, check_run_name
 from fromscratch.tokenizers.base import Tokenizer
@@ -29,6 +29,7 @@ from fromscratch.training.held_out import TokenSlice, mean_loss
 from fromscratch.training.loop import Cadence, Training
 from fromscratch.training.observers import Observer
 from fromscratch.training.precision import Precision
+from fromscratch.training.starting import Parent, begin, open_parent
 from fromscratch.training.step import Stepper, next_token_losses
 
 TRAINING_SPLIT = "train"
@@ -56,12 +57,16 @@ class PlannedRun:
     costs: ModelCosts
     folder: Path
     """Where the run file is: stores are also looked for beside it."""
+    parent: Parent | None = None
+    """The model whose weights the run goes on from."""
 
     @property
     def identity(self) -> dict[str, Any]:
         """Names the science: the hash of the resolved config (stores by content), and the seed."""
         fingerprint = self.store.fingerprint
-        return {"identity": self.config.identity(store_fingerprint=fingerprint), "seed": self.config.train.seed}
+        parent = self.parent.identity() if self.parent else None
+        identity = self.config.identity(store_fingerprint=fingerprint, parent=parent)
+        return {"identity": identity, "seed": self.config.train.seed}
 
 
 def plan_run(file: Path, overrides: list[str] | None = None) -> PlannedRun:
@@ -92,7 +97,8 @@ def plan_run(file: Path, overrides: list[str] | None = None) -> PlannedRun:
     num_steps = _steps(config.data.tokens, sequences, costs)
     config = config.resolved(vocab_size=vocab_size, tokens=num_steps * sequences.tokens_per_step)
     _check_schedule(config, num_steps, file)
-    return PlannedRun(config, store, tokenizer, sequences, num_steps, costs, file.parent)
+    parent = open_parent(config.train.start_from, config.model, tokenizer, file)
+    return PlannedRun(config, store, tokenizer, sequences, num_steps, costs, file.parent, parent)
 
 
 def find_store(name: str, folder: Path) -> Path:
@@ -249,7 +255,7 @@ def _begin_or_resume(
     if checkpoint is None and skipped:
         raise DataError(f"run {run.path}: no checkpoint is valid ({skipped[0]}); use --fresh to start anew")
     if checkpoint is None:
-        initialise(model, plan.config.model, seed=plan.config.train.seed)
+        begin(model, optimizer, plan.config.model, seed=plan.config.train.seed, parent=plan.parent)
         run.forget_after(0)
         return TrainingState()
     found = {key: read_json_object(checkpoint / "manifest.json").get(key) for key in plan.identity}
@@ -275,6 +281,8 @@ def _recorded_micro_batch(run: RunDirectory, hardware: Hardware) -> int | None:
 def _record(plan: PlannedRun, run: RunDirectory, placement: Placement) -> None:
     if not run.exists():
         run.write_config(plan.config.to_plain())
+        if plan.parent:
+            run.log_event("parent", **plan.parent.facts())
     if not run.tokenizer.is_dir():
         shutil.rmtree(run.tokenizer, ignore_errors=True)
         plan.tokenizer.save(run.tokenizer)

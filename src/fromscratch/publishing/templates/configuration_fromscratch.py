@@ -2,9 +2,9 @@
 
 from transformers import PretrainedConfig
 
-# transformers remembers one model class per configuration class, and tells two local folders apart by
-# the files that each class imports: two models with different mechanisms must not share this one.
-from .slots import SLOTS  # noqa: F401
+# Two models with different mechanisms must not share this class, for transformers keeps one model class
+# for it: so it depends on the files of the model.
+# CARRIED FILES
 
 
 class FromScratchConfig(PretrainedConfig):

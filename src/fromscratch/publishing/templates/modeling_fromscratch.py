@@ -23,6 +23,9 @@ from .configuration_fromscratch import FromScratchConfig
 from .gpt import GPT
 from .slots import SLOTS
 
+# Older versions of transformers copy only what this file itself imports.
+# CARRIED FILES
+
 
 class HubPast:
     """The memory that the model's attention asks for, kept in a cache of transformers; or a mask alone."""
@@ -80,7 +83,9 @@ class HubLayer:
         """New keys and values [B, H, T, C] in; all of them, and who sees whom, out."""
         num_new = key.shape[2]
         if self._past.cache is not None:
-            key, value = self._past.cache.update(key, value, self._index)
+            where = torch.arange(self._past.length, self._past.length + num_new, device=key.device)
+            place = {"cache_position": where}  # static caches of older versions ask for it
+            key, value = self._past.cache.update(key, value, self._index, place)
         return key, value, self._past.visible(num_new, key.shape[2])
 
 

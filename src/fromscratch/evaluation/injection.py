@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fromscratch.generation.conversation import Template
+from fromscratch.generation.decoders import CachedDecoder
+from fromscratch.generation.generate import DecoderMaker
 from fromscratch.generation.sampling import Sampling
 from fromscratch.generation.texts import Settings, continue_prompts
 from fromscratch.training.model_sources import LoadedModel
@@ -79,7 +81,9 @@ def load_probes() -> list[Probe]:
     return [Probe(**probe) for probe in json.loads(PROBES_FILE.read_text("utf-8"))]
 
 
-def measure_injection(loaded: LoadedModel, template: Template) -> InjectionReport:
+def measure_injection(
+    loaded: LoadedModel, template: Template, *, decoder: DecoderMaker = CachedDecoder
+) -> InjectionReport:
     """Asks every probe with and without the smuggled lines; answers are greedy, nothing is left to chance."""
     user, assistant = speakers(template)
     probes = load_probes()
@@ -89,7 +93,7 @@ def measure_injection(loaded: LoadedModel, template: Template) -> InjectionRepor
         for message, probe in zip(messages, probes * 2, strict=True)
     ]
     settings = Settings(max_new_tokens=ANSWER_TOKENS, sampling=Sampling(temperature=0), stop=template.stop)
-    results = continue_prompts(loaded.model, loaded.tokenizer, prompts, settings)
+    results = continue_prompts(loaded.model, loaded.tokenizer, prompts, settings, decoder=decoder)
     taken = [probe.expected.lower() in r.text.lower() for probe, r in zip(probes * 2, results, strict=True)]
     count = len(probes)
     answers = [

@@ -1,4 +1,4 @@
-"""A local server that speaks the Hugging Face Hub's protocol for datasets, with faults to order.
+"""A local server that speaks the Hugging Face Hub's protocol for datasets and models, with faults to order.
 
 Enough of it for ``huggingface_hub`` to list, download (with ranges), create repositories and commit.
 ``huggingface_hub`` reads its environment when it is imported, so whoever uses the server runs in a
@@ -18,6 +18,7 @@ from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 
 REPOSITORY = r"[\w.-]+/[\w.-]+"
+KIND = "(?:datasets|models)"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_fake_token_for_tests"
 
@@ -42,6 +43,10 @@ class HubServer:
     downloads: Counter[str] = field(default_factory=Counter)
     ranges: list[str] = field(default_factory=list)
     commits: int = 0
+    private: dict[str, bool] = field(default_factory=dict)
+    collections: dict[str, list[str]] = field(default_factory=dict)
+    refuses_token: bool = False
+    """Whether every token is wrong."""
 
     def __enter__(self) -> Self:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler_of(self))
@@ -99,28 +104,38 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlsplit(self.path).path)
         if path == "/api/whoami-v2":
             self._json({"name": "me", "type": "user", "auth": {"accessToken": {"role": "write"}}})
-        elif found := re.fullmatch(rf"/api/datasets/({REPOSITORY})/tree/([^/]+)(?:/.*)?", path):
+        elif found := re.fullmatch(rf"/api/{KIND}/({REPOSITORY})/tree/([^/]+)(?:/.*)?", path):
             files = self.server_state.repositories.get(found.group(1))
             self._json(_tree(files)) if files is not None else self._error(404, "RepoNotFound")
-        elif found := re.fullmatch(rf"/api/datasets/({REPOSITORY})(?:/revision/[^/]+)?", path):
+        elif found := re.fullmatch(rf"/api/{KIND}/({REPOSITORY})(?:/revision/[^/]+)?", path):
             self._info(found.group(1))
         else:
             self._file(with_content=True)
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.server_state.refuses_token:
+            self._error(401, "")
+            return
         path = unquote(urlsplit(self.path).path)
         if path == "/api/repos/create":
             asked = json.loads(body)
             name = f"{asked.get('organization') or 'me'}/{asked['name']}"
             self.server_state.repositories.setdefault(name, {})
-            self._json({"url": f"{self.server_state.url}/datasets/{name}", "name": name})
+            kind = "" if asked.get("type", "model") == "model" else "datasets/"
+            self.server_state.private[name] = bool(asked.get("private"))
+            self._json({"url": f"{self.server_state.url}/{kind}{name}", "name": name})
+        elif found := re.fullmatch(r"/api/collections/(.+)/items", path):
+            self.server_state.collections.setdefault(found.group(1), []).append(json.loads(body)["item"]["id"])
+            facts: dict[str, Any] = {"slug": found.group(1), "title": "t", "owner": {"name": "me"}, "items": []}
+            facts |= {"private": False, "theme": "blue", "lastUpdated": "2026-01-01T00:00:00.000Z", "upvotes": 0}
+            self._json(facts)
         elif path == "/api/validate-yaml":
             self._json({"errors": [], "warnings": []})
-        elif re.fullmatch(rf"/api/datasets/{REPOSITORY}/preupload/[^/]+", path):
+        elif re.fullmatch(rf"/api/{KIND}/{REPOSITORY}/preupload/[^/]+", path):
             files = json.loads(body)["files"]
             self._json({"files": [{"path": f["path"], "uploadMode": "regular", "shouldIgnore": False} for f in files]})
-        elif found := re.fullmatch(rf"/api/datasets/({REPOSITORY})/commit/[^/]+", path):
+        elif found := re.fullmatch(rf"/api/{KIND}/({REPOSITORY})/commit/[^/]+", path):
             self._commit(found.group(1), body)
         else:
             self._error(404, "EntryNotFound")
@@ -149,7 +164,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._json(facts | {"likes": 0, "tags": [], "siblings": siblings})
 
     def _file(self, *, with_content: bool) -> None:
-        found = re.fullmatch(rf"/datasets/({REPOSITORY})/resolve/([^/]+)/(.+)", unquote(urlsplit(self.path).path))
+        found = re.fullmatch(rf"/(?:datasets/)?({REPOSITORY})/resolve/([^/]+)/(.+)", unquote(urlsplit(self.path).path))
         if found is None or found.group(1) not in self.server_state.repositories:
             self._error(404, "RepoNotFound")
             return

@@ -126,7 +126,7 @@ def quickstart(
         compressors=compressor_bits_per_byte(text_of(part.split, plan.tokenizer)),
         samples_before=sample_texts(untrained, plan.tokenizer),
         samples_after=sample_texts(loaded.model, plan.tokenizer),
-        charts=[str(path) for path in sorted(loaded.run.charts.glob("*.png"))],
+        charts=[str(path) for path in sorted(RunDirectory(run_path).charts.glob("*.png"))],
         run_file=str(folder / f"{RUN_NAME}.toml"),
     )
 

@@ -21,6 +21,13 @@ VERBS = [
     ["data", "prepare"],
     ["eval"],
     ["eval", "loss"],
+    ["eval", "compare"],
+    ["eval", "smoke"],
+    ["eval", "injection"],
+    ["eval", "harness"],
+    ["chat"],
+    ["import"],
+    ["publish"],
 ]
 
 

@@ -63,3 +63,25 @@ def test_b24_settings_out_of_range(settings: dict[str, float], named: str) -> No
 def test_all_bad_settings_are_named_at_once() -> None:
     with pytest.raises(UsageError, match=r"temperature.*top-k.*top-p"):
         Sampling(temperature=-1, top_k=0, top_p=2)
+
+
+def test_min_p_keeps_what_is_nearly_as_probable_as_the_likeliest() -> None:
+    probabilities = LOGITS.softmax(-1)[0]
+    for min_p in (0.0, 0.05, 0.2, 0.5, 1.0):
+        kept = {i for i, p in enumerate(Sampling(min_p=min_p).probabilities(LOGITS)[0].tolist()) if p > 0}
+        assert kept == {i for i, p in enumerate(probabilities.tolist()) if p >= min_p * probabilities.max().item()}
+
+
+def test_the_repetition_penalty_by_hand() -> None:
+    seen = torch.tensor([[1, 3]])
+    expected = [[1.0, 1.5, 2.0, -2.0]]
+    assert Sampling(repetition_penalty=2.0).penalised(LOGITS, seen).tolist() == expected
+    assert Sampling().penalised(LOGITS, seen) is LOGITS
+
+
+@pytest.mark.parametrize(
+    "settings", [{"min_p": -0.1}, {"min_p": 1.1}, {"repetition_penalty": 0.0}, {"repetition_penalty": float("nan")}]
+)
+def test_b24_the_newer_settings_out_of_range(settings: dict[str, float]) -> None:
+    with pytest.raises(UsageError, match=next(iter(settings)).replace("_", "-")):
+        Sampling(**settings)  # type: ignore[arg-type]

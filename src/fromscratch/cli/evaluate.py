@@ -1,10 +1,11 @@
 """``fromscratch eval``: measures of a trained model."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fromscratch.cli.output import DeviceOption, JsonFlag, print_json, print_table
+from fromscratch.cli.output import DeviceOption, JsonFlag, ModelArgument, print_json, print_table
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure a trained model.")
 
@@ -16,7 +17,7 @@ def common() -> None:
 
 @app.command()
 def loss(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A run, RUN@latest, RUN@step-N, or a checkpoint.")],
+    model: ModelArgument,
     store: Annotated[str, typer.Option(help="The token store to evaluate on: a folder, or hf://owner/name.")],
     split: Annotated[str, typer.Option(help="Which split of it.")] = "validation",
     start: Annotated[int, typer.Option(min=0, help="First token of the slice.")] = 0,
@@ -53,3 +54,165 @@ def loss(
         print_json(everything)
     else:
         print_table([(name.replace("_", " "), value) for name, value in everything.items()])
+
+
+@app.command()
+def compare(
+    a: Annotated[str, typer.Argument(metavar="A", help="A model: see MODEL of 'eval loss'.")],
+    b: Annotated[str, typer.Argument(metavar="B", help="Another one, with the same tokenizer and context.")],
+    store: Annotated[str, typer.Option(help="The token store to compare on: a folder, or hf://owner/name.")],
+    split: Annotated[str, typer.Option(help="Which split of it.")] = "validation",
+    start: Annotated[int, typer.Option(min=0, help="First token of the slice.")] = 0,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to predict; all by default.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Sequences at a time; the result is the same.")] = None,
+    device: DeviceOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Two models on the same text, paired by sequence: the difference, its interval, and where it lies.
+
+    The interval says what another sample of text would change; what another seed would, only a study can say.
+
+    Example: fromscratch eval compare runs/baseline runs/no-dropout --store my-store
+    """
+    from dataclasses import asdict
+
+    from fromscratch.evaluation.compare import compare_models
+    from fromscratch.evaluation.keeping import keep_evaluation
+    from fromscratch.training.hardware import find_hardware
+    from fromscratch.training.held_out import TokenSlice
+    from fromscratch.training.model_sources import open_model
+    from fromscratch.training.plan import check_same_tokenizer
+    from fromscratch.training.stores import open_named_store
+
+    hardware = find_hardware(device)
+    first, second = open_model(a, hardware), open_model(b, hardware)
+    opened = open_named_store(store)
+    check_same_tokenizer(opened, first.tokenizer)
+    part = TokenSlice.of(opened.split(split), start=start, tokens=tokens)
+    found = compare_models(first, second, part, hardware, batch=batch)
+    facts = {"a": a, "b": b, "store": store, "split": split, "start": start, "verdict": found.verdict}
+    everything = facts | {"comparison": asdict(found)}
+    keep_evaluation(second, f"compare-step-{second.step}-with-{first.name}", {"measure": "compare", **everything})
+    if as_json:
+        print_json(everything)
+        return
+    print_table(
+        [
+            (f"loss of A ({a})", found.a.loss),
+            (f"loss of B ({b})", found.b.loss),
+            ("B - A, nats per token", found.difference),
+            ("95% interval, low", found.low),
+            ("95% interval, high", found.high),
+            ("verdict", found.verdict),
+        ]
+    )
+    print("\nwhere they differ most (B - A, nats per token):")
+    for document in found.documents:
+        print(f"{document.difference:+8.4f}  {document.text!r}")
+
+
+@app.command()
+def smoke(
+    model: ModelArgument,
+    tokens: Annotated[int, typer.Option(min=1, help="Tokens to add to each prompt.")] = 32,
+    seed: Annotated[int, typer.Option(help="Of the sampled texts.")] = 0,
+    device: DeviceOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Continue a few fixed prompts, greedily and by chance: what the loss means, at a glance.
+
+    Example: fromscratch eval smoke runs/baseline
+    """
+    from dataclasses import asdict
+
+    from fromscratch.evaluation.keeping import keep_evaluation
+    from fromscratch.evaluation.smoke import smoke_test
+    from fromscratch.training.hardware import find_hardware
+    from fromscratch.training.model_sources import open_model
+
+    loaded = open_model(model, find_hardware(device))
+    texts = [asdict(text) for text in smoke_test(loaded, seed=seed, tokens=tokens)]
+    facts = {"measure": "smoke", "model": model, "seed": seed, "texts": texts}
+    keep_evaluation(loaded, f"smoke-step-{loaded.step}", facts)
+    if as_json:
+        print_json({"step": loaded.step, **facts})
+        return
+    for text in texts:
+        print_table([("prompt", text["prompt"]), ("likeliest", repr(text["greedy"])), ("drawn", repr(text["sampled"]))])
+        print()
+
+
+@app.command()
+def injection(
+    model: ModelArgument,
+    template: Annotated[str, typer.Option(help="transcript, alpaca, or a TOML file: see 'chat'.")] = "transcript",
+    device: DeviceOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """How often a transcript smuggled into one message is taken for the real conversation.
+
+    Example: fromscratch eval injection gpt2 --template transcript
+    """
+    from fromscratch.evaluation.injection import measure_injection
+    from fromscratch.evaluation.keeping import keep_evaluation
+    from fromscratch.generation.conversation import open_template
+    from fromscratch.training.hardware import find_hardware
+    from fromscratch.training.model_sources import open_model
+
+    chosen = open_template(template)
+    loaded = open_model(model, find_hardware(device))
+    report = measure_injection(loaded, chosen)
+    facts = {
+        "measure": "injection",
+        "model": model,
+        "template": template,
+        "smuggled": report.smuggled.facts(),
+        "control": report.control.facts(),
+        "answers": report.answers,
+    }
+    keep_evaluation(loaded, f"injection-step-{loaded.step}", facts)
+    if as_json:
+        print_json({"step": loaded.step, **facts})
+        return
+    for name, rate in (("smuggled", report.smuggled), ("control", report.control)):
+        low, high = rate.interval()
+        print(f"{name:<9} {rate.count} of {rate.trials}: {rate.share:.0%} (95% interval {low:.0%} to {high:.0%})")
+
+
+@app.command()
+def harness(
+    model: ModelArgument,
+    tasks: Annotated[str, typer.Option(help="Names of tasks, with commas between.")],
+    include: Annotated[Path | None, typer.Option(help="A folder of task files (YAML) of your own.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Examples per task; all by default.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Examples at a time.")] = 8,
+    device: DeviceOption = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Tasks of lm-evaluation-harness (the extra 'eval').
+
+    Example: fromscratch eval harness runs/baseline --tasks lambada_openai,hellaswag --limit 200
+    """
+    import tempfile
+
+    from fromscratch.evaluation.harness import run_harness
+    from fromscratch.evaluation.keeping import keep_evaluation
+    from fromscratch.publishing.card import CardFacts
+    from fromscratch.publishing.export import choose_format, export_model
+    from fromscratch.training.hardware import find_hardware
+    from fromscratch.training.model_sources import open_model
+
+    hardware = find_hardware(device)
+    loaded = open_model(model, find_hardware("cpu"))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) / "model"
+        export_model(loaded, folder, format_name=choose_format(loaded.config, None), card=CardFacts())
+        results = run_harness(
+            folder, tasks.split(","), device=str(hardware.device), include=include, limit=limit, batch=batch
+        )
+    facts = {"measure": "harness", "model": model, "limit": limit, "results": results}
+    keep_evaluation(loaded, f"harness-step-{loaded.step}", facts)
+    if as_json:
+        print_json({"step": loaded.step, **facts})
+        return
+    print_table([(f"{task} {name}", value) for task, found in results.items() for name, value in found.items()])

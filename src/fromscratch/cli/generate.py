@@ -1,44 +1,93 @@
 """``fromscratch generate``."""
 
-from typing import Annotated
+import sys
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fromscratch.cli.output import DeviceOption, JsonFlag, note, print_json
+from fromscratch.cli.output import DeviceOption, JsonFlag, ModelArgument, note, print_json
+
+if TYPE_CHECKING:
+    from fromscratch.generation.texts import Continuation
+    from fromscratch.training.model_sources import LoadedModel
 
 
 def generate(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A run, RUN@latest, RUN@step-N, or a checkpoint.")],
-    prompt: Annotated[str, typer.Option("--prompt", "-p", help="Beginning of the text; empty starts a document.")] = "",
+    model: ModelArgument,
+    prompts: Annotated[
+        list[str] | None,
+        typer.Option("--prompt", "-p", help="Beginning of a text; repeatable. Empty starts a document."),
+    ] = None,
     tokens: Annotated[int, typer.Option(min=0, help="Most tokens to add.")] = 100,
+    n: Annotated[int, typer.Option("--n", min=1, help="Samples of each prompt.")] = 1,
     temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(help="Draw from the k likeliest tokens only.")] = None,
     top_p: Annotated[
         float | None, typer.Option(help="Draw from the likeliest tokens that together reach this probability.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same text.")] = 0,
+    min_p: Annotated[
+        float | None, typer.Option(help="Draw from tokens at least this share as probable as the likeliest.")
+    ] = None,
+    repetition_penalty: Annotated[
+        float, typer.Option(help="Makes tokens that were used less likely; 1 is off, 1.2 is strong.")
+    ] = 1.0,
+    stop: Annotated[list[str] | None, typer.Option(help="End before this text; repeatable.")] = None,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same texts.")] = 0,
     device: DeviceOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Continue a prompt.
+    """Continue one prompt or several.
 
-    Example: fromscratch generate runs/baseline --prompt "Every effort moves you" --temperature 0.7
+    Example: fromscratch generate runs/baseline --prompt "Every effort moves you" --temperature 0.7 --n 3
     """
-    from fromscratch.evaluation.samples import continue_text
     from fromscratch.generation.sampling import Sampling
+    from fromscratch.generation.texts import Settings, continue_prompts
     from fromscratch.training.hardware import find_hardware
     from fromscratch.training.model_sources import open_model
 
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
+    sampling = Sampling(
+        temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty
+    )
+    settings = Settings(max_new_tokens=tokens, sampling=sampling, seed=seed, stop=tuple(stop or ()))
     loaded = open_model(model, find_hardware(device))
-    prompt_tokens = len(loaded.tokenizer.encode(prompt))
-    context_length = loaded.model.context_length
+    texts = [prompt for prompt in prompts or [""] for _ in range(n)]
+    for prompt in dict.fromkeys(texts):
+        say_what_is_not_seen(loaded, prompt, tokens)
+    live = len(texts) == 1 and not as_json
+    if live:
+        write_now(texts[0])
+    results = continue_prompts(
+        loaded.model,
+        loaded.tokenizer,
+        texts,
+        settings,
+        on_text=lambda _row, piece: write_now(piece) if live else None,
+    )
+    if as_json:
+        print_json(facts_of(model, loaded, results, seed))
+    elif live:
+        print()
+    else:
+        print("\n---\n".join(result.prompt + result.text for result in results))
+
+
+def say_what_is_not_seen(loaded: "LoadedModel", prompt: str, tokens: int) -> None:
+    """A notice where a text will be longer than the model's context."""
+    prompt_tokens, context_length = len(loaded.tokenizer.encode(prompt)), loaded.model.context_length
     if prompt_tokens > context_length:
         note(f"notice: the prompt has {prompt_tokens} tokens; the model sees only the last {context_length}")
     elif prompt_tokens + tokens > context_length:
-        note(f"notice: past {context_length} tokens the model sees only the last {context_length}")
-    text = continue_text(loaded.model, loaded.tokenizer, prompt, max_new_tokens=tokens, seed=seed, sampling=sampling)
-    if as_json:
-        print_json({"model": model, "step": loaded.step, "prompt": prompt, "text": text, "seed": seed})
-    else:
-        print(text)
+        note(f"notice: past {context_length} tokens the model sees only the last {context_length} at most")
+
+
+def write_now(piece: str) -> None:
+    """Text on stdout at once."""
+    sys.stdout.write(piece)
+    sys.stdout.flush()
+
+
+def facts_of(model: str, loaded: "LoadedModel", results: "list[Continuation]", seed: int) -> dict[str, Any]:
+    """The samples as plain values, the first one also by itself."""
+    samples = [{"prompt": r.prompt, "text": r.prompt + r.text, "tokens": r.tokens, "ended": r.ended} for r in results]
+    first = {key: samples[0][key] for key in ("prompt", "text")}
+    return {"model": model, "step": loaded.step, **first, "seed": seed, "samples": samples}

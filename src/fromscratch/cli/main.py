@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from fromscratch import __version__
-from fromscratch.cli import bench, data, evaluate, generate, quickstart, train
+from fromscratch.cli import bench, chat, data, evaluate, generate, publish, quickstart, train
 from fromscratch.errors import EXIT_CRASH, FromScratchError
 
 DEBUG_FLAG = "--debug"
@@ -49,6 +49,9 @@ app.command(name="train")(train.train)
 app.command(name="bench")(bench.bench)
 app.add_typer(evaluate.app, name="eval")
 app.command(name="generate")(generate.generate)
+app.command(name="chat")(chat.chat)
+app.command(name="import")(publish.import_model)
+app.command(name="publish")(publish.publish)
 
 
 def main() -> None:

@@ -46,6 +46,15 @@ class GeluMLP(Slot):
     """Width of the middle, in embedding widths."""
 
 
+class ExactGeluMLP(Slot):
+    """Linear, GELU (exact), linear: what nanoGPT trains."""
+
+    builds: ClassVar[str] = "fromscratch.models.layers:ExactGeluMLP"
+    kind: Literal["exact-gelu-mlp"] = "exact-gelu-mlp"
+    ratio: Positive = 4
+    """Width of the middle, in embedding widths."""
+
+
 class LinearHead(Slot):
     """Scores of the whole vocabulary at once."""
 
@@ -112,7 +121,7 @@ class ModelConfig(Table):
     norm: Annotated[LayerNorm, SlotField[0]] = LayerNorm()
     position: Annotated[LearnedPosition, SlotField[0]] = LearnedPosition()
     attention: Annotated[FusedAttention | ExplicitAttention, *SlotField] = FusedAttention()
-    feedforward: Annotated[GeluMLP, SlotField[0]] = GeluMLP()
+    feedforward: Annotated[GeluMLP | ExactGeluMLP, *SlotField] = GeluMLP()
     head: Annotated[LinearHead | ChunkedHead, *SlotField] = ChunkedHead()
     init: Annotated[GPT2Init | TorchInit, *SlotField] = GPT2Init()
 

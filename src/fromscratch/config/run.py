@@ -74,10 +74,12 @@ class RunConfig(Table):
         """Nested dictionaries with every default written out, and no key for what is absent."""
         return self.model_dump(mode="json", exclude_none=True)
 
-    def identity(self, *, store_fingerprint: str) -> str:
-        """A hash of the science: every resolved value but the seed, the store named by its content."""
+    def identity(self, *, store_fingerprint: str, parent: dict[str, Any] | None = None) -> str:
+        """A hash of the science: every resolved value but the seed; store and parent named by their content."""
         plain = self.to_plain()
         plain["data"]["store"] = store_fingerprint
+        if parent is not None:
+            plain["train"]["start_from"] = parent
         del plain["train"]["seed"]
         canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,8 +1,8 @@
 """``[train]``: how weights change. Optimiser, schedule, clipping and what to do when a step fails."""
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from fromscratch.config.base import NonNegative, Positive, Slot, SlotField, Table
 
@@ -170,6 +170,19 @@ class RollBackSpikes(_Spike):
     kind: Literal["rollback"] = "rollback"
 
 
+class StartFrom(Table):
+    """Another model whose weights this run goes on from. ``start_from = "MODEL"`` is short for its name alone."""
+
+    model: str = Field(min_length=1)
+    """A run, a checkpoint, a folder, a name on the Hub: whatever names a model on the command line."""
+    optimizer: bool = False
+    """Whether to take its optimiser state too; only checkpoints of runs have one."""
+
+
+def _name_alone(value: Any) -> Any:
+    return {"model": value} if isinstance(value, str) else value
+
+
 class TrainConfig(Table):
     """How the weights change."""
 
@@ -179,6 +192,8 @@ class TrainConfig(Table):
     """Arithmetic of matrix products; weights and optimiser state are always fp32."""
     seed: NonNegative = 42
     """Names every random stream of the run: initial weights, dropout, order of the data."""
+    start_from: Annotated[StartFrom | None, BeforeValidator(_name_alone)] = None
+    """A model to go on from, with this file's data, schedule and budget; absent, weights are drawn at random."""
     evaluate_every: NonNegative = 500
     """Steps between held-out evaluations; 0 is never."""
     sample_every: NonNegative = 0

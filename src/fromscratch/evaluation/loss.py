@@ -6,8 +6,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from fromscratch.files import to_strict_json, write_atomically
+from fromscratch.evaluation.keeping import keep_evaluation
 from fromscratch.models.gpt import GPT
 from fromscratch.tokenizers.base import Tokenizer
 from fromscratch.training.hardware import Hardware
@@ -16,6 +17,7 @@ from fromscratch.training.model_sources import LoadedModel
 from fromscratch.training.precision import Precision
 
 DEFAULT_BATCH_TOKENS = 8_192
+BOOTSTRAP_SAMPLES = 2_000
 LARGEST_EXPONENT = 700.0  # of a double
 
 
@@ -33,6 +35,10 @@ class LossReport:
     bytes: int
     """UTF-8 bytes of the predicted tokens."""
     seconds: float
+    loss_low: float | None = None
+    """Ends of the 95% confidence interval of the loss, by bootstrap over sequences; None for one sequence."""
+    loss_high: float | None = None
+    sequences: int = 0
 
     def facts(self) -> dict[str, Any]:
         """The report as plain values."""
@@ -53,10 +59,37 @@ def evaluate_loss(
     Sums are exact (``math.fsum``), so that the batch size changes nothing beyond the rounding of
     each single loss.
     """
+    return measure_loss(model, tokenizer, part, hardware, batch=batch, precision=precision).report
+
+
+@dataclass(frozen=True)
+class MeasuredLoss:
+    """A report, and what it was made of."""
+
+    report: LossReport
+    sequence_nats: NDArray[np.float64]
+    """Sum of the losses of each sequence."""
+    sequence_tokens: NDArray[np.int64]
+    losses: NDArray[np.float64]
+    """Of every target, in order."""
+
+
+def measure_loss(
+    model: GPT,
+    tokenizer: Tokenizer,
+    part: TokenSlice,
+    hardware: Hardware,
+    *,
+    batch: int | None = None,
+    precision: str = "fp32",
+) -> MeasuredLoss:
+    """As ``evaluate_loss``, with the loss of every sequence and token."""
     context_length = model.context_length
     byte_lengths = tokenizer.byte_lengths()
     began = time.perf_counter()
-    sums, text_bytes = [], 0
+    sums: list[float] = []
+    counts: list[int] = []
+    pieces, text_bytes = [], 0
     for targets, losses in sequence_losses(
         model,
         part,
@@ -65,24 +98,48 @@ def evaluate_loss(
         device=hardware.device,
         precision=Precision(precision, hardware.device),
     ):
-        sums.append(math.fsum(losses.ravel()))
+        sums += [math.fsum(row) for row in losses]
+        counts += [losses.shape[1]] * len(losses)
+        pieces.append(losses.ravel())
         text_bytes += int(np.sum(byte_lengths[targets]))
     nats = math.fsum(sums)
     loss = nats / part.tokens
-    return LossReport(
+    sequence_nats, sequence_tokens = np.array(sums), np.array(counts)
+    interval = bootstrap_interval(sequence_nats, sequence_tokens)
+    report = LossReport(
         loss=loss,
         perplexity=math.exp(min(loss, LARGEST_EXPONENT)),
         bits_per_byte=nats / math.log(2) / text_bytes if text_bytes else None,
         tokens=part.tokens,
         bytes=text_bytes,
         seconds=time.perf_counter() - began,
+        loss_low=interval[0] if interval else None,
+        loss_high=interval[1] if interval else None,
+        sequences=len(sums),
     )
+    return MeasuredLoss(report, sequence_nats, sequence_tokens, np.concatenate(pieces))
+
+
+def bootstrap_interval(
+    sums: NDArray[np.float64], weights: NDArray[np.int64], *, level: float = 0.95
+) -> tuple[float, float] | None:
+    """Percentile interval of ``sum(sums) / sum(weights)`` when the sequences are drawn anew, with replacement.
+
+    Drawn from a generator of its own with a fixed seed: the same sequences give the same interval. None for
+    fewer than two sequences. Source: Efron and Tibshirani 1993, chapter 13.
+    """
+    if len(sums) < 2:
+        return None
+    generator = np.random.default_rng(0)
+    means = np.empty(BOOTSTRAP_SAMPLES)
+    for index in range(BOOTSTRAP_SAMPLES):
+        drawn = generator.integers(len(sums), size=len(sums))
+        means[index] = sums[drawn].sum() / weights[drawn].sum()
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def record_loss(loaded: LoadedModel, report: LossReport, **slice_facts: Any) -> None:
-    """Keeps the report in the model's run: ``evaluations/loss-step-N-<split>-<start>.json``."""
-    folder = loaded.run.evaluations
-    folder.mkdir(exist_ok=True)
-    facts = {"measure": "loss", "step": loaded.step, **slice_facts, **report.facts()}
-    name = f"loss-step-{loaded.step}-{slice_facts.get('split')}-{slice_facts.get('start')}.json"
-    write_atomically(folder / name, to_strict_json(facts, indent=1))
+    """Keeps the report in the model's run, if it has one: ``evaluations/loss-step-N-<split>-<start>.json``."""
+    name = f"loss-step-{loaded.step}-{slice_facts.get('split')}-{slice_facts.get('start')}"
+    keep_evaluation(loaded, name, {"measure": "loss", **slice_facts, **report.facts()})

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from fromscratch.errors import UsageError
 
+NEVER = float("-inf")
+
 
 @dataclass(frozen=True)
 class Sampling:
@@ -23,6 +25,10 @@ class Sampling:
     """Only the k highest scores compete; None is all."""
     top_p: float | None = None
     """Only the fewest tokens whose probabilities reach p compete (Holtzman et al. 2020); None is all."""
+    min_p: float | None = None
+    """Only tokens at least this share as probable as the likeliest compete (Nguyen et al. 2024); None is all."""
+    repetition_penalty: float = 1.0
+    """Scores of tokens already in the text are divided by it, negative ones multiplied (Keskar et al. 2019)."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -32,12 +38,29 @@ class Sampling:
             problems.append(f"top-k = {self.top_k}: must be 1 or more; leave it out for no limit")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             problems.append(f"top-p = {self.top_p}: must be above 0 and at most 1")
+        if self.min_p is not None and not 0 <= self.min_p <= 1:
+            problems.append(f"min-p = {self.min_p}: must be from 0 (off) to 1")
+        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
+            problems.append(f"repetition-penalty = {self.repetition_penalty}: must be a positive number; 1 is off")
         if problems:
             raise UsageError("; ".join(problems))
 
+    @property
+    def greedy(self) -> bool:
+        """Whether nothing is left to chance."""
+        return self.temperature == 0
+
+    def penalised(self, logits: Tensor, seen: Tensor) -> Tensor:
+        """Logits [batch, vocab] with those of the ids ``seen`` [batch, time] made less likely."""
+        if self.repetition_penalty == 1.0:
+            return logits
+        scores = logits.gather(-1, seen)
+        lowered = torch.where(scores > 0, scores / self.repetition_penalty, scores * self.repetition_penalty)
+        return logits.scatter(-1, seen, lowered)
+
     def choose(self, logits: Tensor, generator: torch.Generator) -> Tensor:
         """One id per row: logits [batch, vocab] -> ids [batch]."""
-        if self.temperature == 0:
+        if self.greedy:
             return logits.argmax(dim=-1)
         probabilities = self.probabilities(logits)
         return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
@@ -47,10 +70,13 @@ class Sampling:
         scores = logits.double() / self.temperature
         if self.top_k is not None:
             lowest_kept = scores.topk(min(self.top_k, scores.shape[-1]), dim=-1).values[:, -1:]
-            scores = scores.masked_fill(scores < lowest_kept, float("-inf"))
+            scores = scores.masked_fill(scores < lowest_kept, NEVER)
         if self.top_p is not None:
             ordered, order = scores.sort(dim=-1, descending=True)
             before = ordered.softmax(dim=-1).cumsum(dim=-1) - ordered.softmax(dim=-1)
             dropped = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, order, before >= self.top_p)
-            scores = scores.masked_fill(dropped, float("-inf"))
+            scores = scores.masked_fill(dropped, NEVER)
+        if self.min_p:
+            likeliest = scores.max(dim=-1, keepdim=True).values
+            scores = scores.masked_fill(scores < likeliest + math.log(self.min_p), NEVER)
         return scores.softmax(dim=-1)

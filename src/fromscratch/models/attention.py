@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .cache import LayerPast
 from .dropout import Dropout
 
 QUERIES_PER_BLOCK = 128
@@ -28,17 +29,25 @@ class CausalAttention(nn.Module):
         self.output = nn.Linear(embedding_dim, embedding_dim)
         self.probability_dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Every position looks at itself and at what came before: [B, T, D] -> [B, T, D]."""
+    def forward(self, x: Tensor, past: LayerPast | None = None) -> Tensor:
+        """Every position looks at itself and at what came before, ``past`` included: [B, T, D] -> [B, T, D]."""
         batch, time, embedding = x.shape
         heads = self.query_key_value(x).view(batch, time, 3, self.num_heads, embedding // self.num_heads)
         query, key, value = heads.permute(2, 0, 3, 1, 4)  # each [B, H, T, C]
-        mixed = self.attend(query, key, value)
+        mixed = self.attend(query, key, value) if past is None else self.recall(query, *past.extend(key, value))
         return self.output(mixed.transpose(1, 2).reshape(batch, time, embedding))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Weighted means of the values, [B, H, T, C] from three of that shape."""
         raise NotImplementedError(f"{type(self).__name__} must say how it attends")
+
+    def recall(self, query: Tensor, keys: Tensor, values: Tensor, visible: Tensor | None) -> Tensor:
+        """As ``attend``, for T queries that look at S remembered positions: [B, H, T, C] from those and [B, H, S, C].
+
+        ``visible`` is True where a query may look, and broadcasts to [B, H, T, S]; None is everywhere.
+        """
+        probability = self.probability_dropout.probability if self.probability_dropout.active else 0.0
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=visible, dropout_p=probability)
 
 
 class ExplicitAttention(CausalAttention):

@@ -1,12 +1,26 @@
 """From a ``[model]`` table to a model: fills the slots, counts, and draws the first weights."""
 
-from functools import partial
+from dataclasses import fields
 
 import torch
 
 from fromscratch.config.model import ModelConfig
+from fromscratch.models.assembly import Slots, assemble_gpt
 from fromscratch.models.gpt import GPT
 from fromscratch.randomness import derive_seed
+
+SLOT_NAMES = tuple(field.name for field in fields(Slots))
+SIZE_NAMES = (
+    "vocab_size",
+    "context_length",
+    "num_layers",
+    "num_heads",
+    "embedding_dim",
+    "dropout",
+    "attention_bias",
+    "tied_head",
+)
+"""What ``assemble_gpt`` needs beside the slots, under the names of the ``[model]`` table."""
 
 
 def build_gpt(config: ModelConfig) -> GPT:
@@ -19,25 +33,9 @@ def build_gpt(config: ModelConfig) -> GPT:
     """
     if config.vocab_size is None:
         raise ValueError("the model's vocab_size is not known yet; resolve the run file first")
-    embedding_dim = config.embedding_dim
-    return GPT(
-        vocab_size=config.vocab_size,
-        context_length=config.context_length,
-        embedding_dim=embedding_dim,
-        num_layers=config.num_layers,
-        dropout=config.dropout,
-        tied_head=config.tied_head,
-        position=partial(config.position.maker(), embedding_dim=embedding_dim, context_length=config.context_length),
-        norm=partial(config.norm.maker(), embedding_dim=embedding_dim),
-        attention=partial(
-            config.attention.maker(),
-            embedding_dim=embedding_dim,
-            num_heads=config.num_heads,
-            bias=config.attention_bias,
-            dropout=config.dropout,
-        ),
-        feedforward=partial(config.feedforward.maker(), embedding_dim=embedding_dim),
-        head=partial(config.head.maker(), embedding_dim=embedding_dim, vocab_size=config.vocab_size),
+    return assemble_gpt(
+        Slots(**{name: getattr(config, name).maker() for name in SLOT_NAMES}),
+        **{name: getattr(config, name) for name in SIZE_NAMES},
     )
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
+from .cache import LayerPast, Past
 from .dropout import Dropout, number_dropout_sites
 
 ModuleMaker = Callable[[], nn.Module]
@@ -32,9 +33,9 @@ class Block(nn.Module):
         self.feedforward = feedforward()
         self.feedforward_dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, past: LayerPast | None = None) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
-        x = x + self.attention_dropout(self.attention(self.attention_norm(x)))
+        x = x + self.attention_dropout(self.attention(self.attention_norm(x), past))
         return x + self.feedforward_dropout(self.feedforward(self.feedforward_norm(x)))
 
 
@@ -88,18 +89,29 @@ class GPT(nn.Module):
         if self.tied_head:
             self.head.weight = self.token_embedding.weight
 
-    def hidden_states(self, tokens: Tensor) -> Tensor:
+    def hidden_states(self, tokens: Tensor, past: Past | None = None) -> Tensor:
         """The normalised output of the last block: ids [B, T] -> [B, T, D]."""
-        if tokens.shape[1] > self.context_length:
-            raise ValueError(f"{tokens.shape[1]} tokens, but the model's context is {self.context_length}")
-        x = self.embedding_dropout(self.position(self.token_embedding(tokens)))
-        for block in self.blocks:
-            x = block(x)
+        return self.transform(self.token_embedding(tokens), past)
+
+    def transform(self, x: Tensor, past: Past | None = None) -> Tensor:
+        """As ``hidden_states``, from token embeddings [B, T, D]; with a ``past`` they go on where that ended."""
+        time, before = x.shape[1], 0 if past is None else past.length
+        if before + time > self.context_length:
+            raise ValueError(f"{before + time} tokens, but the model's context is {self.context_length}")
+        x = self.embedding_dropout(self.position(x, None if past is None else past.positions(time)))
+        for index, block in enumerate(self.blocks):
+            x = self.through(block, x, None if past is None else past.layer(index))
+        if past is not None:
+            past.advance(time)
         return self.final_norm(x)
 
-    def forward(self, tokens: Tensor) -> Tensor:
+    def through(self, block: nn.Module, x: Tensor, past: LayerPast | None) -> Tensor:
+        """One block, [B, T, D] -> [B, T, D]: the place for whoever recomputes activations."""
+        return block(x, past)
+
+    def forward(self, tokens: Tensor, past: Past | None = None) -> Tensor:
         """Scores of the next token at every position: ids [B, T] -> logits [B, T, V]."""
-        return self.head(self.hidden_states(tokens))
+        return self.head(self.hidden_states(tokens, past))
 
     def losses(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy in nats of every target: ids [B, T] and [B, T] -> fp32 [B, T]."""

@@ -22,9 +22,11 @@ class LearnedPosition(nn.Module):
         super().__init__()
         self.embedding = nn.Embedding(context_length, embedding_dim)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, T, D] -> [B, T, D]."""
-        return x + self.embedding(torch.arange(x.shape[1], device=x.device))
+    def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
+        """[B, T, D] -> [B, T, D]. ``positions`` [B or 1, T] says where a text goes on; by default it begins."""
+        if positions is None:
+            positions = torch.arange(x.shape[1], device=x.device)
+        return x + self.embedding(positions)
 
 
 class GeluMLP(nn.Module):
@@ -38,6 +40,14 @@ class GeluMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
         return self.output(F.gelu(self.up(x), approximate="tanh"))
+
+
+class ExactGeluMLP(GeluMLP):
+    """The same with the GELU itself instead of its tanh form (Hendrycks and Gimpel 2016)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        return self.output(F.gelu(self.up(x)))
 
 
 class LinearHead(nn.Linear):

@@ -12,6 +12,7 @@ from fromscratch.errors import DataError, UsageError
 from fromscratch.models.costs import ModelCosts, model_costs
 from fromscratch.tokenizers.base import Tokenizer
 from fromscratch.training.held_out import TokenSlice
+from fromscratch.training.starting import Parent, open_parent
 from fromscratch.training.stores import open_named_store, tokenizer_of
 
 TRAINING_SPLIT = "train"
@@ -29,12 +30,16 @@ class PlannedRun:
     costs: ModelCosts
     folder: Path
     """Where the run file is: stores are also looked for beside it."""
+    parent: Parent | None = None
+    """The model whose weights the run goes on from."""
 
     @property
     def identity(self) -> dict[str, Any]:
         """Names the science: the hash of the resolved config (stores by content), and the seed."""
         fingerprint = self.store.fingerprint
-        return {"identity": self.config.identity(store_fingerprint=fingerprint), "seed": self.config.train.seed}
+        parent = self.parent.identity() if self.parent else None
+        identity = self.config.identity(store_fingerprint=fingerprint, parent=parent)
+        return {"identity": identity, "seed": self.config.train.seed}
 
 
 def plan_run(file: Path, overrides: list[str] | None = None) -> PlannedRun:
@@ -67,7 +72,8 @@ def plan_run(file: Path, overrides: list[str] | None = None) -> PlannedRun:
     if config.train.evaluate_every:
         held_out_slice(config, store, tokenizer, file.parent)
     _check_schedule(config, num_steps, file)
-    return PlannedRun(config, store, tokenizer, sequences, num_steps, costs, file.parent)
+    parent = open_parent(config.train.start_from, config.model, tokenizer, file)
+    return PlannedRun(config, store, tokenizer, sequences, num_steps, costs, file.parent, parent)
 
 
 def _steps(budget: int | str, sequences: SequenceBatches, costs: ModelCosts) -> int:

@@ -14,7 +14,7 @@ from fromscratch.config.loading import parse_run_config, read_toml
 from fromscratch.config.run import RunConfig
 from fromscratch.errors import DataError, UsageError
 from fromscratch.files import MANIFEST, read_json_object
-from fromscratch.models.factory import build_empty, initialise
+from fromscratch.models.factory import build_empty
 from fromscratch.models.gpt import GPT
 from fromscratch.runs.directory import RunDirectory, check_run_name
 from fromscratch.training.acceleration import accelerate
@@ -29,6 +29,7 @@ from fromscratch.training.observers import Observer
 from fromscratch.training.placement import Placement
 from fromscratch.training.plan import PlannedRun, held_out_slice
 from fromscratch.training.precision import Precision
+from fromscratch.training.starting import begin
 from fromscratch.training.step import GradientRules, Stepper, next_token_losses
 
 
@@ -157,7 +158,7 @@ def _begin_or_resume(
             name = _checkpoint_to_resume(plan, journal)
     name = world.from_main(name)
     if not name:
-        initialise(model, plan.config.model, seed=plan.config.train.seed)
+        begin(model, optimizer, plan.config.model, seed=plan.config.train.seed, parent=plan.parent)
         return TrainingState()
     return load_training(journal.run.checkpoints / name, model, optimizer)
 
@@ -185,6 +186,8 @@ def _checkpoint_to_resume(plan: PlannedRun, journal: Journal) -> str:
 def _record(plan: PlannedRun, run: RunDirectory, placement: Placement) -> None:
     if not run.exists():
         run.write_config(plan.config.to_plain())
+        if plan.parent:
+            run.log_event("parent", **plan.parent.facts())
     if not run.tokenizer.is_dir():
         shutil.rmtree(run.tokenizer, ignore_errors=True)
         plan.tokenizer.save(run.tokenizer)

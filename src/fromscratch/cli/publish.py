@@ -1,0 +1,99 @@
+"""``fromscratch publish`` and ``fromscratch import``: models out, models in."""
+
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fromscratch.cli.output import JsonFlag, ModelArgument, note, print_json, print_table
+
+
+def publish(
+    model: ModelArgument,
+    to: Annotated[str, typer.Option("--to", metavar="DIR|hf://owner/name", help="A folder, or the Hub.")],
+    format_name: Annotated[
+        str | None, typer.Option("--format", help="native (GPT-2 without custom code) or custom; native if it can be.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Really upload; without it, only what would go up is shown.")] = (
+        False
+    ),
+    private: Annotated[bool, typer.Option("--private", help="A new repository is only yours to see.")] = False,
+    collection: Annotated[str | None, typer.Option(help="Add it to this collection on the Hub (its slug).")] = None,
+    license_name: Annotated[str, typer.Option("--license", help="Licence of the weights, as the Hub names it.")] = (
+        "apache-2.0"
+    ),
+    title: Annotated[str | None, typer.Option(help="Title of the model card.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Write a model as others load it: weights, tokenizer, configuration, model card.
+
+    To the Hub it goes in one commit, with the token of HF_TOKEN or 'hf auth login'.
+
+    Example: fromscratch publish runs/baseline --to hf://me/my-gpt --yes
+    """
+    from fromscratch.errors import UsageError
+    from fromscratch.publishing.card import CardFacts
+    from fromscratch.publishing.export import choose_format, export_model
+    from fromscratch.publishing.pushing import push_folder, repository_of
+    from fromscratch.training.hardware import find_hardware
+    from fromscratch.training.model_sources import open_model
+
+    repository = repository_of(to) if to.startswith("hf:") else None
+    if repository is None and (private or collection):
+        raise UsageError(f"--private and --collection are for the Hub, but --to {to} is a folder")
+    loaded = open_model(model, find_hardware("cpu"))
+    chosen = choose_format(loaded.config, format_name)
+    card = CardFacts(license=license_name, title=title, repository=repository)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(to) if repository is None else Path(temporary) / repository.rpartition("/")[2]
+        if repository is None and folder.exists() and not (folder / "config.json").is_file() and any(folder.iterdir()):
+            raise UsageError(f"--to {to}: a folder with other things in it; give a new one")
+        report = asdict(export_model(loaded, folder, format_name=chosen, card=card))
+        if repository is not None:
+            report |= {"folder": None, "repository": repository, "uploaded": yes}
+            if yes:
+                report |= asdict(push_folder(folder, to, private=private, collection=collection))
+    if as_json:
+        print_json(report)
+        return
+    print_table([(name, size) for name, size in report["files"].items()])
+    if repository is None:
+        note(f"{to}: {chosen} format")
+    elif yes:
+        note(f"{report['url']}: {chosen} format, commit {report['commit']}")
+    else:
+        note(f"nothing was uploaded: this is what would go to hf://{repository} ({chosen} format); add --yes to do it")
+
+
+def import_model(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE", help="A file or folder of weights, owner/name on the Hub, or gpt2[-medium...]."
+        ),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The folder to write.")],
+    tokenizer: Annotated[str | None, typer.Option(help="gpt2, bytes or a path, where none lies beside.")] = None,
+    heads: Annotated[int | None, typer.Option(min=1, help="Attention heads, for checkpoints that do not say.")] = None,
+    as_json: JsonFlag = False,
+) -> None:
+    """Convert somebody else's model into our format; its logits are compared before and after.
+
+    Reads OpenAI's GPT-2, GPT2LMHeadModel folders, checkpoints of the book's model and nanoGPT's ckpt.pt.
+    Nothing in them is run.
+
+    Example: fromscratch import gpt2 --out models/gpt2
+    """
+    from fromscratch.publishing.importing import import_model as convert
+
+    report = asdict(convert(source, out, tokenizer=tokenizer, num_heads=heads))
+    notes = report.pop("notes")
+    if as_json:
+        print_json(report | {"notes": notes})
+        return
+    report["largest_logit_difference"] = f"{report['largest_logit_difference']:.1e}"
+    print_table([(name.replace("_", " "), value) for name, value in report.items() if value is not None])
+    for line in notes:
+        note(f"notice: {line}")

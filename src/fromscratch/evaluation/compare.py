@@ -1,0 +1,101 @@
+"""Two models on the same tokens: who predicts them better, by how much, how surely, and where."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fromscratch.errors import UsageError
+from fromscratch.evaluation.loss import LossReport, bootstrap_interval, measure_loss
+from fromscratch.tokenizers.base import Tokenizer
+from fromscratch.training.hardware import Hardware
+from fromscratch.training.held_out import TokenSlice
+from fromscratch.training.model_sources import LoadedModel
+
+SHOWN_CHARACTERS = 120
+FEWEST_TOKENS = 8  # of a document: below, a mean is noise
+
+
+@dataclass(frozen=True)
+class DocumentDifference:
+    """A document on which two models differ."""
+
+    first_token: int
+    """Where it begins in the split."""
+    tokens: int
+    difference: float
+    """B's mean loss minus A's, nats per token."""
+    text: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """B against A, paired by sequence."""
+
+    a: LossReport
+    b: LossReport
+    difference: float
+    """B's loss minus A's, nats per token: below 0, B is better."""
+    low: float | None
+    """Ends of its 95% confidence interval, by bootstrap over sequences."""
+    high: float | None
+    documents: list[DocumentDifference]
+    """Where they differ most."""
+
+    @property
+    def verdict(self) -> str:
+        """In words; the interval knows of the test set's noise, not of the seed's."""
+        if self.low is None or self.high is None:
+            return "unknown: one sequence is no sample"
+        if self.low > 0 or self.high < 0:
+            return "B is better on this text" if self.difference < 0 else "A is better on this text"
+        return "no difference that this text can show"
+
+
+def compare_models(
+    a: LoadedModel, b: LoadedModel, part: TokenSlice, hardware: Hardware, *, batch: int | None = None, most: int = 5
+) -> Comparison:
+    """Both models on one slice.
+
+    Raises:
+        UsageError: their tokenizers or context lengths differ, so that their sequences are not the same.
+    """
+    if a.tokenizer.fingerprint != b.tokenizer.fingerprint:
+        raise UsageError(
+            f"{a.source} knows tokenizer {a.tokenizer.name}, {b.source} knows {b.tokenizer.name}: their tokens cannot "
+            "be paired; compare bits_per_byte of 'eval loss', each on a store of its own tokenizer"
+        )
+    if a.model.context_length != b.model.context_length:
+        raise UsageError(
+            f"{a.source} has a context of {a.model.context_length} tokens, {b.source} one of {b.model.context_length}: "
+            "their sequences cannot be paired; use 'eval loss' for each"
+        )
+    measured = [measure_loss(m.model, m.tokenizer, part, hardware, batch=batch) for m in (a, b)]
+    difference = measured[1].sequence_nats - measured[0].sequence_nats
+    interval = bootstrap_interval(difference, measured[0].sequence_tokens)
+    per_token = measured[1].losses - measured[0].losses
+    return Comparison(
+        a=measured[0].report,
+        b=measured[1].report,
+        difference=float(difference.sum()) / part.tokens,
+        low=interval[0] if interval else None,
+        high=interval[1] if interval else None,
+        documents=_documents(per_token, part, a.tokenizer, most),
+    )
+
+
+def _documents(
+    difference: NDArray[np.float64], part: TokenSlice, tokenizer: Tokenizer, most: int
+) -> list[DocumentDifference]:
+    """The documents with the largest mean difference, either way."""
+    targets = part.split.read(part.start + 1, part.tokens)
+    ends = np.flatnonzero(targets == tokenizer.end_of_text) + 1
+    bounds = [0, *(int(end) for end in ends if end < part.tokens), part.tokens]
+    found = []
+    for begin, end in pairwise(bounds):
+        if end - begin >= FEWEST_TOKENS:
+            text = tokenizer.decode(targets[begin:end])[:SHOWN_CHARACTERS]
+            mean = float(difference[begin:end].mean())
+            found.append(DocumentDifference(part.start + 1 + begin, end - begin, mean, text))
+    return sorted(found, key=lambda document: -abs(document.difference))[:most]

@@ -1,0 +1,31 @@
+"""A quick look at what a model writes: fixed prompts, so that models can be held side by side."""
+
+from dataclasses import dataclass
+
+from fromscratch.generation.sampling import Sampling
+from fromscratch.generation.texts import Settings, continue_prompts
+from fromscratch.training.model_sources import LoadedModel
+
+PROMPTS = ("Every effort moves you", "Once upon a time", "The capital of France is", "In 1969,", "def main():")
+NEW_TOKENS = 32
+SAMPLING = Sampling(temperature=0.8, top_k=50)
+
+
+@dataclass(frozen=True)
+class SmokeText:
+    """One prompt, continued twice."""
+
+    prompt: str
+    greedy: str
+    sampled: str
+
+
+def smoke_test(loaded: LoadedModel, *, seed: int = 0, tokens: int = NEW_TOKENS) -> list[SmokeText]:
+    """The likeliest continuation of every prompt, and one drawn with the seed."""
+    greedy, sampled = (
+        continue_prompts(
+            loaded.model, loaded.tokenizer, PROMPTS, Settings(max_new_tokens=tokens, sampling=sampling, seed=seed)
+        )
+        for sampling in (Sampling(temperature=0), SAMPLING)
+    )
+    return [SmokeText(one.prompt, one.text, other.text) for one, other in zip(greedy, sampled, strict=True)]

@@ -1,0 +1,59 @@
+"""A model by itself, in our own format: what ``fromscratch import`` writes.
+
+``model.toml`` (the ``[model]`` table), ``model.safetensors``, ``tokenizer/`` and ``origin.json`` (where
+it came from) under a manifest with checksums.
+"""
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import ValidationError
+from safetensors.torch import save_file
+
+from fromscratch.config.model import ModelConfig
+from fromscratch.errors import DataError
+from fromscratch.files import sealed_folder, to_strict_json, verify_folder
+from fromscratch.formats.foreign import ForeignModel
+from fromscratch.formats.weights import SAFETENSORS, read_weights
+from fromscratch.models.gpt import GPT
+from fromscratch.tokenizers.base import Tokenizer
+
+CONFIG_FILE, ORIGIN_FILE, TOKENIZER_FOLDER = "model.toml", "origin.json", "tokenizer"
+
+
+@dataclass(frozen=True)
+class ModelFolder:
+    """What is written."""
+
+    config: ModelConfig
+    model: GPT
+    tokenizer: Tokenizer
+    origin: dict[str, Any]
+
+    def write(self, folder: Path) -> None:
+        """Whole, or not at all; an older folder of that name is replaced."""
+        with sealed_folder(folder, kind="model") as temporary:
+            plain = {"model": self.config.model_dump(mode="json", exclude_none=True)}
+            (temporary / CONFIG_FILE).write_text(tomli_w.dumps(plain), "utf-8")
+            tensors = {name: tensor.detach().contiguous() for name, tensor in self.model.named_parameters()}
+            save_file(tensors, temporary / SAFETENSORS)
+            (temporary / ORIGIN_FILE).write_text(to_strict_json(self.origin, indent=1), "utf-8")
+            self.tokenizer.save(temporary / TOKENIZER_FOLDER)
+
+
+def is_model_folder(folder: Path) -> bool:
+    """Whether a folder holds such a model."""
+    return (folder / CONFIG_FILE).is_file()
+
+
+def read_model_folder(folder: Path) -> ForeignModel:
+    """Reads it back. Raises DataError where it is damaged or of a newer version."""
+    verify_folder(folder)
+    try:
+        config = ModelConfig.model_validate(tomllib.loads((folder / CONFIG_FILE).read_text("utf-8"))["model"])
+    except (ValidationError, ValueError, KeyError) as error:
+        raise DataError(f"{folder / CONFIG_FILE}: not a model this version knows ({error})") from None
+    return ForeignModel("fromscratch", config, read_weights(folder))

@@ -1,0 +1,42 @@
+"""What ``fromscratch publish`` writes in its custom format, as names: our tensors inside a transformers model.
+
+``config.json`` carries the whole ``[model]`` table, so that such a folder is read back exactly, and
+without running the code that it brings.
+"""
+
+from pathlib import Path
+
+from pydantic import ValidationError
+from torch import Tensor
+
+from fromscratch.config.model import ModelConfig
+from fromscratch.errors import DataError
+from fromscratch.files import read_json_object
+from fromscratch.formats.foreign import ForeignModel
+from fromscratch.formats.weights import read_weights
+
+MODEL_TYPE = "fromscratch"
+TABLE_KEY = "fromscratch_model"
+BODY, HEAD, PUBLISHED_HEAD = "model.gpt.", "head.weight", "lm_head.weight"
+
+
+def to_published_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Our tensors under the names of the published modules; a tied head is stored once."""
+    return {PUBLISHED_HEAD if name == HEAD else BODY + name: tensor for name, tensor in tensors.items()}
+
+
+def read_published(folder: Path) -> ForeignModel:
+    """A folder in the custom format. Raises DataError where it is damaged."""
+    table = read_json_object(folder / "config.json").get(TABLE_KEY)
+    try:
+        config = ModelConfig.model_validate(table)
+    except ValidationError as error:
+        raise DataError(
+            f"{folder / 'config.json'}: {TABLE_KEY} is not a model this version knows "
+            f"({error.errors()[0]['msg']} at {error.errors()[0]['loc']}); it may need a newer version"
+        ) from None
+    tensors = read_weights(folder)
+    ours = {HEAD if name == PUBLISHED_HEAD else name.removeprefix(BODY): tensor for name, tensor in tensors.items()}
+    if config.tied_head:
+        ours.pop(HEAD, None)
+    return ForeignModel("fromscratch", config, ours)

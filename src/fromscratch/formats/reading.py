@@ -1,0 +1,81 @@
+"""Which format a file or folder has, and the tokenizer that belongs to it."""
+
+from pathlib import Path
+
+from fromscratch.errors import DataError, UsageError
+from fromscratch.files import read_json_object
+from fromscratch.formats import book, gpt2, model_folder, nanogpt, published
+from fromscratch.formats.foreign import ForeignModel
+from fromscratch.formats.weights import PICKLE_SUFFIXES, read_pickle, read_weights
+from fromscratch.tokenizers.base import Tokenizer
+from fromscratch.tokenizers.gpt2 import GPT2_VOCABULARY_SIZE, has_gpt2_files, load_gpt2
+from fromscratch.tokenizers.huggingface import TOKENIZER_FILE, load_huggingface
+from fromscratch.tokenizers.loading import load, open_tokenizer
+
+HUB_CONFIG = "config.json"
+NANOGPT_FILE = "ckpt.pt"
+MOST_PADDED = 1_024  # rows that programs add to a vocabulary so that its size divides well
+KNOWN = "GPT2LMHeadModel folders, what fromscratch publishes, checkpoints of the book's model, nanoGPT's ckpt.pt"
+
+
+def read_foreign(path: Path, *, num_heads: int | None = None) -> ForeignModel:
+    """The model in a file or folder, whoever wrote it. Nothing that it brings is run.
+
+    Raises:
+        DataError: damaged, or of no format that is known here.
+        UsageError: a variant that cannot be converted, or something the user must say.
+    """
+    if path.is_dir() and model_folder.is_model_folder(path):
+        return model_folder.read_model_folder(path)
+    if path.is_dir() and (path / NANOGPT_FILE).is_file():
+        return nanogpt.read_nanogpt(path / NANOGPT_FILE)
+    if path.is_file() and path.suffix in PICKLE_SUFFIXES and nanogpt.is_nanogpt(read_pickle(path)):
+        return nanogpt.read_nanogpt(path)
+    raw = read_json_object(path / HUB_CONFIG) if (path / HUB_CONFIG).is_file() else {}
+    if raw.get("model_type") == gpt2.MODEL_TYPE:
+        return gpt2.read_gpt2(path)
+    if raw.get("model_type") == published.MODEL_TYPE and published.TABLE_KEY in raw:
+        return published.read_published(path)
+    if _looks_like_the_book(path):
+        return book.read_book(path, num_heads=num_heads)
+    if "auto_map" in raw:
+        raise UsageError(
+            f"{path}: needs code of its own (auto_map in {HUB_CONFIG}), which is never run here; if you trust it, load "
+            f"it with transformers' trust_remote_code=True. Known here: {KNOWN}"
+        )
+    kind = f" (model_type {raw['model_type']!r})" if "model_type" in raw else ""
+    raise DataError(f"{path}: weights of no format that is known here{kind}; known are {KNOWN}")
+
+
+def _looks_like_the_book(path: Path) -> bool:
+    return any(name.endswith(book.MARK) for name in read_weights(path))
+
+
+def tokenizer_of(path: Path, *, vocab_size: int, word: str | None = None) -> Tokenizer:
+    """The tokenizer of a model: the one named, the one beside the weights, or GPT-2's where the size says so.
+
+    Raises:
+        UsageError: none is there, or it has more ids than the model.
+    """
+    tokenizer = open_tokenizer(word) if word else _beside(path if path.is_dir() else path.parent, vocab_size)
+    if tokenizer.vocab_size > vocab_size:
+        raise UsageError(
+            f"{path}: the model knows {vocab_size} ids, but the tokenizer {tokenizer.name} has "
+            f"{tokenizer.vocab_size}; name the model's own with --tokenizer"
+        )
+    return tokenizer
+
+
+def _beside(folder: Path, vocab_size: int) -> Tokenizer:
+    if (folder / model_folder.TOKENIZER_FOLDER).is_dir() and model_folder.is_model_folder(folder):
+        return load(folder / model_folder.TOKENIZER_FOLDER)
+    if (folder / TOKENIZER_FILE).is_file():
+        return load_huggingface(folder)
+    if has_gpt2_files(folder):
+        return load_gpt2(folder)
+    if GPT2_VOCABULARY_SIZE <= vocab_size < GPT2_VOCABULARY_SIZE + MOST_PADDED:
+        return load_gpt2()
+    raise UsageError(
+        f"{folder}: no tokenizer is there ({TOKENIZER_FILE}), and {vocab_size} ids are not GPT-2's; "
+        "name one with --tokenizer gpt2|bytes|PATH when you import it"
+    )

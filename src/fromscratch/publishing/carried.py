@@ -1,0 +1,84 @@
+"""The model files that a published folder carries: the ones in ``models/`` themselves, found by their imports."""
+
+import ast
+from hashlib import sha256
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from fromscratch.config.base import Slot
+from fromscratch.config.model import ModelConfig
+from fromscratch.errors import UsageError
+from fromscratch.models.factory import SLOT_NAMES
+
+TEMPLATES = Path(__file__).parent / "templates"
+MODEL_PACKAGE = "fromscratch.models"
+CODE_FILES = ("configuration_fromscratch.py", "modeling_fromscratch.py")
+MARK = "# CARRIED FILES"
+ALWAYS = ("assembly", "gpt")
+
+
+def carried_files(config: ModelConfig) -> dict[str, str]:
+    """Names and texts of the Python files that a model needs beside its weights.
+
+    transformers keeps one model class per configuration class, and old versions tell local folders apart by
+    their last name only. The file of slots is named by its content and imported by both others, so that
+    two models with different mechanisms never share a class.
+
+    Raises:
+        UsageError: a mechanism that does not live in ``models/`` and so cannot be carried.
+    """
+    slots = _slots_text(config)
+    slots_module = f"slots_{sha256(slots.encode()).hexdigest()[:8]}"
+    files = {f"{slots_module}.py": slots}
+    waiting = [*ALWAYS, *(_place(getattr(config, name))[0] for name in SLOT_NAMES)]
+    while waiting:
+        module = waiting.pop()
+        if f"{module}.py" not in files:
+            text = Path(str(import_module(f"{MODEL_PACKAGE}.{module}").__file__)).read_text("utf-8")
+            files[f"{module}.py"] = text
+            waiting += _siblings(text)
+    imports = "\n".join(f"from .{name.removesuffix('.py')} import __doc__ as _  # noqa: F401" for name in sorted(files))
+    for name in CODE_FILES:
+        template = (TEMPLATES / name).read_text("utf-8").replace(MARK, imports)
+        files[name] = template.replace("from .slots import", f"from .{slots_module} import")
+    return files
+
+
+def _place(slot: Slot) -> tuple[str, str]:
+    """Module in ``models/`` and class that a slot names."""
+    module, _, attribute = slot.builds.partition(":")
+    package, _, name = module.rpartition(".")
+    if package != MODEL_PACKAGE:
+        raise UsageError(f"{slot.builds}: lives outside of {MODEL_PACKAGE}, so a published model cannot carry it")
+    return name, attribute
+
+
+def _siblings(text: str) -> list[str]:
+    """Modules of the same folder that a source file imports."""
+    nodes = (node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.ImportFrom))
+    return [str(node.module) for node in nodes if node.level == 1 and node.module]
+
+
+def _slots_text(config: ModelConfig) -> str:
+    imports, makers = {"from .assembly import Slots"}, []
+    for name in SLOT_NAMES:
+        slot = getattr(config, name)
+        module, attribute = _place(slot)
+        imports.add(f"from .{module} import {attribute}")
+        settings: dict[str, Any] = {key: getattr(slot, key) for key in type(slot).model_fields if key != "kind"}
+        own = "".join(f", {key}={value!r}" for key, value in settings.items())
+        makers.append(f"    {name}=partial({attribute}{own}),")
+    lines = [
+        '"""What fills the slots of this model; written when it was published."""',
+        "",
+        "from functools import partial",
+        "",
+        *sorted(imports),
+        "",
+        "SLOTS = Slots(",
+        *makers,
+        ")",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,144 @@
+"""A model as a folder that the transformers library loads, in one of two formats.
+
+``native``: a ``GPT2LMHeadModel``, for every program that runs GPT-2. ``custom``: our own model files
+with what transformers needs around them, for every architecture.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fromscratch.config.model import ExactGeluMLP, ModelConfig
+from fromscratch.errors import UsageError
+from fromscratch.files import sealed_folder, to_strict_json
+from fromscratch.formats.gpt2 import to_gpt2_tensors
+from fromscratch.formats.published import MODEL_TYPE, TABLE_KEY, to_published_tensors
+from fromscratch.formats.weights import SAFETENSORS
+from fromscratch.publishing.card import CardFacts, write_card
+from fromscratch.publishing.carried import carried_files
+from fromscratch.publishing.tokenizer_files import write_tokenizer
+from fromscratch.training.model_sources import LoadedModel
+
+NATIVE, CUSTOM = "native", "custom"
+FORMATS = (NATIVE, CUSTOM)
+GPT2_KINDS = {
+    "norm": ("layernorm",),
+    "position": ("learned",),
+    "attention": ("sdpa", "explicit"),
+    "feedforward": ("gelu-mlp", "exact-gelu-mlp"),
+    "head": None,
+}
+"""What a GPT2LMHeadModel can have in each slot; any head computes the same logits."""
+AUTO_CLASSES = {
+    "AutoConfig": "configuration_fromscratch.FromScratchConfig",
+    "AutoModel": "modeling_fromscratch.FromScratchModel",
+    "AutoModelForCausalLM": "modeling_fromscratch.FromScratchForCausalLM",
+    "AutoModelForSequenceClassification": "modeling_fromscratch.FromScratchForSequenceClassification",
+}
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written."""
+
+    folder: str
+    format: str
+    files: dict[str, int]
+    """Bytes by name."""
+
+
+def choose_format(config: ModelConfig, wanted: str | None) -> str:
+    """The format asked for, or else ``native`` where the architecture permits.
+
+    Raises:
+        UsageError: no such format, or native was asked for and the model is not GPT-2-shaped.
+    """
+    reason = why_not_native(config)
+    if wanted is None:
+        return CUSTOM if reason else NATIVE
+    if wanted not in FORMATS:
+        raise UsageError(f"--format {wanted}: must be {' or '.join(FORMATS)}")
+    if wanted == NATIVE and reason:
+        raise UsageError(f"--format native: the model is not GPT-2-shaped ({reason}); use --format custom")
+    return wanted
+
+
+def why_not_native(config: ModelConfig) -> str:
+    """What GPT-2 does not have, or nothing."""
+    for slot, kinds in GPT2_KINDS.items():
+        kind = getattr(config, slot).kind
+        if kinds is not None and kind not in kinds:
+            return f"{slot} = {kind}"
+    return ""
+
+
+def export_model(loaded: LoadedModel, folder: Path, *, format_name: str, card: CardFacts) -> ExportReport:
+    """Writes the folder whole or not at all; an older one is replaced."""
+    tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in loaded.model.named_parameters()}
+    with sealed_folder(folder, kind=f"published-{format_name}") as temporary:
+        if format_name == NATIVE:
+            config, tensors = native_config(loaded.config), _without_tied_head(loaded.config, to_gpt2_tensors(tensors))
+        else:
+            config, tensors = custom_config(loaded.config), to_published_tensors(tensors)
+            for name, text in carried_files(loaded.config).items():
+                (temporary / name).write_text(text, "utf-8")
+        save_file(tensors, temporary / SAFETENSORS, metadata={"format": "pt"})
+        end = loaded.tokenizer.end_of_text
+        ids = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
+        _write_json(temporary / "config.json", config | ids)
+        _write_json(temporary / "generation_config.json", ids | {"do_sample": True, "temperature": 0.8, "top_k": 50})
+        write_tokenizer(loaded.tokenizer, temporary, context_length=loaded.config.context_length)
+        write_card(temporary, loaded, card, format_name)
+    files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    return ExportReport(str(folder), format_name, files)
+
+
+def native_config(config: ModelConfig) -> dict[str, Any]:
+    """``config.json`` of a ``GPT2LMHeadModel``."""
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": config.vocab_size,
+        "n_positions": config.context_length,
+        "n_embd": config.embedding_dim,
+        "n_layer": config.num_layers,
+        "n_head": config.num_heads,
+        "n_inner": config.feedforward.ratio * config.embedding_dim,
+        "activation_function": "gelu" if isinstance(config.feedforward, ExactGeluMLP) else "gelu_new",
+        "layer_norm_epsilon": config.norm.eps,
+        "resid_pdrop": config.dropout,
+        "embd_pdrop": config.dropout,
+        "attn_pdrop": config.dropout,
+        "tie_word_embeddings": config.tied_head,
+        "dtype": "float32",
+    }
+
+
+def custom_config(config: ModelConfig) -> dict[str, Any]:
+    """``config.json`` with the classes that the folder brings, and the whole ``[model]`` table."""
+    return {
+        "architectures": ["FromScratchForCausalLM"],
+        "model_type": MODEL_TYPE,
+        "auto_map": AUTO_CLASSES,
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.context_length,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "hidden_size": config.embedding_dim,
+        "dropout": config.dropout,
+        "attention_bias": config.attention_bias,
+        "tie_word_embeddings": config.tied_head,
+        "dtype": "float32",
+        TABLE_KEY: config.model_dump(mode="json", exclude_none=True),
+    }
+
+
+def _without_tied_head(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if not (config.tied_head and name == "lm_head.weight")}
+
+
+def _write_json(path: Path, facts: dict[str, Any]) -> None:
+    path.write_text(to_strict_json(facts, indent=2), "utf-8")

@@ -1,0 +1,100 @@
+"""``fromscratch import``: somebody else's weights as a model in our own format, proved by its logits."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from fromscratch.errors import UsageError
+from fromscratch.files import read_json_object, sha256_of, write_atomically
+from fromscratch.formats.gpt2 import OPENAI_REPOSITORIES
+from fromscratch.formats.hub import download_model, parse_name
+from fromscratch.formats.model_folder import ModelFolder
+from fromscratch.formats.reading import read_foreign, tokenizer_of
+from fromscratch.publishing.seed_runs import MODEL_JSON, TRAIN_JSON, run_file_of
+
+WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+
+
+@dataclass(frozen=True)
+class ImportReport:
+    """What was imported."""
+
+    source: str
+    format: str
+    out: str
+    parameters: int
+    vocab_size: int
+    tokenizer: str
+    largest_logit_difference: float
+    """Before and after the conversion, relative to the largest logit."""
+    notes: list[str]
+    run_file: str | None
+
+
+def import_model(source: str, out: Path, *, tokenizer: str | None = None, num_heads: int | None = None) -> ImportReport:
+    """Converts, compares, and writes ``out`` whole or not at all.
+
+    Args:
+        source: a file, a folder, ``owner/name`` on the Hub, or one of OpenAI's names.
+        tokenizer: ``gpt2``, ``bytes`` or a path, where none lies beside the weights.
+        num_heads: for checkpoints that do not say.
+
+    Raises:
+        UsageError, DataError: see ``read_foreign``; or ``out`` exists.
+    """
+    if out.exists():
+        raise UsageError(f"--out {out}: exists already; give another folder, or delete it first")
+    path = find_source(source)
+    found = read_foreign(path, num_heads=num_heads)
+    model = found.build(path)
+    difference = found.check(model)
+    vocab_size = model.vocab_size
+    words = tokenizer_of(path, vocab_size=vocab_size, word=tokenizer)
+    notes = list(found.notes)
+    if words.vocab_size < vocab_size:
+        notes.append(
+            f"the model's vocabulary is padded: {vocab_size} ids, of which the tokenizer knows {words.vocab_size}"
+        )
+    origin = {"source": source, "format": found.format, "files": _checksums(path), "notes": notes}
+    ModelFolder(found.config, model, words, origin).write(out)
+    run_file = _write_run_file(path, out, notes)
+    return ImportReport(
+        source=source,
+        format=found.format,
+        out=str(out),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        vocab_size=vocab_size,
+        tokenizer=words.name,
+        largest_logit_difference=difference,
+        notes=notes,
+        run_file=run_file,
+    )
+
+
+def find_source(source: str) -> Path:
+    """The file or folder that a source names; what is on the Hub is downloaded. Raises UsageError."""
+    path = Path(source).expanduser()
+    if path.exists():
+        return path
+    if source in OPENAI_REPOSITORIES:
+        return download_model(OPENAI_REPOSITORIES[source])
+    if parse_name(source):
+        return download_model(source)
+    raise UsageError(f"{source}: no such file or folder, and not owner/name on the Hub")
+
+
+def _checksums(path: Path) -> dict[str, str]:
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return {file.name: sha256_of(file) for file in files if file.suffix in WEIGHT_SUFFIXES}
+
+
+def _write_run_file(path: Path, out: Path, notes: list[str]) -> str | None:
+    """Beside the model, where the source was a run of the seed project: its settings as a run file."""
+    folder = path if path.is_dir() else path.parent
+    if not ((folder / MODEL_JSON).is_file() and (folder / TRAIN_JSON).is_file()):
+        return None
+    text, unknown = run_file_of(read_json_object(folder / MODEL_JSON), read_json_object(folder / TRAIN_JSON))
+    if unknown:
+        notes.append(f"settings that have no counterpart here, as comments in {out.name}.toml: {', '.join(unknown)}")
+    target = out.with_name(f"{out.name}.toml")
+    write_atomically(target, text)
+    return str(target)

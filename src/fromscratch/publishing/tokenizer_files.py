@@ -1,0 +1,58 @@
+"""A tokenizer as the transformers library loads it: ``tokenizer.json`` and its settings."""
+
+import json
+from pathlib import Path
+
+from fromscratch.files import to_strict_json
+from fromscratch.tokenizers.base import Tokenizer
+from fromscratch.tokenizers.byte_level import byte_of_character
+from fromscratch.tokenizers.bytes import BytesTokenizer
+from fromscratch.tokenizers.huggingface import END_OF_TEXT, TOKENIZER_FILE
+
+SETTINGS_FILE = "tokenizer_config.json"
+
+
+def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, context_length: int) -> None:
+    """Writes both files. The end-of-text token also begins texts and pads them: the vocabulary stays as trained.
+
+    Padding is told from the end of a text by the attention mask.
+    """
+    if isinstance(tokenizer, BytesTokenizer):
+        (folder / TOKENIZER_FILE).write_text(_bytes_as_json(tokenizer), "utf-8")
+    else:
+        tokenizer._save_files(folder)
+    end = _content_of(folder / TOKENIZER_FILE, tokenizer.end_of_text)
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": end,
+        "eos_token": end,
+        "pad_token": end,
+        "model_max_length": context_length,
+        "clean_up_tokenization_spaces": False,
+        "padding_side": "left",
+    }
+    (folder / SETTINGS_FILE).write_text(to_strict_json(settings, indent=1), "utf-8")
+
+
+def _content_of(file: Path, index: int) -> str:
+    """How the ``tokenizer.json`` spells an id."""
+    whole = json.loads(file.read_text("utf-8"))
+    added = {token["id"]: token["content"] for token in whole.get("added_tokens", [])}
+    vocabulary = whole["model"].get("vocab", {})
+    by_id = {number: token for token, number in vocabulary.items()} if isinstance(vocabulary, dict) else {}
+    return str(added.get(index) or by_id[index])
+
+
+def _bytes_as_json(tokenizer: BytesTokenizer) -> str:
+    """Byte-pair encoding without a single pair."""
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+    end = {"id": tokenizer.end_of_text, "content": END_OF_TEXT}
+    whole = {
+        "version": "1.0",
+        "added_tokens": [end | flags],
+        "pre_tokenizer": byte_level,
+        "decoder": byte_level,
+        "model": {"type": "BPE", "vocab": byte_of_character(), "merges": []},
+    }
+    return json.dumps(whole, ensure_ascii=False)

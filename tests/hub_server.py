@@ -123,12 +123,20 @@ class _Handler(BaseHTTPRequestHandler):
             name = f"{asked.get('organization') or 'me'}/{asked['name']}"
             self.server_state.repositories.setdefault(name, {})
             kind = "" if asked.get("type", "model") == "model" else "datasets/"
-            self.server_state.private[name] = bool(asked.get("private"))
+            self.server_state.private.setdefault(
+                name, bool(asked.get("private")) or asked.get("visibility") == "private"
+            )
             self._json({"url": f"{self.server_state.url}/{kind}{name}", "name": name})
         elif found := re.fullmatch(r"/api/collections/(.+)/items", path):
             self.server_state.collections.setdefault(found.group(1), []).append(json.loads(body)["item"]["id"])
             facts: dict[str, Any] = {"slug": found.group(1), "title": "t", "owner": {"name": "me"}, "items": []}
-            facts |= {"private": False, "theme": "blue", "lastUpdated": "2026-01-01T00:00:00.000Z", "upvotes": 0}
+            facts |= {
+                "private": False,
+                "theme": "blue",
+                "position": 0,
+                "lastUpdated": "2026-01-01T00:00:00.000Z",
+                "upvotes": 0,
+            }
             self._json(facts)
         elif path == "/api/validate-yaml":
             self._json({"errors": [], "warnings": []})

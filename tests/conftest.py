@@ -7,6 +7,10 @@ import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
+# No test reaches for the network; those of a hub start a local one, in processes of their own, and say so.
+# Set before anything imports huggingface_hub, which reads it once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
@@ -15,9 +19,3 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the real data in {folder}")
     return folder
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _offline() -> None:
-    """No test reaches for the network; those of a hub start a local one and say so themselves."""
-    os.environ["HF_HUB_OFFLINE"] = "1"

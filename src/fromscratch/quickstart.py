@@ -55,9 +55,9 @@ shuffle = true               # the documents come package by package
 global_batch = 8
 precision = "{precision}"
 seed = 42
-evaluate_every = 300
-sample_every = 600
-checkpoint_every = 300
+evaluate_every = 375
+sample_every = 500
+checkpoint_every = 375
 optimizer = {{ kind = "adamw", learning_rate = 4e-3 }}
 schedule = {{ kind = "linear", warmup_steps = 100 }}
 clip = {{ kind = "norm", max_norm = 1.0 }}
@@ -75,8 +75,8 @@ class Scale:
     packages: tuple[str, ...] = ("stdlib", "torch", "numpy", "matplotlib", "pandas")
     """Whose documentation to read; what is not installed is left out."""
     vocabulary_size: int = 2_048
-    tokens: int = 1_843_200
-    """To train on: 1,800 steps."""
+    tokens: int = 1_536_000
+    """To train on: 1,500 steps."""
 
 
 @dataclass(frozen=True)

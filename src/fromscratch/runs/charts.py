@@ -93,9 +93,9 @@ def smoothed(points: Series) -> Series:
     reach = max(1, len(points) // 50)
     smooth = []
     for index, (step, _) in enumerate(points):
-        before = min(reach, index)  # centred where values fall fastest, at the start; full to the very end
-        window = sorted(value for _, value in points[index - before : index + max(before, 1) + 1])
-        smooth.append((step, window[len(window) // 2]))
+        near = min(reach, index, len(points) - 1 - index)
+        window = sorted(value for _, value in points[index - near : index + near + 1])
+        smooth.append((step, window[near]))
     return smooth
 
 

@@ -12,7 +12,7 @@ help:
 	@echo "make lint         ruff, mypy, levels of imports"
 	@echo "make format       format the code"
 	@echo "make docs         write the reference pages anew"
-	@echo "make bench        run the benchmarks"
+	@echo "make bench        run the benchmarks; TEXTS='a.parquet b.parquet' adds that of the data"
 	@echo "make clean        remove .venv and caches"
 
 quickstart: $(VENV)/.installed
@@ -35,7 +35,9 @@ docs: $(VENV)/.installed
 	$(BIN)/python -m fromscratch.config.reference > docs/run-file.md
 
 bench: $(VENV)/.installed-dev
-	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	$(BIN)/python benchmarks/train.py
+	$(BIN)/python benchmarks/generate.py
+	$(if $(TEXTS),$(BIN)/python benchmarks/data.py $(TEXTS))
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .import_linter_cache .hypothesis

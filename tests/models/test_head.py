@@ -17,8 +17,9 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @pytest.fixture(params=[1, 5, 10_000], ids=lambda rows: f"chunks of {rows}")
 def _chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tokens per chunk: one, some that do not divide the batch, all."""
+    """Tokens per chunk: one, some that do not divide the batch, all; and products of a part of the vocabulary."""
     monkeypatch.setitem(head_module.CHUNK_ELEMENTS, "cpu", request.param * VOCABULARY)
+    monkeypatch.setattr(head_module, "VOCABULARY_PER_PRODUCT", 128)
 
 
 def heads() -> tuple[LinearHead, ChunkedHead]:
@@ -42,9 +43,12 @@ def losses_and_gradients(head: nn.Module, precision: str, upstream: Tensor) -> l
 
 @pytest.mark.usefixtures("_chunk")
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_losses_and_gradients_are_those_of_the_linear_head(precision: str) -> None:
-    upstream = torch.rand(BATCH, TIME)  # a weight per target, as masked losses have
-    upstream[0, 2] = 0.0
+@pytest.mark.parametrize("weighted", [True, False])
+def test_losses_and_gradients_are_those_of_the_linear_head(precision: str, weighted: bool) -> None:
+    upstream = torch.full((BATCH, TIME), 0.3)  # the same for all, as in a mean
+    if weighted:  # or a weight per target, as masked losses have
+        upstream = torch.rand(BATCH, TIME)
+        upstream[0, 2] = 0.0
     plain, chunked = (losses_and_gradients(head, precision, upstream) for head in heads())
     for wanted, found in zip(plain, chunked, strict=True):
         assert found.dtype == torch.float32
@@ -87,6 +91,25 @@ def test_evaluation_keeps_nothing_and_a_second_backward_says_why_not() -> None:
     total.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="gradients twice"):
         total.backward()
+
+
+def test_fp32_gradients_may_be_asked_for_twice() -> None:
+    _, chunked = heads()
+    hidden = torch.randn(1, 4, EMBEDDING_DIM, requires_grad=True)
+    total = chunked.losses(hidden, torch.zeros(1, 4, dtype=torch.long)).sum()
+    (first,) = torch.autograd.grad(total, hidden, retain_graph=True)
+    (second,) = torch.autograd.grad(total, hidden)
+    torch.testing.assert_close(first, second)
+
+
+def test_losses_of_extreme_logits_are_right() -> None:
+    _, chunked = heads()
+    hidden = 300 * torch.randn(1, 4, EMBEDDING_DIM)
+    targets = torch.tensor([[0, 1, 2, 3]])
+    wanted = torch.nn.functional.cross_entropy(chunked(hidden)[0].double(), targets[0], reduction="none")
+    assert wanted.max() > 100  # a probability that fp32 cannot hold
+    found = chunked.losses(hidden.requires_grad_(), targets)[0]
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

@@ -94,13 +94,17 @@ def train(
 
 def describe(plan: "PlannedRun", placement: "Placement", path: Path) -> str:
     """What is about to happen, in two lines."""
+    from fromscratch.training.emulation import needs_emulation
+
     train_config, tokens_per_step = plan.config.train, plan.sequences.tokens_per_step
     passes = placement.num_micro_batches(train_config.global_batch)
     processes = f"{placement.world_size} processes, " if placement.world_size > 1 else ""
+    is_emulated = needs_emulation(train_config.precision, placement.hardware.device)
+    emulated = " (computed in fp32: this processor has no such instructions)" if is_emulated else ""
     return (
         f"{path}: {plan.costs.parameters:,} parameters, {plan.num_steps:,} steps of {tokens_per_step:,} tokens "
         f"({plan.num_steps * tokens_per_step:,} in all)\n"
-        f"on {placement.hardware.device} ({placement.hardware.name}), {train_config.precision}, global batch "
+        f"on {placement.hardware.device} ({placement.hardware.name}), {train_config.precision}{emulated}, global batch "
         f"{train_config.global_batch} as {processes}{passes} x {placement.micro_batch}, "
         f"{placement.acceleration}{f' ({placement.why_not_compiled})' if placement.why_not_compiled else ''}"
     )

@@ -10,9 +10,10 @@ import ctypes
 import os
 import sys
 
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # names of parameters in glibc's malloc.h
-LARGEST_THRESHOLD = 2**31 - 1
-TUNABLES = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "LD_PRELOAD")
+TRIM_THRESHOLD, MMAP_MAX = -1, -4  # names of parameters in glibc's malloc.h
+SETTINGS = {TRIM_THRESHOLD: -1, MMAP_MAX: 0}
+"""Never give the end of the heap back, and map no block on its own, which would be unmapped when freed."""
+TUNABLES = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "LD_PRELOAD")
 
 
 def keep_freed_memory() -> bool:
@@ -27,4 +28,4 @@ def keep_freed_memory() -> bool:
     is_glibc = hasattr(ctypes.CDLL(None), "gnu_get_libc_version")
     if mallopt is None or not is_glibc:
         return False
-    return all(mallopt(parameter, LARGEST_THRESHOLD) == 1 for parameter in (MMAP_THRESHOLD, TRIM_THRESHOLD))
+    return all(mallopt(parameter, value) == 1 for parameter, value in SETTINGS.items())

@@ -20,6 +20,7 @@ from fromscratch.config.train import TrainConfig
 from fromscratch.errors import UsageError
 from fromscratch.models.costs import model_costs
 from fromscratch.training.hardware import Hardware
+from fromscratch.training.precision import Precision
 
 ENGINE, REFERENCE = "engine", "reference"
 PEAK_SIZE = 2_048  # of the square matrices whose product measures a CPU's peak: large enough to fill both caches
@@ -194,10 +195,11 @@ def measured_peak_flops(precision: str) -> float:
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
     a, b = (torch.randn(PEAK_SIZE, PEAK_SIZE).to(dtype) for _ in range(2))
     best = float("inf")
-    for _ in range(PEAK_REPEATS):
-        begin = time.perf_counter()
-        a @ b
-        best = min(best, time.perf_counter() - begin)
+    with Precision(precision, torch.device("cpu")).products():
+        for _ in range(PEAK_REPEATS):
+            begin = time.perf_counter()
+            a @ b
+            best = min(best, time.perf_counter() - begin)
     return 2 * PEAK_SIZE**3 / best
 
 

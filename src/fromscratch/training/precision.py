@@ -1,11 +1,13 @@
 """Arithmetic: what autocast does, and the loss scale that fp16 needs."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from fromscratch.training.emulation import EmulatedProducts, needs_emulation
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -22,6 +24,8 @@ class Precision:
         self.kind = kind
         self._device_type = device.type
         self._dtype = AUTOCAST_DTYPES.get(kind)
+        self.emulated = needs_emulation(kind, device)
+        """Whether this processor lacks instructions for it and computes its products in fp32."""
         self.scaler = torch.amp.GradScaler(device.type, enabled=kind == "fp16")
 
     @contextmanager
@@ -30,7 +34,7 @@ class Precision:
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("high" if self.kind == "tf32" else "highest")
         try:
-            with torch.autocast(self._device_type, dtype=self._dtype, enabled=self._dtype is not None):
+            with torch.autocast(self._device_type, self._dtype, enabled=self._dtype is not None), self.products():
                 yield
         finally:
             torch.set_float32_matmul_precision(before)
@@ -38,7 +42,12 @@ class Precision:
     def backward(self, loss: Tensor) -> None:
         """Gradients of the (scaled) loss."""
         scaled: Tensor = self.scaler.scale(loss)
-        scaled.backward()
+        with self.products():
+            scaled.backward()
+
+    def products(self) -> AbstractContextManager[object]:
+        """Matrix products inside are as fast as this device can make them: see ``training.emulation``."""
+        return EmulatedProducts() if self.emulated else nullcontext()
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
         """Divides the gradients by the loss scale; nothing to do but for fp16."""
@@ -67,5 +76,4 @@ def fast_16bit_precision(device: torch.device) -> str:
     """``bf16`` where the device computes it faster than fp32, else ``fp32``: for run files we write."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    has_bf16_instructions = device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return "bf16" if has_bf16_instructions else "fp32"
+    return "bf16" if device.type == "cpu" and not needs_emulation("bf16", device) else "fp32"

@@ -47,7 +47,7 @@ class Precision:
 
     def products(self) -> AbstractContextManager[object]:
         """Matrix products inside are as fast as this device can make them: see ``training.emulation``."""
-        return EmulatedProducts() if self.emulated else nullcontext()
+        return EmulatedProducts() if self.emulated else nullcontext()  # type: ignore[no-untyped-call]
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
         """Divides the gradients by the loss scale; nothing to do but for fp16."""

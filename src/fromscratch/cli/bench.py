@@ -63,7 +63,7 @@ def bench(
     largest = max(1, AUTO_TOKENS[kind] // workload.model.context_length)
     sizes = micro_batches or default_micro_batches(workload.train.global_batch, largest)
     wanted = precisions or list(dict.fromkeys([workload.train.precision, "fp32"]))
-    both = [False, True] if kind == "cuda" and not why_not_compiled(hardware.device) else [False]
+    both = [False, True] if kind == "cuda" and not why_not_compiled(hardware.device, wanted[0]) else [False]
     cases = cases_for(micro_batches=sizes, precisions=wanted, compiled=both if compiled is None else [compiled])
     if reference:
         cases += reference_cases(hardware, sizes)

@@ -46,12 +46,13 @@ class Placement:
 
 
 def place_run(
-    plan: PlannedRun, run: RunDirectory, machine: MachineOptions, *, world_size: int | None = None
+    plan: PlannedRun, run: RunDirectory, machine: MachineOptions, *, world_size: int | None = None, fresh: bool = False
 ) -> Placement:
     """Finds the device and the micro-batch; writes nothing.
 
     Args:
         world_size: processes that will train together; None asks torchrun's environment.
+        fresh: whether the run begins anew, so that what an older one chose does not count.
 
     Raises:
         UsageError: the device is not there, or the micro-batch does not divide the global batch.
@@ -65,11 +66,12 @@ def place_run(
         device=hardware.device,
         world_size=world_size,
     )
-    recorded = _recorded_choices(run, hardware, world_size)
+    recorded = {} if fresh else _recorded_choices(run, hardware, world_size)
     if machine.micro_batch is None:
         micro_batch = recorded.get("micro_batch") or micro_batch
     acceleration, why_not = choose_acceleration(
         hardware.device,
+        precision=plan.config.train.precision,
         compile_wanted=recorded.get("compile") if machine.compile is None else machine.compile,
         activation_checkpointing=machine.activation_checkpointing,
     )

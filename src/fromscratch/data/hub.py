@@ -15,8 +15,8 @@ from urllib.parse import parse_qsl
 
 from fromscratch.errors import FromScratchError, UsageError
 from fromscratch.files import sha256_of
+from fromscratch.hub import HUB_PREFIX, HubError, not_in_cache, refusal, status_of
 
-HUB_PREFIX = "hf://"
 REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 DATASET = "dataset"
 ATTEMPTS = 5
@@ -25,10 +25,6 @@ PASSING_STATUS_CODES = {408, 425, 429, 500, 502, 503, 504}
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 Result = TypeVar("Result")
-
-
-class HubError(FromScratchError):
-    """The Hub could not be reached, or refused; exit code 1."""
 
 
 @dataclass(frozen=True)
@@ -68,25 +64,15 @@ def try_again(what: str, call: Callable[[], Result], *, sleep: Callable[[float],
         UsageError: offline and not in the cache, or the server says no (not found, no access).
         HubError: still failing at the last attempt.
     """
-    from huggingface_hub import constants
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
-
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return call()
-        except (RepositoryNotFoundError, RevisionNotFoundError, GatedRepoError) as error:
-            raise UsageError(f"{what}: {_reason(error)}; check the name, or set HF_TOKEN if it is private") from None
         except FromScratchError:
             raise
         except Exception as error:
-            if constants.HF_HUB_OFFLINE:
-                raise UsageError(
-                    f"{what}: not in the cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids downloading; "
-                    "unset it, or fill the cache first"
-                ) from None
-            status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-            if status in (401, 403, 404):
-                raise UsageError(f"{what}: the Hub answered {status}; check the name, and HF_TOKEN") from None
+            if refused := refusal(what, error):
+                raise refused from None
+            status = status_of(error)
             if attempt == ATTEMPTS or (status is not None and status not in PASSING_STATUS_CODES):
                 raise HubError(f"{what}: failed after {attempt} attempts ({_reason(error)}); try again later") from None
             sleep(_wait_seconds(error, attempt))
@@ -145,10 +131,7 @@ def _cached_snapshot(name: HubName) -> Path:
     commit = reference.read_text().strip() if reference.is_file() else name.revision
     snapshot = folder / "snapshots" / commit
     if not snapshot.is_dir():
-        raise UsageError(
-            f"{HUB_PREFIX}{name.repository}: not in the cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids "
-            "downloading; unset it, or fill the cache first"
-        )
+        raise not_in_cache(f"{HUB_PREFIX}{name.repository}")
     return snapshot
 
 

@@ -10,17 +10,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from fromscratch.errors import FromScratchError, UsageError
+from fromscratch.hub import HUB_PREFIX, HubError, refusal, status_of
 
-PREFIX = "hf://"
 NAME = re.compile(r"(?:hf://)?([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@([\w./-]+))?", re.ASCII)
 WANTED = ("*.json", "*.safetensors", "merges.txt", "vocab.bpe")
 PICKLES = ("*.pth", "*.pt", "pytorch_model.bin")
 
 Result = TypeVar("Result")
-
-
-class HubError(FromScratchError):
-    """The Hub could not be reached, or failed; exit code 1."""
 
 
 def parse_name(word: str) -> tuple[str, str | None] | None:
@@ -46,35 +42,25 @@ def download_model(word: str) -> Path:
     def fetch(patterns: tuple[str, ...]) -> Path:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=list(patterns)))
 
-    folder = asking_the_hub(f"{PREFIX}{repository}", lambda: fetch(WANTED))
+    folder = asking_the_hub(f"{HUB_PREFIX}{repository}", lambda: fetch(WANTED))
     if not any(folder.glob("*.safetensors")):
-        folder = asking_the_hub(f"{PREFIX}{repository}", lambda: fetch((*WANTED, *PICKLES)))
+        folder = asking_the_hub(f"{HUB_PREFIX}{repository}", lambda: fetch((*WANTED, *PICKLES)))
     return folder
 
 
 def asking_the_hub(what: str, call: Callable[[], Result]) -> Result:
     """The call's result, its failures in one sentence that shows no token. Raises as ``download_model``."""
     from huggingface_hub import constants
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, LocalTokenNotFoundError
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         return call()
-    except LocalTokenNotFoundError:
-        raise UsageError(f"{what}: needs a token; log in with 'hf auth login', or set HF_TOKEN") from None
     except FromScratchError:
         raise
     except Exception as error:
-        if constants.HF_HUB_OFFLINE:
-            raise UsageError(
-                f"{what}: not in the cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids asking the Hub; "
-                "unset it, or fill the cache first"
-            ) from None
-        status = error.response.status_code if isinstance(error, HfHubHTTPError) else None
-        if status in (401, 403, 404):
-            raise UsageError(
-                f"{what}: the Hub answered {status}: no such repository, or no access to it; check the name, and the "
-                "token in HF_TOKEN (or 'hf auth login')"
-            ) from None
+        if refused := refusal(what, error):
+            raise refused from None
+        status = status_of(error)
         if status is not None:
             raise HubError(f"{what}: the Hub answered {status}; try again later") from None
         if isinstance(error, LocalEntryNotFoundError | OSError) or "httpx" in type(error).__module__:

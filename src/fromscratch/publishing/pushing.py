@@ -5,7 +5,8 @@ from pathlib import Path
 
 from fromscratch.errors import UsageError
 from fromscratch.files import MANIFEST
-from fromscratch.formats.hub import PREFIX, asking_the_hub, parse_name
+from fromscratch.formats.hub import asking_the_hub, parse_name
+from fromscratch.hub import HUB_PREFIX
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ def push_folder(folder: Path, destination: str, *, private: bool = False, collec
     from huggingface_hub import HfApi
 
     repository = repository_of(destination)
-    what = f"{PREFIX}{repository}"
+    what = f"{HUB_PREFIX}{repository}"
     api = HfApi()
     asking_the_hub(what, lambda: api.create_repo(repository, private=private, exist_ok=True))
     commit = asking_the_hub(
@@ -50,6 +51,6 @@ def push_folder(folder: Path, destination: str, *, private: bool = False, collec
 def repository_of(destination: str) -> str:
     """``owner/name`` of ``hf://owner/name``. Raises UsageError."""
     named = parse_name(destination)
-    if not destination.startswith(PREFIX) or named is None or named[1] is not None:
+    if not destination.startswith(HUB_PREFIX) or named is None or named[1] is not None:
         raise UsageError(f"--to {destination}: not a repository's name; write it as hf://owner/name")
     return named[0]

@@ -16,9 +16,10 @@ from fromscratch.config.model import ModelConfig
 from fromscratch.errors import DataError, UsageError
 from fromscratch.files import MANIFEST, verify_folder
 from fromscratch.formats.gpt2 import OPENAI_REPOSITORIES
-from fromscratch.formats.hub import PREFIX, download_model, parse_name
+from fromscratch.formats.hub import download_model, parse_name
 from fromscratch.formats.model_folder import is_model_folder
 from fromscratch.formats.reading import HUB_CONFIG, read_foreign, tokenizer_of
+from fromscratch.hub import HUB_PREFIX
 from fromscratch.models.factory import build_empty
 from fromscratch.models.gpt import GPT
 from fromscratch.runs.directory import RunDirectory, find_run
@@ -111,7 +112,7 @@ def locate(source: str, *, runs_dir: Path = RUNS_DIR) -> Path:
             return _in_folder(path, which, source)
     if source in OPENAI_REPOSITORIES:
         return _downloaded(OPENAI_REPOSITORIES[source])
-    meant_for_the_hub = source.startswith(PREFIX) or not Path(place).expanduser().parent.is_dir()
+    meant_for_the_hub = source.startswith(HUB_PREFIX) or not Path(place).expanduser().parent.is_dir()
     if parse_name(source) and meant_for_the_hub:
         return _downloaded(source)
     raise UsageError(

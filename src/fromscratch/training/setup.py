@@ -17,10 +17,11 @@ from fromscratch.files import MANIFEST, read_json_object
 from fromscratch.models.factory import build_empty
 from fromscratch.models.gpt import GPT
 from fromscratch.runs.directory import RunDirectory, check_run_name
+from fromscratch.runs.retention import mend_links, newest_valid, odd_links, recover_leftovers
 from fromscratch.training.acceleration import accelerate
 from fromscratch.training.allocator import keep_freed_memory
 from fromscratch.training.batches import AUTO_TOKENS, TokenBatches
-from fromscratch.training.checkpoints import TrainingState, load_training, newest_valid, remove_leftovers
+from fromscratch.training.checkpoints import TrainingState, load_training, read_state
 from fromscratch.training.distributed import World
 from fromscratch.training.held_out import mean_loss
 from fromscratch.training.journal import Journal
@@ -129,7 +130,7 @@ def prepare_training(
         world=world,
     )
     schedule = config.train.schedule.maker()
-    return Training(
+    training = Training(
         journal=journal,
         stepper=stepper,
         state=state,
@@ -146,6 +147,8 @@ def prepare_training(
         rehearses=world.size > 1 or device.type == "cuda",
         world=world,
     )
+    training.saver.saved_step = state.step or None
+    return training
 
 
 def _begin_or_resume(
@@ -166,7 +169,10 @@ def _begin_or_resume(
 def _checkpoint_to_resume(plan: PlannedRun, journal: Journal) -> str:
     """The newest valid checkpoint's name, or nothing for a run without any. Raises DataError."""
     run = journal.run
-    remove_leftovers(run.checkpoints)
+    for path in [*recover_leftovers(run.checkpoints), *recover_leftovers(run.path)]:
+        journal.announce("checkpoint-recovered", name=path.name)
+    for reason in odd_links(run.checkpoints):
+        journal.announce("link-ignored", reason=reason)
     checkpoint, skipped = newest_valid(run.checkpoints)
     for reason in skipped:
         journal.announce("checkpoint-skipped", reason=reason)
@@ -180,6 +186,7 @@ def _checkpoint_to_resume(plan: PlannedRun, journal: Journal) -> str:
             f"{checkpoint}: belongs to another run (the content of store {plan.store.path} or the seed differs); "
             "use the store it was trained on, or --fresh to start anew"
         )
+    mend_links(run.checkpoints, latest=checkpoint, best_step=read_state(checkpoint).best_step)
     return checkpoint.name
 
 

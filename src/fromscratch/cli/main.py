@@ -1,5 +1,6 @@
 """The ``fromscratch`` command: its verbs, and what happens to errors."""
 
+import io
 import os
 import sys
 from typing import Annotated
@@ -7,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fromscratch import __version__
-from fromscratch.cli import bench, chat, data, evaluate, generate, publish, quickstart, train
+from fromscratch.cli import bench, chat, data, evaluate, generate, publish, quickstart, runs, train
 from fromscratch.errors import EXIT_CRASH, FromScratchError
 
 DEBUG_FLAG = "--debug"
@@ -48,6 +49,7 @@ app.add_typer(data.app, name="data")
 app.command(name="train")(train.train)
 app.command(name="bench")(bench.bench)
 app.add_typer(evaluate.app, name="eval")
+app.add_typer(runs.app, name="runs")
 app.command(name="generate")(generate.generate)
 app.command(name="chat")(chat.chat)
 app.command(name="import")(publish.import_model)
@@ -58,8 +60,13 @@ def main() -> None:
     """Runs the command line and exits with the documented codes: see ``fromscratch.errors``."""
     arguments = [argument for argument in sys.argv[1:] if argument != DEBUG_FLAG]
     debug = len(arguments) < len(sys.argv) - 1
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # whatever the terminal's encoding lacks, it can be printed
     try:
-        app(arguments, prog_name="fromscratch")
+        try:
+            app(arguments, prog_name="fromscratch")
+        finally:
+            sys.stdout.flush()  # a closed pipe is noticed here, not while Python shuts down
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:

@@ -11,6 +11,8 @@ from typing import Any, Self
 
 from fromscratch.files import to_strict_json
 
+TAIL_BYTES = 1 << 16  # a hundred records or more
+
 
 class RecordWriter:
     """Appends records to a file; ``flush`` puts them on the disk.
@@ -63,6 +65,20 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
     for line in _lines(path):
         if (record := _record_in(line)) is not None:
             yield record
+
+
+def last_record(path: Path) -> dict[str, Any]:
+    """The last record, found from the end, however long the file is; empty where there is none near it."""
+    if not path.is_file():
+        return {}
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - TAIL_BYTES))
+            lines = file.read(TAIL_BYTES).splitlines()
+    except OSError:
+        return {}
+    return next((record for line in reversed(lines) if (record := _record_in(line)) is not None), {})
 
 
 def read_thinned(path: Path, most: int) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ import typer
 
 from fromscratch import __version__
 from fromscratch.cli import bench, chat, data, evaluate, generate, publish, quickstart, runs, train
+from fromscratch.cli.output import printable
 from fromscratch.errors import EXIT_CRASH, FromScratchError
 
 DEBUG_FLAG = "--debug"
@@ -81,7 +82,7 @@ def main() -> None:
 def report_error(error: Exception) -> int:
     """Prints one line for the user on stderr; returns the exit code."""
     if isinstance(error, FromScratchError):
-        print(f"error: {error}", file=sys.stderr)
+        print("\n".join(printable(line) for line in f"error: {error}".splitlines()), file=sys.stderr)
         return error.exit_code
-    print(f"error: {type(error).__name__}: {error} ({DEBUG_FLAG} shows where)", file=sys.stderr)
+    print(printable(f"error: {type(error).__name__}: {error} ({DEBUG_FLAG} shows where)"), file=sys.stderr)
     return EXIT_CRASH

@@ -92,4 +92,4 @@ def _width() -> int:
 def note(message: str, *, quiet: bool = False) -> None:
     """A line on stderr for the person who waits."""
     if not quiet:
-        typer.echo(message, err=True)
+        typer.echo("\n".join(printable(line) for line in message.splitlines()), err=True)

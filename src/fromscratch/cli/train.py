@@ -81,6 +81,8 @@ def train(
         raise typer.Exit(launch(sys.argv[1:], RunDirectory(path), processes=processes))
     placement = place_run(plan, RunDirectory(path), machine, fresh=fresh)
     speaks = started_rank() == 0
+    if path.is_symlink():
+        note(f"notice: {path} is a link to {path.resolve()}", quiet=not speaks)
     note(describe(plan, placement, path), quiet=quiet or not speaks)
     observers = [] if quiet else [terminal_observer()]
     if profile is not None:

@@ -54,4 +54,5 @@ def nothing_written(folder: Path) -> Iterator[None]:
 
 
 def _state(folder: Path) -> dict[str, tuple[int, int]]:
-    return {str(path): (path.lstat().st_size, path.lstat().st_mtime_ns) for path in folder.rglob("*")}
+    paths = {path: path.lstat() for path in folder.rglob("*")}
+    return {str(path): (0, 0) if path.is_dir() else (facts.st_size, facts.st_mtime_ns) for path, facts in paths.items()}

@@ -106,7 +106,7 @@ def test_b8_schedules_that_do_not_fit(world: Path) -> None:
     ("content", "says"),
     [
         (b"[train\nseed = 1", "(at line 1, column 7)"),
-        (b"[train]\nseed = 1\nseed = 2\n", "A key is given twice (at line 3, column 7)"),
+        (b"[train]\nseed = 1\nseed = 2\n", "A key is given twice (at line 3, column 9)"),
         (b"\xef\xbb\xbf[train]\n", "byte-order mark (line 1, column 1)"),
         (b"[train]\nseed = \xff", "not UTF-8 text (line 2, byte 15 of the file)"),
         (b"a = " + b"[" * 5_000, "not valid TOML"),
@@ -139,8 +139,8 @@ def test_b10_paths_that_are_no_files(world: Path) -> None:
 def test_b11_names_of_runs(world: Path, name: str) -> None:
     with nothing_written(world):
         message = refused("train", "small.toml", f"--name={name}", code=2, says="must be 1 to 100 letters")
-        refused("runs", "show", f"./{name}", code=2, says="no such run") if name.isprintable() and name else None
-    assert message.isprintable() or message[:-1].isprintable()
+        refused("runs", "show", f"nowhere/{name}", code=2, says="no such run")
+    assert message[:-1].isprintable()
 
 
 def test_b12_a_run_of_another_config(world: Path) -> None:
@@ -152,7 +152,7 @@ def test_b12_a_run_of_another_config(world: Path) -> None:
 def test_b13_a_run_that_is_a_link_is_told(world: Path) -> None:
     Path("elsewhere").mkdir()
     Path("runs/link").symlink_to(world / "elsewhere")
-    answer = run_command("train", "small.toml", "--name", "link", "--set", "data.tokens=256")
+    answer = run_command("train", "small.toml", "--name", "link", "--set", "data.tokens=512")
     assert answer.code == 0 and f"notice: runs/link is a link to {world / 'elsewhere'}" in answer.err
     shown = run_command("runs", "show", "link")
     assert shown.code == 0 and "notice: runs/link is a link to" in shown.err

@@ -143,8 +143,8 @@ def prepare(*more: str) -> tuple[str, ...]:
     [
         ({"body": ["a"]}, "text"),
         ({"text": [["a", "b"]]}, "text"),
-        ({"text": pa.array([], pa.string())}, "no document"),
-        ({"text": [None, ""]}, "no document"),
+        ({"text": pa.array([], pa.string())}, "holds no rows"),
+        ({"text": [None, ""]}, "no text found"),
     ],
     ids=["no column", "lists", "no rows", "nulls alone"],
 )

@@ -9,7 +9,7 @@ from typing import Any
 
 from fromscratch.errors import DataError, UsageError
 from fromscratch.files import read_json_object
-from fromscratch.runs.directory import RunDirectory, check_run_name
+from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import last_record, read_records
 from fromscratch.runs.retention import checkpoints_in
 
@@ -62,8 +62,8 @@ def named_run(word: str, runs_dir: Path) -> RunDirectory:
         for path in (Path(word).expanduser(), runs_dir / word):
             if word and RunDirectory(path).exists():
                 return RunDirectory(path)
-    except (OSError, ValueError, RuntimeError):  # no file can have such a name
-        check_run_name(word)
+    except (OSError, ValueError, RuntimeError):
+        pass  # no file can have such a name
     raise UsageError(f"run {word[:120]!r}: no such run, here or in {runs_dir}; 'fromscratch runs list' names them")
 
 

@@ -141,6 +141,7 @@ def test_b40_any_records(place: Path, lines: list[bytes]) -> None:
     shutil.rmtree(run)
 
 
+SETTINGS = ["temperature", "top-k", "top-p", "min-p", "repetition-penalty", "seed", "n"]
 NUMBERS = st.one_of(st.integers(-2, 300), st.floats(), st.text(max_size=4))
 
 

@@ -8,9 +8,11 @@ from fromscratch.files import read_json_object
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.training.acceleration import Acceleration, choose_acceleration
 from fromscratch.training.batches import choose_micro_batch
+from fromscratch.training.bench import Workload
 from fromscratch.training.distributed import started_local_rank, started_world_size
 from fromscratch.training.hardware import Hardware, find_hardware
 from fromscratch.training.plan import PlannedRun
+from fromscratch.training.remembered_fits import remembered_micro_batch
 
 
 @dataclass(frozen=True)
@@ -67,14 +69,16 @@ def place_run(
         world_size=world_size,
     )
     recorded = {} if fresh else _recorded_choices(run, hardware, world_size)
-    if machine.micro_batch is None:
-        micro_batch = recorded.get("micro_batch") or micro_batch
     acceleration, why_not = choose_acceleration(
         hardware.device,
         precision=plan.config.train.precision,
         compile_wanted=recorded.get("compile") if machine.compile is None else machine.compile,
         activation_checkpointing=machine.activation_checkpointing,
     )
+    if machine.micro_batch is None:
+        workload = Workload(plan.config.model, plan.config.train)
+        found = recorded.get("micro_batch") or remembered_micro_batch(workload, hardware, acceleration)
+        micro_batch = min(found or micro_batch, math.ceil(plan.config.train.global_batch / world_size))
     return Placement(hardware, micro_batch, world_size, acceleration, why_not)
 
 

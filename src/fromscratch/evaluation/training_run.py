@@ -19,6 +19,7 @@ from fromscratch.training.observers import Observer
 from fromscratch.training.placement import Placement
 from fromscratch.training.plan import PlannedRun
 from fromscratch.training.setup import open_run_directory, prepare_training
+from fromscratch.training.watchdog import watched
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ def run_training(
         everyone = [SamplesFile(run), *observers]
         training = prepare_training(plan, run, placement, world, observers=everyone, sample=sampler)
         try:
-            outcome = train(training, stop_after=stop_after)
+            with watched(world, run.path, lambda reason: _record_end(training, "failed", reason)):
+                outcome = train(training, stop_after=stop_after)
         except BaseException as error:
             _record_failure(training, error)
             raise
@@ -134,5 +136,9 @@ def _mean_of_last(records: list[dict[str, Any]]) -> float | None:
 def _record_failure(training: Training, error: BaseException) -> None:
     state = "diverged" if isinstance(error, DivergedError) else "failed"
     reason = str(error) if isinstance(error, FromScratchError) else f"{type(error).__name__}: {error}"
+    _record_end(training, state, reason)
+
+
+def _record_end(training: Training, state: str, reason: str) -> None:
     training.journal.status(state, step=training.state.step, num_steps=training.num_steps, reason=reason)
     training.journal.announce(state, step=training.state.step, reason=reason)

@@ -26,6 +26,17 @@ DEFAULT_TIMEOUT_SECONDS = 600.0
 T = TypeVar("T")
 
 
+@dataclass
+class Pulse:
+    """Counts what a process has got done; one whose count stands still hangs."""
+
+    count: int = 0
+
+    def beat(self) -> None:
+        """Something was done: a micro-batch, an agreement."""
+        self.count += 1
+
+
 @dataclass(frozen=True)
 class World:
     """The processes of a run, seen from one of them. The default is a process alone."""
@@ -36,6 +47,7 @@ class World:
     """Which process of this machine."""
     _decisions: Any = field(default=None, repr=False)
     """The gloo group that agreements use; None for a process alone."""
+    pulse: Pulse = field(default_factory=Pulse, repr=False, compare=False)
 
     @property
     def is_main(self) -> bool:
@@ -64,6 +76,7 @@ class World:
             return value
         tensor = torch.tensor(value, dtype=torch.float64)
         dist.all_reduce(tensor, op=operation, group=self._decisions)
+        self.pulse.beat()
         return float(tensor.item())
 
     def from_main(self, value: T) -> T:
@@ -134,6 +147,11 @@ def started_local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def timeout_seconds() -> float:
+    """How long processes wait for one another."""
+    return float(os.environ.get(TIMEOUT_VARIABLE, DEFAULT_TIMEOUT_SECONDS))
+
+
 @contextmanager
 def joined_world(device_type: str) -> Iterator[World]:
     """The world that torchrun's environment describes; leaves it at the end.
@@ -144,8 +162,7 @@ def joined_world(device_type: str) -> Iterator[World]:
     if size == 1:
         yield ALONE
         return
-    seconds = float(os.environ.get(TIMEOUT_VARIABLE, DEFAULT_TIMEOUT_SECONDS))
-    timeout = timedelta(seconds=seconds)
+    timeout = timedelta(seconds=timeout_seconds())
     dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=timeout)
     try:
         decisions = dist.new_group(backend="gloo", timeout=timeout)

@@ -51,6 +51,10 @@ class GradientRules:
     policy: NonfinitePolicy
 
 
+class OutOfMemoryTogetherError(torch.OutOfMemoryError):
+    """A process lacks memory for a piece of the step; raised in all alike, before any weight has changed."""
+
+
 class LossModule(nn.Module):
     """A model and its loss as one module, because DistributedDataParallel watches ``forward``."""
 
@@ -98,6 +102,10 @@ class Stepper:
         Args:
             is_spike: asked about the loss before anything changes; a step of which it says yes changes
                 nothing. Asking waits for the device.
+
+        Raises:
+            OutOfMemoryTogetherError: in every process, where one lacks memory; the step can be taken again.
+            torch.OutOfMemoryError: in this process alone, in the last backward pass.
         """
         self.model.train()
         loss, loss_min, loss_max = self._accumulate_gradients(step)
@@ -123,7 +131,7 @@ class Stepper:
         batches = self.batches.micro_batches(step)
         try:
             with self._apart():
-                self._backward(next(batches))
+                self._backward(self._forward(next(batches)))
         except torch.OutOfMemoryError:
             return False
         finally:
@@ -140,27 +148,40 @@ class Stepper:
     def _accumulate_gradients(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of the mean loss of the global batch; returns that loss, and the band it lies in.
 
-        Processes add up their gradients during the last backward pass only.
+        Processes add up their gradients during the last backward pass only, and before it they agree
+        that all have had memory so far: one that waited alone in that pass would wait for ever.
         """
         sums, means = [], []
-        micro_batches = self.batches.micro_batches(step)
-        for place, batch in enumerate(micro_batches):
-            is_last = place == self.batches.num_micro_batches - 1
-            with nullcontext() if is_last else self._apart():
-                total = self._backward(batch)
-            sums.append(total.detach())
-            means.append(total.detach() / batch.targets.numel())
+        is_short = False
+        try:
+            for place, batch in enumerate(self.batches.micro_batches(step), 1):
+                is_last = place == self.batches.num_micro_batches
+                with nullcontext() if is_last else self._apart():
+                    total = self._forward(batch)
+                    if not is_last:
+                        self._backward(total)
+                sums.append(total.detach())
+                means.append(total.detach() / batch.targets.numel())
+                self._world.pulse.beat()
+        except torch.OutOfMemoryError:
+            is_short = True  # and no reference to the error, which would keep the memory
+        if self._world.any(is_short):
+            raise OutOfMemoryTogetherError("out of memory in at least one process")
+        self._backward(total)
         set_sequence_keys(self.model, None)
         return self._together(torch.stack(sums).sum(), torch.stack(means))
 
-    def _backward(self, batch: MicroBatch) -> Tensor:
-        """Adds a piece's part to the gradients; returns the sum of its losses."""
+    def _forward(self, batch: MicroBatch) -> Tensor:
+        """The sum of a piece's losses."""
         set_sequence_keys(self.model, batch.sequence_keys)
         with self.precision.arithmetic():
             total: Tensor = self._loss_module(batch)
+        return total
+
+    def _backward(self, total: Tensor) -> None:
+        """Adds a piece's part to the gradients."""
         # DistributedDataParallel takes the mean over processes, and what is wanted is the sum.
         self.precision.backward(total * (self._world.size / self.batches.targets_per_step))
-        return total
 
     def _apart(self) -> AbstractContextManager[None]:
         """Inside, gradients stay in this process."""
@@ -169,8 +190,11 @@ class Stepper:
         return nullcontext()
 
     def _together(self, total: Tensor, means: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        band = torch.stack([-means.min(), means.max()])
+        """Loss, lowest and highest mean of a micro-batch, over all processes: one exchange."""
+        here = torch.stack([total, means.min(), means.max()])
+        everywhere = here.expand(self._world.size, 3)
         if self._world.size > 1:
-            dist.all_reduce(total)
-            dist.all_reduce(band, op=dist.ReduceOp.MAX)
-        return total / self.batches.targets_per_step, -band[0], band[1]
+            everywhere = torch.empty_like(everywhere, memory_format=torch.contiguous_format)
+            dist.all_gather_into_tensor(everywhere.view(-1), here)
+        totals, lowest, highest = everywhere.unbind(1)
+        return totals.sum() / self.batches.targets_per_step, lowest.min(), highest.max()

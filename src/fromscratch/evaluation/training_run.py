@@ -70,16 +70,17 @@ def run_training(
         sampler = text_sampler(plan.tokenizer, plan.config.eval, seed=plan.config.train.seed)
         everyone = [SamplesFile(run), *observers]
         training = prepare_training(plan, run, placement, world, observers=everyone, sample=sampler)
-        try:
-            with watched(world, run.path, lambda reason: _record_end(training, "failed", reason)):
-                outcome = train(training, stop_after=stop_after)
-        except BaseException as error:
-            _record_failure(training, error)
-            raise
-        finally:
-            if world.is_main:
-                clip = plan.config.train.clip
-                draw_charts(run, clip_norm=clip.max_norm if isinstance(clip, ClipByNorm) else None)
+        with training.stop.listening():  # to the end: torchrun's SIGTERM must not cut off the record of a failure
+            try:
+                with watched(world, run.path, lambda reason: _record_end(training, "failed", reason)):
+                    outcome = train(training, stop_after=stop_after)
+            except BaseException as error:
+                _record_failure(training, error)
+                raise
+            finally:
+                if world.is_main:
+                    clip = plan.config.train.clip
+                    draw_charts(run, clip_norm=clip.max_norm if isinstance(clip, ClipByNorm) else None)
         return summarise(plan, training, outcome, placement)
 
 

@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 
 from fromscratch.errors import UsageError
+from fromscratch.training.rendezvous import meet
 
 TIMEOUT_VARIABLE = "FROMSCRATCH_TIMEOUT_SECONDS"
 DEFAULT_TIMEOUT_SECONDS = 600.0
@@ -45,6 +46,8 @@ class World:
     size: int = 1
     local_rank: int = 0
     """Which process of this machine."""
+    store: Any = field(default=None, repr=False, compare=False)
+    """What the processes keep in common (a ``torch.distributed.Store``); None for a process alone."""
     _decisions: Any = field(default=None, repr=False)
     """The gloo group that agreements use; None for a process alone."""
     pulse: Pulse = field(default_factory=Pulse, repr=False, compare=False)
@@ -163,9 +166,11 @@ def joined_world(device_type: str) -> Iterator[World]:
         yield ALONE
         return
     timeout = timedelta(seconds=timeout_seconds())
-    dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=timeout)
+    store, rank, size = meet(timeout)
+    backend = "nccl" if device_type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     try:
         decisions = dist.new_group(backend="gloo", timeout=timeout)
-        yield World(dist.get_rank(), size, started_local_rank(), decisions)
+        yield World(rank, size, started_local_rank(), store, decisions)
     finally:
         dist.destroy_process_group()

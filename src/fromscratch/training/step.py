@@ -92,9 +92,7 @@ class Stepper:
         self._world = world
         self._loss_module: nn.Module = LossModule(model, loss)
         if world.size > 1:
-            self._loss_module = DistributedDataParallel(
-                self._loss_module, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+            self._loss_module = DistributedDataParallel(self._loss_module, gradient_as_bucket_view=True)
 
     def take(self, step: int, learning_rate: float, *, is_spike: Callable[[float], bool] | None = None) -> StepResult:
         """Trains on the global batch of one step at the given learning rate.
@@ -192,9 +190,9 @@ class Stepper:
     def _together(self, total: Tensor, means: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, lowest and highest mean of a micro-batch, over all processes: one exchange."""
         here = torch.stack([total, means.min(), means.max()])
-        everywhere = here.expand(self._world.size, 3)
+        everywhere = [here]
         if self._world.size > 1:
-            everywhere = torch.empty_like(everywhere, memory_format=torch.contiguous_format)
-            dist.all_gather_into_tensor(everywhere.view(-1), here)
-        totals, lowest, highest = everywhere.unbind(1)
+            everywhere = [torch.empty_like(here) for _ in range(self._world.size)]
+            dist.all_gather(everywhere, here)
+        totals, lowest, highest = torch.stack(everywhere).unbind(1)
         return totals.sum() / self.batches.targets_per_step, lowest.min(), highest.max()

@@ -15,10 +15,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from pathlib import Path
 
 import torch.distributed as dist
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
 from fromscratch.errors import EXIT_CRASH, FromScratchError
 from fromscratch.training.distributed import World, timeout_seconds
@@ -38,7 +38,7 @@ class PeerLostError(FromScratchError):
 class Watchdog:
     """The thread of one process, and what it knows about the others."""
 
-    def __init__(self, world: World, store: dist.Store, folder: Path, on_end: Callable[[str], None]) -> None:
+    def __init__(self, world: World, store: Store, folder: Path, on_end: Callable[[str], None]) -> None:
         """
         Args:
             store: shared by all processes; used by this thread alone, but for ``fail`` and ``explain``.
@@ -184,10 +184,8 @@ def watched(world: World, run: Path, on_end: Callable[[str], None]) -> Iterator[
     if world.size == 1:
         yield
         return
-    session = world.from_main(f"{os.getpid()}-{time.time_ns()}")  # a restart must not read what its forerunner wrote
-    seconds = timedelta(seconds=timeout_seconds())
-    client = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=seconds)
-    watchdog = Watchdog(world, dist.PrefixStore(f"fromscratch/{session}", client), run / STACKS_FOLDER, on_end)
+    store = PrefixStore("watchdog", world.store.clone())  # a connection of its own: others may wait on theirs
+    watchdog = Watchdog(world, store, run / STACKS_FOLDER, on_end)
     watchdog.start()
     world.wait()  # all have said that they are alive
     try:

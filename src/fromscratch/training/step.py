@@ -153,10 +153,9 @@ class Stepper:
         is_short = False
         try:
             for place, batch in enumerate(self.batches.micro_batches(step), 1):
-                is_last = place == self.batches.num_micro_batches
-                with nullcontext() if is_last else self._apart():
+                with self._apart():
                     total = self._forward(batch)
-                    if not is_last:
+                    if place < self.batches.num_micro_batches:
                         self._backward(total)
                 sums.append(total.detach())
                 means.append(total.detach() / batch.targets.numel())
@@ -165,6 +164,7 @@ class Stepper:
             is_short = True  # and no reference to the error, which would keep the memory
         if self._world.any(is_short):
             raise OutOfMemoryTogetherError("out of memory in at least one process")
+        self._expect_sums()
         self._backward(total)
         set_sequence_keys(self.model, None)
         return self._together(torch.stack(sums).sum(), torch.stack(means))
@@ -180,6 +180,15 @@ class Stepper:
         """Adds a piece's part to the gradients."""
         # DistributedDataParallel takes the mean over processes, and what is wanted is the sum.
         self.precision.backward(total * (self._world.size / self.batches.targets_per_step))
+
+    def _expect_sums(self) -> None:
+        """The next backward pass adds up the gradients of all processes.
+
+        DistributedDataParallel would decide that in forward, and after a forward pass without its
+        backward pass there would be no way back.
+        """
+        if isinstance(self._loss_module, DistributedDataParallel):
+            self._loss_module.reducer.prepare_for_backward([])
 
     def _apart(self) -> AbstractContextManager[None]:
         """Inside, gradients stay in this process."""

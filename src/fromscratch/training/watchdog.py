@@ -79,6 +79,7 @@ class Watchdog:
         if first is None or first[0] == self._world.rank:
             return error
         rank, reason = first
+        self.fail(rank, reason)  # so that one that hangs knows that it was given up
         return PeerLostError(f"the process of rank {rank} {reason}; this one (rank {self._world.rank}) ends with it")
 
     def _cause(self) -> tuple[int, str] | None:
@@ -124,7 +125,7 @@ class Watchdog:
         """Says that this process is alive; returns why it must end, or nothing."""
         self._beat()
         if (first := self._first_failure()) is not None:
-            return "" if first[0] == self._world.rank else f"the process of rank {first[0]} {first[1]}"
+            return f"the process of rank {first[0]} {first[1]}"
         idle = self._idle_seconds()
         if idle > STUCK_TIMEOUTS * self._timeout:
             self.fail(self._world.rank, f"hangs: it has not moved for {idle:.0f} s")

@@ -66,6 +66,7 @@ def train(
     from fromscratch.training.placement import MachineOptions, place_run
     from fromscratch.training.plan import plan_run
     from fromscratch.training.profiling import TRACE_FILE, StepProfiler
+    from fromscratch.training.restarts import may_restart
 
     path = runs_dir / check_run_name(runfile.stem if name is None else name)
     plan = plan_run(runfile, overrides)
@@ -90,7 +91,7 @@ def train(
         report(summary, as_json=as_json)
     if summary.outcome != "done":
         note(f"stopped at step {summary.step} of {summary.num_steps}; the same command goes on", quiet=not speaks)
-        raise typer.Exit(EXIT_DONE if is_launched() else EXIT_STOPPED)
+        raise typer.Exit(EXIT_DONE if is_launched() or may_restart() else EXIT_STOPPED)
 
 
 def describe(plan: "PlannedRun", placement: "Placement", path: Path) -> str:

@@ -19,6 +19,7 @@ from fromscratch.training.observers import Observer
 from fromscratch.training.placement import Placement
 from fromscratch.training.plan import PlannedRun
 from fromscratch.training.setup import open_run_directory, prepare_training
+from fromscratch.training.watchdog import watched
 
 
 @dataclass(frozen=True)
@@ -69,15 +70,17 @@ def run_training(
         sampler = text_sampler(plan.tokenizer, plan.config.eval, seed=plan.config.train.seed)
         everyone = [SamplesFile(run), *observers]
         training = prepare_training(plan, run, placement, world, observers=everyone, sample=sampler)
-        try:
-            outcome = train(training, stop_after=stop_after)
-        except BaseException as error:
-            _record_failure(training, error)
-            raise
-        finally:
-            if world.is_main:
-                clip = plan.config.train.clip
-                draw_charts(run, clip_norm=clip.max_norm if isinstance(clip, ClipByNorm) else None)
+        with training.stop.listening():  # to the end: torchrun's SIGTERM must not cut off the record of a failure
+            try:
+                with watched(world, run.path, lambda reason: _record_end(training, "failed", reason)):
+                    outcome = train(training, stop_after=stop_after)
+            except BaseException as error:
+                _record_failure(training, error)
+                raise
+            finally:
+                if world.is_main:
+                    clip = plan.config.train.clip
+                    draw_charts(run, clip_norm=clip.max_norm if isinstance(clip, ClipByNorm) else None)
         return summarise(plan, training, outcome, placement)
 
 
@@ -134,5 +137,9 @@ def _mean_of_last(records: list[dict[str, Any]]) -> float | None:
 def _record_failure(training: Training, error: BaseException) -> None:
     state = "diverged" if isinstance(error, DivergedError) else "failed"
     reason = str(error) if isinstance(error, FromScratchError) else f"{type(error).__name__}: {error}"
+    _record_end(training, state, reason)
+
+
+def _record_end(training: Training, state: str, reason: str) -> None:
     training.journal.status(state, step=training.state.step, num_steps=training.num_steps, reason=reason)
     training.journal.announce(state, step=training.state.step, reason=reason)

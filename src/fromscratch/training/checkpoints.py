@@ -149,6 +149,12 @@ def checkpoints_in(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: path.name)
 
 
+def step_of(name: str) -> int:
+    """The step that a checkpoint's folder is named by; 0 for no checkpoint."""
+    match = FOLDER_NAME.fullmatch(name)
+    return int(match[1]) if match else 0
+
+
 def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that verifies, and why newer ones were passed over."""
     skipped = []

@@ -20,7 +20,7 @@ from fromscratch.runs.directory import RunDirectory, check_run_name
 from fromscratch.training.acceleration import accelerate
 from fromscratch.training.allocator import keep_freed_memory
 from fromscratch.training.batches import AUTO_TOKENS, TokenBatches
-from fromscratch.training.checkpoints import TrainingState, load_training, newest_valid, remove_leftovers
+from fromscratch.training.checkpoints import TrainingState, load_training, newest_valid, remove_leftovers, step_of
 from fromscratch.training.distributed import World
 from fromscratch.training.held_out import mean_loss
 from fromscratch.training.journal import Journal
@@ -29,6 +29,7 @@ from fromscratch.training.observers import Observer
 from fromscratch.training.placement import Placement
 from fromscratch.training.plan import PlannedRun, held_out_slice
 from fromscratch.training.precision import Precision
+from fromscratch.training.restarts import check_crashes
 from fromscratch.training.starting import begin
 from fromscratch.training.step import GradientRules, Stepper, next_token_losses
 
@@ -156,6 +157,7 @@ def _begin_or_resume(
     with world.main_first():
         if world.is_main:
             name = _checkpoint_to_resume(plan, journal)
+            check_crashes(journal.run, step=step_of(name), num_steps=plan.num_steps)
     name = world.from_main(name)
     if not name:
         begin(model, optimizer, plan.config.model, seed=plan.config.train.seed, parent=plan.parent)

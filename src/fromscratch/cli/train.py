@@ -31,6 +31,10 @@ CompileChoice = Annotated[
 Checkpointing = Annotated[
     bool, typer.Option("--activation-checkpointing", help="Less memory, a third more work; the same result.")
 ]
+AllowedChanges = Annotated[
+    list[str] | None,
+    typer.Option("--allow-change", metavar="KEY", help="Go on with another value of a key; repeatable."),
+]
 ProfiledSteps = Annotated[
     int | None, typer.Option(min=1, metavar="STEPS", help="Write a Chrome trace of so many steps into the run.")
 ]
@@ -49,6 +53,7 @@ def train(
     profile: ProfiledSteps = None,
     stop_after: Annotated[int | None, typer.Option(min=1, help="Stop, resumable, after this step.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start anew; an older run is set aside.")] = False,
+    allow_change: AllowedChanges = None,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
@@ -60,6 +65,7 @@ def train(
     """
     from fromscratch.evaluation.training_run import run_training
     from fromscratch.runs.directory import RunDirectory, check_run_name
+    from fromscratch.training.disk import plan_disk
     from fromscratch.training.distributed import started_rank
     from fromscratch.training.launcher import is_launched, launch
     from fromscratch.training.observers import terminal_observer
@@ -81,10 +87,20 @@ def train(
     placement = place_run(plan, RunDirectory(path), machine)
     speaks = started_rank() == 0
     note(describe(plan, placement, path), quiet=quiet or not speaks)
+    if speaks:
+        note(plan_disk(plan, path, fresh=fresh).describe(), quiet=quiet)
     observers = [] if quiet else [terminal_observer()]
     if profile is not None:
         observers.append(StepProfiler(path / TRACE_FILE, profile))
-    summary = run_training(plan, path, placement, observers=observers, fresh=fresh, stop_after=stop_after)
+    summary = run_training(
+        plan,
+        path,
+        placement,
+        observers=observers,
+        fresh=fresh,
+        stop_after=stop_after,
+        allowed_changes=allow_change or (),
+    )
     if speaks:
         report(summary, as_json=as_json)
     if summary.outcome != "done":

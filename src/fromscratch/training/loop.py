@@ -25,7 +25,7 @@ from fromscratch.training.spikes import Warn
 from fromscratch.training.step import Stepper
 from fromscratch.training.stopping import StopRequest
 
-DONE, STOPPED = "done", "stopped"
+DONE, STOPPED, FAILED, DIVERGED = "done", "stopped", "failed", "diverged"
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,9 @@ def train(training: Training, *, stop_after: int | None = None) -> str:
         tokens_per_step=training.tokens_per_step,
         on_record=journal.record,
         announce=journal.announce,
+    )
+    stop.last_words = lambda name: journal.status(
+        FAILED, step=state.step, num_steps=training.num_steps, reason=f"ended at once by another {name}"
     )
     with stop.listening():
         journal.begin(step=state.step, num_steps=training.num_steps)

@@ -14,7 +14,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.reason = ""
-        self.last_words: Callable[[str], None] = lambda signal_name: None
+        self.last_words: Callable[[str], None] = lambda _name: None
         """Called with the signal's name before a second one ends the process."""
 
     def __call__(self) -> bool:

@@ -2,7 +2,9 @@
 
 import json
 import os
+import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -11,26 +13,41 @@ from fromscratch.files import to_strict_json
 
 
 class RecordWriter:
-    """Appends records to a file; ``flush`` puts them on the disk."""
+    """Appends records to a file; ``flush`` puts them on the disk.
+
+    What the disk does not take (it is full) is kept and written with the next record. One thread may
+    write while another flushes.
+    """
 
     def __init__(self, path: Path) -> None:
         _end_last_line(path)
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("ab", buffering=0)
+        self._pending = b""
+        self._lock = threading.Lock()
 
     def write(self, record: dict[str, Any]) -> None:
-        """Adds one line; it can be read by others at once."""
-        self._file.write(to_strict_json(record) + "\n")
-        self._file.flush()
+        """Adds one line; it can be read by others at once, where the disk takes it."""
+        with self._lock:
+            self._pending += to_strict_json(record).encode() + b"\n"
+        with suppress(OSError):
+            self._drain()
 
     def flush(self) -> None:
-        """Waits until every line is on the disk."""
-        self._file.flush()
+        """Waits until every line is on the disk. Raises OSError where it does not take them."""
+        self._drain()
         os.fsync(self._file.fileno())
 
+    def _drain(self) -> None:
+        with self._lock:
+            while self._pending:
+                self._pending = self._pending[self._file.write(self._pending) :]
+
     def close(self) -> None:
-        """Flushes and closes."""
-        self.flush()
-        self._file.close()
+        """Flushes and closes. Raises OSError where not everything could be written."""
+        try:
+            self.flush()
+        finally:
+            self._file.close()
 
     def __enter__(self) -> Self:
         return self

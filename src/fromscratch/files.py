@@ -22,6 +22,13 @@ FORMAT_VERSION = 1
 HASH_BLOCK_BYTES = 1 << 20
 
 
+def data_home() -> Path:
+    """The user's folder for what this program keeps between runs: ``$FROMSCRATCH_HOME``, else as XDG says."""
+    if home := os.environ.get("FROMSCRATCH_HOME"):
+        return Path(home).expanduser()
+    return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "fromscratch"
+
+
 def to_strict_json(value: Any, *, indent: int | None = None) -> str:
     """JSON that every reader accepts: NaN and infinities become null, lone surrogates their escapes."""
     text = json.dumps(_finite(value), allow_nan=False, ensure_ascii=False, indent=indent)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from fromscratch import __version__
-from fromscratch.cli import bench, chat, data, evaluate, generate, publish, quickstart, train
+from fromscratch.cli import bench, chat, data, evaluate, fit, generate, publish, quickstart, train
 from fromscratch.errors import EXIT_CRASH, FromScratchError
 
 DEBUG_FLAG = "--debug"
@@ -46,6 +46,7 @@ def common(
 app.command(name="quickstart")(quickstart.quickstart)
 app.add_typer(data.app, name="data")
 app.command(name="train")(train.train)
+app.command(name="fit")(fit.fit)
 app.command(name="bench")(bench.bench)
 app.add_typer(evaluate.app, name="eval")
 app.command(name="generate")(generate.generate)

@@ -77,9 +77,10 @@ def train(
         activation_checkpointing=activation_checkpointing,
     )
     if processes is not None and processes > 1 and not is_launched():
-        place_run(plan, RunDirectory(path), machine, world_size=processes)  # bad input is told once, and here
+        # bad input is told once, and here
+        place_run(plan, RunDirectory(path), machine, world_size=processes, fresh=fresh)
         raise typer.Exit(launch(sys.argv[1:], RunDirectory(path), processes=processes))
-    placement = place_run(plan, RunDirectory(path), machine)
+    placement = place_run(plan, RunDirectory(path), machine, fresh=fresh)
     speaks = started_rank() == 0
     note(describe(plan, placement, path), quiet=quiet or not speaks)
     observers = [] if quiet else [terminal_observer()]

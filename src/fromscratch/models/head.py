@@ -22,6 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .compiling import outside_compiled_code
+
 CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**26}
 """fp32 numbers per chunk, by device: 32 MiB about fills a processor's cache, 256 MiB occupies a GPU."""
 VOCABULARY_PER_PRODUCT = 2_048  # on a CPU, where one product for all 50,000 entries runs at 60% of that speed
@@ -33,7 +35,7 @@ class ChunkedHead(nn.Linear):
     def __init__(self, *, embedding_dim: int, vocab_size: int) -> None:
         super().__init__(embedding_dim, vocab_size, bias=False)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # it writes into memory of its own
+    @outside_compiled_code  # it writes into memory of its own
     def losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Nats per target: hidden [B, T, D] and ids [B, T] -> fp32 [B, T]."""
         kind = hidden.device.type

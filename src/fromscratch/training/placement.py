@@ -8,9 +8,11 @@ from fromscratch.files import read_json_object
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.training.acceleration import Acceleration, choose_acceleration
 from fromscratch.training.batches import choose_micro_batch
+from fromscratch.training.bench import Workload
 from fromscratch.training.distributed import started_local_rank, started_world_size
 from fromscratch.training.hardware import Hardware, find_hardware
 from fromscratch.training.plan import PlannedRun
+from fromscratch.training.remembered_fits import remembered_micro_batch
 
 
 @dataclass(frozen=True)
@@ -46,12 +48,13 @@ class Placement:
 
 
 def place_run(
-    plan: PlannedRun, run: RunDirectory, machine: MachineOptions, *, world_size: int | None = None
+    plan: PlannedRun, run: RunDirectory, machine: MachineOptions, *, world_size: int | None = None, fresh: bool = False
 ) -> Placement:
     """Finds the device and the micro-batch; writes nothing.
 
     Args:
         world_size: processes that will train together; None asks torchrun's environment.
+        fresh: whether the run begins anew, so that what an older one chose does not count.
 
     Raises:
         UsageError: the device is not there, or the micro-batch does not divide the global batch.
@@ -65,14 +68,17 @@ def place_run(
         device=hardware.device,
         world_size=world_size,
     )
-    recorded = _recorded_choices(run, hardware, world_size)
-    if machine.micro_batch is None:
-        micro_batch = recorded.get("micro_batch") or micro_batch
+    recorded = {} if fresh else _recorded_choices(run, hardware, world_size)
     acceleration, why_not = choose_acceleration(
         hardware.device,
+        precision=plan.config.train.precision,
         compile_wanted=recorded.get("compile") if machine.compile is None else machine.compile,
         activation_checkpointing=machine.activation_checkpointing,
     )
+    if machine.micro_batch is None:
+        workload = Workload(plan.config.model, plan.config.train)
+        found = recorded.get("micro_batch") or remembered_micro_batch(workload, hardware, acceleration)
+        micro_batch = min(found or micro_batch, math.ceil(plan.config.train.global_batch / world_size))
     return Placement(hardware, micro_batch, world_size, acceleration, why_not)
 
 

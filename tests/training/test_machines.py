@@ -58,7 +58,9 @@ def machines() -> Iterator[list[Machine]]:
             ip("netns", "del", name)
 
 
-def start(machine: Machine, folder: Path, endpoint: str, *options: str, faults: str = "[]") -> subprocess.Popen[str]:
+def start(
+    machine: Machine, folder: Path, endpoint: str, *options: str, faults: str, is_host: bool
+) -> subprocess.Popen[str]:
     """A torchrun agent with one process, which meets the others at the endpoint."""
     command = [*machine.enter, sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
     command += [
@@ -87,7 +89,10 @@ def test_two_machines_equal_one_process_and_restart_when_a_process_dies(
     file = write_run_file(tmp_path)
     endpoint = f"{machines[0].address}:{free_port()}"
     faults = json.dumps([[0, 1, 7, "kill"]])
-    agents = [start(machine, tmp_path, endpoint, "--max-restarts=1", faults=faults) for machine in machines]
+    agents = [
+        start(machine, tmp_path, endpoint, "--max-restarts=1", faults=faults, is_host=place == 0)
+        for place, machine in enumerate(machines)
+    ]
     said = [agent.communicate(timeout=110)[1] for agent in agents]
     assert [agent.returncode for agent in agents] == [0, 0], "\n".join(said)
     run = RunDirectory(tmp_path / "runs" / "small")

@@ -43,7 +43,7 @@ class Case:
 
     def __init__(self, file: Path, world: World, name: str, *overrides: str) -> None:
         self.world = world
-        self.path = file.parent / "runs" / name
+        self.path = file.resolve().parent / "runs" / name
         plan = plan_run(file, list(overrides))
         self.plan = plan
         with world.main_first():
@@ -79,7 +79,7 @@ class Case:
         """Trains to the end."""
         train(self.training)
         self.world.wait()
-        found: dict[str, Any] = {"weights": self.weights(), "step": self.training.state.step}
+        found: dict[str, Any] = {"weights": self.weights(), "step": self.training.state.step, "path": str(self.path)}
         if self.world.is_main:
             found |= {"losses": [r["loss"] for r in self.records()], "outcomes": [r["outcome"] for r in self.records()]}
         return found

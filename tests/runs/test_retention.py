@@ -119,7 +119,7 @@ def test_f9_links_that_lead_elsewhere_are_told_and_mended(tmp_path: Path) -> Non
         newest, _ = newest_valid(runs)
         assert newest is not None and newest == runs / "step-00000010"
         mend_links(runs, latest=newest, best_step=5)
-        assert odd_links(runs) == [] and os.readlink(runs / "latest") == "step-00000010"
+        assert odd_links(runs) == [] and (runs / "latest").readlink().name == "step-00000010"
     mend_links(runs, latest=runs / "step-00000010", best_step=3)
     assert not (runs / "best").is_symlink(), "its checkpoint is gone"
 

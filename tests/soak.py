@@ -41,7 +41,7 @@ from tests.small import SMALL_RUN, write_run_file
 EVERY = 10  # steps between checkpoints, and between evaluations
 PROCESSES = 2
 PATIENCE_SECONDS = 120.0
-POLL_SECONDS = 0.0005
+POLL_SECONDS = 0.002
 PLACES = ("start-up", "step", "save", "evaluation")
 SIGNALS = ("SIGKILL all", "SIGKILL one", "SIGTERM", "SIGTERM twice")
 
@@ -66,7 +66,8 @@ class Session:
 
     def __init__(self, folder: Path, name: str, *, from_nothing: bool) -> None:
         self.run = RunDirectory(folder / "runs" / name)
-        self.records_before = count_lines(self.run.metrics)
+        self._resumed_from: int | None = None
+        self._counted = 0, 0
         self.events_before = count_lines(self.run.events)
         self.began_at = time.monotonic()
         self.from_nothing = from_nothing
@@ -119,15 +120,24 @@ class Session:
     @property
     def steps_done(self) -> int:
         """Steps that this session has put on the record since it resumed."""
-        steps = [r["step"] for r in read_records(self.run.metrics)]
-        begun = self.resumed_from
-        return len([step for step in steps if begun is not None and step > begun])
+        resumed_from = self.resumed_from
+        return 0 if resumed_from is None else max(0, self.records() - resumed_from)
 
     @property
     def resumed_from(self) -> int | None:
         """The step at which the session began; None before it has."""
-        events = list(read_records(self.run.events))[self.events_before :]
-        return next((e["step"] for e in events if e.get("event") in ("started", "resumed")), None)
+        if self._resumed_from is None:
+            events = list(read_records(self.run.events))[self.events_before :]
+            begun = (e["step"] for e in events if e.get("event") in ("started", "resumed"))
+            self._resumed_from = next(begun, None)
+        return self._resumed_from
+
+    def records(self) -> int:
+        """Lines of the metrics; they are counted only where the file has changed."""
+        size = self.run.metrics.stat().st_size if self.run.metrics.is_file() else 0
+        if size != self._counted[0]:
+            self._counted = size, count_lines(self.run.metrics)
+        return self._counted[1]
 
     def where(self) -> str:
         """What the session is doing, by what lies on the disk."""
@@ -138,7 +148,7 @@ class Session:
             return "retention"
         if self.steps_done == 0:
             return "start-up"
-        step = count_lines(self.run.metrics)
+        step = self.records()
         events = list(read_records(self.run.events))[self.events_before :]
         evaluated = {e.get("step") for e in events if e.get("event") == "evaluation"}
         return "evaluation" if step % EVERY == 0 and step not in evaluated else "step"
@@ -225,7 +235,7 @@ def await_place(session: Session, place: str, rng: random.Random, start_up_secon
         wait_until(session, lambda: any(session.run.checkpoints.glob(".step-*.tmp-*")))
         time.sleep(rng.uniform(0, 0.02))
     else:
-        wait_until(session, lambda: count_lines(session.run.metrics) % EVERY == 0)
+        wait_until(session, lambda: session.records() % EVERY == 0)
         time.sleep(rng.uniform(0, 0.03))
     return first
 

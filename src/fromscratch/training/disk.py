@@ -13,10 +13,10 @@ from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.retention import checkpoints_in
 from fromscratch.training.checkpoints import model_tensors, optimizer_tensors
 from fromscratch.training.plan import PlannedRun
-from fromscratch.training.tensor_files import bytes_of
+from fromscratch.training.tensor_files import file_bytes
 
 BYTES_PER_RECORD = 400
-BYTES_PER_TENSOR_NAME = 160  # in the header of a safetensors file
+BYTES_OF_STATE = 2_000  # state and manifest; windows of recent losses make it a little more
 
 
 @dataclass(frozen=True)
@@ -84,8 +84,7 @@ def checkpoint_bytes(config: RunConfig) -> int:
     for parameter in model.parameters():
         parameter.grad = torch.empty_like(parameter)
     optimizer.step()
-    files = model_tensors(model), optimizer_tensors(model, optimizer)
-    return sum(bytes_of(tensors) + len(tensors) * BYTES_PER_TENSOR_NAME for tensors in files)
+    return file_bytes(model_tensors(model)) + file_bytes(optimizer_tensors(model, optimizer)) + BYTES_OF_STATE
 
 
 def _existing(path: Path) -> Path:

@@ -109,6 +109,8 @@ def train(training: Training, *, stop_after: int | None = None) -> str:
             if training.rehearses and state.step < training.num_steps:
                 rehearse(training)
             while True:
+                if stop_after is not None and state.step >= stop_after:
+                    stop.reason = stop.reason or f"--stop-after {stop_after}"
                 look(training, recorder)
                 is_over = training.world.any(stop()) or state.step == training.num_steps
                 if is_over:
@@ -120,8 +122,6 @@ def train(training: Training, *, stop_after: int | None = None) -> str:
                     break
                 take_step(training, recorder)
                 _collect_save(training, wait=False)
-                if state.step == stop_after:
-                    stop.reason = stop.reason or f"--stop-after {stop_after}"
             return _end(training)
         finally:
             _collect_save(training, wait=True)

@@ -97,6 +97,8 @@ def train(
     if launches:
         raise typer.Exit(launch(sys.argv[1:], RunDirectory(path), processes=placement.world_size))
     speaks = started_rank() == 0
+    if path.is_symlink():
+        note(f"notice: {path} is a link to {path.resolve()}", quiet=not speaks)
     note(describe(plan, placement, path), quiet=quiet or not speaks)
     if speaks:
         note(plan_disk(plan, path, fresh=fresh).describe(), quiet=quiet)

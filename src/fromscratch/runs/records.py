@@ -16,6 +16,7 @@ from fromscratch.files import to_strict_json
 OUTCOME, NORMAL = b'"outcome": "', b'"outcome": "normal"'
 LONGEST_OUTCOME = 40
 STEP = re.compile(rb'"step": (\d{1,15})\b')
+TAIL_BYTES = 1 << 16  # a hundred records or more
 
 
 class RecordWriter:
@@ -69,6 +70,20 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
     for line in _lines(path):
         if (record := _record_in(line)) is not None:
             yield record
+
+
+def last_record(path: Path) -> dict[str, Any]:
+    """The last record, found from the end, however long the file is; empty where there is none near it."""
+    if not path.is_file():
+        return {}
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - TAIL_BYTES))
+            lines = file.read(TAIL_BYTES).splitlines()
+    except OSError:
+        return {}
+    return next((record for line in reversed(lines) if (record := _record_in(line)) is not None), {})
 
 
 def read_thinned(path: Path, most: int) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from fromscratch.errors import EXIT_DONE, EXIT_STOPPED, FromScratchError
 
 if TYPE_CHECKING:
     from fromscratch.evaluation.training_run import RunSummary
+    from fromscratch.training.observers import Observer
     from fromscratch.training.placement import MachineOptions, Placement
     from fromscratch.training.plan import PlannedRun
 
@@ -71,10 +72,8 @@ def train(
     from fromscratch.runs.directory import RunDirectory, check_run_name
     from fromscratch.training.distributed import started_rank
     from fromscratch.training.launcher import is_launched, launch
-    from fromscratch.training.observers import terminal_observer
     from fromscratch.training.placement import MachineOptions
     from fromscratch.training.plan import plan_run
-    from fromscratch.training.profiling import TRACE_FILE, StepProfiler
     from fromscratch.training.restarts import may_restart
 
     path = runs_dir / check_run_name(runfile.stem if name is None else name)
@@ -92,14 +91,11 @@ def train(
     speaks = started_rank() == 0
     if speaks:
         introduce(plan, placement, path, fresh=fresh, quiet=quiet)
-    observers = [] if quiet else [terminal_observer()]
-    if profile is not None:
-        observers.append(StepProfiler(path / TRACE_FILE, profile))
     summary = run_training(
         plan,
         path,
         placement,
-        observers=observers,
+        observers=watching(path, profile, quiet=quiet),
         fresh=fresh,
         stop_after=stop_after,
         allowed_changes=allow_change or (),
@@ -109,6 +105,17 @@ def train(
     if summary.outcome != "done":
         note(f"stopped at step {summary.step} of {summary.num_steps}; the same command goes on", quiet=not speaks)
         raise typer.Exit(EXIT_DONE if is_launched() or may_restart() else EXIT_STOPPED)
+
+
+def watching(path: Path, profiled_steps: int | None, *, quiet: bool) -> "list[Observer]":
+    """Who is told what happens: the terminal, and the profiler where one was asked for."""
+    from fromscratch.training.observers import terminal_observer
+    from fromscratch.training.profiling import TRACE_FILE, StepProfiler
+
+    observers: list[Observer] = [] if quiet else [terminal_observer()]
+    if profiled_steps is not None:
+        observers.append(StepProfiler(path / TRACE_FILE, profiled_steps))
+    return observers
 
 
 def placed(

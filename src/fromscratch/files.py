@@ -18,6 +18,7 @@ from typing import Any
 from fromscratch.errors import DataError
 
 MANIFEST = "manifest.json"
+SEAL = "manifest_sha256"
 FORMAT_VERSION = 1
 HASH_BLOCK_BYTES = 1 << 20
 WRITE_BLOCK_BYTES = 16 << 20
@@ -25,6 +26,13 @@ WRITE_BLOCK_BYTES = 16 << 20
 
 class NewerFormatError(DataError):
     """A sealed folder of a format that only a later version of this software knows: not damaged, unknown."""
+
+
+def data_home() -> Path:
+    """The user's folder for what this program keeps between runs: ``$FROMSCRATCH_HOME``, else as XDG says."""
+    if home := os.environ.get("FROMSCRATCH_HOME"):
+        return Path(home).expanduser()
+    return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "fromscratch"
 
 
 def to_strict_json(value: Any, *, indent: int | None = None) -> str:
@@ -167,8 +175,15 @@ def _seal(folder: Path, facts: dict[str, Any], written: dict[str, FileFacts]) ->
             continue
         flush_file(path)
         files[name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-    manifest = {"format_version": FORMAT_VERSION, **facts, "files": files}
+    manifest = json.loads(to_strict_json({"format_version": FORMAT_VERSION, **facts, "files": files}))
+    manifest[SEAL] = _seal_of(manifest)
     write_atomically(folder / MANIFEST, to_strict_json(manifest, indent=1))
+
+
+def _seal_of(manifest: dict[str, Any]) -> str:
+    """SHA-256 of all that a manifest says beside it; a bit flipped there would go unseen otherwise."""
+    rest = {key: value for key, value in manifest.items() if key != SEAL}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -181,6 +196,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         )
     if not isinstance(version, int) or not isinstance(files, dict):
         raise DataError(f"{folder / MANIFEST}: malformed, it has no format_version and list of files")
+    if SEAL in manifest and manifest[SEAL] != _seal_of(manifest):
+        raise DataError(f"{folder / MANIFEST}: its content does not match its own SHA-256; the file is damaged")
     for name, facts in files.items():
         if not isinstance(facts, dict) or not {"bytes", "sha256"} <= facts.keys():
             raise DataError(f"{folder / MANIFEST}: malformed, it lacks the size or the SHA-256 of {name}")

@@ -16,6 +16,8 @@ from tests.small import SMALL_RUN, make_store, write_run_file
 VERBS = [
     ["quickstart"],
     ["train"],
+    ["fit"],
+    ["bench"],
     ["generate"],
     ["data"],
     ["data", "prepare"],

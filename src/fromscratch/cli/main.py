@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from fromscratch import __version__
-from fromscratch.cli import bench, chat, data, evaluate, generate, publish, quickstart, runs, train
+from fromscratch.cli import bench, chat, data, evaluate, fit, generate, publish, quickstart, runs, train
 from fromscratch.cli.output import printable
 from fromscratch.errors import EXIT_CRASH, FromScratchError
 
@@ -48,6 +48,7 @@ def common(
 app.command(name="quickstart")(quickstart.quickstart)
 app.add_typer(data.app, name="data")
 app.command(name="train")(train.train)
+app.command(name="fit")(fit.fit)
 app.command(name="bench")(bench.bench)
 app.add_typer(evaluate.app, name="eval")
 app.add_typer(runs.app, name="runs")

@@ -76,6 +76,10 @@ class RunDirectory:
         """Records what the run runs on."""
         write_atomically(self.machine, to_strict_json(facts, indent=1))
 
+    def update_machine(self, **facts: Any) -> None:
+        """Changes some of what is recorded of the machine: a resume makes the choices that stand there."""
+        self.write_machine({**(read_json_object(self.machine) if self.machine.is_file() else {}), **facts})
+
     def log_event(self, event: str, **facts: Any) -> None:
         """Appends one event, on the disk at once."""
         with RecordWriter(self.events) as writer:

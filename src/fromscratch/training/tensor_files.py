@@ -40,10 +40,26 @@ def write_tensors(path: Path, tensors: dict[str, Tensor]) -> FileFacts:
     return write_checked(path, _pieces(tensors))
 
 
+def file_bytes(tensors: dict[str, Tensor]) -> int:
+    """Size of the file that ``write_tensors`` would write."""
+    return len(_header(tensors)) + bytes_of(tensors)
+
+
 def _pieces(tensors: dict[str, Tensor]) -> Iterator[bytes | memoryview]:
-    names = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # so that all stay aligned
+    yield _header(tensors)
+    for name in _ordered(tensors):
+        flat = tensors[name].detach().cpu().contiguous().reshape(-1)
+        if flat.numel():
+            yield flat.view(torch.uint8).numpy().data
+
+
+def _ordered(tensors: dict[str, Tensor]) -> list[str]:
+    return sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # so that all stay aligned
+
+
+def _header(tensors: dict[str, Tensor]) -> bytes:
     header, end = {}, 0
-    for name in names:
+    for name in _ordered(tensors):
         tensor = tensors[name]
         begin, end = end, end + tensor.numel() * tensor.element_size()
         header[name] = {
@@ -53,8 +69,4 @@ def _pieces(tensors: dict[str, Tensor]) -> Iterator[bytes | memoryview]:
         }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    yield len(text).to_bytes(8, "little") + text
-    for name in names:
-        flat = tensors[name].detach().cpu().contiguous().reshape(-1)
-        if flat.numel():
-            yield flat.view(torch.uint8).numpy().data
+    return len(text).to_bytes(8, "little") + text

@@ -100,11 +100,12 @@ def test_an_answer_is_remembered_and_used_for_this_model_only(tmp_path: Path, ho
     assert fits_file().parent == home and remembered_micro_batch(workload, CPU, Acceleration()) == 3
     assert remembered_micro_batch(workload, CPU, Acceleration(activation_checkpointing=True)) is None
     machine = MachineOptions(device="cpu")
-    assert place_run(plan, run, machine).micro_batch == 3  # 8 sequences as 3 + 3 + 2
+    placement = place_run(plan, run, machine)
+    assert placement.micro_batch == 3 and not placement.is_guess  # 8 sequences as 3 + 3 + 2
     assert place_run(plan, run, machine, world_size=4).micro_batch == 2
     assert place_run(plan, run, MachineOptions(device="cpu", micro_batch=8)).micro_batch == 8
     wider = plan_run(file, ["model.embedding_dim=32"])
-    assert place_run(wider, run, machine).micro_batch == 8
+    assert place_run(wider, run, machine).micro_batch == 8 and place_run(wider, run, machine).is_guess
     fits_file().write_text("{damaged")
     assert place_run(plan, run, machine).micro_batch == 8
 

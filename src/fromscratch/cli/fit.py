@@ -36,10 +36,9 @@ def fit(
     """
     from fromscratch.training.acceleration import choose_acceleration
     from fromscratch.training.bench import Workload
-    from fromscratch.training.fit import find_fit, memory_budget_bytes, probe_in_a_process
     from fromscratch.training.hardware import find_hardware
     from fromscratch.training.plan import plan_run
-    from fromscratch.training.remembered_fits import remember
+    from fromscratch.training.remembered_fits import find_and_remember
 
     plan = plan_run(runfile, overrides)
     hardware = find_hardware(device)
@@ -50,18 +49,16 @@ def fit(
         compile_wanted=compile_model,
         activation_checkpointing=activation_checkpointing,
     )
-    budget_bytes = round(memory_gib * 2**30) if memory_gib else memory_budget_bytes(hardware)
-    probe = probe_in_a_process(workload, hardware, acceleration, budget_bytes=budget_bytes)
-
-    def told(size: int) -> "Probe":
-        found = probe(size)
-        note(describe(found), quiet=quiet)
-        return found
-
-    global_batch = workload.train.global_batch
-    found = find_fit(told, budget_bytes=budget_bytes, share=-(-global_batch // (processes or 1)))
-    remember(found, workload, hardware, acceleration)
-    report(found, hardware.name, global_batch // (processes or 1), as_json=as_json)
+    global_batch, num_processes = workload.train.global_batch, processes or 1
+    found = find_and_remember(
+        workload,
+        hardware,
+        acceleration,
+        share=-(-global_batch // num_processes),
+        tell=lambda probe: note(describe(probe), quiet=quiet),
+        budget_bytes=round(memory_gib * 2**30) if memory_gib else None,
+    )
+    report(found, hardware.name, -(-global_batch // num_processes), as_json=as_json)
 
 
 def describe(probe: "Probe") -> str:

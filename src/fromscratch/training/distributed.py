@@ -16,8 +16,10 @@ from datetime import timedelta
 from itertools import pairwise
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 
 from fromscratch.errors import UsageError
 from fromscratch.training.rendezvous import meet
@@ -117,6 +119,17 @@ class World:
         """This process's part of a sequence, contiguous; the parts differ by at most one item."""
         begin, end = even_parts(len(items), self.size)[self.rank]
         return items[begin:end]
+
+    def joined(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The 1-D arrays of all processes behind one another, in the order of ranks; the same in every process."""
+        if self.size == 1:
+            return values
+        lengths = [int(self.sum(len(values) if rank == self.rank else 0)) for rank in range(self.size)]
+        padded = torch.zeros(max(lengths), dtype=torch.float64)
+        padded[: len(values)] = torch.from_numpy(values)
+        parts = [torch.empty_like(padded) for _ in lengths]
+        dist.all_gather(parts, padded, group=self._decisions)
+        return np.concatenate([part[:length].numpy() for part, length in zip(parts, lengths, strict=True)])
 
 
 ALONE = World()

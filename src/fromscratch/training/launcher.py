@@ -31,16 +31,8 @@ def launch(arguments: list[str], directory: RunDirectory, *, processes: int) -> 
     Raises:
         FromScratchError: a process failed; the message names its rank, its own output says why.
     """
-    os.environ[LAUNCHED_VARIABLE] = "1"
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    options = [
-        "--standalone",
-        f"--nproc-per-node={processes}",
-        f"--signals-to-handle={','.join(number.name for number in SIGNALS)}",
-        "--no-python",
-    ]
     try:
-        run(parse_args([*options, sys.executable, "-m", "fromscratch", *arguments]))
+        _start(arguments, processes)
     except SignalException:
         pass  # the processes have saved and ended, or their status says that they did not
     except ChildFailedError as error:
@@ -51,6 +43,32 @@ def launch(arguments: list[str], directory: RunDirectory, *, processes: int) -> 
             raise FromScratchError(f"{reason}; the others were stopped, and the same command goes on") from None
         return code
     return exit_code_of(directory, otherwise=EXIT_CRASH)
+
+
+def launch_measurement(arguments: list[str], *, processes: int) -> int:
+    """As ``launch``, for a verb that has no run directory to say how it ended; returns the exit code to pass on."""
+    try:
+        _start(arguments, processes)
+    except SignalException as stopped:
+        return 128 + stopped.sigval.value  # as shells report it
+    except ChildFailedError as error:
+        code = error.get_first_failure()[1].exitcode
+        if code > 0:
+            return code  # the process has said why
+        raise FromScratchError(_who_failed(error)) from None
+    return EXIT_DONE
+
+
+def _start(arguments: list[str], processes: int) -> None:
+    os.environ[LAUNCHED_VARIABLE] = "1"
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    options = [
+        "--standalone",
+        f"--nproc-per-node={processes}",
+        f"--signals-to-handle={','.join(number.name for number in SIGNALS)}",
+        "--no-python",
+    ]
+    run(parse_args([*options, sys.executable, "-m", "fromscratch", *arguments]))
 
 
 def exit_code_of(directory: RunDirectory, *, otherwise: int) -> int:

@@ -38,6 +38,8 @@ class Placement:
     """Most sequences in one forward pass."""
     world_size: int = 1
     acceleration: Acceleration = field(default_factory=Acceleration)
+    is_guess: bool = False
+    """Whether the micro-batch is merely a safe one, because nobody has looked for the fastest on this machine."""
     why_not_compiled: str = ""
     """Where compiling would be usual and is impossible: what is missing."""
 
@@ -75,11 +77,13 @@ def place_run(
         compile_wanted=recorded.get("compile") if machine.compile is None else machine.compile,
         activation_checkpointing=machine.activation_checkpointing,
     )
+    is_guess = False
     if machine.micro_batch is None:
         workload = Workload(plan.config.model, plan.config.train)
         found = recorded.get("micro_batch") or remembered_micro_batch(workload, hardware, acceleration)
+        is_guess = not found
         micro_batch = min(found or micro_batch, math.ceil(plan.config.train.global_batch / world_size))
-    return Placement(hardware, micro_batch, world_size, acceleration, why_not)
+    return Placement(hardware, micro_batch, world_size, acceleration, is_guess, why_not)
 
 
 def _recorded_choices(run: RunDirectory, hardware: Hardware, world_size: int) -> dict[str, Any]:

@@ -237,7 +237,7 @@ def test_b42_narrow_plain_and_closed(world: Path, monkeypatch: pytest.MonkeyPatc
     assert max(map(len, narrow.splitlines())) <= 40 and "  state    done" in narrow
     monkeypatch.setenv("COLUMNS", "200")
     assert len(run_command("runs", "list").out.splitlines()) == 3
-    os.rename("runs/half", "runs/h\xe4lf\x1b[31m")
+    Path("runs/half").rename("runs/h\xe4lf\x1b[31m")
     plain = in_a_process("fromscratch runs list; fromscratch runs show h*", LC_ALL="C", PYTHONUTF8="0", NO_COLOR="1")
     assert "\x1b" not in plain.out + plain.err and "Traceback" not in plain.err and "lf\\x1b[31m" in plain.out
     closed = in_a_process("fromscratch runs list | true; fromscratch runs show whole | head -c 1")

@@ -94,36 +94,15 @@ def prepare_training(
     optimizer = config.train.optimizer.build(list(model.named_parameters()))
     journal = Journal(run, observers, writes=world.is_main)
     state = _begin_or_resume(plan, journal, model, optimizer, world)
-    if state.step > plan.num_steps:
-        raise UsageError(
-            f"data.tokens = {config.data.tokens}: a run of {plan.num_steps} steps, but its checkpoint is at step "
-            f"{state.step}; raise it"
-        )
+    _check_not_past_the_end(plan, state)
     precision = Precision(config.train.precision, device)
     precision.load_state(state.scaler)
     if world.is_main:
         _record(plan, run, placement)
-    stepper = Stepper(
-        model,
-        optimizer,
-        TokenBatches(
-            plan.sequences,
-            placement.micro_batch,
-            config.train.seed,
-            device,
-            world,
-            prefetch=device.type == "cuda",
-        ),
-        loss=next_token_losses,
-        rules=GradientRules(config.train.clip.build(), config.train.nonfinite.build()),
-        precision=precision,
-        seed=config.train.seed,
-        world=world,
-    )
     schedule = config.train.schedule.maker()
     training = Training(
         journal=journal,
-        stepper=stepper,
+        stepper=_stepper(plan, model, optimizer, precision, placement, world),
         state=state,
         num_steps=plan.num_steps,
         tokens_per_step=plan.sequences.tokens_per_step,
@@ -141,6 +120,42 @@ def prepare_training(
     )
     training.saver.saved_step = state.step or None
     return training
+
+
+def _check_not_past_the_end(plan: PlannedRun, state: TrainingState) -> None:
+    if state.step > plan.num_steps:
+        raise UsageError(
+            f"data.tokens = {plan.config.data.tokens}: a run of {plan.num_steps} steps, but its checkpoint is at step "
+            f"{state.step}; raise it"
+        )
+
+
+def _stepper(
+    plan: PlannedRun,
+    model: GPT,
+    optimizer: torch.optim.Optimizer,
+    precision: Precision,
+    placement: Placement,
+    world: World,
+) -> Stepper:
+    train, device = plan.config.train, placement.hardware.device
+    return Stepper(
+        model,
+        optimizer,
+        TokenBatches(
+            plan.sequences,
+            placement.micro_batch,
+            train.seed,
+            device,
+            world,
+            prefetch=device.type == "cuda",
+        ),
+        loss=next_token_losses,
+        rules=GradientRules(train.clip.build(), train.nonfinite.build()),
+        precision=precision,
+        seed=train.seed,
+        world=world,
+    )
 
 
 def _begin_or_resume(

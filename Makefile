@@ -40,6 +40,8 @@ docs: $(VENV)/.installed
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/train.py
+	$(BIN)/python benchmarks/loop.py
+	$(BIN)/python benchmarks/processes.py
 	$(BIN)/python benchmarks/generate.py
 	$(if $(TEXTS),$(BIN)/python benchmarks/data.py $(TEXTS))
 

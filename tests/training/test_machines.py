@@ -63,12 +63,8 @@ def start(
 ) -> subprocess.Popen[str]:
     """A torchrun agent with one process, which meets the others at the endpoint."""
     command = [*machine.enter, sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
-    command += [
-        "--rdzv-backend=c10d",
-        f"--rdzv-endpoint={endpoint}",
-        "--rdzv-id=run",
-        f"--local-addr={machine.address}",
-    ]
+    command += ["--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}", "--rdzv-id=run"]
+    command += [f"--rdzv-conf=is_host={int(is_host)}", f"--local-addr={machine.address}"]
     command += [*options, str(HERE / "faulty.py"), "train", "small.toml", "--device", "cpu"]
     environment = {**ENVIRONMENT, "PYTHONPATH": str(HERE.parents[1]), "FAULTS": faults}
     environment["GLOO_SOCKET_IFNAME"] = machine.interface
@@ -82,6 +78,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@pytest.mark.timeout(240)
 def test_two_machines_equal_one_process_and_restart_when_a_process_dies(
     tmp_path: Path, machines: list[Machine]
 ) -> None:
@@ -93,7 +90,11 @@ def test_two_machines_equal_one_process_and_restart_when_a_process_dies(
         start(machine, tmp_path, endpoint, "--max-restarts=1", faults=faults, is_host=place == 0)
         for place, machine in enumerate(machines)
     ]
-    said = [agent.communicate(timeout=110)[1] for agent in agents]
+    try:
+        said = [agent.communicate(timeout=200)[1] for agent in agents]
+    finally:
+        for agent in agents:
+            agent.kill()
     assert [agent.returncode for agent in agents] == [0, 0], "\n".join(said)
     run = RunDirectory(tmp_path / "runs" / "small")
     assert [event["step"] for event in read_records(run.events) if event["event"] == "resumed"] == [5]

@@ -10,7 +10,7 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,21 @@ from typing import Any
 from fromscratch.errors import DataError
 
 MANIFEST = "manifest.json"
+SEAL = "manifest_sha256"
 FORMAT_VERSION = 1
 HASH_BLOCK_BYTES = 1 << 20
+WRITE_BLOCK_BYTES = 16 << 20
+
+
+class NewerFormatError(DataError):
+    """A sealed folder of a format that only a later version of this software knows: not damaged, unknown."""
+
+
+def data_home() -> Path:
+    """The user's folder for what this program keeps between runs: ``$FROMSCRATCH_HOME``, else as XDG says."""
+    if home := os.environ.get("FROMSCRATCH_HOME"):
+        return Path(home).expanduser()
+    return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "fromscratch"
 
 
 def to_strict_json(value: Any, *, indent: int | None = None) -> str:
@@ -41,6 +54,8 @@ def _finite(value: Any) -> Any:
 def read_json_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises DataError when it is missing or is anything else."""
     try:
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path}: is no regular file, expected a JSON object")  # a pipe would be waited for
         value = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
@@ -90,18 +105,42 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+FileFacts = dict[str, Any]
+"""What a manifest says of a file: ``bytes`` and ``sha256``."""
+
+
+def write_checked(path: Path, pieces: Iterable[bytes | memoryview]) -> FileFacts:
+    """Writes a new file, puts it on the disk, and returns its facts: the checksum is taken on the way."""
+    digest, size = hashlib.sha256(), 0
+    with path.open("xb", buffering=0) as file:
+        for piece in pieces:
+            view = memoryview(piece).cast("B")
+            for begin in range(0, len(view), WRITE_BLOCK_BYTES):
+                block = view[begin : begin + WRITE_BLOCK_BYTES]
+                digest.update(block)
+                while block:
+                    block = block[file.write(block) :]
+            size += len(view)
+        os.fsync(file.fileno())
+    return {"bytes": size, "sha256": digest.hexdigest()}
+
+
 @contextmanager
-def sealed_folder(destination: Path, **facts: Any) -> Iterator[Path]:
+def sealed_folder(destination: Path, *, written: dict[str, FileFacts] | None = None, **facts: Any) -> Iterator[Path]:
     """A temporary folder to fill, which becomes ``destination`` when the block ends without an error.
 
     ``facts`` are recorded in the manifest. On an error nothing remains.
+
+    Args:
+        written: by name, what ``write_checked`` said of files in the folder; they are not read again.
+            The block may add to it.
     """
     temporary = destination.with_name(f".{destination.name}.tmp-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        _seal(temporary, facts)
+        _seal(temporary, facts, written or {})
         _put_in_place(temporary, destination)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -124,16 +163,27 @@ def _put_in_place(temporary: Path, destination: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _seal(folder: Path, facts: dict[str, Any]) -> None:
-    files = {}
+def _seal(folder: Path, facts: dict[str, Any], written: dict[str, FileFacts]) -> None:
+    files: dict[str, FileFacts] = {}
     for path in sorted(folder.rglob("*")):
         if path.is_dir():
             flush_folder(path)
             continue
+        name = path.relative_to(folder).as_posix()
+        if name in written and path.stat().st_size == written[name]["bytes"]:
+            files[name] = written[name]
+            continue
         flush_file(path)
-        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-    manifest = {"format_version": FORMAT_VERSION, **facts, "files": files}
+        files[name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+    manifest = json.loads(to_strict_json({"format_version": FORMAT_VERSION, **facts, "files": files}))
+    manifest[SEAL] = _seal_of(manifest)
     write_atomically(folder / MANIFEST, to_strict_json(manifest, indent=1))
+
+
+def _seal_of(manifest: dict[str, Any]) -> str:
+    """SHA-256 of all that a manifest says beside it; a bit flipped there would go unseen otherwise."""
+    rest = {key: value for key, value in manifest.items() if key != SEAL}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -141,15 +191,38 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     manifest = read_json_object(folder / MANIFEST)
     version, files = manifest.get("format_version"), manifest.get("files")
     if isinstance(version, int) and version > FORMAT_VERSION:
-        raise DataError(f"{folder}: written in format {version}, this version reads up to {FORMAT_VERSION}; upgrade")
+        raise NewerFormatError(
+            f"{folder}: written in format {version}, this version reads up to {FORMAT_VERSION}; upgrade"
+        )
     if not isinstance(version, int) or not isinstance(files, dict):
         raise DataError(f"{folder / MANIFEST}: malformed, it has no format_version and list of files")
+    if SEAL in manifest and manifest[SEAL] != _seal_of(manifest):
+        raise DataError(f"{folder / MANIFEST}: its content does not match its own SHA-256; the file is damaged")
     for name, facts in files.items():
         if not isinstance(facts, dict) or not {"bytes", "sha256"} <= facts.keys():
             raise DataError(f"{folder / MANIFEST}: malformed, it lacks the size or the SHA-256 of {name}")
-        if Path(name).is_absolute() or ".." in Path(name).parts:
+        if Path(name).is_absolute() or ".." in Path(name).parts or not name or "\0" in name:
             raise DataError(f"{folder / MANIFEST}: malformed, it lists {name}, which is not in the folder")
     return manifest
+
+
+def problems_of(folder: Path, *, checksums: bool = True) -> Iterator[str]:
+    """What is wrong with the files of a sealed folder, each in one sentence: sizes, then SHA-256.
+
+    Raises:
+        DataError: the manifest itself is absent, malformed or of a newer format.
+    """
+    for name, expected in read_manifest(folder)["files"].items():
+        path = folder / name
+        try:
+            if not path.is_file():
+                yield f"{path}: missing, but listed in {MANIFEST}"
+            elif (size := path.stat().st_size) != expected["bytes"]:
+                yield f"{path}: {size} bytes, but {MANIFEST} says {expected['bytes']}"
+            elif checksums and sha256_of(path) != expected["sha256"]:
+                yield f"{path}: its content does not match the SHA-256 in {MANIFEST}; the file is damaged"
+        except OSError as error:
+            yield f"{path}: cannot be read ({error.strerror})"
 
 
 def verify_folder(folder: Path, *, checksums: bool = True) -> dict[str, Any]:
@@ -158,16 +231,9 @@ def verify_folder(folder: Path, *, checksums: bool = True) -> dict[str, Any]:
     Raises:
         DataError: names the first file that is missing, of another size, or altered.
     """
-    manifest = read_manifest(folder)
-    for name, expected in manifest["files"].items():
-        path = folder / name
-        if not path.is_file():
-            raise DataError(f"{path}: missing, but listed in {MANIFEST}")
-        if (size := path.stat().st_size) != expected["bytes"]:
-            raise DataError(f"{path}: {size} bytes, but {MANIFEST} says {expected['bytes']}")
-        if checksums and sha256_of(path) != expected["sha256"]:
-            raise DataError(f"{path}: its content does not match the SHA-256 in {MANIFEST}; the file is damaged")
-    return manifest
+    for problem in problems_of(folder, checksums=checksums):
+        raise DataError(problem)
+    return read_manifest(folder)
 
 
 def point_link(link: Path, target_name: str) -> None:

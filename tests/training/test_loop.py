@@ -14,7 +14,8 @@ from fromscratch.errors import DataError, DivergedError, FromScratchError, Usage
 from fromscratch.models.gpt import GPT
 from fromscratch.models.layers import GeluMLP
 from fromscratch.runs.records import read_records
-from fromscratch.training.checkpoints import checkpoints_in, newest_valid, read_state
+from fromscratch.runs.retention import checkpoints_in, newest_valid
+from fromscratch.training.checkpoints import read_state
 from fromscratch.training.loop import Training
 from fromscratch.training.observers import SilentObserver
 from tests.small import SMALL_RUN, make_store, run_small, write_run_file

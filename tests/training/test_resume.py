@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import read_records
-from fromscratch.training.checkpoints import BEST, read_state
+from fromscratch.runs.retention import BEST
+from fromscratch.training.checkpoints import read_state
 from tests.small import run_small, write_run_file
 
 TIMINGS = ("seconds", "tokens_per_second")

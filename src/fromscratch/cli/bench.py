@@ -72,7 +72,7 @@ def bench(
     rows = [summarise(measurement, workload, peak) for measurement in found]
     facts = {
         **hardware.facts(),
-        "parameters": costs_of(workload.model),
+        "parameters": workload.parameters,
         "context_length": workload.model.context_length,
         "peak_flops": {precision: peak(precision) for precision in dict.fromkeys(row.precision for row in rows)},
         "predicted_hours": predicted_hours(plan, rows),
@@ -90,13 +90,6 @@ def usual_workload(device_type: str) -> Any:
 
     preset, vocab_size = ("gpt2-small", 50_257) if device_type == "cuda" else ("laptop-small", 2_048)
     return Workload(ModelConfig.model_validate({"preset": preset, "vocab_size": vocab_size}), TrainConfig())
-
-
-def costs_of(model: Any) -> int:
-    """Parameters of a model's config."""
-    from fromscratch.models.costs import model_costs
-
-    return model_costs(model).parameters
 
 
 def predicted_hours(plan: "PlannedRun | None", rows: "list[Row]") -> float | None:

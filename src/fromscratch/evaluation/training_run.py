@@ -1,24 +1,27 @@
 """One call from run file to trained model, with all that is usually watched: what every verb uses."""
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fromscratch.config.train import ClipByNorm
-from fromscratch.errors import DivergedError, FromScratchError
+from fromscratch.errors import DivergedError, FromScratchError, UsageError
 from fromscratch.evaluation.samples import SamplesFile, text_sampler
 from fromscratch.runs.charts import draw_charts
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import read_records
 from fromscratch.training.distributed import World, joined_world
-from fromscratch.training.loop import DONE, Training, train
+from fromscratch.training.loop import DIVERGED, DONE, FAILED, Training, train
 from fromscratch.training.observers import Observer
 from fromscratch.training.placement import Placement
 from fromscratch.training.plan import PlannedRun
 from fromscratch.training.setup import open_run_directory, prepare_training
+from fromscratch.training.stopping import StopRequest
+from fromscratch.training.watchdog import watched
 
 
 @dataclass(frozen=True)
@@ -56,38 +59,49 @@ def run_training(
     observers: list[Observer],
     fresh: bool = False,
     stop_after: int | None = None,
+    allowed_changes: Sequence[str] = (),
 ) -> RunSummary:
     """Trains, or goes on training, what was planned, in the run directory ``path``.
 
     Whatever happens, the run's status says so and its charts are drawn.
 
+    Args:
+        allowed_changes: keys that may differ from those that the run was begun with.
+
     Raises:
         UsageError, DataError: see ``plan_run`` and ``open_run_directory``.
         DivergedError: training left the rails.
     """
-    with joined_world(placement.hardware.device.type) as world, _held_by_main(plan, path, world, fresh=fresh) as run:
+    stop, device_type = StopRequest(), placement.hardware.device.type
+    opened = partial(open_run_directory, plan, path, fresh=fresh, allowed_changes=allowed_changes)
+    with stop.listening(), joined_world(device_type) as world, _held_by_main(opened, path, world) as run:
         sampler = text_sampler(plan.tokenizer, plan.config.eval, seed=plan.config.train.seed)
         everyone = [SamplesFile(run), *observers]
-        training = prepare_training(plan, run, placement, world, observers=everyone, sample=sampler)
+        training = None
         try:
-            outcome = train(training, stop_after=stop_after)
+            training = prepare_training(plan, run, placement, world, observers=everyone, sample=sampler, stop=stop)
+            stuck = partial(_record_end, run, plan, training, FAILED)
+            with watched(world, run.path, stuck if world.is_main else lambda _reason: None):
+                outcome = train(training, stop_after=stop_after)
         except BaseException as error:
-            _record_failure(training, error)
+            if world.is_main and not isinstance(error, UsageError):
+                _record_failure(run, plan, training, error)
             raise
         finally:
-            if world.is_main:
+            if world.is_main and training is not None:
                 clip = plan.config.train.clip
-                draw_charts(run, clip_norm=clip.max_norm if isinstance(clip, ClipByNorm) else None)
+                with suppress(OSError):  # a full disk: the run is worth more than its pictures
+                    draw_charts(run, clip_norm=clip.max_norm if isinstance(clip, ClipByNorm) else None)
         return summarise(plan, training, outcome, placement)
 
 
 @contextmanager
-def _held_by_main(plan: PlannedRun, path: Path, world: World, *, fresh: bool) -> Iterator[RunDirectory]:
+def _held_by_main(opened: Callable[[], RunDirectory], path: Path, world: World) -> Iterator[RunDirectory]:
     """The run's directory, opened and locked by the main process on behalf of all."""
     with ExitStack() as stack:
         with world.main_first():
             if world.is_main:
-                run = open_run_directory(plan, path, fresh=fresh)
+                run = opened()
                 if stack.enter_context(run.locked()):
                     run.log_event("lock-taken-over")
         yield RunDirectory(path)
@@ -131,8 +145,14 @@ def _mean_of_last(records: list[dict[str, Any]]) -> float | None:
     return sum(last) / len(last) if last else None
 
 
-def _record_failure(training: Training, error: BaseException) -> None:
-    state = "diverged" if isinstance(error, DivergedError) else "failed"
+def _record_failure(run: RunDirectory, plan: PlannedRun, training: Training | None, error: BaseException) -> None:
+    state = DIVERGED if isinstance(error, DivergedError) else FAILED
     reason = str(error) if isinstance(error, FromScratchError) else f"{type(error).__name__}: {error}"
-    training.journal.status(state, step=training.state.step, num_steps=training.num_steps, reason=reason)
-    training.journal.announce(state, step=training.state.step, reason=reason)
+    _record_end(run, plan, training, state, reason)
+
+
+def _record_end(run: RunDirectory, plan: PlannedRun, training: Training | None, state: str, reason: str) -> None:
+    step = training.state.step if training else 0
+    with suppress(OSError):  # where not even this can be written, the error itself says why
+        run.write_status(state, step=step, num_steps=plan.num_steps, reason=reason)
+        run.log_event(state, step=step, reason=reason)

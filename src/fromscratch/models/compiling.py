@@ -17,7 +17,7 @@ _marked: list[Callable[..., Any]] = []
 def outside_compiled_code(function: Function) -> Function:
     """Marks a function or a method that ``torch.compile`` must not look into."""
     if "torch._dynamo" in sys.modules:
-        return torch.compiler.disable(function)  # type: ignore[no-any-return]
+        return torch.compiler.disable(function)
     _marked.append(function)
     return function
 

@@ -1,29 +1,27 @@
 """Checkpoints: sealed folders that hold everything a resume needs, and nothing that must be trusted.
 
 ``model.safetensors``, ``optimizer.safetensors`` and ``state.json`` under a manifest with checksums.
-``latest`` and ``best`` are links for people; a resume looks for the newest folder that verifies.
+Which of them are whole, and which may go, is the affair of ``runs.retention``.
 """
 
 import json
-import re
-import shutil
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fromscratch.errors import DataError
-from fromscratch.files import MANIFEST, point_link, read_json_object, sealed_folder, to_strict_json, verify_folder
+from fromscratch.files import FileFacts, point_link, read_json_object, sealed_folder, to_strict_json, verify_folder
+from fromscratch.runs.retention import LATEST, checkpoint_name
+from fromscratch.training.tensor_files import write_tensors
 
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
-LATEST, BEST = "latest", "best"
-FOLDER_NAME = re.compile(r"step-(\d{8})")
 
 
 @dataclass
@@ -63,14 +61,23 @@ class TrainingState:
         return loss is not None and loss < float("inf") and (self.best_loss is None or loss < self.best_loss)
 
 
-def save_checkpoint(
-    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainingState, **facts: Any
-) -> Path:
+@dataclass(frozen=True)
+class Contents:
+    """What a checkpoint holds: the run's own tensors or copies of them, and where the run is."""
+
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    state: TrainingState
+
+
+def save_checkpoint(folder: Path, contents: Contents, **facts: Any) -> Path:
     """Writes ``folder/step-N`` whole or not at all, then points ``latest`` at it."""
-    destination = folder / f"step-{state.step:08}"
-    with sealed_folder(destination, step=state.step, **facts) as temporary:
-        save_file(model_tensors(model), temporary / MODEL_FILE)
-        save_file(optimizer_tensors(model, optimizer), temporary / OPTIMIZER_FILE)
+    state = contents.state
+    destination = folder / checkpoint_name(state.step)
+    written: dict[str, FileFacts] = {}
+    with sealed_folder(destination, written=written, step=state.step, **facts) as temporary:
+        written[MODEL_FILE] = write_tensors(temporary / MODEL_FILE, contents.model)
+        written[OPTIMIZER_FILE] = write_tensors(temporary / OPTIMIZER_FILE, contents.optimizer)
         (temporary / STATE_FILE).write_text(to_strict_json(asdict(state), indent=1), "utf-8")
     point_link(folder / LATEST, destination.name)
     return destination
@@ -118,10 +125,27 @@ def load_training(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Opt
 
 def read_state(checkpoint: Path) -> TrainingState:
     """The progress that a checkpoint records. Raises DataError when it is malformed."""
+    where, values = checkpoint / STATE_FILE, read_json_object(checkpoint / STATE_FILE)
     try:
-        return TrainingState(**read_json_object(checkpoint / STATE_FILE))
+        state = TrainingState(**values)
     except TypeError as error:
-        raise DataError(f"{checkpoint / STATE_FILE}: malformed ({error})") from error
+        raise DataError(f"{where}: malformed ({error})") from error
+    for name, value in values.items():
+        if not _is_like(getattr(TrainingState(), name), value):
+            raise DataError(f"{where}: malformed at {name} ({type(value).__name__} {str(value)[:40]!r})")
+    return state
+
+
+def _is_like(default: Any, value: Any) -> bool:
+    """Whether a value can stand where this default stands; null only where the default is."""
+    if isinstance(default, dict):
+        return isinstance(value, dict)
+    if isinstance(default, list):
+        return isinstance(value, list) and all(_is_like(0.0, item) for item in value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
+    if isinstance(default, int):
+        return is_number and isinstance(value, int) and value >= -1
+    return is_number or (default is None and value is None)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -141,36 +165,3 @@ def _copy_into(targets: dict[str, nn.Parameter], found: dict[str, Tensor], path:
         if found[name].shape != target.shape:
             raise DataError(f"{path}: {name} is {list(found[name].shape)}, but the model needs {list(target.shape)}")
         target.copy_(found[name])
-
-
-def checkpoints_in(folder: Path) -> list[Path]:
-    """Checkpoint folders by step, oldest first; links and leftovers are not among them."""
-    found = (path for path in folder.glob("step-*") if FOLDER_NAME.fullmatch(path.name) and path.is_dir())
-    return sorted(found, key=lambda path: path.name)
-
-
-def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that verifies, and why newer ones were passed over."""
-    skipped = []
-    for path in reversed(checkpoints_in(folder)):
-        try:
-            verify_folder(path)
-        except DataError as error:
-            skipped.append(str(error))
-        else:
-            return path, skipped
-    return None, skipped
-
-
-def retain(folder: Path, *, keep: int, best_step: int | None) -> None:
-    """Deletes all but the newest ``keep`` checkpoints and the best; each becomes invalid before it goes."""
-    for path in checkpoints_in(folder)[:-keep]:
-        if path.name != f"step-{best_step or 0:08}" or best_step is None:
-            (path / MANIFEST).unlink(missing_ok=True)
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Deletes what interrupted saves left behind."""
-    for path in folder.glob(".step-*.tmp-*"):
-        shutil.rmtree(path, ignore_errors=True)

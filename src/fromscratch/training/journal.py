@@ -3,11 +3,15 @@
 Of several processes only the main one writes; in the others every method does nothing.
 """
 
+from collections.abc import Callable
+from contextlib import nullcontext, suppress
 from typing import Any
 
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import RecordWriter
 from fromscratch.training.observers import Observer
+
+RUNNING = "running"
 
 
 class Journal:
@@ -18,12 +22,13 @@ class Journal:
         self.writes = writes
         self._observers = observers if writes else []
         self._metrics: RecordWriter | None = None
+        self._unlogged: list[tuple[str, dict[str, Any]]] = []
 
     def begin(self, *, step: int, num_steps: int) -> None:
         """Opens the metrics, without the steps that will be done again."""
         if self.writes:
             self.go_back_to(step)
-            self.status("running", step=step, num_steps=num_steps)
+            self.status(RUNNING, step=step, num_steps=num_steps)
         for observer in self._observers:
             observer.begin(step=step, num_steps=num_steps)
 
@@ -40,20 +45,28 @@ class Journal:
         """Adds a step's line to the metrics."""
         if self._metrics is not None:
             self._metrics.write(facts)
-        for observer in self._observers:
-            observer.on_step(facts)
+        self._tell(lambda observer: observer.on_step(facts))
 
     def announce(self, event: str, **facts: Any) -> None:
-        """Puts an event on the record."""
+        """Puts an event on the record; one that a full disk does not take waits for the next."""
         if self.writes:
-            self.run.log_event(event, **facts)
+            self._unlogged.append((event, facts))
+        with suppress(OSError):
+            while self._unlogged:
+                self.run.log_event(self._unlogged[0][0], **self._unlogged[0][1])
+                del self._unlogged[0]
+        self._tell(lambda observer: observer.on_event(event, facts))
+
+    def _tell(self, what: Callable[[Observer], None]) -> None:
         for observer in self._observers:
-            observer.on_event(event, facts)
+            with suppress(OSError):  # a full disk or a closed terminal is no reason to stop training
+                what(observer)
 
     def status(self, state: str, *, step: int, num_steps: int, reason: str = "") -> None:
-        """Says how the run stands."""
+        """Says how the run stands. Raises OSError where the disk does not take it and the run has ended."""
         if self.writes:
-            self.run.write_status(state, step=step, num_steps=num_steps, reason=reason)
+            with suppress(OSError) if state == RUNNING else nullcontext():
+                self.run.write_status(state, step=step, num_steps=num_steps, reason=reason)
 
     def flush(self) -> None:
         """Waits until every metric is on the disk."""
@@ -63,7 +76,7 @@ class Journal:
     def end(self) -> None:
         """Closes everything."""
         if self._metrics is not None:
-            self._metrics.close()
+            with suppress(OSError):  # where it matters, the last save has failed for the same reason
+                self._metrics.close()
             self._metrics = None
-        for observer in self._observers:
-            observer.end()
+        self._tell(lambda observer: observer.end())

@@ -38,7 +38,9 @@ def launch(arguments: list[str], directory: RunDirectory, *, processes: int) -> 
     except ChildFailedError as error:
         code = exit_code_of(directory, otherwise=EXIT_CRASH)
         if code != EXIT_DIVERGED:
-            raise FromScratchError(_who_failed(error)) from None
+            reason = _who_failed(error)
+            _record_failure(directory, reason)
+            raise FromScratchError(f"{reason}; the others were stopped, and the same command goes on") from None
         return code
     return exit_code_of(directory, otherwise=EXIT_CRASH)
 
@@ -83,4 +85,24 @@ def _who_failed(error: ChildFailedError) -> str:
         how = f"was ended by {failure.signal_name()}"
     else:
         how = f"failed with exit code {failure.exitcode}"
-    return f"the process of rank {rank} {how}; the others were stopped, and the same command goes on"
+    return f"the process of rank {rank} {how}"
+
+
+def _record_failure(directory: RunDirectory, reason: str) -> None:
+    """Says so in the status, where the main process was killed before it could."""
+    try:
+        status = directory.read_status()
+    except DataError:
+        return
+    if status.get("state") == "running" and not _is_alive(status["pid"]):
+        directory.write_status("failed", step=status["step"], num_steps=status["num_steps"], reason=reason)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True

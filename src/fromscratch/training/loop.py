@@ -8,30 +8,24 @@ to observers, which can change nothing.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
 import torch
 from torch import nn
 
 from fromscratch.errors import DivergedError, FromScratchError
-from fromscratch.files import point_link
-from fromscratch.training.checkpoints import (
-    BEST,
-    TrainingState,
-    load_training,
-    newest_valid,
-    retain,
-    save_checkpoint,
-)
+from fromscratch.runs.retention import newest_valid
+from fromscratch.training.checkpoints import TrainingState, load_training
 from fromscratch.training.distributed import World
-from fromscratch.training.journal import Journal
+from fromscratch.training.journal import RUNNING, Journal
 from fromscratch.training.recorder import StepRecorder
+from fromscratch.training.saving import CheckpointSaver, Facts
 from fromscratch.training.spikes import Off as SpikePolicy
 from fromscratch.training.spikes import Warn
-from fromscratch.training.step import Stepper
+from fromscratch.training.step import OutOfMemoryTogetherError, Stepper
 from fromscratch.training.stopping import StopRequest
 
-DONE, STOPPED = "done", "stopped"
+DONE, STOPPED, FAILED, DIVERGED = "done", "stopped", "failed", "diverged"
 
 
 @dataclass(frozen=True)
@@ -72,6 +66,10 @@ class Training:
     """Whether to find out before the first step that its pieces fit into memory."""
     world: World = field(default_factory=World)
     stop: StopRequest = field(default_factory=StopRequest)
+    saver: CheckpointSaver = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.saver = CheckpointSaver(self.checkpoints, keep=self.cadence.keep_checkpoints)
 
     @property
     def model(self) -> nn.Module:
@@ -90,6 +88,7 @@ def train(training: Training, *, stop_after: int | None = None) -> str:
 
     Raises:
         DivergedError: too many steps with gradients that were not finite.
+        FromScratchError: the last save failed.
     """
     state, stop, journal = training.state, training.stop, training.journal
     recorder = StepRecorder(
@@ -100,6 +99,9 @@ def train(training: Training, *, stop_after: int | None = None) -> str:
         on_record=journal.record,
         announce=journal.announce,
     )
+    stop.last_words = lambda name: journal.status(
+        FAILED, step=state.step, num_steps=training.num_steps, reason=f"ended at once by another {name}"
+    )
     with stop.listening():
         journal.begin(step=state.step, num_steps=training.num_steps)
         journal.announce("resumed" if state.step else "started", step=state.step, **training.identity)
@@ -107,6 +109,8 @@ def train(training: Training, *, stop_after: int | None = None) -> str:
             if training.rehearses and state.step < training.num_steps:
                 rehearse(training)
             while True:
+                if stop_after is not None and state.step >= stop_after:
+                    stop.reason = stop.reason or f"--stop-after {stop_after}"
                 look(training, recorder)
                 is_over = training.world.any(stop()) or state.step == training.num_steps
                 if is_over:
@@ -117,10 +121,11 @@ def train(training: Training, *, stop_after: int | None = None) -> str:
                 if is_over:
                     break
                 take_step(training, recorder)
-                if state.step == stop_after:
-                    stop.reason = stop.reason or f"--stop-after {stop_after}"
+                _collect_save(training, wait=False)
             return _end(training)
         finally:
+            _collect_save(training, wait=True)
+            training.saver.close()
             journal.end()
 
 
@@ -137,10 +142,10 @@ def take_step(training: Training, recorder: StepRecorder) -> None:
         try:
             result = stepper.take(state.step + state.skipped_batches, learning_rate, is_spike=is_spike)
             break
-        except torch.OutOfMemoryError:  # nothing has changed yet: the same step again, in smaller pieces
-            if training.world.size > 1:
-                raise  # the others may be waiting for this process's gradients; a restart rehearses
-            use_smaller_pieces(training)
+        except torch.OutOfMemoryError as error:  # nothing has changed yet: the same step again, in smaller pieces
+            if training.world.size > 1 and not isinstance(error, OutOfMemoryTogetherError):
+                leave_smaller_pieces(training)  # the others wait for this process's gradients
+        use_smaller_pieces(training)
     state.step += 1
     recorder.add(state.step, learning_rate, result, loss_scale=loss_scale)
 
@@ -166,7 +171,20 @@ def use_smaller_pieces(training: Training) -> None:
             "model.context_length, a smaller model, or a device with more memory"
         )
     training.stepper.batches = smaller
+    if training.world.is_main:
+        training.journal.run.update_machine(micro_batch=smaller.micro_batch)
     training.journal.announce("smaller-micro-batch", step=training.state.step, pieces=smaller.num_micro_batches)
+
+
+def leave_smaller_pieces(training: Training) -> Never:
+    """Ends this process, and leaves word that a restart must take a smaller micro-batch."""
+    smaller = training.stepper.batches.smaller()
+    size = smaller.micro_batch if smaller else 1
+    training.journal.run.update_machine(micro_batch=size)
+    raise FromScratchError(
+        f"out of memory in the last backward pass of a step; the same command goes on with micro-batch {size} "
+        "(where you gave --micro-batch, give that one)"
+    )
 
 
 def look(training: Training, recorder: StepRecorder) -> None:
@@ -198,6 +216,7 @@ def deal_with_spike(training: Training, recorder: StepRecorder) -> None:
     step, recorder.spike_step = recorder.spike_step, None
     if not training.spikes.rolls_back or step is None:
         return
+    _collect_save(training, wait=True)
     name = training.world.from_main(_newest_checkpoint_name(training.checkpoints) if training.world.is_main else "")
     if not name:
         training.journal.announce("rollback-impossible", step=step, reason="no checkpoint yet")
@@ -227,16 +246,17 @@ def _newest_checkpoint_name(folder: Path) -> str:
 
 def _end(training: Training) -> str:
     state, steps, journal = training.state, training.num_steps, training.journal
-    if state.step == steps and state.looked_step == steps:
-        journal.status(DONE, step=steps, num_steps=steps)
+    outcome = DONE if state.step == steps and state.looked_step == steps else STOPPED
+    reason = "" if outcome == DONE else training.stop.reason or "asked by another process"
+    if outcome == STOPPED:
+        journal.announce("signal", step=state.step, signal=reason)
+    error = _save_last(training)
+    if training.world.any(bool(error)):
+        raise FromScratchError(error or "stopped, because the main process could not save; its message says why")
+    journal.status(outcome, step=state.step, num_steps=steps, reason=reason)
+    if outcome == DONE:
         journal.announce(DONE, step=steps)
-        return DONE
-    reason = training.stop.reason or "asked by another process"
-    journal.announce("signal", step=state.step, signal=reason)
-    if state.step > 0:
-        _save(training)
-    journal.status(STOPPED, step=state.step, num_steps=steps, reason=reason)
-    return STOPPED
+    return outcome
 
 
 def _evaluate(training: Training) -> float | None:
@@ -256,26 +276,47 @@ def _sample(training: Training) -> None:
 
 def _save_scheduled(training: Training, loss: float | None) -> None:
     """A checkpoint of the plan: a candidate for the best one, unlike those that an interruption leaves."""
+    _collect_save(training, wait=True)  # had it failed, what is best would be another
     state = training.state
-    improved = state.is_improvement(loss)
-    if improved:
+    best_before = state.best_step, state.best_loss
+    if state.is_improvement(loss):
         state.best_step, state.best_loss = state.step, loss
     state.loss_sum, state.loss_count = 0.0, 0
-    path = _save(training)
-    if path is not None:
-        if improved:
-            point_link(path.with_name(BEST), path.name)
-        retain(path.parent, keep=training.cadence.keep_checkpoints, best_step=state.best_step)
+    _begin_save(training, best_before)
 
 
-def _save(training: Training) -> Path | None:
-    """Writes a checkpoint, in the main process."""
-    state, stepper, journal = training.state, training.stepper, training.journal
+def _save_last(training: Training) -> str:
+    """Makes sure that the present step is on the disk; returns why it is not, or nothing."""
+    state = training.state
+    wanted = state.best_step, state.best_loss
+    _collect_save(training, wait=True)
+    if state.step in (0, training.saver.saved_step):
+        return ""
+    if wanted[0] == state.step:
+        state.best_step, state.best_loss = wanted  # the save just failed, and is tried once more
+    _begin_save(training, wanted)
+    return _collect_save(training, wait=True)
+
+
+def _begin_save(training: Training, best_before: tuple[int | None, float | None]) -> None:
+    """Begins to write a checkpoint, in the main process; ``_collect_save`` tells how it ended."""
+    state, stepper, saver = training.state, training.stepper, training.saver
     state.scaler = stepper.precision.state()
-    if not training.world.is_main:
-        return None
-    journal.flush()  # a checkpoint must never be ahead of the record
-    path = save_checkpoint(training.checkpoints, stepper.model, stepper.optimizer, state, **training.identity)
-    journal.announce("checkpoint", step=state.step, best=state.best_step == state.step)
-    journal.status("running", step=state.step, num_steps=training.num_steps)
-    return path
+    if training.world.is_main:
+        # The record first: a checkpoint must never be ahead of it.
+        facts = Facts(training.identity, best_before, before_writing=training.journal.flush)
+        saver.begin(stepper.model, stepper.optimizer, state, facts)
+
+
+def _collect_save(training: Training, *, wait: bool) -> str:
+    """Puts on the record how the save in flight ended; returns why it failed, or nothing."""
+    result = training.saver.collect(wait=wait)
+    if result is None:
+        return ""
+    if result.error:
+        training.state.best_step, training.state.best_loss = result.best_before
+        training.journal.announce("checkpoint-failed", step=result.step, reason=result.error)
+        return result.error
+    training.journal.announce("checkpoint", **result.facts())
+    training.journal.status(RUNNING, step=result.step, num_steps=training.num_steps)
+    return ""

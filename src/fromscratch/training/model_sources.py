@@ -23,16 +23,10 @@ from fromscratch.hub import HUB_PREFIX
 from fromscratch.models.factory import build_empty
 from fromscratch.models.gpt import GPT
 from fromscratch.runs.directory import RunDirectory, find_run
+from fromscratch.runs.retention import BEST, checkpoints_in, newest_valid
 from fromscratch.tokenizers.base import Tokenizer
 from fromscratch.tokenizers.loading import load as load_tokenizer
-from fromscratch.training.checkpoints import (
-    BEST,
-    STATE_FILE,
-    checkpoints_in,
-    load_model_tensors,
-    newest_valid,
-    read_state,
-)
+from fromscratch.training.checkpoints import STATE_FILE, load_model_tensors, read_state
 from fromscratch.training.hardware import Hardware
 
 STEP = re.compile(r"step-(\d+)")

@@ -44,24 +44,27 @@ class SilentObserver:
         pass
 
 
+EVENT_LINES = {
+    "evaluation": "step {step}: held-out loss {loss:.4f}",
+    "sample": "step {step}: {text!r}",
+    "nonfinite": "step {step}: gradients were not finite; the step was skipped",
+    "smaller-micro-batch": "step {step}: out of memory; now {pieces} pieces per step, which changes no result",
+    "spike": "step {step}: loss {loss:.3f} is a spike",
+    "rollback": "step {step}: back to step {to_step}, past {skipped_batches} batches",
+    "checkpoint-failed": "{reason}",
+    "checkpoint-skipped": "checkpoint passed over: {reason}",
+    "checkpoint-recovered": "{name}: put back, an interrupted save had set it aside",
+    "link-ignored": "link ignored: {reason}",
+    "lock-taken-over": "the trainer here before died without a word; its lock was taken over",
+    "config-changed": "config changed: {changes}",
+    "signal": "step {step}: {signal}, saving and stopping",
+}
+"""What is said of an event in the terminal; of the others nothing is said."""
+
+
 def describe_event(event: str, facts: dict[str, Any]) -> str:
     """One line for people, or nothing for events that only the record needs."""
-    step = facts.get("step")
-    if event == "evaluation":
-        return f"step {step}: held-out loss {facts['loss']:.4f}"
-    if event == "sample":
-        return f"step {step}: {facts['text']!r}"
-    if event == "nonfinite":
-        return f"step {step}: gradients were not finite; the step was skipped"
-    if event == "smaller-micro-batch":
-        return f"step {step}: out of memory; now {facts['pieces']} pieces per step, which changes no result"
-    if event == "spike":
-        return f"step {step}: loss {facts['loss']:.3f} is a spike"
-    if event == "rollback":
-        return f"step {step}: back to step {facts['to_step']}, past {facts['skipped_batches']} batches"
-    if event == "signal":
-        return f"step {step}: {facts['signal']}, saving and stopping"
-    return ""
+    return EVENT_LINES.get(event, "").format(**facts)
 
 
 class ProgressBar(SilentObserver):

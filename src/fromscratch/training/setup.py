@@ -1,26 +1,27 @@
 """From a run file and a machine to a training ready to go: everything decided before step 0."""
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
-from fromscratch.config.loading import parse_run_config, read_toml
 from fromscratch.config.run import RunConfig
 from fromscratch.errors import DataError, UsageError
 from fromscratch.files import MANIFEST, read_json_object
 from fromscratch.models.factory import build_empty
 from fromscratch.models.gpt import GPT
 from fromscratch.runs.directory import RunDirectory, check_run_name
+from fromscratch.runs.retention import mend_links, newest_valid, odd_links, recover_leftovers, step_of
 from fromscratch.training.acceleration import accelerate
 from fromscratch.training.allocator import keep_freed_memory
 from fromscratch.training.batches import AUTO_TOKENS, TokenBatches
-from fromscratch.training.checkpoints import TrainingState, load_training, newest_valid, remove_leftovers
+from fromscratch.training.changes import accept_changes, accepted_identities
+from fromscratch.training.checkpoints import TrainingState, load_training, read_state
+from fromscratch.training.disk import plan_disk
 from fromscratch.training.distributed import World
 from fromscratch.training.held_out import mean_loss
 from fromscratch.training.journal import Journal
@@ -29,25 +30,34 @@ from fromscratch.training.observers import Observer
 from fromscratch.training.placement import Placement
 from fromscratch.training.plan import PlannedRun, held_out_slice
 from fromscratch.training.precision import Precision
+from fromscratch.training.restarts import check_crashes
 from fromscratch.training.starting import begin
 from fromscratch.training.step import GradientRules, Stepper, next_token_losses
+from fromscratch.training.stopping import StopRequest
 
 
-def open_run_directory(plan: PlannedRun, path: Path, *, fresh: bool) -> RunDirectory:
+def open_run_directory(
+    plan: PlannedRun, path: Path, *, fresh: bool, allowed_changes: Sequence[str] = ()
+) -> RunDirectory:
     """The run's directory: new, or one begun with the same config.
 
     An older run in the way of ``fresh`` is set aside under another name, not deleted.
 
+    Args:
+        allowed_changes: keys that may differ from those that an older run was begun with.
+
     Raises:
-        UsageError: bad name, not writable, or begun with another config (the message lists the keys).
+        UsageError: bad name, not writable, no room for its checkpoints, or begun with another config
+            (the message lists the keys).
     """
     check_run_name(path.name)
     run = RunDirectory(path)
+    plan_disk(plan, path, fresh=fresh).check()
     if run.exists() and fresh:
         set_aside(run)
     run.create()
     if run.exists():
-        _check_same(run, plan)
+        accept_changes(plan, run, allowed_changes)
     return run
 
 
@@ -61,31 +71,6 @@ def set_aside(run: RunDirectory) -> Path:
     return target
 
 
-def _check_same(run: RunDirectory, plan: PlannedRun) -> None:
-    saved = parse_run_config(read_toml(run.config), where=str(run.config)).to_plain()
-    wanted = plan.config.to_plain()
-    wanted["data"]["store"] = saved["data"]["store"]  # its path may change; checkpoints know its content
-    changes = differences(saved, wanted)
-    if changes:
-        listed = "\n".join(f"  - {change}" for change in changes)
-        raise UsageError(
-            f"run {run.path} was begun with another config:\n{listed}\n"
-            "give another --name, or --fresh to start anew (the old run is set aside)"
-        )
-
-
-def differences(old: Any, new: Any, key: str = "") -> list[str]:
-    """``key: old -> new`` for every value that differs."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = dict.fromkeys([*old, *new])
-        return [
-            line
-            for name in keys
-            for line in differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
-        ]
-    return [] if old == new else [f"{key}: {old!r} -> {new!r}"]
-
-
 def prepare_training(
     plan: PlannedRun,
     run: RunDirectory,
@@ -94,11 +79,13 @@ def prepare_training(
     *,
     observers: list[Observer],
     sample: Callable[[nn.Module], list[str]] | None = None,
+    stop: StopRequest | None = None,
 ) -> Training:
     """Model, optimiser and data on the device, at the newest valid checkpoint or at the beginning.
 
     Raises:
         DataError: there are checkpoints, but not one is valid.
+        UsageError: the newest one is behind the run's end.
     """
     config, device = plan.config, placement.hardware.device
     keep_freed_memory()
@@ -107,31 +94,15 @@ def prepare_training(
     optimizer = config.train.optimizer.build(list(model.named_parameters()))
     journal = Journal(run, observers, writes=world.is_main)
     state = _begin_or_resume(plan, journal, model, optimizer, world)
+    _check_not_past_the_end(plan, state)
     precision = Precision(config.train.precision, device)
     precision.load_state(state.scaler)
     if world.is_main:
         _record(plan, run, placement)
-    stepper = Stepper(
-        model,
-        optimizer,
-        TokenBatches(
-            plan.sequences,
-            placement.micro_batch,
-            config.train.seed,
-            device,
-            world,
-            prefetch=device.type == "cuda",
-        ),
-        loss=next_token_losses,
-        rules=GradientRules(config.train.clip.build(), config.train.nonfinite.build()),
-        precision=precision,
-        seed=config.train.seed,
-        world=world,
-    )
     schedule = config.train.schedule.maker()
-    return Training(
+    training = Training(
         journal=journal,
-        stepper=stepper,
+        stepper=_stepper(plan, model, optimizer, precision, placement, world),
         state=state,
         num_steps=plan.num_steps,
         tokens_per_step=plan.sequences.tokens_per_step,
@@ -145,6 +116,45 @@ def prepare_training(
         sample=sample,
         rehearses=world.size > 1 or device.type == "cuda",
         world=world,
+        stop=stop or StopRequest(),
+    )
+    training.saver.saved_step = state.step or None
+    return training
+
+
+def _check_not_past_the_end(plan: PlannedRun, state: TrainingState) -> None:
+    if state.step > plan.num_steps:
+        raise UsageError(
+            f"data.tokens = {plan.config.data.tokens}: a run of {plan.num_steps} steps, but its checkpoint is at step "
+            f"{state.step}; raise it"
+        )
+
+
+def _stepper(
+    plan: PlannedRun,
+    model: GPT,
+    optimizer: torch.optim.Optimizer,
+    precision: Precision,
+    placement: Placement,
+    world: World,
+) -> Stepper:
+    train, device = plan.config.train, placement.hardware.device
+    return Stepper(
+        model,
+        optimizer,
+        TokenBatches(
+            plan.sequences,
+            placement.micro_batch,
+            train.seed,
+            device,
+            world,
+            prefetch=device.type == "cuda",
+        ),
+        loss=next_token_losses,
+        rules=GradientRules(train.clip.build(), train.nonfinite.build()),
+        precision=precision,
+        seed=train.seed,
+        world=world,
     )
 
 
@@ -156,6 +166,7 @@ def _begin_or_resume(
     with world.main_first():
         if world.is_main:
             name = _checkpoint_to_resume(plan, journal)
+            check_crashes(journal.run, step=step_of(Path(name)) if name else 0, num_steps=plan.num_steps)
     name = world.from_main(name)
     if not name:
         begin(model, optimizer, plan.config.model, seed=plan.config.train.seed, parent=plan.parent)
@@ -166,7 +177,10 @@ def _begin_or_resume(
 def _checkpoint_to_resume(plan: PlannedRun, journal: Journal) -> str:
     """The newest valid checkpoint's name, or nothing for a run without any. Raises DataError."""
     run = journal.run
-    remove_leftovers(run.checkpoints)
+    for path in [*recover_leftovers(run.checkpoints), *recover_leftovers(run.path)]:
+        journal.announce("checkpoint-recovered", name=path.name)
+    for reason in odd_links(run.checkpoints):
+        journal.announce("link-ignored", reason=reason)
     checkpoint, skipped = newest_valid(run.checkpoints)
     for reason in skipped:
         journal.announce("checkpoint-skipped", reason=reason)
@@ -175,11 +189,12 @@ def _checkpoint_to_resume(plan: PlannedRun, journal: Journal) -> str:
     if checkpoint is None:
         return ""
     manifest = read_json_object(checkpoint / MANIFEST)
-    if any(manifest.get(key) != value for key, value in plan.identity.items()):
+    if {key: manifest.get(key) for key in plan.identity} not in accepted_identities(plan, run):
         raise DataError(
             f"{checkpoint}: belongs to another run (the content of store {plan.store.path} or the seed differs); "
             "use the store it was trained on, or --fresh to start anew"
         )
+    mend_links(run.checkpoints, latest=checkpoint, best_step=read_state(checkpoint).best_step)
     return checkpoint.name
 
 

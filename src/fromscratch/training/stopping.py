@@ -2,8 +2,8 @@
 
 import os
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -14,6 +14,8 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.reason = ""
+        self.last_words: Callable[[str], None] = lambda _name: None
+        """Called with the signal's name before a second one ends the process."""
 
     def __call__(self) -> bool:
         return bool(self.reason)
@@ -29,6 +31,9 @@ class StopRequest:
                 signal.signal(number, handler)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
+        name = signal.Signals(number).name
         if self.reason:
+            with suppress(Exception):
+                self.last_words(name)
             os._exit(128 + number)
-        self.reason = signal.Signals(number).name
+        self.reason = name

@@ -4,12 +4,13 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test lint format docs bench soak clean help
+.PHONY: quickstart test lint audit format docs bench soak clean help
 
 help:
 	@echo "make quickstart   train a small GPT on real English, offline, in a few minutes"
 	@echo "make test         run the whole test suite"
 	@echo "make lint         ruff, mypy, levels of imports"
+	@echo "make audit        look the pinned versions up in the database of known vulnerabilities"
 	@echo "make format       format the code"
 	@echo "make docs         write the reference pages anew"
 	@echo "make bench        run the benchmarks; TEXTS='a.parquet b.parquet' adds that of the data"
@@ -28,6 +29,9 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+audit: $(VENV)/.installed-dev
+	.ci/audit
+
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -37,6 +41,8 @@ docs: $(VENV)/.installed
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/train.py
+	$(BIN)/python benchmarks/loop.py
+	$(BIN)/python benchmarks/processes.py
 	$(BIN)/python benchmarks/generate.py
 	$(BIN)/python benchmarks/checkpoint.py
 	$(if $(TEXTS),$(BIN)/python benchmarks/data.py $(TEXTS))

@@ -17,7 +17,7 @@ from typing import Any
 
 from fromscratch.config.model import ModelConfig
 from fromscratch.config.train import TrainConfig
-from fromscratch.training.acceleration import choose_acceleration
+from fromscratch.training.acceleration import why_not_compiled
 from fromscratch.training.bench import Case, Row, Workload, measure, peak_flops_of, reference_cases, summarise
 from fromscratch.training.hardware import find_hardware
 
@@ -28,7 +28,7 @@ def main() -> None:
     """Measures and reports."""
     arguments = parse()
     hardware = find_hardware(arguments.device)
-    compiled = choose_acceleration(hardware.device, compile_wanted=None, activation_checkpointing=False)[0].compile
+    compiled = hardware.device.type == "cuda" and not why_not_compiled(hardware.device, "bf16")
     workload = Workload(model_of(arguments), TrainConfig())
     cases = [Case(arguments.micro_batch, precision, compile=compiled) for precision in ("fp32", "bf16")]
     cases = [*reference_cases(hardware, [arguments.micro_batch]), *cases]

@@ -64,6 +64,9 @@ def test_every_package_has_its_level() -> None:
     [
         ("fromscratch.config.loading", {"torch", "transformers", "numpy", "matplotlib"}),
         ("fromscratch.runs.directory", {"torch", "transformers", "numpy", "matplotlib", "pydantic"}),
+        ("fromscratch.runs.overview", {"torch", "transformers", "numpy", "matplotlib", "pydantic"}),
+        ("fromscratch.runs.cleaning", {"torch", "transformers", "numpy", "matplotlib", "pydantic"}),
+        ("fromscratch.runs.details", {"torch", "transformers", "numpy", "matplotlib", "pydantic"}),
         ("fromscratch.runs.charts", {"torch", "transformers", "matplotlib"}),
         ("fromscratch.cli.main", {"torch", "transformers", "numpy", "matplotlib", "pydantic", "pyarrow", "tokenizers"}),
     ],

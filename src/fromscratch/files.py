@@ -28,6 +28,13 @@ class NewerFormatError(DataError):
     """A sealed folder of a format that only a later version of this software knows: not damaged, unknown."""
 
 
+def data_home() -> Path:
+    """The user's folder for what this program keeps between runs: ``$FROMSCRATCH_HOME``, else as XDG says."""
+    if home := os.environ.get("FROMSCRATCH_HOME"):
+        return Path(home).expanduser()
+    return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "fromscratch"
+
+
 def to_strict_json(value: Any, *, indent: int | None = None) -> str:
     """JSON that every reader accepts: NaN and infinities become null, lone surrogates their escapes."""
     text = json.dumps(_finite(value), allow_nan=False, ensure_ascii=False, indent=indent)
@@ -47,6 +54,8 @@ def _finite(value: Any) -> Any:
 def read_json_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file. Raises DataError when it is missing or is anything else."""
     try:
+        if path.exists() and not path.is_file():
+            raise DataError(f"{path}: is no regular file, expected a JSON object")  # a pipe would be waited for
         value = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
@@ -192,9 +201,28 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     for name, facts in files.items():
         if not isinstance(facts, dict) or not {"bytes", "sha256"} <= facts.keys():
             raise DataError(f"{folder / MANIFEST}: malformed, it lacks the size or the SHA-256 of {name}")
-        if Path(name).is_absolute() or ".." in Path(name).parts:
+        if Path(name).is_absolute() or ".." in Path(name).parts or not name or "\0" in name:
             raise DataError(f"{folder / MANIFEST}: malformed, it lists {name}, which is not in the folder")
     return manifest
+
+
+def problems_of(folder: Path, *, checksums: bool = True) -> Iterator[str]:
+    """What is wrong with the files of a sealed folder, each in one sentence: sizes, then SHA-256.
+
+    Raises:
+        DataError: the manifest itself is absent, malformed or of a newer format.
+    """
+    for name, expected in read_manifest(folder)["files"].items():
+        path = folder / name
+        try:
+            if not path.is_file():
+                yield f"{path}: missing, but listed in {MANIFEST}"
+            elif (size := path.stat().st_size) != expected["bytes"]:
+                yield f"{path}: {size} bytes, but {MANIFEST} says {expected['bytes']}"
+            elif checksums and sha256_of(path) != expected["sha256"]:
+                yield f"{path}: its content does not match the SHA-256 in {MANIFEST}; the file is damaged"
+        except OSError as error:
+            yield f"{path}: cannot be read ({error.strerror})"
 
 
 def verify_folder(folder: Path, *, checksums: bool = True) -> dict[str, Any]:
@@ -203,20 +231,9 @@ def verify_folder(folder: Path, *, checksums: bool = True) -> dict[str, Any]:
     Raises:
         DataError: names the first file that is missing, of another size, or altered.
     """
-    manifest = read_manifest(folder)
-    for name, expected in manifest["files"].items():
-        path = folder / name
-        if not path.is_file():
-            raise DataError(f"{path}: missing, but listed in {MANIFEST}")
-        if (size := path.stat().st_size) != expected["bytes"]:
-            raise DataError(f"{path}: {size} bytes, but {MANIFEST} says {expected['bytes']}")
-        try:
-            altered = checksums and sha256_of(path) != expected["sha256"]
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-        if altered:
-            raise DataError(f"{path}: its content does not match the SHA-256 in {MANIFEST}; the file is damaged")
-    return manifest
+    for problem in problems_of(folder, checksums=checksums):
+        raise DataError(problem)
+    return read_manifest(folder)
 
 
 def point_link(link: Path, target_name: str) -> None:

@@ -16,6 +16,8 @@ from tests.small import SMALL_RUN, make_store, write_run_file
 VERBS = [
     ["quickstart"],
     ["train"],
+    ["fit"],
+    ["bench"],
     ["generate"],
     ["data"],
     ["data", "prepare"],
@@ -26,6 +28,11 @@ VERBS = [
     ["eval", "injection"],
     ["eval", "harness"],
     ["chat"],
+    ["runs"],
+    ["runs", "list"],
+    ["runs", "show"],
+    ["runs", "verify"],
+    ["runs", "clean"],
     ["import"],
     ["publish"],
 ]
@@ -59,7 +66,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_help_of_every_verb(verb: list[str], tmp_path: Path) -> None:
     result = fromscratch(*verb, "--help", cwd=tmp_path)
     assert result.returncode == 0 and result.stderr == ""
-    if verb not in (["data"], ["eval"]):
+    if verb not in (["data"], ["eval"], ["runs"]):
         assert "Example: fromscratch" in result.stdout
 
 

@@ -1,7 +1,12 @@
 """Held-out loss: the same number however it is computed, and the right one."""
 
+import json
 import math
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -109,3 +114,40 @@ class TestModelSources:
         weights.write_bytes(weights.read_bytes()[:-1])
         with pytest.raises(DataError, match=r"model.safetensors: \d+ bytes, but manifest.json says"):
             open_model(f"{run.path}@step-20", CPU)
+
+
+class TestSeveralProcesses:
+    """The same slice through the real command line, alone and shared."""
+
+    def report(self, folder: Path, *arguments: str, launcher: tuple[str, ...] = (sys.executable, "-m")) -> Any:
+        words = ("eval", "loss", "runs/run", "--store", "store", "--tokens", "333", "--device", "cpu", "--json")
+        ended = subprocess.run(
+            [*launcher, "fromscratch", *words, *arguments],
+            cwd=folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=100,
+        )
+        assert ended.returncode == 0, ended.stderr
+        return json.loads(ended.stdout)
+
+    def test_batch_size_and_world_size_change_nothing(self, loaded: LoadedModel, folder: Path) -> None:
+        part = TokenSlice.of(open_store(folder / "store").split("validation"), start=0, tokens=333)
+        alone = evaluate_loss(loaded.model, loaded.tokenizer, part, CPU).facts()
+        torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
+        shared = [self.report(folder, "--batch", str(batch), "--processes", "2") for batch in (1, 3)]
+        shared.append(self.report(folder, "--batch", "8", launcher=torchrun))
+        for report in shared:
+            assert (report["tokens"], report["bytes"], report["sequences"]) == (333, alone["bytes"], alone["sequences"])
+            for name in ("loss", "loss_low", "loss_high", "bits_per_byte"):
+                assert report[name] == pytest.approx(alone[name], abs=1e-6)
+
+    def test_bad_input_is_told_once(self, folder: Path) -> None:
+        command = [sys.executable, "-m", "fromscratch", "eval", "loss", "runs/no", "--store", "store"]
+        ended = subprocess.run(
+            [*command, "--processes", "2"], cwd=folder, capture_output=True, text=True, check=False, timeout=100
+        )
+        assert ended.returncode == 2
+        assert ended.stderr.count("no such run or checkpoint") == 1 and len(ended.stderr.splitlines()) == 1

@@ -93,6 +93,14 @@ def test_evaluation_keeps_nothing_and_a_second_backward_says_why_not() -> None:
         total.backward()
 
 
+def test_a_head_whose_weights_are_16_bits_trains_too() -> None:
+    linear, chunked = (head.to(torch.bfloat16) for head in heads())
+    hidden, targets = torch.randn(2, 5, EMBEDDING_DIM, dtype=torch.bfloat16), torch.full((2, 5), VOCABULARY - 1)
+    for head in (linear, chunked):
+        head.losses(hidden, targets).mean().backward()
+    torch.testing.assert_close(chunked.weight.grad, linear.weight.grad, rtol=0.02, atol=1e-4)
+
+
 def test_fp32_gradients_may_be_asked_for_twice() -> None:
     _, chunked = heads()
     hidden = torch.randn(1, 4, EMBEDDING_DIM, requires_grad=True)

@@ -98,21 +98,60 @@ class TestBook:
             run(tmp_path, tmp_path / "out", num_heads=5)
         assert not (tmp_path / "out").exists()
 
-    def test_a_run_folder_becomes_a_run_file(self, tmp_path: Path) -> None:
+    def run_folder(self, folder: Path, **train: Any) -> Path:
+        """A run as its author's program leaves it: settings above, weights in checkpoints, a link to the best."""
         _, model = make_model(tied_head=False, attention_bias=False)
-        source = tmp_path / "run"
-        source.mkdir()
-        save_file(to_book(model), source / "model.safetensors")
-        shape = {"vocab_size": 257, "context_length": 32, "emb_dim": 32, "n_heads": 4, "n_layers": 2, "qkv_bias": False}
-        (source / "model.json").write_text(json.dumps({**shape, "drop_rate": 0.1}))
-        train = {"learning_rate": 4e-4, "weight_decay": 0.1, "clipping_max_norm": 3.5, "microbatch_size": 6}
-        (source / "train.json").write_text(json.dumps({**train, "dataset": "hf/tokens", "mystery": 3}))
+        checkpoint = folder / "checkpoints" / "20260101Z000000-iteration-617"
+        checkpoint.mkdir(parents=True)
+        save_file(to_book(model), checkpoint / "model.safetensors")
+        (folder / "checkpoints" / "best").symlink_to(checkpoint.name, target_is_directory=True)
+        shape = {"vocab_size": 257, "context_length": 32, "emb_dim": 32, "n_heads": 4, "n_layers": 2}
+        (folder / "model.json").write_text(json.dumps({**shape, "drop_rate": 0.1, "qkv_bias": False}))
+        shared = {"dataset": "gpjt/fineweb-gpt2-tokens", "start_train_token": 0, "start_val_token": 0}
+        shared |= {"microbatch_size": 12, "checkpoint_interval": 617, "min_train_tokens": 98_304 * 100}
+        (folder / "train.json").write_text(json.dumps({**shared, **train}))
+        return folder
+
+    def test_a_run_folder_becomes_a_run_file(self, tmp_path: Path) -> None:
+        more = {"clipping_max_norm": 3.5, "learning_rate": 0.0014, "schedule_learning_rate": True, "mystery": 3}
+        source = self.run_folder(tmp_path / "8xa100m40-best", **more, warmup_period_percent=5)
         report = run(source, tmp_path / "out")
-        assert report.run_file == str(tmp_path / "out.toml") and any("mystery" in note for note in report.notes)
+        assert report.run_file == str(tmp_path / "out.toml")
+        assert any("mystery" in note for note in report.notes) and any("8 processes" in note for note in report.notes)
         config = load_run_config(Path(report.run_file))
-        assert config.train.clip.kind == "norm" and config.train.optimizer.learning_rate == 4e-4
-        assert (config.model.num_heads, config.model.tied_head, config.data.store) == (4, False, "hf/tokens")
+        train, model = config.train, config.model
+        assert (train.clip.kind, train.clip.max_norm, train.global_batch, train.precision) == ("norm", 3.5, 96, "fp16")
+        assert (train.optimizer.learning_rate, train.optimizer.weight_decay) == (0.0014, 0.1)
+        assert (train.optimizer.beta2, train.optimizer.decay) == (0.999, "all")  # torch's defaults, as the script has
+        num_steps = -(-98_304 * 100 // (96 * 32))
+        assert (train.schedule.kind, train.schedule.warmup_steps) == ("warmup-cosine", num_steps * 5 // 100)
+        assert train.schedule.min_learning_rate == pytest.approx(0.00014)
+        assert (train.checkpoint_every, train.evaluate_every) == (617, 0)
+        assert (model.num_heads, model.tied_head, model.init.kind) == (4, False, "torch")
+        assert (config.data.store, config.data.tokens) == ("hf://gpjt/fineweb-gpt2-tokens", 98_304 * 100)
         assert "# not converted: mystery = 3" in Path(report.run_file).read_text()
+
+    def test_what_a_run_folder_does_not_say_is_not_guessed(self, tmp_path: Path) -> None:
+        source = self.run_folder(
+            tmp_path / "original", use_amp=False, schedule_learning_rate=True, warmup_period_percent=5
+        )
+        report = run(source / "checkpoints" / "best" / "model.safetensors", tmp_path / "out")
+        assert any("global_batch is not converted" in note for note in report.notes)
+        assert any("warmup_steps is not converted" in note for note in report.notes)
+        train = load_run_config(Path(str(report.run_file))).train
+        assert (train.precision, train.optimizer.learning_rate, train.schedule.warmup_steps) == ("tf32", 4e-4, 0)
+
+    def test_the_model_of_a_hub_repository(self, tmp_path: Path) -> None:
+        _, model = make_model(tied_head=False, attention_bias=False)
+        save_file({f"model.{name}": tensor for name, tensor in to_book(model).items()}, tmp_path / "model.safetensors")
+        settings = {
+            "model_type": "gpjtgpt2",
+            "cfg": {"n_heads": 4, "drop_rate": 0.1},
+            "auto_map": {"AutoConfig": "x.Y"},
+        }
+        (tmp_path / "config.json").write_text(json.dumps(settings))
+        assert run(tmp_path, tmp_path / "out").largest_logit_difference < 1e-5
+        assert open_model(str(tmp_path / "out"), CPU).config.num_heads == 4
 
 
 class TestNanoGPT:

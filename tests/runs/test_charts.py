@@ -14,6 +14,7 @@ from matplotlib.image import imread
 from fromscratch.runs import charts
 from fromscratch.runs.charts import draw_charts, draw_gradient_norm, draw_learning_rate, draw_loss, figure_of, smoothed
 from fromscratch.runs.directory import RunDirectory
+from fromscratch.runs.records import read_outcomes
 
 Record = dict[str, Any]
 NAMES = ["loss.png", "gradient-norm.png", "learning-rate.png"]
@@ -133,6 +134,30 @@ def test_gradient_norm_with_its_clip_line() -> None:
     axes = drawn(lambda axes: draw_gradient_norm(axes, [record(1), record(2)], 0.5))
     assert labels(axes) == ["before clipping", "clipped above 0.5"]
     assert axes.get_yscale() == "log"
+
+
+def test_steps_that_were_not_normal_are_marked_and_counted(run: RunDirectory) -> None:
+    """Each outcome by itself, at its steps, and all of them though the line is thinned."""
+    odd = {30: "nonfinite", 31: "infinite-norm", 50: "scale-overflow", 61: "spike"}
+    labelled = (odd.get(step, "clipped" if step % 10 == 0 else "normal") for step in range(5_000))
+    write(run, [record(step, outcome=outcome) for step, outcome in enumerate(labelled)])
+    outcomes = read_outcomes(run.metrics)
+    assert {name: len(steps) for name, steps in outcomes.items()} == {
+        "clipped": 498,
+        "nonfinite": 1,
+        "infinite-norm": 1,
+        "scale-overflow": 1,
+        "spike": 1,
+    }
+    axes = drawn(lambda axes: draw_gradient_norm(axes, [record(1), record(2)], None, outcomes))
+    assert labels(axes)[1:] == [
+        "not finite: 1 step",
+        "finite, but not their norm: 1 step",
+        "overflow of the loss scale: 1 step",
+        "spike of the loss: 1 step",
+        "clipped: 498 steps",
+    ]
+    assert [line.get_xdata()[0] for line in axes.get_lines()[1:5]] == list(odd)
 
 
 def test_a_spike_does_not_flatten_the_rest() -> None:

@@ -15,8 +15,10 @@ from fromscratch.errors import UsageError
 from fromscratch.models.dropout import Dropout, put_keys_on_device, set_sequence_keys
 from fromscratch.models.factory import build_empty, initialise
 from fromscratch.models.gpt import GPT
+from fromscratch.training import emulation
 from fromscratch.training.acceleration import Acceleration, accelerate, choose_acceleration
 from fromscratch.training.batches import TokenBatches
+from fromscratch.training.placement import MachineOptions, place_run
 from fromscratch.training.plan import plan_run
 from fromscratch.training.prefetch import Prefetcher
 from tests.small import run_small, write_run_file
@@ -113,12 +115,28 @@ def test_inductor_draws_the_eager_masks() -> None:
 
 
 def test_compiling_is_off_on_cpus_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen, _ = choose_acceleration(CPU, compile_wanted=None, activation_checkpointing=True)
+    chosen, _ = choose_acceleration(CPU, precision="fp32", compile_wanted=None, activation_checkpointing=True)
     assert chosen == Acceleration(compile=False, activation_checkpointing=True)
     assert str(chosen) == "eager, activation checkpointing"
     monkeypatch.setattr(shutil, "which", lambda _name: None)
     with pytest.raises(UsageError, match=r"--compile: .*C\+\+ compiler.*--no-compile"):
-        choose_acceleration(CPU, compile_wanted=True, activation_checkpointing=False)
+        choose_acceleration(CPU, precision="fp32", compile_wanted=True, activation_checkpointing=False)
+
+
+def test_what_would_not_be_compiled_is_not_called_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Emulated products would send compiled code back to eager without a word."""
+    monkeypatch.setattr(emulation, "_has_instructions", lambda _kind: False)
+    with pytest.raises(UsageError, match=r"--compile: .*no bf16 instructions.*--no-compile"):
+        choose_acceleration(CPU, precision="bf16", compile_wanted=True, activation_checkpointing=False)
+    assert choose_acceleration(CPU, precision="fp32", compile_wanted=True, activation_checkpointing=False)[0].compile
+
+
+def test_a_fresh_run_does_not_inherit_what_the_old_one_chose(tmp_path: Path) -> None:
+    file = write_run_file(tmp_path)
+    run, _ = run_small(file, stop_after=1, micro_batch=2)
+    plan, machine = plan_run(file), MachineOptions(device="cpu")
+    assert place_run(plan, run, machine).micro_batch == 2
+    assert place_run(plan, run, machine, fresh=True).micro_batch == 8
 
 
 def test_checkpointing_runs_to_the_same_weights_and_is_on_the_record(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def bench(
     largest = max(1, AUTO_TOKENS[kind] // workload.model.context_length)
     sizes = micro_batches or default_micro_batches(workload.train.global_batch, largest)
     wanted = precisions or list(dict.fromkeys([workload.train.precision, "fp32"]))
-    both = [False, True] if kind == "cuda" and not why_not_compiled(hardware.device) else [False]
+    both = [False, True] if kind == "cuda" and not why_not_compiled(hardware.device, wanted[0]) else [False]
     cases = cases_for(micro_batches=sizes, precisions=wanted, compiled=both if compiled is None else [compiled])
     if reference:
         cases += reference_cases(hardware, sizes)
@@ -72,7 +72,7 @@ def bench(
     rows = [summarise(measurement, workload, peak) for measurement in found]
     facts = {
         **hardware.facts(),
-        "parameters": costs_of(workload.model),
+        "parameters": workload.parameters,
         "context_length": workload.model.context_length,
         "peak_flops": {precision: peak(precision) for precision in dict.fromkeys(row.precision for row in rows)},
         "predicted_hours": predicted_hours(plan, rows),
@@ -90,13 +90,6 @@ def usual_workload(device_type: str) -> Any:
 
     preset, vocab_size = ("gpt2-small", 50_257) if device_type == "cuda" else ("laptop-small", 2_048)
     return Workload(ModelConfig.model_validate({"preset": preset, "vocab_size": vocab_size}), TrainConfig())
-
-
-def costs_of(model: Any) -> int:
-    """Parameters of a model's config."""
-    from fromscratch.models.costs import model_costs
-
-    return model_costs(model).parameters
 
 
 def predicted_hours(plan: "PlannedRun | None", rows: "list[Row]") -> float | None:

@@ -1,5 +1,6 @@
 """``fromscratch eval``: measures of a trained model."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -24,6 +25,9 @@ def loss(
     tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to predict; all by default.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Sequences at a time; the result is the same.")] = None,
     precision: Annotated[str, typer.Option(help="fp32, tf32, bf16 or fp16.")] = "fp32",
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Processes on this machine, one per device; the result is the same.")
+    ] = None,
     device: DeviceOption = None,
     as_json: JsonFlag = False,
 ) -> None:
@@ -33,20 +37,30 @@ def loss(
     """
     from fromscratch.errors import UsageError
     from fromscratch.evaluation.loss import evaluate_loss, record_loss
+    from fromscratch.training.distributed import joined_world, started_local_rank
     from fromscratch.training.hardware import find_hardware
     from fromscratch.training.held_out import TokenSlice
-    from fromscratch.training.model_sources import open_model
+    from fromscratch.training.launcher import is_launched, launch_measurement
+    from fromscratch.training.model_sources import locate, open_model
     from fromscratch.training.plan import check_same_tokenizer
     from fromscratch.training.stores import open_named_store
 
     if precision not in ("fp32", "tf32", "bf16", "fp16"):
         raise UsageError(f"--precision {precision}: must be fp32, tf32, bf16 or fp16")
-    hardware = find_hardware(device)
-    loaded = open_model(model, hardware)
     opened = open_named_store(store)
-    check_same_tokenizer(opened, loaded.tokenizer)
     part = TokenSlice.of(opened.split(split), start=start, tokens=tokens)
-    report = evaluate_loss(loaded.model, loaded.tokenizer, part, hardware, batch=batch, precision=precision)
+    if processes is not None and processes > 1 and not is_launched():
+        locate(model)  # bad input is told once, and here
+        raise typer.Exit(launch_measurement(sys.argv[1:], processes=processes))
+    hardware = find_hardware(device, local_rank=started_local_rank())
+    loaded = open_model(model, hardware)
+    check_same_tokenizer(opened, loaded.tokenizer)
+    with joined_world(hardware.device.type) as world:
+        report = evaluate_loss(
+            loaded.model, loaded.tokenizer, part, hardware, batch=batch, precision=precision, world=world
+        )
+    if not world.is_main:
+        return
     facts = {"store": store, "split": split, "start": start, "precision": precision}
     record_loss(loaded, report, **facts)
     everything = {"model": model, "step": loaded.step, **facts, **report.facts()}

@@ -1,5 +1,6 @@
 """The ``fromscratch`` command: its verbs, and what happens to errors."""
 
+import io
 import os
 import sys
 from typing import Annotated
@@ -7,7 +8,8 @@ from typing import Annotated
 import typer
 
 from fromscratch import __version__
-from fromscratch.cli import bench, chat, data, evaluate, generate, publish, quickstart, train
+from fromscratch.cli import bench, chat, data, evaluate, fit, generate, publish, quickstart, runs, train
+from fromscratch.cli.output import printable
 from fromscratch.errors import EXIT_CRASH, FromScratchError
 
 DEBUG_FLAG = "--debug"
@@ -46,8 +48,10 @@ def common(
 app.command(name="quickstart")(quickstart.quickstart)
 app.add_typer(data.app, name="data")
 app.command(name="train")(train.train)
+app.command(name="fit")(fit.fit)
 app.command(name="bench")(bench.bench)
 app.add_typer(evaluate.app, name="eval")
+app.add_typer(runs.app, name="runs")
 app.command(name="generate")(generate.generate)
 app.command(name="chat")(chat.chat)
 app.command(name="import")(publish.import_model)
@@ -58,8 +62,13 @@ def main() -> None:
     """Runs the command line and exits with the documented codes: see ``fromscratch.errors``."""
     arguments = [argument for argument in sys.argv[1:] if argument != DEBUG_FLAG]
     debug = len(arguments) < len(sys.argv) - 1
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # whatever the terminal's encoding lacks, it can be printed
     try:
-        app(arguments, prog_name="fromscratch")
+        try:
+            app(arguments, prog_name="fromscratch")
+        finally:
+            sys.stdout.flush()  # a closed pipe is noticed here, not while Python shuts down
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
@@ -74,7 +83,7 @@ def main() -> None:
 def report_error(error: Exception) -> int:
     """Prints one line for the user on stderr; returns the exit code."""
     if isinstance(error, FromScratchError):
-        print(f"error: {error}", file=sys.stderr)
+        print("\n".join(printable(line) for line in f"error: {error}".splitlines()), file=sys.stderr)
         return error.exit_code
-    print(f"error: {type(error).__name__}: {error} ({DEBUG_FLAG} shows where)", file=sys.stderr)
+    print(printable(f"error: {type(error).__name__}: {error} ({DEBUG_FLAG} shows where)"), file=sys.stderr)
     return EXIT_CRASH

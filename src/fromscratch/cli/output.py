@@ -1,7 +1,11 @@
 """How the command line prints: tables or JSON on stdout, everything else on stderr."""
 
 import json
-from collections.abc import Iterable
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import datetime
 from typing import Annotated, Any
 
 import typer
@@ -47,7 +51,45 @@ def show(value: Any) -> str:
     return f"{value:,.4f}" if isinstance(value, float) else str(value)
 
 
+def printable(text: str) -> str:
+    """A name from a disk or a file as it may be shown: control characters as escapes, on one line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def readable_bytes(num_bytes: int) -> str:
+    """With three digits: 1.96 GB, 512 kB."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.3g} {unit}"
+    return f"{num_bytes} bytes"
+
+
+def local_time(instant: str | None) -> str:
+    """An ISO instant on this machine's clock, to the minute."""
+    return "unknown" if instant is None else datetime.fromisoformat(instant).astimezone().strftime("%Y-%m-%d %H:%M")
+
+
+def print_columns(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """A table with a line per row; where the terminal is too narrow for it, each row as a block of lines."""
+    widths = [max(len(cell) for cell in column) for column in zip(heads, *rows, strict=True)]
+    if sum(widths) + 2 * (len(widths) - 1) <= _width():
+        for row in (heads, *rows):
+            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        return
+    for row in rows:
+        print(row[0])
+        for head, cell in zip(heads[1:], row[1:], strict=True):
+            print(f"  {head:<{max(map(len, heads))}}  {cell}".rstrip())
+
+
+def _width() -> int:
+    """Columns of the terminal; without end where nobody sees one."""
+    if sys.stdout.isatty() or "COLUMNS" in os.environ:
+        return shutil.get_terminal_size().columns
+    return sys.maxsize
+
+
 def note(message: str, *, quiet: bool = False) -> None:
     """A line on stderr for the person who waits."""
     if not quiet:
-        typer.echo(message, err=True)
+        typer.echo("\n".join(printable(line) for line in message.splitlines()), err=True)

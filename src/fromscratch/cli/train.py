@@ -2,17 +2,19 @@
 
 import sys
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fromscratch.cli.output import DeviceOption, JsonFlag, QuietFlag, note, print_json, print_table
-from fromscratch.errors import EXIT_DONE, EXIT_STOPPED
+from fromscratch.errors import EXIT_DONE, EXIT_STOPPED, FromScratchError
 
 if TYPE_CHECKING:
     from fromscratch.evaluation.training_run import RunSummary
-    from fromscratch.training.placement import Placement
+    from fromscratch.training.observers import Observer
+    from fromscratch.training.placement import MachineOptions, Placement
     from fromscratch.training.plan import PlannedRun
 
 
@@ -40,6 +42,9 @@ ProfiledSteps = Annotated[
 ]
 
 
+LEAST_FLOPS_FOR_A_SEARCH = 1e17  # about five minutes of a fast GPU; a search takes a few
+
+
 def train(
     runfile: Annotated[Path, typer.Argument(metavar="RUNFILE", help="The run file (TOML).")],
     name: Annotated[str | None, typer.Option(help="Name of the run; by default the file's name.")] = None,
@@ -65,13 +70,11 @@ def train(
     """
     from fromscratch.evaluation.training_run import run_training
     from fromscratch.runs.directory import RunDirectory, check_run_name
-    from fromscratch.training.disk import plan_disk
     from fromscratch.training.distributed import started_rank
     from fromscratch.training.launcher import is_launched, launch
-    from fromscratch.training.observers import terminal_observer
-    from fromscratch.training.placement import MachineOptions, place_run
+    from fromscratch.training.placement import MachineOptions
     from fromscratch.training.plan import plan_run
-    from fromscratch.training.profiling import TRACE_FILE, StepProfiler
+    from fromscratch.training.restarts import may_restart
 
     path = runs_dir / check_run_name(runfile.stem if name is None else name)
     plan = plan_run(runfile, overrides)
@@ -81,22 +84,18 @@ def train(
         compile=compile_model,
         activation_checkpointing=activation_checkpointing,
     )
-    if processes is not None and processes > 1 and not is_launched():
-        place_run(plan, RunDirectory(path), machine, world_size=processes)  # bad input is told once, and here
-        raise typer.Exit(launch(sys.argv[1:], RunDirectory(path), processes=processes))
-    placement = place_run(plan, RunDirectory(path), machine)
+    launches = processes is not None and processes > 1 and not is_launched()
+    placement = placed(plan, path, machine, world_size=processes if launches else None, fresh=fresh, quiet=quiet)
+    if launches:  # bad input was told once, above
+        raise typer.Exit(launch(sys.argv[1:], RunDirectory(path), processes=placement.world_size))
     speaks = started_rank() == 0
-    note(describe(plan, placement, path), quiet=quiet or not speaks)
     if speaks:
-        note(plan_disk(plan, path, fresh=fresh).describe(), quiet=quiet)
-    observers = [] if quiet else [terminal_observer()]
-    if profile is not None:
-        observers.append(StepProfiler(path / TRACE_FILE, profile))
+        introduce(plan, placement, path, fresh=fresh, quiet=quiet)
     summary = run_training(
         plan,
         path,
         placement,
-        observers=observers,
+        observers=watching(path, profile, quiet=quiet),
         fresh=fresh,
         stop_after=stop_after,
         allowed_changes=allow_change or (),
@@ -105,7 +104,71 @@ def train(
         report(summary, as_json=as_json)
     if summary.outcome != "done":
         note(f"stopped at step {summary.step} of {summary.num_steps}; the same command goes on", quiet=not speaks)
-        raise typer.Exit(EXIT_DONE if is_launched() else EXIT_STOPPED)
+        raise typer.Exit(EXIT_DONE if is_launched() or may_restart() else EXIT_STOPPED)
+
+
+def watching(path: Path, profiled_steps: int | None, *, quiet: bool) -> "list[Observer]":
+    """Who is told what happens: the terminal, and the profiler where one was asked for."""
+    from fromscratch.training.observers import terminal_observer
+    from fromscratch.training.profiling import TRACE_FILE, StepProfiler
+
+    observers: list[Observer] = [] if quiet else [terminal_observer()]
+    if profiled_steps is not None:
+        observers.append(StepProfiler(path / TRACE_FILE, profiled_steps))
+    return observers
+
+
+def placed(
+    plan: "PlannedRun", path: Path, machine: "MachineOptions", *, world_size: int | None, fresh: bool, quiet: bool
+) -> "Placement":
+    """The machine's choices; on a GPU, after a search for the fastest micro-batch where it is worth one."""
+    from fromscratch.runs.directory import RunDirectory
+    from fromscratch.training.placement import place_run
+
+    place = partial(place_run, plan, RunDirectory(path), machine, world_size=world_size, fresh=fresh)
+    placement = place()
+    if worth_a_search(plan, placement):
+        search(plan, placement, quiet=quiet)
+        placement = place()
+    return placement
+
+
+def introduce(plan: "PlannedRun", placement: "Placement", path: Path, *, fresh: bool, quiet: bool) -> None:
+    """Says what is about to happen, and what it will need on the disk. Raises UsageError where that is too much."""
+    from fromscratch.training.disk import plan_disk
+
+    if path.is_symlink():
+        note(f"notice: {path} is a link to {path.resolve()}")
+    note(describe(plan, placement, path), quiet=quiet)
+    note(plan_disk(plan, path, fresh=fresh).describe(), quiet=quiet)
+
+
+def worth_a_search(plan: "PlannedRun", placement: "Placement") -> bool:
+    """Whether to look for the fastest micro-batch first: on a GPU, once, for a run of more than a few minutes."""
+    from fromscratch.training.distributed import started_world_size
+
+    on_gpu = placement.hardware.device.type == "cuda"
+    flops = plan.num_steps * plan.sequences.tokens_per_step * plan.costs.training_flops_per_token
+    return placement.is_guess and on_gpu and started_world_size() == 1 and flops > LEAST_FLOPS_FOR_A_SEARCH
+
+
+def search(plan: "PlannedRun", placement: "Placement", *, quiet: bool) -> None:
+    """Finds and remembers it; where that fails, training begins with a safe one."""
+    from fromscratch.cli.fit import describe as describe_probe
+    from fromscratch.training.bench import Workload
+    from fromscratch.training.remembered_fits import find_and_remember
+
+    note("looking for the fastest micro-batch, once per machine and model; --micro-batch N does without", quiet=quiet)
+    try:
+        find_and_remember(
+            Workload(plan.config.model, plan.config.train),
+            placement.hardware,
+            placement.acceleration,
+            share=-(-plan.config.train.global_batch // placement.world_size),
+            tell=lambda probe: note(describe_probe(probe), quiet=quiet),
+        )
+    except (FromScratchError, OSError) as error:
+        note(f"not found ({error}); going on with micro-batch {placement.micro_batch}", quiet=quiet)
 
 
 def describe(plan: "PlannedRun", placement: "Placement", path: Path) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field
 
-from fromscratch.config.base import LARGEST_WHOLE_NUMBER, NonNegative, Positive, Table
+from fromscratch.config.base import LARGEST_WHOLE_NUMBER, NonNegative, Positive, Slot, Table
 from fromscratch.config.model import ModelConfig
 from fromscratch.config.train import TrainConfig
 
@@ -83,3 +83,19 @@ class RunConfig(Table):
         del plain["train"]["seed"]
         canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def changed_values(table: Table, above: str = "") -> dict[str, Any]:
+    """``key.path: value`` for everything that differs from the defaults; a slot as its kind and changed fields."""
+    changes: dict[str, Any] = {}
+    for name, field in type(table).model_fields.items():
+        value, key = getattr(table, name), f"{above}{name}"
+        if value is None or value == field.default:
+            continue
+        if isinstance(value, Slot):
+            changes[key] = {"kind": type(value).model_fields["kind"].default, **changed_values(value)}
+        elif isinstance(value, Table):
+            changes |= changed_values(value, f"{key}.")
+        else:
+            changes[key] = list(value) if isinstance(value, tuple) else value
+    return changes

@@ -71,6 +71,7 @@ def push_store(store: TokenStore, word: str, *, card: str, private: bool) -> str
 
     name = HubName.parse(word, known=())
     check_whole(store)
+    _refuse_links_out(store)
     api = HfApi()
     what = f"{HUB_PREFIX}{name.repository}"
     url = try_again(what, lambda: api.create_repo(name.repository, repo_type=DATASET, private=private, exist_ok=True))
@@ -87,6 +88,14 @@ def store_files(store: TokenStore) -> list[Path]:
     tokenizer = sorted(p for p in store.tokenizer_folder.rglob("*") if p.is_file())
     manifest = store.path / MANIFEST
     return ([manifest] if manifest.is_file() else []) + shards + tokenizer
+
+
+def _refuse_links_out(store: TokenStore) -> None:
+    """A link in a store that somebody else made could lead to any file of this machine."""
+    inside = store.path.resolve()
+    for path in store_files(store):
+        if not path.resolve().is_relative_to(inside):
+            raise DataError(f"{path}: is a link to a file outside of the store; put the file itself there to upload it")
 
 
 def check_whole(store: TokenStore) -> None:

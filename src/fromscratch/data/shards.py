@@ -92,7 +92,7 @@ def map_shard(path: Path) -> Tokens:
             header = json.loads(file.read(header_bytes))
     except OSError as error:
         raise DataError(f"{path}: shard cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: not a safetensors file (its header is no JSON)") from error
     entry = header.get(TENSOR) if isinstance(header, dict) else None
     if not isinstance(entry, dict):
@@ -102,10 +102,20 @@ def map_shard(path: Path) -> Tokens:
         raise DataError(f"{path}: tokens of dtype {entry.get('dtype')}, expected U16 or U32")
     if not isinstance(shape, list) or len(shape) != 1 or not isinstance(shape[0], int) or shape[0] < 0:
         raise DataError(f"{path}: tokens of shape {shape}, expected one dimension")
-    begin = LENGTH_FIELD_BYTES + header_bytes
-    needed = begin + shape[0] * np.dtype(dtype).itemsize
+    data_bytes, offsets = shape[0] * np.dtype(dtype).itemsize, entry.get("data_offsets")
+    offset = _begin_of(offsets, data_bytes)
+    if offset is None:
+        raise DataError(f"{path}: data_offsets {offsets} do not fit {shape[0]} tokens; its header is damaged")
+    begin = LENGTH_FIELD_BYTES + header_bytes + offset
+    needed = begin + data_bytes
     if size < needed:
         raise DataError(f"{path}: {size} bytes, but {shape[0]} tokens need {needed}; the file is truncated")
     if shape[0] == 0:
         return np.zeros(0, dtype=dtype)
     return np.memmap(path, dtype=dtype, mode="r", offset=begin, shape=(shape[0],))
+
+
+def _begin_of(offsets: Any, data_bytes: int) -> int | None:
+    """Where the data begins, if the offsets are the begin and end of so many bytes."""
+    is_pair = isinstance(offsets, list) and len(offsets) == 2 and all(isinstance(place, int) for place in offsets)
+    return int(offsets[0]) if is_pair and offsets[0] >= 0 and offsets[1] - offsets[0] == data_bytes else None

@@ -8,11 +8,11 @@ import hashlib
 from bisect import bisect_right
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fromscratch.data.plain_store import is_plain_store, plain_manifest
 from fromscratch.data.shards import Tokens, map_shard
@@ -21,6 +21,9 @@ from fromscratch.files import MANIFEST, read_json_object
 
 STORE_FORMAT = 1
 TOKENIZER_FOLDER = "tokenizer"
+MOST_IDS = 1 << 24  # sixty times the largest published vocabulary; counting arrays have a place for each
+
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 
 
 class _Record(BaseModel):
@@ -31,10 +34,10 @@ class ShardRecord(_Record):
     """One shard file and what is in it."""
 
     file: str
-    tokens: int
-    documents: int | None
+    tokens: Count
+    documents: Count | None
     """None is unknown, here and below: others' stores do not say."""
-    bytes: int | None
+    bytes: Count | None
     """Of UTF-8 text, the end-of-text ids not counted."""
     sha256: str
     """``sampled:`` and a hash of some of the content where nobody recorded a checksum."""
@@ -43,9 +46,9 @@ class ShardRecord(_Record):
 class SplitRecord(_Record):
     """One split: its shards in order and their sums."""
 
-    tokens: int
-    documents: int | None
-    bytes: int | None
+    tokens: Count
+    documents: Count | None
+    bytes: Count | None
     shards: list[ShardRecord]
 
 
@@ -54,7 +57,7 @@ class Manifest(_Record):
 
     store_format: int
     tokenizer: dict[str, Any]
-    dtype: str
+    dtype: Literal["uint16", "uint32"]
     splits: dict[str, SplitRecord]
     source: list[str]
     split_rule: dict[str, Any]
@@ -74,6 +77,8 @@ class TokenSplit:
     shards: tuple[Tokens, ...]
     begins: tuple[int, ...]
     """Where in the sequence each shard begins."""
+    vocab_size: int | None = None
+    """Ids at or above it are damage; None where it is not known."""
 
     @property
     def tokens(self) -> int:
@@ -81,17 +86,28 @@ class TokenSplit:
         return self.begins[-1] + len(self.shards[-1]) if self.shards else 0
 
     def read(self, start: int, count: int) -> NDArray[np.int64]:
-        """Tokens ``[start, start + count)``. Raises ValueError outside the split."""
+        """Tokens ``[start, start + count)``.
+
+        Raises:
+            ValueError: outside the split.
+            DataError: one of them is no id of the vocabulary; on a GPU it would crash far from its cause.
+        """
         if start < 0 or start + count > self.tokens:
             raise ValueError(f"tokens {start} to {start + count} of a split with {self.tokens}")
-        pieces = []
+        pieces, began = [], start
         index = bisect_right(self.begins, start) - 1
         while count > 0:
             offset = start - self.begins[index]
             piece = self.shards[index][offset : offset + count]
             pieces.append(piece.astype(np.int64))
             start, count, index = start + len(piece), count - len(piece), index + 1
-        return np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int64)
+        tokens = np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int64)
+        if self.vocab_size is not None and len(tokens) and (largest := int(tokens.max())) >= self.vocab_size:
+            raise DataError(
+                f"split '{self.name}': token {began + int(tokens.argmax())} is {largest}, but the vocabulary has only "
+                f"{self.vocab_size} ids; 'fromscratch data verify' finds the damage"
+            )
+        return tokens
 
 
 class TokenStore:
@@ -140,7 +156,7 @@ class TokenStore:
             shards.append(tokens)
             begins.append(total)
             total += len(tokens)
-        return TokenSplit(name, tuple(shards), tuple(begins))
+        return TokenSplit(name, tuple(shards), tuple(begins), self.vocab_size)
 
     def shard_path(self, shard: ShardRecord) -> Path:
         """Where a shard lies. Raises DataError where it is missing."""
@@ -148,7 +164,11 @@ class TokenStore:
 
     def _inside(self, name: str) -> Path:
         path = self.path / name
-        if Path(name).name != name or not path.is_file():
+        try:
+            is_there = Path(name).name == name and path.is_file()
+        except OSError:  # no file can have such a name
+            is_there = False
+        if not is_there:
             raise DataError(f"{path}: shard listed in the manifest is missing")
         return path
 
@@ -174,8 +194,27 @@ def open_store(path: Path) -> TokenStore:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
         raise DataError(f"{path / MANIFEST}: malformed at {key} ({first['msg']})") from None
-    needed = {"name": str, "fingerprint": str, "vocab_size": int, "end_of_text": int}
-    for key, kind in needed.items():
-        if not isinstance(manifest.tokenizer.get(key), kind):
-            raise DataError(f"{path / MANIFEST}: malformed at tokenizer.{key} (expected {kind.__name__})")
+    _check_tokenizer(path / MANIFEST, manifest)
     return TokenStore(path, manifest)
+
+
+def _check_tokenizer(where: Path, manifest: Manifest) -> None:
+    """What the manifest says of the tokenizer must be complete, and fit the type of the tokens."""
+    told = manifest.tokenizer
+    for key, kind in {"name": str, "fingerprint": str, "vocab_size": int, "end_of_text": int}.items():
+        if type(told.get(key)) is not kind:
+            raise DataError(f"{where}: malformed at tokenizer.{key} (expected {kind.__name__})")
+    if not 0 < told["vocab_size"] <= MOST_IDS:
+        raise DataError(
+            f"{where}: malformed at tokenizer.vocab_size ({told['vocab_size']}, expected 1 to {MOST_IDS:,})"
+        )
+    if not 0 <= told["end_of_text"] < told["vocab_size"]:
+        raise DataError(
+            f"{where}: malformed at tokenizer.end_of_text ({told['end_of_text']}, but there are "
+            f"{told['vocab_size']} ids)"
+        )
+    if told["vocab_size"] > np.iinfo(manifest.dtype).max + 1:
+        raise DataError(
+            f"{where}: tokens of {manifest.dtype} cannot hold the {told['vocab_size']} ids of tokenizer "
+            f"{told['name']}; prepare the text again, which writes uint32"
+        )

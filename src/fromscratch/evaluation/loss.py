@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from fromscratch.evaluation.keeping import keep_evaluation
 from fromscratch.models.gpt import GPT
 from fromscratch.tokenizers.base import Tokenizer
+from fromscratch.training.distributed import ALONE, World
 from fromscratch.training.hardware import Hardware
 from fromscratch.training.held_out import TokenSlice, sequence_losses
 from fromscratch.training.model_sources import LoadedModel
@@ -53,13 +54,14 @@ def evaluate_loss(
     *,
     batch: int | None = None,
     precision: str = "fp32",
+    world: World = ALONE,
 ) -> LossReport:
     """Predicts every token of the slice once, in sequences of the model's context length.
 
-    Sums are exact (``math.fsum``), so that the batch size changes nothing beyond the rounding of
-    each single loss.
+    Sums are exact (``math.fsum``), so that neither the batch size nor the number of processes, which share
+    the batches, changes anything beyond the rounding of each single loss. Every process gets the report.
     """
-    return measure_loss(model, tokenizer, part, hardware, batch=batch, precision=precision).report
+    return measure_loss(model, tokenizer, part, hardware, batch=batch, precision=precision, world=world).report
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class MeasuredLoss:
     """Sum of the losses of each sequence."""
     sequence_tokens: NDArray[np.int64]
     losses: NDArray[np.float64]
-    """Of every target, in order."""
+    """Of every target that this process predicted, in order."""
 
 
 def measure_loss(
@@ -82,14 +84,15 @@ def measure_loss(
     *,
     batch: int | None = None,
     precision: str = "fp32",
+    world: World = ALONE,
 ) -> MeasuredLoss:
-    """As ``evaluate_loss``, with the loss of every sequence and token."""
+    """As ``evaluate_loss``, with the loss of every sequence, and of every token of this process's share."""
     context_length = model.context_length
     byte_lengths = tokenizer.byte_lengths()
     began = time.perf_counter()
     sums: list[float] = []
     counts: list[int] = []
-    pieces, text_bytes = [], 0
+    pieces, text_bytes = [np.empty(0)], 0
     for targets, losses in sequence_losses(
         model,
         part,
@@ -97,14 +100,17 @@ def measure_loss(
         batch=batch or max(1, DEFAULT_BATCH_TOKENS // context_length),
         device=hardware.device,
         precision=Precision(precision, hardware.device),
+        world=world,
     ):
         sums += [math.fsum(row) for row in losses]
         counts += [losses.shape[1]] * len(losses)
         pieces.append(losses.ravel())
         text_bytes += int(np.sum(byte_lengths[targets]))
-    nats = math.fsum(sums)
+    text_bytes = round(world.sum(text_bytes))
+    sequence_nats = world.joined(np.array(sums, dtype=np.float64))
+    sequence_tokens = world.joined(np.array(counts, dtype=np.float64)).astype(np.int64)
+    nats = math.fsum(sequence_nats)
     loss = nats / part.tokens
-    sequence_nats, sequence_tokens = np.array(sums), np.array(counts)
     interval = bootstrap_interval(sequence_nats, sequence_tokens)
     report = LossReport(
         loss=loss,
@@ -115,7 +121,7 @@ def measure_loss(
         seconds=time.perf_counter() - began,
         loss_low=interval[0] if interval else None,
         loss_high=interval[1] if interval else None,
-        sequences=len(sums),
+        sequences=len(sequence_nats),
     )
     return MeasuredLoss(report, sequence_nats, sequence_tokens, np.concatenate(pieces))
 

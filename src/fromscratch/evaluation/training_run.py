@@ -21,6 +21,7 @@ from fromscratch.training.placement import Placement
 from fromscratch.training.plan import PlannedRun
 from fromscratch.training.setup import open_run_directory, prepare_training
 from fromscratch.training.stopping import StopRequest
+from fromscratch.training.watchdog import watched
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,9 @@ def run_training(
         training = None
         try:
             training = prepare_training(plan, run, placement, world, observers=everyone, sample=sampler, stop=stop)
-            outcome = train(training, stop_after=stop_after)
+            stuck = partial(_record_end, run, plan, training, FAILED)
+            with watched(world, run.path, stuck if world.is_main else lambda _reason: None):
+                outcome = train(training, stop_after=stop_after)
         except BaseException as error:
             if world.is_main and not isinstance(error, UsageError):
                 _record_failure(run, plan, training, error)
@@ -145,6 +148,10 @@ def _mean_of_last(records: list[dict[str, Any]]) -> float | None:
 def _record_failure(run: RunDirectory, plan: PlannedRun, training: Training | None, error: BaseException) -> None:
     state = DIVERGED if isinstance(error, DivergedError) else FAILED
     reason = str(error) if isinstance(error, FromScratchError) else f"{type(error).__name__}: {error}"
+    _record_end(run, plan, training, state, reason)
+
+
+def _record_end(run: RunDirectory, plan: PlannedRun, training: Training | None, state: str, reason: str) -> None:
     step = training.state.step if training else 0
     with suppress(OSError):  # where not even this can be written, the error itself says why
         run.write_status(state, step=step, num_steps=plan.num_steps, reason=reason)

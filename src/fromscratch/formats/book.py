@@ -21,6 +21,8 @@ from fromscratch.formats.weights import read_weights, refuse_leftovers, take
 MARK = "tok_emb.weight"
 HUB_PREFIX = "model."  # what a transformers wrapper puts before the names
 CONFIG_FILES = ("model.json", "config.json")
+CHECKPOINTS = "checkpoints"
+WRAPPED_SETTINGS = "cfg"  # where the wrapper's config.json keeps the model's settings
 EPS = 1e-5  # the book's LayerNorm
 
 
@@ -59,11 +61,20 @@ def read_book(path: Path, *, num_heads: int | None = None) -> ForeignModel:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    folder = path if path.is_dir() else path.parent
-    for name in CONFIG_FILES:
-        if (folder / name).is_file():
-            return read_json_object(folder / name)
+    for folder in settings_folders(path):
+        for name in CONFIG_FILES:
+            if (folder / name).is_file():
+                settings = read_json_object(folder / name)
+                wrapped = settings.get(WRAPPED_SETTINGS)
+                return wrapped if isinstance(wrapped, dict) else settings
     return {}
+
+
+def settings_folders(path: Path) -> list[Path]:
+    """Where a model's settings may lie: beside its weights, or above ``checkpoints/NAME`` in its run folder."""
+    folder = (path if path.is_dir() else path.parent).absolute()
+    in_run = folder.parent.name == CHECKPOINTS
+    return [folder, folder.parent.parent] if in_run else [folder]
 
 
 def _num_heads(given: int | None, settings: dict[str, Any], embedding_dim: int, path: Path) -> int:

@@ -6,12 +6,11 @@ then. What a text's window is depends on that text alone, never on its neighbour
 """
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
-from fromscratch.generation.packed import PackedProducts
+from fromscratch.generation.packed import packed_twin, packing_pays
 from fromscratch.models.cache import KeyValueCache
 from fromscratch.models.gpt import GPT
 
@@ -54,26 +53,25 @@ class CachedDecoder:
         capacity = min(model.context_length, longest + max_new_tokens)
         self._cache = KeyValueCache(capacity=capacity)
         self._starts: list[int] = []
-        pays = PackedProducts.pays(model.token_embedding.weight, rows=len(prompts), steps=max_new_tokens)
-        self._products: AbstractContextManager[object] = PackedProducts() if pays else nullcontext()
+        pays = packing_pays(model.token_embedding.weight, rows=len(prompts), steps=max_new_tokens)
+        self._one_token_model = packed_twin(model) if pays else model
 
     def next_logits(self) -> Tensor:
         """[batch, vocab]"""
         starts = self.texts.starts()
         if starts == self._starts:
             tokens = torch.tensor([text[-1:] for text in self.texts.ids], device=self._device)
-            with self._products:
-                return self._last_logits(tokens)
+            return self._last_logits(self._one_token_model, tokens)
         self._starts = starts
         windows = [text[start:] for text, start in zip(self.texts.ids, starts, strict=True)]
         width = max(len(window) for window in windows)
         padding = [width - len(window) for window in windows]
         self._cache.begin(padding, self._device)
         padded = [[0] * missing + window for missing, window in zip(padding, windows, strict=True)]
-        return self._last_logits(torch.tensor(padded, device=self._device))
+        return self._last_logits(self._model, torch.tensor(padded, device=self._device))
 
-    def _last_logits(self, tokens: Tensor) -> Tensor:
-        return self._model.head(self._model.hidden_states(tokens, self._cache)[:, -1])
+    def _last_logits(self, model: GPT, tokens: Tensor) -> Tensor:
+        return model.head(model.hidden_states(tokens, self._cache)[:, -1])
 
 
 class PlainDecoder:

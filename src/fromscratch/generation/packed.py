@@ -8,46 +8,59 @@ once, when it is first used: transposed for one row, in oneDNN's own layout for 
 are what ``benchmarks/generate.py`` prints.
 """
 
-from typing import Any
+import copy
+from typing import TypeVar
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
+from torch import Tensor, nn
 
 MOST_ROWS = 32
 FEWEST_STEPS = 16  # so many products must gain what one copy costs
+Model = TypeVar("Model", bound=nn.Module)
 
 
-class PackedProducts(TorchFunctionMode):
-    """Inside it, linear layers use copies of their weights: the same numbers up to the rounding of fp32.
+def packing_pays(weight: Tensor, *, rows: int, steps: int) -> bool:
+    """Whether it is worth it for so many rows and steps, and possible with this torch."""
+    here = weight.device.type == "cpu" and weight.dtype == torch.float32
+    return here and rows <= MOST_ROWS and steps >= FEWEST_STEPS and torch.backends.mkldnn.is_available()
 
+
+def packed_twin(model: Model) -> Model:
+    """A second tree of the same modules and parameters, whose linear layers keep packed copies of their weights.
+
+    It computes the same numbers up to the rounding of fp32, for at most ``MOST_ROWS`` rows, always as many.
     The weights must not change while it is used.
     """
+    return _twin(model, {})
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._packed: dict[int, Tensor] = {}
 
-    @staticmethod
-    def pays(weight: Tensor, *, rows: int, steps: int) -> bool:
-        """Whether it is worth it for so many rows and steps, and possible with this torch."""
-        here = weight.device.type == "cpu" and weight.dtype == torch.float32
-        return here and rows <= MOST_ROWS and steps >= FEWEST_STEPS and torch.backends.mkldnn.is_available()
+def _twin(module: Model, done: dict[nn.Module, nn.Module]) -> Model:
+    if module not in done:
+        twin = copy.copy(module)
+        done[module] = twin
+        twin._modules = {name: child and _twin(child, done) for name, child in module._modules.items()}
+        if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
+            object.__setattr__(twin, "forward", _PackedProduct(module))
+    return done[module]  # type: ignore[return-value]
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is F.linear and not kwargs and args[0].numel() // args[0].shape[-1] <= MOST_ROWS:
-            return self._linear(*args)
-        return func(*args, **(kwargs or {}))
 
-    def _linear(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+class _PackedProduct:
+    """Stands in for the ``forward`` of a linear layer."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        self._weight = layer.weight
+        self._bias = layer.bias
+        self._packed: Tensor | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out]"""
         rows = x.numel() // x.shape[-1]
-        packed = self._packed.get(id(weight))
-        if packed is None:
-            packed = weight.T.contiguous() if rows == 1 else torch.ops.mkldnn._reorder_linear_weight(weight, rows)
-            self._packed[id(weight)] = packed
-        if rows > 1:
-            return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
-        flat = x.view(1, -1)
-        product = flat @ packed if bias is None else torch.addmm(bias, flat, packed)
-        return product.view(*x.shape[:-1], -1)
+        if rows == 1:
+            if self._packed is None:
+                self._packed = self._weight.T.contiguous()
+            flat = x.view(1, -1)
+            product = flat @ self._packed if self._bias is None else torch.addmm(self._bias, flat, self._packed)
+            return product.view(*x.shape[:-1], -1)
+        if self._packed is None:
+            self._packed = torch.ops.mkldnn._reorder_linear_weight(self._weight, rows)
+        return torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .cache import LayerPast
+from .compiling import outside_compiled_code
 from .dropout import Dropout
 
 QUERIES_PER_BLOCK = 128
@@ -84,7 +85,7 @@ class FusedAttention(CausalAttention):
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=dropout.probability)
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@outside_compiled_code
 def _attend_per_sequence(query: Tensor, key: Tensor, value: Tensor, dropout: Dropout) -> Tensor:
     """One kernel per sequence, whose dropout is seeded by the sequence's key."""
     generator = torch.cuda.default_generators[query.device.index or 0]

@@ -21,6 +21,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .compiling import outside_compiled_code
+
 GOLDEN_RATIO_64 = 0x9E3779B97F4A7C15  # odd, and far from any multiple of small integers (Knuth, TAOCP 6.4)
 MASK_64 = (1 << 64) - 1
 BITS_PER_ELEMENT = 16  # probabilities are exact to 1/65536
@@ -100,7 +102,7 @@ def put_keys_on_device(dropouts: list[Dropout], device: torch.device | str) -> N
         dropout.device_keys = row
 
 
-@torch.compiler.disable  # type: ignore[untyped-decorator]
+@outside_compiled_code
 def random_numbers(dropout: Dropout, count: int, x: Tensor) -> Tensor:
     """64 random bits each, int64 [batch, count], from a generator seeded by each sequence's key."""
     keys = dropout.site_keys or ()

@@ -5,11 +5,12 @@ from pathlib import Path
 
 from fromscratch.errors import UsageError
 from fromscratch.files import read_json_object, sha256_of, write_atomically
+from fromscratch.formats.book import settings_folders
 from fromscratch.formats.gpt2 import OPENAI_REPOSITORIES
 from fromscratch.formats.hub import download_model, parse_name
 from fromscratch.formats.model_folder import ModelFolder
 from fromscratch.formats.reading import read_foreign, tokenizer_of
-from fromscratch.publishing.seed_runs import MODEL_JSON, TRAIN_JSON, run_file_of
+from fromscratch.publishing.seed_runs import BEST_CHECKPOINT, MODEL_JSON, TRAIN_JSON, run_file_of
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
@@ -43,7 +44,7 @@ def import_model(source: str, out: Path, *, tokenizer: str | None = None, num_he
     """
     if out.exists():
         raise UsageError(f"--out {out}: exists already; give another folder, or delete it first")
-    path = find_source(source)
+    path = weights_in(find_source(source))
     found = read_foreign(path, num_heads=num_heads)
     model = found.build(path)
     difference = found.check(model)
@@ -82,6 +83,12 @@ def find_source(source: str) -> Path:
     raise UsageError(f"{source}: no such file or folder, and not owner/name on the Hub")
 
 
+def weights_in(path: Path) -> Path:
+    """The best checkpoint of a run folder of the seed project; any other path is itself."""
+    is_run = (path / MODEL_JSON).is_file() and (path / BEST_CHECKPOINT).is_dir()
+    return path / BEST_CHECKPOINT if is_run else path
+
+
 def _checksums(path: Path) -> dict[str, str]:
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     return {file.name: sha256_of(file) for file in files if file.suffix in WEIGHT_SUFFIXES}
@@ -89,12 +96,12 @@ def _checksums(path: Path) -> dict[str, str]:
 
 def _write_run_file(path: Path, out: Path, notes: list[str]) -> str | None:
     """Beside the model, where the source was a run of the seed project: its settings as a run file."""
-    folder = path if path.is_dir() else path.parent
+    folder = settings_folders(path)[-1]
     if not ((folder / MODEL_JSON).is_file() and (folder / TRAIN_JSON).is_file()):
         return None
-    text, unknown = run_file_of(read_json_object(folder / MODEL_JSON), read_json_object(folder / TRAIN_JSON))
-    if unknown:
-        notes.append(f"settings that have no counterpart here, as comments in {out.name}.toml: {', '.join(unknown)}")
+    model, train = read_json_object(folder / MODEL_JSON), read_json_object(folder / TRAIN_JSON)
+    text, said = run_file_of(model, train, name=folder.name)
+    notes.extend(said)
     target = out.with_name(f"{out.name}.toml")
     write_atomically(target, text)
     return str(target)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fromscratch.files import write_atomically
 from fromscratch.runs.directory import RunDirectory
-from fromscratch.runs.records import read_records, read_thinned
+from fromscratch.runs.records import read_outcomes, read_records, read_thinned
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,6 +19,14 @@ MOST_POINTS = 2_000
 LARGEST_DRAWN = 1e100  # what lies beyond is no measurement, and overflows the arithmetic of axes
 LARGEST_STEP = 1e15
 INK, BAND, ACCENT, WARNING = "#1f4e79", "#9dc3e6", "#c55a11", "#c00000"
+
+OUTCOME_MARKS = {  # label, marker, height as a share of the axis, colour
+    "nonfinite": ("not finite", "x", 0.97, WARNING),
+    "infinite-norm": ("finite, but not their norm", "^", 0.93, WARNING),
+    "scale-overflow": ("overflow of the loss scale", "v", 0.89, "#7030a0"),
+    "spike": ("spike of the loss", "*", 0.85, "#548235"),
+    "clipped": ("clipped", "|", 0.02, ACCENT),
+}
 
 Series = list[tuple[float, float]]
 
@@ -34,7 +42,7 @@ def draw_charts(run: RunDirectory, *, clip_norm: float | None = None) -> list[Pa
         _draw(
             run.charts / "gradient-norm.png",
             f"{run.name}: gradient norm",
-            lambda axes: draw_gradient_norm(axes, metrics, clip_norm),
+            lambda axes: draw_gradient_norm(axes, metrics, clip_norm, read_outcomes(run.metrics)),
         ),
         _draw(
             run.charts / "learning-rate.png",
@@ -66,16 +74,39 @@ def draw_loss(axes: "Axes", metrics: list[dict[str, Any]], held_out: Series) -> 
     _limit_to_typical(axes, [value for _, value in losses + held_out], [value for _, *pair in band for value in pair])
 
 
-def draw_gradient_norm(axes: "Axes", metrics: list[dict[str, Any]], clip_norm: float | None) -> None:
-    """Norm of the gradient before clipping, the clip line, and steps whose norm was not finite."""
+def draw_gradient_norm(
+    axes: "Axes",
+    metrics: list[dict[str, Any]],
+    clip_norm: float | None,
+    outcomes: dict[str, list[int]] | None = None,
+) -> None:
+    """Norm of the gradient before clipping, the clip line, and where and how often a step was not normal.
+
+    Args:
+        outcomes: steps by outcome (``read_outcomes``); without them, steps whose norm was not finite are marked.
+    """
     norms = _points(metrics, "grad_norm")
     _plot(axes, norms, linewidth=0.8, label="before clipping")
     if norms and clip_norm is not None:
         axes.axhline(clip_norm, color=ACCENT, linestyle="--", linewidth=1.2, label=f"clipped above {clip_norm:g}")
-    _mark_nonfinite(axes, metrics, "grad_norm")
+    if outcomes:
+        _mark_outcomes(axes, outcomes)
+    else:
+        _mark_nonfinite(axes, metrics, "grad_norm")
     if any(value > 0 for _, value in norms):
         axes.set_yscale("log")
     axes.set_ylabel("gradient norm")
+
+
+def _mark_outcomes(axes: "Axes", outcomes: dict[str, list[int]]) -> None:
+    """A row of marks per outcome along the edge, each with its count."""
+    transform = axes.get_xaxis_transform()
+    for outcome, (label, marker, height, colour) in OUTCOME_MARKS.items():
+        steps = [step for step in outcomes.get(outcome, []) if step < LARGEST_STEP]
+        if steps:
+            drawn = steps[:: max(1, len(steps) // MOST_POINTS)]
+            text = f"{label}: {len(steps):,} {'step' if len(steps) == 1 else 'steps'}"
+            axes.plot(drawn, [height] * len(drawn), marker, color=colour, transform=transform, label=text)
 
 
 def draw_learning_rate(axes: "Axes", metrics: list[dict[str, Any]]) -> None:

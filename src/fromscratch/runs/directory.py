@@ -4,6 +4,7 @@ import fcntl
 import os
 import re
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from fromscratch.errors import DataError, UsageError
 from fromscratch.files import read_json_object, to_strict_json, write_atomically
 from fromscratch.runs.records import RecordWriter, read_records
 
+LOCK_ATTEMPTS, LOCK_WAIT_SECONDS = 4, 0.05
 NAME_RULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -74,6 +76,10 @@ class RunDirectory:
         """Records what the run runs on."""
         write_atomically(self.machine, to_strict_json(facts, indent=1))
 
+    def update_machine(self, **facts: Any) -> None:
+        """Changes some of what is recorded of the machine: a resume makes the choices that stand there."""
+        self.write_machine({**(read_json_object(self.machine) if self.machine.is_file() else {}), **facts})
+
     def log_event(self, event: str, **facts: Any) -> None:
         """Appends one event, on the disk at once."""
         with RecordWriter(self.events) as writer:
@@ -100,10 +106,24 @@ class RunDirectory:
             finally:
                 file.truncate(0)
 
+    def holder(self) -> str:
+        """Who is training here now; nothing where nobody is. Changes nothing on the disk."""
+        try:
+            with self.lock.open(encoding="utf-8", errors="replace") as file:
+                named = _content(file)
+                if not named:
+                    return ""
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # let go of when the file is closed
+        except BlockingIOError:
+            return named
+        except OSError:  # no lock file, or a disk without locks: nobody can be told
+            return ""
+        return ""
+
     def _take_lock(self, file: TextIO) -> str:
         """Locks the file, empties it, and returns the dead holder it named, if any."""
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock_soon(file)
         except BlockingIOError:
             holder = _content(file) or "another process"
             raise UsageError(
@@ -115,6 +135,16 @@ class RunDirectory:
         holder = _content(file)
         file.truncate(0)
         return holder
+
+
+def _lock_soon(file: TextIO) -> None:
+    """Locks for writing; whoever only looks whether a run is being trained lets go within an instant."""
+    for _ in range(LOCK_ATTEMPTS - 1):
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(LOCK_WAIT_SECONDS)
+    return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def _content(file: TextIO) -> str:

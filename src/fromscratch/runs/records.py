@@ -2,14 +2,21 @@
 
 import json
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from fromscratch.files import to_strict_json
+
+OUTCOME, NORMAL = b'"outcome": "', b'"outcome": "normal"'
+LONGEST_OUTCOME = 40
+STEP = re.compile(rb'"step": (\d{1,15})\b')
+TAIL_BYTES = 1 << 16  # a hundred records or more
 
 
 class RecordWriter:
@@ -65,6 +72,20 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
             yield record
 
 
+def last_record(path: Path) -> dict[str, Any]:
+    """The last record, found from the end, however long the file is; empty where there is none near it."""
+    if not path.is_file():
+        return {}
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - TAIL_BYTES))
+            lines = file.read(TAIL_BYTES).splitlines()
+    except OSError:
+        return {}
+    return next((record for line in reversed(lines) if (record := _record_in(line)) is not None), {})
+
+
 def read_thinned(path: Path, most: int) -> list[dict[str, Any]]:
     """At most about ``2 * most`` records: evenly taken, the last one, and those that hold a null.
 
@@ -74,6 +95,8 @@ def read_thinned(path: Path, most: int) -> list[dict[str, Any]]:
     for line in _lines(path):
         num_lines, num_nulls = num_lines + 1, num_nulls + (b"null" in line)
     stride, null_stride = max(1, num_lines // most), max(1, num_nulls // most)
+    if num_nulls == 0:
+        return [record for line in _every(stride, _lines(path)) if (record := _record_in(line)) is not None]
     taken, nulls_seen = [], 0
     for index, line in enumerate(_lines(path)):
         has_null = b"null" in line
@@ -83,10 +106,35 @@ def read_thinned(path: Path, most: int) -> list[dict[str, Any]]:
     return [record for record in taken if record is not None]
 
 
+def read_outcomes(path: Path) -> dict[str, list[int]]:
+    """The steps of a metrics file by their outcome, without those that were normal. Lines are not parsed."""
+    found: dict[str, list[int]] = {}
+    for line in _lines(path):
+        begin = line.find(OUTCOME)
+        if begin < 0 or line.startswith(NORMAL, begin):
+            continue
+        outcome, step = line[begin + len(OUTCOME) :].partition(b'"')[0], STEP.search(line)
+        if step is not None and len(outcome) <= LONGEST_OUTCOME:
+            found.setdefault(outcome.decode(errors="replace"), []).append(int(step[1]))
+    return found
+
+
 def _lines(path: Path) -> Iterator[bytes]:
     if path.is_file():
         with path.open("rb") as file:
             yield from file
+
+
+def _every(stride: int, lines: Iterator[bytes]) -> Iterator[bytes]:
+    """The first line of every ``stride``, and the last line."""
+    last = None
+    for line in lines:
+        last = None
+        yield line
+        for last in islice(lines, stride - 1):  # noqa: B007
+            pass
+    if last is not None:
+        yield last
 
 
 def _record_in(line: bytes) -> dict[str, Any] | None:

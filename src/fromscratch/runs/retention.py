@@ -113,6 +113,15 @@ def leftovers_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob(".*") if LEFTOVER_NAME.fullmatch(path.name))
 
 
+def place_to_return_to(leftover: Path) -> Path | None:
+    """Where a checkpoint belongs that stepped aside for a new one which never arrived; None for other leftovers."""
+    match = LEFTOVER_NAME.fullmatch(leftover.name)
+    if not match or not match["old"]:
+        return None
+    place = leftover.with_name(match["name"])
+    return place if not place.exists() and not damage_of(leftover) else None
+
+
 def recover_leftovers(folder: Path) -> list[Path]:
     """Deletes what interrupted saves left behind, and returns the checkpoints that were put back.
 
@@ -121,9 +130,7 @@ def recover_leftovers(folder: Path) -> list[Path]:
     """
     recovered = []
     for path in leftovers_in(folder):
-        match = LEFTOVER_NAME.fullmatch(path.name)
-        place = folder / (match["name"] or "") if match else folder
-        if match and match["old"] and not place.exists() and not damage_of(path):
+        if place := place_to_return_to(path):
             path.rename(place)
             recovered.append(place)
         elif path.is_dir() and not path.is_symlink():

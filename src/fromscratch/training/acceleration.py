@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fromscratch.errors import UsageError
+from fromscratch.models.compiling import prepare_to_compile
+from fromscratch.training.emulation import needs_emulation
 
 LEAST_CAPABILITY = (7, 0)  # of a CUDA device: what Triton, which writes the compiled kernels, asks for
 
@@ -31,7 +33,7 @@ class Acceleration:
 
 
 def choose_acceleration(
-    device: torch.device, *, compile_wanted: bool | None, activation_checkpointing: bool
+    device: torch.device, *, precision: str, compile_wanted: bool | None, activation_checkpointing: bool
 ) -> tuple[Acceleration, str]:
     """What to use on a device, and where compiling would be usual but is impossible, why it is.
 
@@ -41,14 +43,16 @@ def choose_acceleration(
         UsageError: compiling was asked for and this machine cannot.
     """
     usual = compile_wanted is None and device.type == "cuda"
-    reason = why_not_compiled(device) if compile_wanted or usual else ""
+    reason = why_not_compiled(device, precision) if compile_wanted or usual else ""
     if compile_wanted and reason:
         raise UsageError(f"--compile: {reason}; use --no-compile")
     return Acceleration(bool(compile_wanted or usual) and not reason, activation_checkpointing), reason
 
 
-def why_not_compiled(device: torch.device) -> str:
+def why_not_compiled(device: torch.device, precision: str) -> str:
     """What ``torch.compile`` lacks here, or nothing."""
+    if needs_emulation(precision, device):
+        return f"this processor has no {precision} instructions, which compiled code would need"
     compilers = [os.environ.get("CXX", ""), os.environ.get("CC", ""), "c++", "g++", "clang++", "cc", "gcc", "clang"]
     if not any(name and shutil.which(name) for name in compilers):
         return "torch.compile needs a C++ compiler, and there is none"
@@ -84,6 +88,7 @@ def compile_losses(model: nn.Module, *, backend: str = "inductor") -> None:
     Shapes are fixed: a batch of another size compiles anew instead of making all kernels general.
     """
     eager: Callable[[Tensor, Tensor], Tensor] = model.losses  # type: ignore[assignment]
+    prepare_to_compile()
     compiled = torch.compile(eager, dynamic=False, backend=backend)
 
     def losses(tokens: Tensor, targets: Tensor) -> Tensor:

@@ -39,6 +39,10 @@ class Batches(Protocol):
         """Losses in one global batch: what sums of losses are divided by."""
 
     @property
+    def micro_batch(self) -> int:
+        """Most sequences at once."""
+
+    @property
     def most_steps(self) -> int:
         """Global batches that there are."""
 

@@ -6,6 +6,7 @@ on all alike; the figures are medians.
 """
 
 import json
+import signal
 import statistics
 import subprocess
 import sys
@@ -36,6 +37,7 @@ class Case:
     compile: bool = False
     recipe: str = ENGINE
     """``engine``, or ``reference``: explicit attention, eager, an unfused optimiser, full logits."""
+    activation_checkpointing: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,10 @@ class Workload:
     @property
     def flops_per_token(self) -> int:
         return model_costs(self.model).training_flops_per_token
+
+    @property
+    def parameters(self) -> int:
+        return model_costs(self.model).parameters
 
 
 @dataclass
@@ -108,7 +114,7 @@ def measure(
         for measurement in measurements:
             if measurement.error is None:
                 say(f"round {number + 1} of {rounds}: {_describe(measurement.case)}")
-                _measure_once(workload, measurement, hardware, steps)
+                ask_worker(workload, measurement, hardware, steps)
     return measurements
 
 
@@ -117,7 +123,21 @@ def _describe(case: Case) -> str:
     return f"{case.recipe}, {case.precision}, {compiled}, micro-batch {case.micro_batch}"
 
 
-def _measure_once(workload: Workload, measurement: Measurement, hardware: Hardware, steps: int) -> None:
+def ask_worker(
+    workload: Workload,
+    measurement: Measurement,
+    hardware: Hardware,
+    steps: int,
+    *,
+    most_seconds: float = float("inf"),
+    evaluates: bool = False,
+) -> None:
+    """Runs steps of a case in a process of its own and adds what they took to the measurement.
+
+    Args:
+        most_seconds: takes no further step after so long, but one to warm up and one that counts.
+        evaluates: whether the process also evaluates a batch, as a run does, which takes memory.
+    """
     request = {
         "model": workload.model.model_dump(mode="json", exclude_none=True),
         "train": workload.train.model_dump(mode="json", exclude_none=True),
@@ -125,9 +145,14 @@ def _measure_once(workload: Workload, measurement: Measurement, hardware: Hardwa
         "device": str(hardware.device),
         "threads": torch.get_num_threads(),
         "steps": steps,
+        "most_seconds": min(most_seconds, sys.float_info.max),
+        "evaluates": evaluates,
     }
     command = [sys.executable, "-m", "fromscratch.training.bench_worker"]
     done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=False)
+    if done.returncode == -signal.SIGKILL:
+        measurement.error = "out of memory (the system ended the process)"
+        return
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines()
         measurement.error = lines[-1][:200] if lines else f"ended with exit code {done.returncode}"

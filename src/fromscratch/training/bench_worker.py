@@ -15,7 +15,7 @@ from fromscratch.config.train import TrainConfig
 from fromscratch.models.factory import build_empty, initialise
 from fromscratch.training.acceleration import Acceleration, accelerate
 from fromscratch.training.allocator import keep_freed_memory
-from fromscratch.training.batches import MicroBatch
+from fromscratch.training.batches import AUTO_TOKENS, MicroBatch
 from fromscratch.training.bench import REFERENCE, Case
 from fromscratch.training.hardware import Hardware, find_hardware
 from fromscratch.training.precision import Precision
@@ -57,7 +57,7 @@ def build_stepper(model_config: ModelConfig, train: TrainConfig, case: Case, har
     else:
         keep_freed_memory()
     model = build_empty(model_config, hardware.device)
-    accelerate(model, Acceleration(compile=case.compile))
+    accelerate(model, Acceleration(case.compile, case.activation_checkpointing))
     initialise(model, model_config, seed=0)
     optimizer = train.optimizer.build(list(model.named_parameters()))
     assert model_config.vocab_size is not None
@@ -77,21 +77,27 @@ def unfused_adamw(model: nn.Module, train: TrainConfig) -> torch.optim.Optimizer
     return torch.optim.AdamW(model.parameters(), lr=train.optimizer.learning_rate)
 
 
-def time_steps(stepper: Stepper, hardware: Hardware, *, steps: int) -> dict[str, Any]:
-    """Seconds of every step after the warm-up, and the most memory that was in use."""
-    seconds = []
-    for step in range(WARM_UP_STEPS + steps):
+@torch.inference_mode()
+def evaluate_once(stepper: Stepper, config: ModelConfig, micro_batch: int, device: torch.device) -> None:
+    """The losses of one batch of held-out text, of the size that a run takes."""
+    batch = max(micro_batch, AUTO_TOKENS[device.type] // config.context_length)
+    tokens = torch.zeros(batch, config.context_length, dtype=torch.long, device=device)
+    stepper.model.eval()
+    with stepper.precision.arithmetic():
+        stepper.model.losses(tokens, tokens)  # type: ignore[operator]
+
+
+def time_steps(stepper: Stepper, hardware: Hardware, *, steps: int, most_seconds: float) -> dict[str, Any]:
+    """Seconds of every step after the warm-up, which is one step where time runs out."""
+    seconds: list[float] = []
+    while len(seconds) < WARM_UP_STEPS + steps and (len(seconds) < 2 or sum(seconds) < most_seconds):
         hardware.synchronize()
         begin = time.perf_counter()
-        stepper.take(step, 1e-4)
+        stepper.take(len(seconds), 1e-4)
         hardware.synchronize()
         seconds.append(time.perf_counter() - begin)
-    return {
-        "error": None,
-        "step_seconds": seconds[WARM_UP_STEPS:],
-        "first_step_seconds": seconds[0],
-        "peak_memory_bytes": hardware.peak_memory_bytes(),
-    }
+    warm_up = WARM_UP_STEPS if len(seconds) > WARM_UP_STEPS else 1
+    return {"error": None, "step_seconds": seconds[warm_up:], "first_step_seconds": seconds[0]}
 
 
 def answer(request: dict[str, Any]) -> dict[str, Any]:
@@ -99,13 +105,12 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(request["threads"])
     hardware = find_hardware(request["device"])
     try:
-        stepper = build_stepper(
-            ModelConfig.model_validate(request["model"]),
-            TrainConfig.model_validate(request["train"]),
-            Case(**request["case"]),
-            hardware,
-        )
-        return time_steps(stepper, hardware, steps=request["steps"])
+        model, case = ModelConfig.model_validate(request["model"]), Case(**request["case"])
+        stepper = build_stepper(model, TrainConfig.model_validate(request["train"]), case, hardware)
+        found = time_steps(stepper, hardware, steps=request["steps"], most_seconds=request["most_seconds"])
+        if request["evaluates"]:
+            evaluate_once(stepper, model, case.micro_batch, hardware.device)
+        return {**found, "peak_memory_bytes": hardware.peak_memory_bytes()}
     except (torch.OutOfMemoryError, MemoryError):
         nothing: dict[str, Any] = {"step_seconds": [], "first_step_seconds": None, "peak_memory_bytes": 0}
         return {"error": "out of memory", **nothing}

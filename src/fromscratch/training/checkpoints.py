@@ -125,10 +125,27 @@ def load_training(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Opt
 
 def read_state(checkpoint: Path) -> TrainingState:
     """The progress that a checkpoint records. Raises DataError when it is malformed."""
+    where, values = checkpoint / STATE_FILE, read_json_object(checkpoint / STATE_FILE)
     try:
-        return TrainingState(**read_json_object(checkpoint / STATE_FILE))
+        state = TrainingState(**values)
     except TypeError as error:
-        raise DataError(f"{checkpoint / STATE_FILE}: malformed ({error})") from error
+        raise DataError(f"{where}: malformed ({error})") from error
+    for name, value in values.items():
+        if not _is_like(getattr(TrainingState(), name), value):
+            raise DataError(f"{where}: malformed at {name} ({type(value).__name__} {str(value)[:40]!r})")
+    return state
+
+
+def _is_like(default: Any, value: Any) -> bool:
+    """Whether a value can stand where this default stands; null only where the default is."""
+    if isinstance(default, dict):
+        return isinstance(value, dict)
+    if isinstance(default, list):
+        return isinstance(value, list) and all(_is_like(0.0, item) for item in value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
+    if isinstance(default, int):
+        return is_number and isinstance(value, int) and value >= -1
+    return is_number or (default is None and value is None)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -16,14 +16,28 @@ from datetime import timedelta
 from itertools import pairwise
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 
 from fromscratch.errors import UsageError
+from fromscratch.training.rendezvous import meet
 
 TIMEOUT_VARIABLE = "FROMSCRATCH_TIMEOUT_SECONDS"
 DEFAULT_TIMEOUT_SECONDS = 600.0
 T = TypeVar("T")
+
+
+@dataclass
+class Pulse:
+    """Counts what a process has got done; one whose count stands still hangs."""
+
+    count: int = 0
+
+    def beat(self) -> None:
+        """Something was done: a micro-batch, an agreement."""
+        self.count += 1
 
 
 @dataclass(frozen=True)
@@ -34,8 +48,11 @@ class World:
     size: int = 1
     local_rank: int = 0
     """Which process of this machine."""
+    store: Any = field(default=None, repr=False, compare=False)
+    """What the processes keep in common (a ``torch.distributed.Store``); None for a process alone."""
     _decisions: Any = field(default=None, repr=False)
     """The gloo group that agreements use; None for a process alone."""
+    pulse: Pulse = field(default_factory=Pulse, repr=False, compare=False)
 
     @property
     def is_main(self) -> bool:
@@ -64,6 +81,7 @@ class World:
             return value
         tensor = torch.tensor(value, dtype=torch.float64)
         dist.all_reduce(tensor, op=operation, group=self._decisions)
+        self.pulse.beat()
         return float(tensor.item())
 
     def from_main(self, value: T) -> T:
@@ -102,6 +120,17 @@ class World:
         begin, end = even_parts(len(items), self.size)[self.rank]
         return items[begin:end]
 
+    def joined(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The 1-D arrays of all processes behind one another, in the order of ranks; the same in every process."""
+        if self.size == 1:
+            return values
+        lengths = [int(self.sum(len(values) if rank == self.rank else 0)) for rank in range(self.size)]
+        padded = torch.zeros(max(lengths), dtype=torch.float64)
+        padded[: len(values)] = torch.from_numpy(values)
+        parts = [torch.empty_like(padded) for _ in lengths]
+        dist.all_gather(parts, padded, group=self._decisions)
+        return np.concatenate([part[:length].numpy() for part, length in zip(parts, lengths, strict=True)])
+
 
 ALONE = World()
 """A process alone."""
@@ -134,6 +163,11 @@ def started_local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def timeout_seconds() -> float:
+    """How long processes wait for one another."""
+    return float(os.environ.get(TIMEOUT_VARIABLE, DEFAULT_TIMEOUT_SECONDS))
+
+
 @contextmanager
 def joined_world(device_type: str) -> Iterator[World]:
     """The world that torchrun's environment describes; leaves it at the end.
@@ -144,11 +178,12 @@ def joined_world(device_type: str) -> Iterator[World]:
     if size == 1:
         yield ALONE
         return
-    seconds = float(os.environ.get(TIMEOUT_VARIABLE, DEFAULT_TIMEOUT_SECONDS))
-    timeout = timedelta(seconds=seconds)
-    dist.init_process_group("nccl" if device_type == "cuda" else "gloo", timeout=timeout)
+    timeout = timedelta(seconds=timeout_seconds())
+    store, rank, size = meet(timeout)
+    backend = "nccl" if device_type == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     try:
         decisions = dist.new_group(backend="gloo", timeout=timeout)
-        yield World(dist.get_rank(), size, started_local_rank(), decisions)
+        yield World(rank, size, started_local_rank(), store, decisions)
     finally:
         dist.destroy_process_group()

@@ -60,8 +60,11 @@ def _widened(value: Any) -> Any:
 
 def needs_emulation(kind: str, device: torch.device) -> bool:
     """Whether products of a precision (``bf16``, ``fp16``) are hopelessly slow on a device by themselves."""
-    if device.type != "cpu":
-        return False
+    return device.type == "cpu" and kind in ("bf16", "fp16") and not _has_instructions(kind)
+
+
+def _has_instructions(kind: str) -> bool:
+    """Whether torch's CPU library multiplies 16-bit matrices natively on this processor."""
     if kind == "bf16":
-        return not torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return kind == "fp16" and not torch.ops.mkldnn._is_mkldnn_fp16_supported()
+        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())

@@ -64,6 +64,7 @@ def sequence_losses(
                     torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device)
                 )
             yield targets, losses.double().cpu().numpy()
+            world.pulse.beat()
 
 
 def mean_loss(

@@ -8,7 +8,7 @@ to observers, which can change nothing.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Never
 
 import torch
 from torch import nn
@@ -22,7 +22,7 @@ from fromscratch.training.recorder import StepRecorder
 from fromscratch.training.saving import CheckpointSaver, Facts
 from fromscratch.training.spikes import Off as SpikePolicy
 from fromscratch.training.spikes import Warn
-from fromscratch.training.step import Stepper
+from fromscratch.training.step import OutOfMemoryTogetherError, Stepper
 from fromscratch.training.stopping import StopRequest
 
 DONE, STOPPED, FAILED, DIVERGED = "done", "stopped", "failed", "diverged"
@@ -142,10 +142,10 @@ def take_step(training: Training, recorder: StepRecorder) -> None:
         try:
             result = stepper.take(state.step + state.skipped_batches, learning_rate, is_spike=is_spike)
             break
-        except torch.OutOfMemoryError:  # nothing has changed yet: the same step again, in smaller pieces
-            if training.world.size > 1:
-                raise  # the others may be waiting for this process's gradients; a restart rehearses
-            use_smaller_pieces(training)
+        except torch.OutOfMemoryError as error:  # nothing has changed yet: the same step again, in smaller pieces
+            if training.world.size > 1 and not isinstance(error, OutOfMemoryTogetherError):
+                leave_smaller_pieces(training)  # the others wait for this process's gradients
+        use_smaller_pieces(training)
     state.step += 1
     recorder.add(state.step, learning_rate, result, loss_scale=loss_scale)
 
@@ -171,7 +171,20 @@ def use_smaller_pieces(training: Training) -> None:
             "model.context_length, a smaller model, or a device with more memory"
         )
     training.stepper.batches = smaller
+    if training.world.is_main:
+        training.journal.run.update_machine(micro_batch=smaller.micro_batch)
     training.journal.announce("smaller-micro-batch", step=training.state.step, pieces=smaller.num_micro_batches)
+
+
+def leave_smaller_pieces(training: Training) -> Never:
+    """Ends this process, and leaves word that a restart must take a smaller micro-batch."""
+    smaller = training.stepper.batches.smaller()
+    size = smaller.micro_batch if smaller else 1
+    training.journal.run.update_machine(micro_batch=size)
+    raise FromScratchError(
+        f"out of memory in the last backward pass of a step; the same command goes on with micro-batch {size} "
+        "(where you gave --micro-batch, give that one)"
+    )
 
 
 def look(training: Training, recorder: StepRecorder) -> None:

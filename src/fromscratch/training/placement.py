@@ -8,9 +8,11 @@ from fromscratch.files import read_json_object
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.training.acceleration import Acceleration, choose_acceleration
 from fromscratch.training.batches import choose_micro_batch
+from fromscratch.training.bench import Workload
 from fromscratch.training.distributed import started_local_rank, started_world_size
 from fromscratch.training.hardware import Hardware, find_hardware
 from fromscratch.training.plan import PlannedRun
+from fromscratch.training.remembered_fits import remembered_micro_batch
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Placement:
     """Most sequences in one forward pass."""
     world_size: int = 1
     acceleration: Acceleration = field(default_factory=Acceleration)
+    is_guess: bool = False
+    """Whether the micro-batch is merely a safe one, because nobody has looked for the fastest on this machine."""
     why_not_compiled: str = ""
     """Where compiling would be usual and is impossible: what is missing."""
 
@@ -46,12 +50,13 @@ class Placement:
 
 
 def place_run(
-    plan: PlannedRun, run: RunDirectory, machine: MachineOptions, *, world_size: int | None = None
+    plan: PlannedRun, run: RunDirectory, machine: MachineOptions, *, world_size: int | None = None, fresh: bool = False
 ) -> Placement:
     """Finds the device and the micro-batch; writes nothing.
 
     Args:
         world_size: processes that will train together; None asks torchrun's environment.
+        fresh: whether the run begins anew, so that what an older one chose does not count.
 
     Raises:
         UsageError: the device is not there, or the micro-batch does not divide the global batch.
@@ -65,15 +70,20 @@ def place_run(
         device=hardware.device,
         world_size=world_size,
     )
-    recorded = _recorded_choices(run, hardware, world_size)
-    if machine.micro_batch is None:
-        micro_batch = recorded.get("micro_batch") or micro_batch
+    recorded = {} if fresh else _recorded_choices(run, hardware, world_size)
     acceleration, why_not = choose_acceleration(
         hardware.device,
+        precision=plan.config.train.precision,
         compile_wanted=recorded.get("compile") if machine.compile is None else machine.compile,
         activation_checkpointing=machine.activation_checkpointing,
     )
-    return Placement(hardware, micro_batch, world_size, acceleration, why_not)
+    is_guess = False
+    if machine.micro_batch is None:
+        workload = Workload(plan.config.model, plan.config.train)
+        found = recorded.get("micro_batch") or remembered_micro_batch(workload, hardware, acceleration)
+        is_guess = not found
+        micro_batch = min(found or micro_batch, math.ceil(plan.config.train.global_batch / world_size))
+    return Placement(hardware, micro_batch, world_size, acceleration, is_guess, why_not)
 
 
 def _recorded_choices(run: RunDirectory, hardware: Hardware, world_size: int) -> dict[str, Any]:

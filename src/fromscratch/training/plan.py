@@ -16,6 +16,7 @@ from fromscratch.training.starting import Parent, open_parent
 from fromscratch.training.stores import open_named_store, tokenizer_of
 
 TRAINING_SPLIT = "train"
+MOST_UINT16_IDS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,12 @@ def plan_run(file: Path, overrides: list[str] | None = None) -> PlannedRun:
         raise UsageError(
             f"{file}: model.vocab_size = {vocab_size} is below the {tokenizer.vocab_size} ids of the store's "
             f"tokenizer {tokenizer.name}; raise it, or leave it out"
+        )
+    if store.manifest.dtype == "uint16" and vocab_size > MOST_UINT16_IDS:
+        raise UsageError(
+            f"{file}: model.vocab_size = {vocab_size}, but the tokens of {store.path} are uint16, which end at "
+            f"{MOST_UINT16_IDS - 1}; leave it out, or prepare the text with a tokenizer of so many ids (its store is "
+            "uint32)"
         )
     costs = model_costs(config.model.model_copy(update={"vocab_size": vocab_size}))
     sequences = SequenceBatches(

@@ -15,7 +15,7 @@ from fromscratch.files import MANIFEST, read_json_object
 from fromscratch.models.factory import build_empty
 from fromscratch.models.gpt import GPT
 from fromscratch.runs.directory import RunDirectory, check_run_name
-from fromscratch.runs.retention import mend_links, newest_valid, odd_links, recover_leftovers
+from fromscratch.runs.retention import mend_links, newest_valid, odd_links, recover_leftovers, step_of
 from fromscratch.training.acceleration import accelerate
 from fromscratch.training.allocator import keep_freed_memory
 from fromscratch.training.batches import AUTO_TOKENS, TokenBatches
@@ -30,6 +30,7 @@ from fromscratch.training.observers import Observer
 from fromscratch.training.placement import Placement
 from fromscratch.training.plan import PlannedRun, held_out_slice
 from fromscratch.training.precision import Precision
+from fromscratch.training.restarts import check_crashes
 from fromscratch.training.starting import begin
 from fromscratch.training.step import GradientRules, Stepper, next_token_losses
 from fromscratch.training.stopping import StopRequest
@@ -93,36 +94,15 @@ def prepare_training(
     optimizer = config.train.optimizer.build(list(model.named_parameters()))
     journal = Journal(run, observers, writes=world.is_main)
     state = _begin_or_resume(plan, journal, model, optimizer, world)
-    if state.step > plan.num_steps:
-        raise UsageError(
-            f"data.tokens = {config.data.tokens}: a run of {plan.num_steps} steps, but its checkpoint is at step "
-            f"{state.step}; raise it"
-        )
+    _check_not_past_the_end(plan, state)
     precision = Precision(config.train.precision, device)
     precision.load_state(state.scaler)
     if world.is_main:
         _record(plan, run, placement)
-    stepper = Stepper(
-        model,
-        optimizer,
-        TokenBatches(
-            plan.sequences,
-            placement.micro_batch,
-            config.train.seed,
-            device,
-            world,
-            prefetch=device.type == "cuda",
-        ),
-        loss=next_token_losses,
-        rules=GradientRules(config.train.clip.build(), config.train.nonfinite.build()),
-        precision=precision,
-        seed=config.train.seed,
-        world=world,
-    )
     schedule = config.train.schedule.maker()
     training = Training(
         journal=journal,
-        stepper=stepper,
+        stepper=_stepper(plan, model, optimizer, precision, placement, world),
         state=state,
         num_steps=plan.num_steps,
         tokens_per_step=plan.sequences.tokens_per_step,
@@ -142,6 +122,42 @@ def prepare_training(
     return training
 
 
+def _check_not_past_the_end(plan: PlannedRun, state: TrainingState) -> None:
+    if state.step > plan.num_steps:
+        raise UsageError(
+            f"data.tokens = {plan.config.data.tokens}: a run of {plan.num_steps} steps, but its checkpoint is at step "
+            f"{state.step}; raise it"
+        )
+
+
+def _stepper(
+    plan: PlannedRun,
+    model: GPT,
+    optimizer: torch.optim.Optimizer,
+    precision: Precision,
+    placement: Placement,
+    world: World,
+) -> Stepper:
+    train, device = plan.config.train, placement.hardware.device
+    return Stepper(
+        model,
+        optimizer,
+        TokenBatches(
+            plan.sequences,
+            placement.micro_batch,
+            train.seed,
+            device,
+            world,
+            prefetch=device.type == "cuda",
+        ),
+        loss=next_token_losses,
+        rules=GradientRules(train.clip.build(), train.nonfinite.build()),
+        precision=precision,
+        seed=train.seed,
+        world=world,
+    )
+
+
 def _begin_or_resume(
     plan: PlannedRun, journal: Journal, model: GPT, optimizer: torch.optim.Optimizer, world: World
 ) -> TrainingState:
@@ -150,6 +166,7 @@ def _begin_or_resume(
     with world.main_first():
         if world.is_main:
             name = _checkpoint_to_resume(plan, journal)
+            check_crashes(journal.run, step=step_of(Path(name)) if name else 0, num_steps=plan.num_steps)
     name = world.from_main(name)
     if not name:
         begin(model, optimizer, plan.config.model, seed=plan.config.train.seed, parent=plan.parent)

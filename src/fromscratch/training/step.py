@@ -51,6 +51,10 @@ class GradientRules:
     policy: NonfinitePolicy
 
 
+class OutOfMemoryTogetherError(torch.OutOfMemoryError):
+    """A process lacks memory for a piece of the step; raised in all alike, before any weight has changed."""
+
+
 class LossModule(nn.Module):
     """A model and its loss as one module, because DistributedDataParallel watches ``forward``."""
 
@@ -88,9 +92,7 @@ class Stepper:
         self._world = world
         self._loss_module: nn.Module = LossModule(model, loss)
         if world.size > 1:
-            self._loss_module = DistributedDataParallel(
-                self._loss_module, broadcast_buffers=False, gradient_as_bucket_view=True
-            )
+            self._loss_module = DistributedDataParallel(self._loss_module, gradient_as_bucket_view=True)
 
     def take(self, step: int, learning_rate: float, *, is_spike: Callable[[float], bool] | None = None) -> StepResult:
         """Trains on the global batch of one step at the given learning rate.
@@ -98,6 +100,10 @@ class Stepper:
         Args:
             is_spike: asked about the loss before anything changes; a step of which it says yes changes
                 nothing. Asking waits for the device.
+
+        Raises:
+            OutOfMemoryTogetherError: in every process, where one lacks memory; the step can be taken again.
+            torch.OutOfMemoryError: in this process alone, in the last backward pass.
         """
         self.model.train()
         loss, loss_min, loss_max = self._accumulate_gradients(step)
@@ -123,7 +129,7 @@ class Stepper:
         batches = self.batches.micro_batches(step)
         try:
             with self._apart():
-                self._backward(next(batches))
+                self._backward(self._forward(next(batches)))
         except torch.OutOfMemoryError:
             return False
         finally:
@@ -140,27 +146,49 @@ class Stepper:
     def _accumulate_gradients(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
         """Gradients of the mean loss of the global batch; returns that loss, and the band it lies in.
 
-        Processes add up their gradients during the last backward pass only.
+        Processes add up their gradients during the last backward pass only, and before it they agree
+        that all have had memory so far: one that waited alone in that pass would wait for ever.
         """
         sums, means = [], []
-        micro_batches = self.batches.micro_batches(step)
-        for place, batch in enumerate(micro_batches):
-            is_last = place == self.batches.num_micro_batches - 1
-            with nullcontext() if is_last else self._apart():
-                total = self._backward(batch)
-            sums.append(total.detach())
-            means.append(total.detach() / batch.targets.numel())
+        is_short = False
+        try:
+            for place, batch in enumerate(self.batches.micro_batches(step), 1):
+                with self._apart():
+                    total = self._forward(batch)
+                    if place < self.batches.num_micro_batches:
+                        self._backward(total)
+                sums.append(total.detach())
+                means.append(total.detach() / batch.targets.numel())
+                self._world.pulse.beat()
+        except torch.OutOfMemoryError:
+            is_short = True  # and no reference to the error, which would keep the memory
+        if self._world.any(is_short):
+            raise OutOfMemoryTogetherError("out of memory in at least one process")
+        self._expect_sums()
+        self._backward(total)
         set_sequence_keys(self.model, None)
         return self._together(torch.stack(sums).sum(), torch.stack(means))
 
-    def _backward(self, batch: MicroBatch) -> Tensor:
-        """Adds a piece's part to the gradients; returns the sum of its losses."""
+    def _forward(self, batch: MicroBatch) -> Tensor:
+        """The sum of a piece's losses."""
         set_sequence_keys(self.model, batch.sequence_keys)
         with self.precision.arithmetic():
             total: Tensor = self._loss_module(batch)
+        return total
+
+    def _backward(self, total: Tensor) -> None:
+        """Adds a piece's part to the gradients."""
         # DistributedDataParallel takes the mean over processes, and what is wanted is the sum.
         self.precision.backward(total * (self._world.size / self.batches.targets_per_step))
-        return total
+
+    def _expect_sums(self) -> None:
+        """The next backward pass adds up the gradients of all processes.
+
+        DistributedDataParallel would decide that in forward, and after a forward pass without its
+        backward pass there would be no way back.
+        """
+        if isinstance(self._loss_module, DistributedDataParallel):
+            self._loss_module.reducer.prepare_for_backward([])
 
     def _apart(self) -> AbstractContextManager[None]:
         """Inside, gradients stay in this process."""
@@ -169,8 +197,11 @@ class Stepper:
         return nullcontext()
 
     def _together(self, total: Tensor, means: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        band = torch.stack([-means.min(), means.max()])
+        """Loss, lowest and highest mean of a micro-batch, over all processes: one exchange."""
+        here = torch.stack([total, means.min(), means.max()])
+        everywhere = [here]
         if self._world.size > 1:
-            dist.all_reduce(total)
-            dist.all_reduce(band, op=dist.ReduceOp.MAX)
-        return total / self.batches.targets_per_step, -band[0], band[1]
+            everywhere = [torch.empty_like(here) for _ in range(self._world.size)]
+            dist.all_gather(everywhere, here)
+        totals, lowest, highest = torch.stack(everywhere).unbind(1)
+        return totals.sum() / self.batches.targets_per_step, lowest.min(), highest.max()

@@ -33,7 +33,8 @@ def tokenizer_of(store: TokenStore) -> Tokenizer:
         tokenizer = load_gpt2()
     else:
         raise DataError(f"store {store.path}: its tokenizer ({wanted['name']}) is missing; copy the whole store")
-    if tokenizer.fingerprint != wanted["fingerprint"]:
+    agrees = all(wanted[key] == getattr(tokenizer, key) for key in ("fingerprint", "vocab_size", "end_of_text"))
+    if not agrees:
         raise DataError(
             f"store {store.path}: was made with tokenizer {wanted['name']} ({wanted['vocab_size']} ids), "
             f"but {tokenizer.name} with other ids was found"

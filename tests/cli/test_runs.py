@@ -1,0 +1,244 @@
+"""``fromscratch runs``: what it says of runs in every state, and what it dares to remove."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fromscratch.runs.directory import RunDirectory
+from tests.command import Answer, nothing_written, refused, run_command
+from tests.small import write_run_file
+
+
+@pytest.fixture(scope="module")
+def _trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs")
+    write_run_file(folder)
+    for name, more in (("whole", []), ("half", ["--stop-after", "7"])):
+        runs = ("--runs-dir", folder / "runs", "--name", name, "--quiet")
+        assert run_command("train", folder / "small.toml", *runs, *more).code == (75 if more else 0)
+    return folder
+
+
+@pytest.fixture
+def world(_trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of two runs, the current folder: ``whole`` is done, ``half`` was stopped at step 7."""
+    shutil.copytree(_trained, tmp_path, symlinks=True, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def asked(*arguments: str) -> Any:
+    answer = run_command("runs", *arguments, "--json")
+    assert answer.code == 0, answer.err
+    return json.loads(answer.out)
+
+
+def listed() -> dict[str, dict[str, Any]]:
+    return {one["name"]: one for one in asked("list")}
+
+
+def set_status(name: str, **facts: Any) -> None:
+    path = Path("runs", name, "status.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | facts))
+
+
+def damage(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+
+
+def checkpoints(name: str) -> list[str]:
+    return sorted(path.name for path in Path("runs", name, "checkpoints").glob("step-*"))
+
+
+def test_list(world: Path) -> None:
+    with nothing_written(world):
+        runs = listed()
+    done, half = runs["whole"], runs["half"]
+    assert (done["state"], done["step"], done["num_steps"], done["progress"]) == ("done", 20, 20, 1.0)
+    assert (half["state"], half["step"], half["progress"]) == ("stopped", 7, 0.35)
+    assert done["best_step"] == 20 and 2 < done["best_loss"] < done["loss"] + 1 < 8
+    assert done["size_bytes"] == sum(p.lstat().st_size for p in Path("runs/whole").rglob("*") if not p.is_dir())
+    assert done["checkpoints"] == 2 and done["updated_at"] >= done["began_at"] and done["began_at"].endswith("+00:00")
+    lines = run_command("runs", "list").out.splitlines()
+    assert lines[0].split() == ["run", "state", "step", "done", "loss", "best", "size", "updated"]
+    assert lines[1].startswith("half   stopped  7 of 20   35%") and len(lines) == 3
+
+
+def test_a_run_that_nobody_trains_is_interrupted(world: Path) -> None:
+    set_status("half", state="running", step=5)
+    Path("runs/half/lock").write_text("pid 1 on elsewhere\n")
+    assert (listed()["half"]["state"], listed()["half"]["step"]) == ("interrupted", 7)
+    with RunDirectory(Path("runs/half")).locked():
+        half = listed()["half"]
+        assert half["state"] == "running" and f"pid {os.getpid()} on" in half["reason"]
+    Path("runs/half/status.json").unlink()
+    assert listed()["half"]["state"] == "interrupted"
+
+
+@pytest.mark.parametrize("state", ["failed", "diverged"])
+def test_how_a_run_ended(world: Path, state: str) -> None:
+    set_status("half", state=state, reason="because\x1b[31m")
+    assert listed()["half"]["state"] == state
+    assert "(because\\x1b[31m)" in run_command("runs", "show", "half").out
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"[]", b"\xff", b'{"state": "odd"}', b'{"state": ["done"]}', b'{"step": "x"}']
+)
+def test_a_status_that_says_nothing(world: Path, content: bytes) -> None:
+    Path("runs/half/status.json").write_bytes(content)
+    assert listed()["half"]["state"] in ("unknown", "interrupted")
+    assert run_command("runs", "show", "half").code == 0
+
+
+def test_b40_records_that_are_none(world: Path) -> None:
+    Path("runs/half/metrics.jsonl").write_text(
+        '{"step": "x", "loss": "1"}\nno json\n{"step": 1e308, "loss": NaN}\n{"step": -4, "loss": 1'
+        + "0" * 400
+        + '}\n{"st'
+    )
+    Path("runs/half/events.jsonl").write_text('{"event": "evaluation", "loss": "low"}\n[]\n{"event": {}}\n')
+    assert listed()["half"]["loss"] is None
+    shown = asked("show", "half")
+    assert shown["outcomes"] == {"None": 3} and shown["events"] == {"evaluation": 1, "{}": 1}
+    assert run_command("runs", "show", "half").code == 0
+
+
+def test_nothing_to_list(world: Path) -> None:
+    Path("none").mkdir()
+    answer = run_command("runs", "list", "--runs-dir", "none")
+    assert (answer.code, answer.out) == (0, "") and "no runs in none" in answer.err
+    refused("runs", "list", "--runs-dir", "nowhere", code=2, says="nowhere: no such folder of runs")
+    refused("runs", "show", "nobody", code=2, says="no such run, here or in runs")
+
+
+def test_show(world: Path) -> None:
+    shown = asked("show", "whole")
+    assert shown["config"]["train.clip"] == {"kind": "norm"} and shown["config"]["model.num_layers"] == 2
+    assert "train.seed" not in shown["config"]
+    assert [(c["step"], c["valid"], c["latest"]) for c in shown["checkpoints"]] == [(15, True, False), (20, True, True)]
+    assert shown["events"]["checkpoint"] == 4 and shown["machine"]["device"] == "cpu"
+    assert sum(shown["outcomes"].values()) == 20 and shown["clipped"] == shown["outcomes"]["clipped"] > 0
+    Path("runs/whole/checkpoints/step-00000015/model.safetensors").write_bytes(b"")
+    text = run_command("runs", "show", "runs/whole").out
+    assert "model.safetensors: 0 bytes, but manifest.json says" in text and "latest, best" in text
+
+
+def test_verify_names_every_bad_file(world: Path) -> None:
+    assert run_command("runs", "verify").code == 0
+    bad = [Path("runs/whole/checkpoints/step-00000020", name) for name in ("model.safetensors", "state.json")]
+    for path in bad:
+        damage(path)
+    Path("runs/half/checkpoints/step-00000005/manifest.json").unlink()
+    answer = run_command("runs", "verify")
+    assert answer.code == 3
+    assert all(f"{path}: its content does not match" in answer.err for path in bad)
+    assert "step-00000005: has no manifest.json" in answer.err and answer.err.count("error: ") == 3
+    assert "whole: 2 checkpoints" in answer.out and "1 damaged" in answer.out
+    damage(Path("runs/whole/tokenizer/tokenizer_description.json"))
+    problems = json.loads(run_command("runs", "verify", "whole", "--json").out)["problems"]
+    assert len(problems) == 3 and "tokenizer_description.json" in problems[2]
+
+
+def test_b27_a_checkpoint_of_a_newer_version(world: Path) -> None:
+    for path in Path("runs/whole/checkpoints").glob("step-*/manifest.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"format_version": 9}))
+    with nothing_written(Path("runs/whole/checkpoints")):
+        for command in (("runs", "verify", "whole"), ("generate", "whole"), ("runs", "clean", "whole", "--yes")):
+            answer = run_command(*command)
+            assert answer.code == 3 and "written in format 9, this version reads up to 1" in answer.err, answer
+
+
+def test_clean_shows_first_and_removes_when_told(world: Path) -> None:
+    leftovers = [Path("runs/whole/checkpoints/.step-00000009.tmp-1"), Path("runs/whole/.status.json.tmp-1")]
+    leftovers[0].mkdir()
+    leftovers[1].write_text("half")
+    with nothing_written(world):
+        planned = asked("clean", "whole", "--keep", "1")
+        text = run_command("runs", "clean", "whole", "--keep", "1")
+    assert "nothing was removed; --yes frees" in text.err and text.out.count("runs/whole") == 3
+    assert planned["removed"] is False and {one["kind"] for one in planned["items"]} == {"leftover", "checkpoint"}
+    done = asked("clean", "whole", "--keep", "1", "--yes")
+    assert [one["path"] for one in done["items"]] == [one["path"] for one in planned["items"]] and done["removed"]
+    assert checkpoints("whole") == ["step-00000020"] and not any(path.exists() for path in leftovers)
+    assert asked("clean", "whole", "--keep", "1")["items"] == []
+    assert run_command("generate", "whole", "--tokens", "1").code == 0
+
+
+def test_clean_never_takes_the_last_good_checkpoint(world: Path) -> None:
+    damage(Path("runs/whole/checkpoints/step-00000020/model.safetensors"))
+    assert asked("clean", "whole", "--keep", "1", "--yes")["items"] == []
+    assert checkpoints("whole") == ["step-00000015", "step-00000020"]
+
+
+def test_clean_puts_back_what_stepped_aside(world: Path) -> None:
+    folder = Path("runs/whole/checkpoints")
+    (folder / "step-00000020").rename(folder / ".step-00000020.old.tmp-7")
+    assert asked("clean", "whole")["items"] == []
+    assert asked("clean", "whole", "--yes")["put_back"] == [str(folder / "step-00000020")]
+    assert checkpoints("whole") == ["step-00000015", "step-00000020"]
+
+
+def test_clean_leaves_a_run_alone_that_is_trained(world: Path) -> None:
+    with RunDirectory(Path("runs/whole")).locked(), nothing_written(world):
+        for more in ((), ("--yes",)):
+            refused("runs", "clean", "whole", "--keep", "1", *more, code=2, says="is being trained by pid")
+        answer = run_command("runs", "clean", "--keep", "1")
+    assert answer.code == 0 and "whole: is being trained by pid" in answer.err and answer.out == ""
+
+
+def test_runs_set_aside_go_only_when_asked(world: Path) -> None:
+    shutil.copytree("runs/whole", "runs/whole.old-1", symlinks=True)
+    Path("outside").mkdir()
+    Path("outside/run.toml").write_text("")
+    Path("runs/whole.old-2").symlink_to(world / "outside")
+    assert asked("clean", "whole", "--yes")["items"] == []
+    with RunDirectory(Path("runs/whole.old-1")).locked():
+        refused("runs", "clean", "whole", "--set-aside", "--yes", code=2, says="is being trained")
+    done = asked("clean", "whole", "--set-aside", "--yes")
+    assert [one["path"] for one in done["items"]] == ["runs/whole.old-1"]
+    assert not Path("runs/whole.old-1").exists() and Path("outside/run.toml").exists()
+    assert sorted(path.name for path in Path("runs").iterdir()) == ["half", "whole", "whole.old-2"]
+
+
+def test_clean_follows_no_links(world: Path) -> None:
+    Path("elsewhere").mkdir()
+    Path("elsewhere/kept").write_text("kept")
+    Path("runs/whole/checkpoints/.step-00000001.tmp-3").symlink_to(world / "elsewhere")
+    Path("runs/whole/checkpoints/step-00000001").symlink_to(world / "elsewhere")
+    assert len(asked("clean", "whole", "--yes")["items"]) == 1
+    assert Path("elsewhere/kept").read_text() == "kept"
+    shutil.move("runs/half/checkpoints", "elsewhere/checkpoints")
+    Path("runs/half/checkpoints").symlink_to(world / "elsewhere" / "checkpoints")
+    with nothing_written(world / "elsewhere"):
+        refused("runs", "clean", "half", "--keep", "1", "--yes", code=2, says="what lies there is not removed")
+
+
+def in_a_process(shell: str, **environment: str) -> Answer:
+    command = shell.replace("fromscratch", f"{sys.executable} -m fromscratch")
+    environment = {**os.environ, **environment}
+    done = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command], env=environment, capture_output=True, check=False, timeout=60
+    )
+    return Answer(done.returncode, done.stdout.decode("latin-1"), done.stderr.decode("latin-1"))
+
+
+def test_b42_narrow_plain_and_closed(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    narrow = run_command("runs", "list").out
+    assert max(map(len, narrow.splitlines())) <= 40 and "  state    done" in narrow
+    monkeypatch.setenv("COLUMNS", "200")
+    assert len(run_command("runs", "list").out.splitlines()) == 3
+    Path("runs/half").rename("runs/h\xe4lf\x1b[31m")
+    plain = in_a_process("fromscratch runs list; fromscratch runs show h*", LC_ALL="C", PYTHONUTF8="0", NO_COLOR="1")
+    assert "\x1b" not in plain.out + plain.err and "Traceback" not in plain.err and "lf\\x1b[31m" in plain.out
+    closed = in_a_process("fromscratch runs list | true; fromscratch runs show whole | head -c 1")
+    assert closed.err == "" and closed.out == "r"

@@ -86,6 +86,7 @@ def test_training_goes_on_during_a_save_which_holds_the_step_it_began_at(
 
     class Watch(SilentObserver):
         log: list[str]
+        sha256_at_5 = ""
 
         def on_step(self, record: dict[str, Any]) -> None:
             self.log.append(f"step {record['step']}")
@@ -95,6 +96,9 @@ def test_training_goes_on_during_a_save_which_holds_the_step_it_began_at(
         def on_event(self, event: str, facts: dict[str, Any]) -> None:
             if event == "checkpoint":
                 self.log.append(f"checkpoint {facts['step']}")
+                if facts["step"] == 5:
+                    weights = tmp_path / "runs" / "run" / "checkpoints" / "step-00000005" / "model.safetensors"
+                    self.sha256_at_5 = sha256_of(weights)
 
     watch = Watch()
     watch.log = []
@@ -103,7 +107,8 @@ def test_training_goes_on_during_a_save_which_holds_the_step_it_began_at(
     assert summary.outcome == "done"
     assert watch.log.index("step 8") < watch.log.index("checkpoint 5") < watch.log.index("checkpoint 10")
     assert_same_end(untouched, run)
-    verify_folder(run.checkpoints / "step-00000015")
+    stopped, _ = run_small(tmp_path / "small.toml", name="stopped", stop_after=5)
+    assert watch.sha256_at_5 == sha256_of(stopped.checkpoints / "step-00000005" / "model.safetensors")
 
 
 def test_one_save_at_a_time_and_without_memory_for_a_copy_it_is_written_at_once(

@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: quickstart test lint audit format docs bench clean help
+.PHONY: quickstart test lint audit format docs bench soak clean help
 
 help:
 	@echo "make quickstart   train a small GPT on real English, offline, in a few minutes"
@@ -14,6 +14,7 @@ help:
 	@echo "make format       format the code"
 	@echo "make docs         write the reference pages anew"
 	@echo "make bench        run the benchmarks; TEXTS='a.parquet b.parquet' adds that of the data"
+	@echo "make soak         train a run that is killed a hundred times, in about twenty minutes"
 	@echo "make clean        remove .venv and caches"
 
 quickstart: $(VENV)/.installed
@@ -43,7 +44,11 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/loop.py
 	$(BIN)/python benchmarks/processes.py
 	$(BIN)/python benchmarks/generate.py
+	$(BIN)/python benchmarks/checkpoint.py
 	$(if $(TEXTS),$(BIN)/python benchmarks/data.py $(TEXTS))
+
+soak: $(VENV)/.installed-dev
+	$(BIN)/python -m tests.soak
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -27,7 +27,7 @@ from fromscratch.training.observers import SilentObserver
 from fromscratch.training.saving import CheckpointSaver, Facts, HostBuffers
 from fromscratch.training.tensor_files import write_tensors
 from tests.conftest import REPOSITORY
-from tests.small import run_small, write_run_file
+from tests.small import SMALL_RUN, run_small, write_run_file
 from tests.training.test_resume import assert_same_end
 
 FACTS = Facts({"identity": "x"}, (None, None), before_writing=lambda: None)
@@ -86,6 +86,7 @@ def test_training_goes_on_during_a_save_which_holds_the_step_it_began_at(
 
     class Watch(SilentObserver):
         log: list[str]
+        sha256_at_5 = ""
 
         def on_step(self, record: dict[str, Any]) -> None:
             self.log.append(f"step {record['step']}")
@@ -95,6 +96,9 @@ def test_training_goes_on_during_a_save_which_holds_the_step_it_began_at(
         def on_event(self, event: str, facts: dict[str, Any]) -> None:
             if event == "checkpoint":
                 self.log.append(f"checkpoint {facts['step']}")
+                if facts["step"] == 5:
+                    weights = tmp_path / "runs" / "run" / "checkpoints" / "step-00000005" / "model.safetensors"
+                    self.sha256_at_5 = sha256_of(weights)
 
     watch = Watch()
     watch.log = []
@@ -103,7 +107,8 @@ def test_training_goes_on_during_a_save_which_holds_the_step_it_began_at(
     assert summary.outcome == "done"
     assert watch.log.index("step 8") < watch.log.index("checkpoint 5") < watch.log.index("checkpoint 10")
     assert_same_end(untouched, run)
-    verify_folder(run.checkpoints / "step-00000015")
+    stopped, _ = run_small(tmp_path / "small.toml", name="stopped", stop_after=5)
+    assert watch.sha256_at_5 == sha256_of(stopped.checkpoints / "step-00000005" / "model.safetensors")
 
 
 def test_one_save_at_a_time_and_without_memory_for_a_copy_it_is_written_at_once(
@@ -159,6 +164,55 @@ def test_f6_a_failed_save_is_told_and_tried_again_at_the_next_interval(
     assert [event["step"] for event in events(run, "checkpoint")] == [5, 15, 20]
     assert summary.outcome == "done" and not leftovers_in(run.checkpoints)
     assert_same_end(untouched, run)
+
+
+def test_f6_a_checkpoint_that_failed_is_not_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write_run_file(tmp_path, train={**SMALL_RUN["train"], "checkpoint_every": 2, "evaluate_every": 2})
+    too_high = ["train.optimizer.learning_rate=4.0", "train.schedule={kind='constant', warmup_steps=20}"]
+    _, whole = run_small(file, name="whole", overrides=too_high)
+    assert whole.best_step is not None and 2 <= whole.best_step < 18
+    failing = Failing(monkeypatch, "fsync", whole.best_step - 1, whole.best_step)
+    run, summary = run_small(file, overrides=too_high, observers=[failing])
+    assert whole.best_step in [event["step"] for event in events(run, "checkpoint-failed")]
+    assert summary.best_step is not None and summary.best_step != whole.best_step
+    assert (run.checkpoints / "best").resolve().name == f"step-{summary.best_step:08}"
+    verify_folder(run.checkpoints / "best")
+
+
+def test_f1_everything_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Power can fail too: what is not flushed may be lost although a later rename is not."""
+    done: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def flushed(descriptor: int) -> None:
+        fsync(descriptor)
+        if in_background():
+            done.append("flush " + Path(f"/proc/self/fd/{descriptor}").readlink().name)
+
+    def renamed(source: Any, target: Any, **options: Any) -> None:
+        replace(source, target, **options)
+        if in_background():
+            done.append(f"rename {Path(target).name}")
+
+    monkeypatch.setattr(os, "fsync", flushed)
+    monkeypatch.setattr(os, "replace", renamed)
+    run_small(write_run_file(tmp_path), stop_after=6)
+    hidden = f".step-00000005.tmp-{os.getpid()}"
+    assert done[:13] == [
+        "flush metrics.jsonl",
+        "flush model.safetensors",
+        "flush optimizer.safetensors",
+        "flush state.json",
+        f"flush .manifest.json.tmp-{os.getpid()}",
+        "rename manifest.json",
+        f"flush {hidden}",
+        "rename step-00000005",
+        "flush checkpoints",
+        "rename latest",
+        "flush checkpoints",
+        "rename best",
+        "flush checkpoints",
+    ]
 
 
 class FileSizeLimit(SilentObserver):

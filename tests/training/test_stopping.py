@@ -16,8 +16,10 @@ from fromscratch.data.batches import SequenceBatches
 from fromscratch.errors import DataError
 from fromscratch.models.gpt import GPT
 from fromscratch.runs.directory import RunDirectory
+from fromscratch.runs.records import read_records
 from fromscratch.runs.retention import checkpoints_in, leftovers_in, newest_valid, step_of
 from fromscratch.training import setup, starting
+from fromscratch.training.batches import AUTO_TOKENS
 from fromscratch.training.observers import SilentObserver
 from tests.small import run_small, write_run_file
 from tests.training.test_resume import assert_same_end
@@ -75,11 +77,14 @@ def test_f14_sigterm_at_any_moment_leaves_one_whole_checkpoint(
 ) -> None:
     file = write_run_file(tmp_path)
     with monkeypatch.context() as patched:
-        run, summary = run_small(file, observers=[SignalIn(patched, where, 10)])
+        patched.setitem(AUTO_TOKENS, "cpu", 64)  # an evaluation takes three batches
+        run, summary = run_small(file, micro_batch=8, observers=[SignalIn(patched, where, 10)])
     assert summary.outcome == "stopped" and 10 <= summary.step <= 12
     newest, skipped = newest_valid(run.checkpoints)
     assert newest is not None and step_of(newest) == summary.step and not skipped
     assert not leftovers_in(run.checkpoints)
+    evaluated = [event["step"] for event in read_records(run.events) if event["event"] == "evaluation"]
+    assert evaluated == ([0, 5] if where == "evaluation" else [0, 5, 10]), "an evaluation ends at the next batch"
     status = run.read_status()
     assert (status["state"], status["step"], status["reason"]) == ("stopped", summary.step, "SIGTERM")
     assert_same_end(untouched, run_small(file)[0])

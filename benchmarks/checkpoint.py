@@ -1,0 +1,132 @@
+"""What a checkpoint costs: how long training waits, and MB/s beside a plain write of the same bytes.
+
+    python benchmarks/checkpoint.py [--preset gpt2-small] [--rounds 3] [--folder DIR] [--out benchmarks/checkpoint.json]
+
+Three ways of writing the same tensors, interleaved: a plain write with an fsync at the end; save, then
+read again for the checksum, while training waits; and what training does, in the background.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fromscratch.config.model import ModelConfig
+from fromscratch.config.train import TrainConfig
+from fromscratch.files import flush_file, sha256_of, verify_folder
+from fromscratch.models.factory import build_empty
+from fromscratch.models.gpt import GPT
+from fromscratch.training.checkpoints import TrainingState, model_tensors, optimizer_tensors
+from fromscratch.training.hardware import find_hardware
+from fromscratch.training.saving import CheckpointSaver, Facts, SaveResult
+from fromscratch.training.tensor_files import bytes_of
+
+
+def main() -> None:
+    """Measures and reports."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--preset", default="gpt2-small")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--device")
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--out")
+    arguments = parser.parse_args()
+    hardware = find_hardware(arguments.device)
+    model, optimizer = trained(arguments.preset, hardware.device)
+    tensors = {**model_tensors(model), **optimizer_tensors(model, optimizer)}
+    folder = Path(tempfile.mkdtemp(dir=arguments.folder))
+    try:
+        rows = measure(model, optimizer, tensors, folder, rounds=arguments.rounds)
+    finally:
+        shutil.rmtree(folder)
+    megabytes = bytes_of(tensors) / 1e6
+    print(f"{megabytes:,.0f} MB, {hardware.device} ({hardware.name})")
+    print(f"{'':<34} {'training waits':>14} {'seconds':>8} {'MB/s':>6}")
+    for name, stalls, seconds in rows:
+        stall, total = statistics.median(stalls), statistics.median(seconds)
+        print(f"{name:<34} {stall:>12.2f} s {total:>8.2f} {megabytes / total:>6,.0f}")
+    if arguments.out:
+        facts = {**hardware.facts(), "preset": arguments.preset, "bytes": bytes_of(tensors)}
+        table = [{"way": name, "stall_seconds": stalls, "seconds": seconds} for name, stalls, seconds in rows]
+        Path(arguments.out).write_text(json.dumps({**facts, "rows": table}, indent=1) + "\n", "utf-8")
+
+
+def trained(preset: str, device: torch.device) -> tuple[GPT, torch.optim.Optimizer]:
+    """A model whose optimiser has taken a step."""
+    model = build_empty(ModelConfig(preset=preset, vocab_size=50_257, tied_head=False), device)
+    optimizer = TrainConfig().optimizer.build(list(model.named_parameters()))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return model, optimizer
+
+
+Row = tuple[str, list[float], list[float]]
+
+
+def measure(
+    model: GPT, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], folder: Path, *, rounds: int
+) -> list[Row]:
+    """Name, seconds that training waits, and seconds until all is on the disk, of each way and round."""
+    saver = CheckpointSaver(folder / "checkpoints", keep=1)
+    (folder / "checkpoints").mkdir()
+    facts = Facts({}, (None, None), before_writing=lambda: None)
+    plain: list[float] = []
+    foreground: list[float] = []
+    results: list[SaveResult] = []
+    for step in range(1, rounds + 2):
+        plain.append(timed(lambda: plain_write(tensors, folder / "plain")))
+        foreground.append(timed(lambda: save_then_read(tensors, folder / "foreground.safetensors")))
+        saver.begin(model, optimizer, TrainingState(step=step), facts)
+        result = saver.collect(wait=True)
+        assert result is not None and not result.error, result
+        results.append(result)
+    saver.close()
+    verify_folder(folder / "checkpoints" / "latest")
+    background = [result.stall_seconds + result.write_seconds for result in results]
+    stalls = [result.stall_seconds for result in results]
+    return [
+        ("plain write", plain, plain),
+        ("in the foreground, read again", foreground, foreground),
+        ("in the background, the first", stalls[:1], background[:1]),
+        ("in the background, later ones", stalls[1:], background[1:]),
+    ]
+
+
+def timed(work: Callable[[], None]) -> float:
+    """Seconds of one call."""
+    began_at = time.perf_counter()
+    work()
+    return time.perf_counter() - began_at
+
+
+def plain_write(tensors: dict[str, Tensor], path: Path) -> None:
+    """The bytes alone, one tensor after the other, on the disk."""
+    with path.open("wb", buffering=0) as file:
+        for tensor in tensors.values():
+            left = tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data
+            while left:
+                left = left[file.write(left) :]
+        os.fsync(file.fileno())
+
+
+def save_then_read(tensors: dict[str, Tensor], path: Path) -> None:
+    """The obvious way: write, put it on the disk, read it again for the checksum."""
+    save_file(tensors, path)
+    flush_file(path)
+    sha256_of(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -2,11 +2,15 @@
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+LAST_WORDS_SECONDS = 1.0
 
 
 class StopRequest:
@@ -33,7 +37,8 @@ class StopRequest:
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if self.reason:
-            with suppress(Exception):
-                self.last_words(name)
+            speaker = threading.Thread(target=self.last_words, args=(name,), daemon=True)
+            speaker.start()
+            speaker.join(LAST_WORDS_SECONDS)  # a disk that hangs must not keep the process
             os._exit(128 + number)
         self.reason = name

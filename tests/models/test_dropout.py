@@ -9,6 +9,7 @@ from torch import Tensor
 from fromscratch.config.model import ModelConfig
 from fromscratch.models import attention as attention_module
 from fromscratch.models.attention import ExplicitAttention, FusedAttention
+from fromscratch.models.compiling import prepare_to_compile
 from fromscratch.models.dropout import Dropout, hashed_numbers, put_keys_on_device, set_sequence_keys
 from fromscratch.models.factory import build_empty, initialise
 from fromscratch.models.gpt import GPT
@@ -165,6 +166,7 @@ def test_new_keys_compile_nothing_anew_and_compiled_masks_are_the_same(
         return graph.forward
 
     torch.compiler.reset()
+    prepare_to_compile()
     x = torch.randn(2, 5, 9)
     dropout = make(0.5, (0, 0))
     compiled = torch.compile(dropout, backend=backend)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fromscratch.config.model import ModelConfig
 from fromscratch.errors import UsageError
+from fromscratch.models.compiling import prepare_to_compile
 from fromscratch.models.dropout import Dropout, put_keys_on_device, set_sequence_keys
 from fromscratch.models.factory import build_empty, initialise
 from fromscratch.models.gpt import GPT
@@ -105,6 +106,7 @@ def test_new_dropout_keys_compile_nothing_anew(head: str) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_inductor_draws_the_eager_masks() -> None:
     torch.compiler.reset()
+    prepare_to_compile()
     dropout = Dropout(0.25)
     compiled = torch.compile(dropout, dynamic=False)
     x = torch.randn(2, 9, 13)

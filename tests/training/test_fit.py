@@ -76,10 +76,11 @@ def test_on_this_machine_it_agrees_with_brute_force() -> None:
     workload = Workload(
         ModelConfig.model_validate({**shape, "dropout": 0.0}), TrainConfig.model_validate({"precision": "fp32"})
     )
-    budget = 560 * MIB
+    tried = probe_in_a_process(workload, CPU, Acceleration(), budget_bytes=2**40)(8)
+    budget = round(1.1 * (tried.peak_memory_bytes or 0))  # what a process has before it begins is the machine's affair
     probe = probe_in_a_process(workload, CPU, Acceleration(), budget_bytes=budget)
     found = find_fit(probe, budget_bytes=budget, share=4)
-    assert found.largest > 4 and found.line.bytes_per_sequence > MIB
+    assert found.largest >= 8 and found.line.bytes_per_sequence > MIB
     around = {size: probe(size).peak_memory_bytes or 0 for size in (found.largest - 1, found.largest + 2)}
     assert around[found.largest - 1] < 1.01 * budget < 1.02 * around[found.largest + 2]  # to what a process repeats
 

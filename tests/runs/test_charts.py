@@ -104,7 +104,7 @@ def test_b41_a_million_points_in_two_seconds(run: RunDirectory) -> None:
         file.writelines(f'{before}"step": {step},{after}\n' for step in range(1_000_000))
     begun = time.process_time()
     draw_charts(run)
-    assert time.process_time() - begun < 4.0  # below two on an idle machine; other processes take its caches
+    assert time.process_time() - begun < 2.0
 
 
 def test_loss_chart_shows_band_held_out_and_best() -> None:

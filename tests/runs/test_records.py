@@ -1,6 +1,7 @@
 """Records: appended lines of strict JSON, read however a crash left them."""
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fromscratch.runs import records
 from fromscratch.runs.records import RecordWriter, read_records, read_thinned
 
 
@@ -85,3 +87,22 @@ def test_thinned_keeps_the_ends_the_nulls_and_an_even_choice(file: Path) -> None
 def test_thinned_stays_small_when_everything_is_null(file: Path) -> None:
     file.write_text('{"loss": null}\n' * 10_000)
     assert len(read_thinned(file, 100)) <= 201
+
+
+@pytest.mark.parametrize("block_bytes", [7, 50, 1 << 18])
+@pytest.mark.parametrize("end", ["\n", ""], ids=["whole", "no newline at the end"])
+def test_reading_in_blocks_finds_what_reading_line_by_line_would(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int, end: str
+) -> None:
+    monkeypatch.setattr(records, "BLOCK_BYTES", block_bytes)
+    path, outcomes = tmp_path / "metrics.jsonl", random.Random(1)
+    for length in (0, 1, 2, 9, 10, 11, 31, 200):
+        lines = [{"step": n, "outcome": outcomes.choice(["normal", "normal", "clipped"])} for n in range(length)]
+        path.write_text("\n".join(map(json.dumps, lines)) + end * bool(lines))
+        for most in (1, 3, 10, 100):
+            stride = max(1, length // most)
+            assert records.read_thinned(path, most) == [
+                line for n, line in enumerate(lines) if n % stride == 0 or n == length - 1
+            ]
+        clipped = [line["step"] for line in lines if line["outcome"] == "clipped"]
+        assert records.read_outcomes(path).get("clipped", []) == clipped

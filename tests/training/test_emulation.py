@@ -79,3 +79,27 @@ def test_only_what_is_slow_is_emulated() -> None:
     assert not needs_emulation("fp32", CPU) and not needs_emulation("tf32", CPU)
     assert not needs_emulation("bf16", torch.device("cuda"))
     assert needs_emulation("bf16", CPU) is not torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def test_tf32_is_on_in_forward_and_backward_and_nowhere_else() -> None:
+    seen = []
+
+    class Watch(torch.autograd.Function):
+        @staticmethod
+        def forward(_ctx: object, x: Tensor) -> Tensor:
+            seen.append(torch.get_float32_matmul_precision())
+            return x.clone()
+
+        @staticmethod
+        def backward(_ctx: object, upstream: Tensor) -> Tensor:
+            seen.append(torch.get_float32_matmul_precision())
+            return upstream
+
+    before = torch.get_float32_matmul_precision()
+    for kind, setting in (("tf32", "high"), ("fp32", "highest")):
+        precision = Precision(kind, CPU)
+        with precision.arithmetic():
+            loss = Watch.apply(torch.ones((), requires_grad=True))  # type: ignore[no-untyped-call]
+        precision.backward(loss)
+        assert seen == [setting, setting] and torch.get_float32_matmul_precision() == before
+        seen.clear()

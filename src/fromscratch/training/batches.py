@@ -113,7 +113,8 @@ class TokenBatches:
         tokens = torch.from_numpy(self.sequences.read(indices))
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
         if self.device.type == "cuda":
-            inputs, targets = inputs.pin_memory(), targets.pin_memory()
+            # slices of rows are not contiguous, and such a copy would go through memory that is not pinned
+            inputs, targets = inputs.contiguous().pin_memory(), targets.contiguous().pin_memory()
         keys = tuple(derive_seed(self.seed, "dropout", step, index) for index in indices)
         return MicroBatch(inputs, targets, keys)
 

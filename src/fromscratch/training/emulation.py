@@ -1,7 +1,7 @@
 """16-bit matrix products on processors that have no instructions for them.
 
-Without such instructions torch multiplies 16-bit matrices element by element: a hundred times slower
-than fp32. The operands are 16-bit numbers either way, their products are exact in fp32 and are summed
+Without such instructions torch multiplies 16-bit matrices element by element: up to a hundred times
+slower than fp32. The operands are 16-bit numbers either way, their products are exact in fp32 and are summed
 in fp32 on every device; so multiplying them as fp32 matrices and rounding the result once gives what
 a device with the instructions gives, to summation order, at the speed of fp32. What a run file says
 about precision is therefore true on any processor.

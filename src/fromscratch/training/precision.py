@@ -31,23 +31,28 @@ class Precision:
     @contextmanager
     def arithmetic(self) -> Iterator[None]:
         """Everything computed inside uses this precision; the setting before is put back after."""
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("high" if self.kind == "tf32" else "highest")
-        try:
-            with torch.autocast(self._device_type, self._dtype, enabled=self._dtype is not None), self.products():
-                yield
-        finally:
-            torch.set_float32_matmul_precision(before)
+        with torch.autocast(self._device_type, self._dtype, enabled=self._dtype is not None), self.products():
+            yield
 
     def backward(self, loss: Tensor) -> None:
-        """Gradients of the (scaled) loss."""
+        """Gradients of the (scaled) loss; autocast's types are in the graph, the rest is set again here."""
         scaled: Tensor = self.scaler.scale(loss)
         with self.products():
             scaled.backward()
 
-    def products(self) -> AbstractContextManager[object]:
-        """Matrix products inside are as fast as this device can make them: see ``training.emulation``."""
-        return EmulatedProducts() if self.emulated else nullcontext()  # type: ignore[no-untyped-call]
+    @contextmanager
+    def products(self) -> Iterator[None]:
+        """Matrix products inside are computed as the precision says: tf32's by its units, others by emulation."""
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("high" if self.kind == "tf32" else "highest")
+        emulation: AbstractContextManager[object] = nullcontext()
+        if self.emulated:
+            emulation = EmulatedProducts()  # type: ignore[no-untyped-call]
+        try:
+            with emulation:
+                yield
+        finally:
+            torch.set_float32_matmul_precision(before)
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
         """Divides the gradients by the loss scale; nothing to do but for fp16."""

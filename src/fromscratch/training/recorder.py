@@ -36,7 +36,7 @@ class StepRecorder:
         self._tokens_per_step = tokens_per_step
         self._on_record = on_record
         self._announce = announce
-        self._pending: tuple[int, float, torch.Tensor] | None = None
+        self._pending: tuple[int, float, torch.Tensor, torch.cuda.Event | None] | None = None
         self._clock = time.perf_counter()
         self.spike_step: int | None = None
         """The step of a spike that was found and not yet dealt with."""
@@ -55,10 +55,13 @@ class StepRecorder:
             result.clipped,
             result.outcome,
             result.spike,
-            torch.as_tensor(loss_scale, device=result.loss.device),
+            loss_scale if isinstance(loss_scale, torch.Tensor) else torch.full_like(result.loss, loss_scale),
         )
-        numbers = torch.stack([value.float() for value in fields])
-        previous, self._pending = self._pending, (step, learning_rate, numbers)
+        numbers, arrived = torch.stack([value.float() for value in fields]), None
+        if numbers.is_cuda:  # fetched behind this step and before the next, whose end a later fetch would wait for
+            numbers, arrived = numbers.to("cpu", non_blocking=True), torch.cuda.Event()
+            arrived.record()
+        previous, self._pending = self._pending, (step, learning_rate, numbers, arrived)
         if previous is not None:
             self._pass_on(*previous)
 
@@ -72,7 +75,11 @@ class StepRecorder:
         """Drops what is queued: the run has gone back behind it."""
         self._pending, self.spike_step = None, None
 
-    def _pass_on(self, step: int, learning_rate: float, numbers: torch.Tensor) -> None:
+    def _pass_on(
+        self, step: int, learning_rate: float, numbers: torch.Tensor, arrived: torch.cuda.Event | None
+    ) -> None:
+        if arrived is not None:
+            arrived.synchronize()
         loss, loss_min, loss_max, grad_norm, clipped, code, held, loss_scale = numbers.tolist()
         outcome = Outcome(int(code))
         now = time.perf_counter()

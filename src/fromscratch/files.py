@@ -35,6 +35,14 @@ def data_home() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "fromscratch"
 
 
+def readable_bytes(num_bytes: int) -> str:
+    """With three digits: 1.96 GB, 512 kB."""
+    for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.3g} {unit}"
+    return f"{num_bytes} bytes"
+
+
 def to_strict_json(value: Any, *, indent: int | None = None) -> str:
     """JSON that every reader accepts: NaN and infinities become null, lone surrogates their escapes."""
     text = json.dumps(_finite(value), allow_nan=False, ensure_ascii=False, indent=indent)

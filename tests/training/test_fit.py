@@ -124,3 +124,12 @@ def test_the_verb_prints_the_line_and_remembers(tmp_path: Path, home: Path) -> N
 def test_the_budget_is_a_part_of_what_is_free() -> None:
     assert 100 * MIB < memory_budget_bytes(CPU) < 2**50
     assert json.loads(json.dumps(memory_budget_bytes(CPU))) == memory_budget_bytes(CPU)
+
+
+def test_a_process_does_not_count_the_memory_of_the_one_that_started_it() -> None:
+    ballast = bytearray(800 * MIB)
+    ballast[::4096] = b"x" * len(range(0, len(ballast), 4096))  # so that it is really there
+    code = "from fromscratch.training.hardware import find_hardware as f; print(f('cpu').peak_memory_bytes())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=100)
+    assert 100 * MIB < int(done.stdout) < 700 * MIB < CPU.peak_memory_bytes()
+    assert len(ballast) == 800 * MIB

@@ -15,10 +15,10 @@ from fromscratch.cli.output import (
     print_json,
     print_table,
     printable,
-    readable_bytes,
     show,
 )
 from fromscratch.errors import EXIT_DATA
+from fromscratch.files import readable_bytes
 
 if TYPE_CHECKING:
     from fromscratch.runs.cleaning import Removal

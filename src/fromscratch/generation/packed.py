@@ -2,10 +2,9 @@
 
 One token for each of a few texts is a matrix of few rows, times each weight matrix. What counts then
 is to read the weights once, at the speed of the memory, and for that their layout must suit the
-number of rows. ``torch.nn.functional.linear`` takes them as training left them, and in fp32 is a
-third slower than need be for one row and several times for two to sixteen. Here each matrix is copied
-once, when it is first used: transposed for one row, in oneDNN's own layout for several. The figures
-are what ``benchmarks/generate.py`` prints.
+number of rows. ``torch.nn.functional.linear`` takes them as training left them, which is slower in
+fp32. Here each matrix is copied once, when it is first used: transposed for one row, in oneDNN's own
+layout for several. What it is worth, ``benchmarks/generate.py`` prints.
 """
 
 import copy

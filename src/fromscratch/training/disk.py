@@ -8,6 +8,7 @@ import torch
 
 from fromscratch.config.run import RunConfig
 from fromscratch.errors import UsageError
+from fromscratch.files import readable_bytes
 from fromscratch.models.factory import build_gpt
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.retention import checkpoints_in
@@ -42,8 +43,8 @@ class DiskPlan:
         """For the user, before the run begins."""
         return (
             f"keeps {self.keep_checkpoints} checkpoint{'s' * (self.keep_checkpoints > 1)} and the best one, "
-            f"{_readable(self.checkpoint_bytes)} each, at most {self.most_at_once} at once; "
-            f"needs {_readable(self.needed_bytes)}, {_readable(self.free_bytes)} are free"
+            f"{readable_bytes(self.checkpoint_bytes)} each, at most {self.most_at_once} at once; "
+            f"needs {readable_bytes(self.needed_bytes)}, {readable_bytes(self.free_bytes)} are free"
         )
 
     def check(self) -> None:
@@ -90,11 +91,3 @@ def checkpoint_bytes(config: RunConfig) -> int:
 def _existing(path: Path) -> Path:
     """The nearest folder above that is there already."""
     return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())
-
-
-def _readable(num_bytes: int) -> str:
-    """With three digits: 1.96 GB, 512 kB."""
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if num_bytes >= size:
-            return f"{num_bytes / size:,.3g} {unit}" if num_bytes < 1000 * size else f"{num_bytes / size:,.0f} {unit}"
-    return f"{num_bytes} bytes"

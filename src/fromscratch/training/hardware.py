@@ -3,6 +3,7 @@
 import platform
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -81,10 +82,20 @@ class Hardware:
             return int(torch.cuda.max_memory_allocated(self.device))
         if self.device.type == "mps":
             return int(torch.mps.driver_allocated_memory())
-        import resource
+        return _peak_resident_bytes()
 
-        unit = 1 if platform.system() == "Darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+def _peak_resident_bytes() -> int:
+    """Of this program: on Linux ``ru_maxrss`` would not do, which begins at the peak of whoever started it."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        peak = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
+        if peak:
+            return int(peak[1]) * 1024
+    import resource
+
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def find_hardware(name: str | None = None, *, local_rank: int = 0) -> Hardware:

@@ -28,6 +28,7 @@ from fromscratch.training.saving import CheckpointSaver, Facts, HostBuffers
 from fromscratch.training.tensor_files import write_tensors
 from tests.conftest import REPOSITORY
 from tests.small import SMALL_RUN, run_small, write_run_file
+from tests.training.in_saves import before_saves, call_in_save, in_background
 from tests.training.test_resume import assert_same_end
 
 FACTS = Facts({"identity": "x"}, (None, None), before_writing=lambda: None)
@@ -35,10 +36,6 @@ FACTS = Facts({"identity": "x"}, (None, None), before_writing=lambda: None)
 
 def events(run: RunDirectory, event: str) -> list[dict[str, Any]]:
     return [record for record in read_records(run.events) if record["event"] == event]
-
-
-def in_background() -> bool:
-    return threading.current_thread().name.startswith("checkpoint")
 
 
 @pytest.fixture(scope="module")
@@ -137,28 +134,16 @@ def test_one_save_at_a_time_and_without_memory_for_a_copy_it_is_written_at_once(
     verify_folder(tmp_path / "step-00000002")
 
 
-class Failing(SilentObserver):
-    """Makes ``os.fsync`` or ``os.replace`` fail in the background between two steps."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, function: str, first: int, last: int) -> None:
-        self.step, original = 0, getattr(os, function)
-
-        def failing(*arguments: Any, **options: Any) -> Any:
-            if in_background() and first <= self.step <= last:
-                raise OSError(errno.EIO, os.strerror(errno.EIO))
-            return original(*arguments, **options)
-
-        monkeypatch.setattr(os, function, failing)
-
-    def on_step(self, record: dict[str, Any]) -> None:
-        self.step = record["step"]
+def break_disk() -> None:
+    raise OSError(errno.EIO, os.strerror(errno.EIO))
 
 
 @pytest.mark.parametrize("function", ["fsync", "replace", "mkdir"])
 def test_f6_a_failed_save_is_told_and_tried_again_at_the_next_interval(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, untouched: RunDirectory, function: str
 ) -> None:
-    run, summary = run_small(write_run_file(tmp_path), observers=[Failing(monkeypatch, function, 8, 14)])
+    call_in_save(monkeypatch, function, 10, break_disk)
+    run, summary = run_small(write_run_file(tmp_path))
     (failed,) = events(run, "checkpoint-failed")
     assert failed["step"] == 10 and "Input/output error" in failed["reason"]
     assert [event["step"] for event in events(run, "checkpoint")] == [5, 15, 20]
@@ -171,8 +156,8 @@ def test_f6_a_checkpoint_that_failed_is_not_the_best(tmp_path: Path, monkeypatch
     too_high = ["train.optimizer.learning_rate=4.0", "train.schedule={kind='constant', warmup_steps=20}"]
     _, whole = run_small(file, name="whole", overrides=too_high)
     assert whole.best_step is not None and 2 <= whole.best_step < 18
-    failing = Failing(monkeypatch, "fsync", whole.best_step - 1, whole.best_step)
-    run, summary = run_small(file, overrides=too_high, observers=[failing])
+    call_in_save(monkeypatch, "fsync", whole.best_step, break_disk)
+    run, summary = run_small(file, overrides=too_high)
     assert whole.best_step in [event["step"] for event in events(run, "checkpoint-failed")]
     assert summary.best_step is not None and summary.best_step != whole.best_step
     assert (run.checkpoints / "best").resolve().name == f"step-{summary.best_step:08}"
@@ -215,15 +200,14 @@ def test_f1_everything_is_on_the_disk_before_it_has_its_name(tmp_path: Path, mon
     ]
 
 
-class FileSizeLimit(SilentObserver):
-    """Lets this process write only small files between two steps: a disk that is full for large ones."""
+def limit_file_size(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Lets this process write only small files in the save of a step: a disk that is full for large ones."""
 
-    def __init__(self, first: int, last: int) -> None:
-        self._limits = {first: 30_000, last: resource.RLIM_INFINITY}
+    def limit(saved_step: int) -> None:
+        largest = 30_000 if saved_step == step else resource.RLIM_INFINITY
+        resource.setrlimit(resource.RLIMIT_FSIZE, (largest, resource.RLIM_INFINITY))
 
-    def on_step(self, record: dict[str, Any]) -> None:
-        if record["step"] in self._limits:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (self._limits[record["step"]], resource.RLIM_INFINITY))
+    before_saves(monkeypatch, limit)
 
 
 @pytest.fixture
@@ -233,8 +217,11 @@ def _unlimited() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("_unlimited")
-def test_f4_no_room_for_a_periodic_save_and_training_goes_on(tmp_path: Path, untouched: RunDirectory) -> None:
-    run, summary = run_small(write_run_file(tmp_path), observers=[FileSizeLimit(8, 13)])
+def test_f4_no_room_for_a_periodic_save_and_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, untouched: RunDirectory
+) -> None:
+    limit_file_size(monkeypatch, 10)
+    run, summary = run_small(write_run_file(tmp_path))
     (failed,) = events(run, "checkpoint-failed")
     assert failed["step"] == 10 and "it needs" in failed["reason"] and "bytes" in failed["reason"]
     assert summary.outcome == "done" and not leftovers_in(run.checkpoints)
@@ -243,11 +230,13 @@ def test_f4_no_room_for_a_periodic_save_and_training_goes_on(tmp_path: Path, unt
 
 @pytest.mark.usefixtures("_unlimited")
 def test_f4_no_room_for_the_last_save_is_an_error_with_the_bytes_it_needs(
-    tmp_path: Path, untouched: RunDirectory
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, untouched: RunDirectory
 ) -> None:
     file = write_run_file(tmp_path)
-    with pytest.raises(FromScratchError, match=r"step 20 .*it needs [\d,]+ bytes and [\d,]+ are free") as caught:
-        run_small(file, observers=[FileSizeLimit(17, 99)])
+    with monkeypatch.context() as patched:
+        limit_file_size(patched, 20)
+        with pytest.raises(FromScratchError, match=r"step 20 .*it needs [\d,]+ bytes and [\d,]+ are free") as caught:
+            run_small(file)
     assert caught.value.exit_code == EXIT_CRASH
     run = RunDirectory(tmp_path / "runs" / "run")
     status = run.read_status()
@@ -275,21 +264,21 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-def test_f4_a_disk_that_is_really_full(tiny_disk: Path, untouched: RunDirectory) -> None:
-    class Fill(SilentObserver):
-        def on_step(self, record: dict[str, Any]) -> None:
-            filler = tiny_disk / "filler"
-            if record["step"] == 7:
-                with filler.open("wb", buffering=0) as file:
-                    try:
-                        while file.write(b"x" * 4096):
-                            pass
-                    except OSError as error:
-                        assert error.errno == errno.ENOSPC
-            if record["step"] == 17:
-                filler.unlink()
+def test_f4_a_disk_that_is_really_full(
+    tiny_disk: Path, monkeypatch: pytest.MonkeyPatch, untouched: RunDirectory
+) -> None:
+    filler = tiny_disk / "filler"
 
-    run, summary = run_small(write_run_file(tiny_disk), observers=[Fill()])
+    def fill(step: int) -> None:
+        if step == 10:
+            with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space left"):
+                while file.write(b"x" * 4096):
+                    pass
+        elif step == 20:
+            filler.unlink()
+
+    before_saves(monkeypatch, fill)
+    run, summary = run_small(write_run_file(tiny_disk))
     assert summary.outcome == "done"
     assert [event["step"] for event in events(run, "checkpoint-failed")] == [10, 15]
     assert_same_end(untouched, run)  # not one metric is missing either

@@ -22,6 +22,7 @@ from fromscratch.training import setup, starting
 from fromscratch.training.batches import AUTO_TOKENS
 from fromscratch.training.observers import SilentObserver
 from tests.small import run_small, write_run_file
+from tests.training.in_saves import call_in_save
 from tests.training.test_resume import assert_same_end
 
 
@@ -31,44 +32,41 @@ def untouched(tmp_path_factory: pytest.TempPathFactory) -> RunDirectory:
 
 
 class SignalIn(SilentObserver):
-    """Sends SIGTERM once, inside evaluation, a save, or data loading, when so many steps are on the record."""
+    """Sends SIGTERM once: inside the evaluation or the save of a step, or inside data loading after it."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, where: str, step: int) -> None:
-        self._at, self._step, self._sent = step, 0, False
+        self._at, self._step, self._sent = step, 0, threading.Event()
+        self._save_comes = where == "save"
         if where == "evaluation":
             losses = GPT.losses
 
             def evaluated(model: GPT, *arguments: torch.Tensor) -> torch.Tensor:
-                if not model.training:
+                if not model.training and self._step >= self._at:
                     self.send()
                 return losses(model, *arguments)
 
             monkeypatch.setattr(GPT, "losses", evaluated)
         elif where == "save":
-            fsync = os.fsync
-
-            def saved(descriptor: int) -> None:
-                if threading.current_thread().name.startswith("checkpoint"):
-                    self.send()
-                fsync(descriptor)
-
-            monkeypatch.setattr(os, "fsync", saved)
+            call_in_save(monkeypatch, "fsync", step, self.send)
         else:
             read = SequenceBatches.read
 
             def loaded(*arguments: Any) -> Any:
-                self.send()
+                if self._step > self._at:  # what is read at the step itself may be read before it is evaluated
+                    self.send()
                 return read(*arguments)
 
             monkeypatch.setattr(SequenceBatches, "read", loaded)
 
     def on_step(self, record: dict[str, Any]) -> None:
         self._step = record["step"]
+        if self._save_comes and self._step > self._at:
+            assert self._sent.wait(60), "no save began"
 
     def send(self) -> None:
-        if self._step >= self._at and not self._sent:
-            self._sent = True
+        if not self._sent.is_set():
             os.kill(os.getpid(), signal.SIGTERM)
+            self._sent.set()
 
 
 @pytest.mark.parametrize("where", ["evaluation", "save", "data loading"])
@@ -79,7 +77,7 @@ def test_f14_sigterm_at_any_moment_leaves_one_whole_checkpoint(
     with monkeypatch.context() as patched:
         patched.setitem(AUTO_TOKENS, "cpu", 64)  # an evaluation takes three batches
         run, summary = run_small(file, micro_batch=8, observers=[SignalIn(patched, where, 10)])
-    assert summary.outcome == "stopped" and 10 <= summary.step <= 12
+    assert summary.outcome == "stopped" and 10 <= summary.step <= 13
     newest, skipped = newest_valid(run.checkpoints)
     assert newest is not None and step_of(newest) == summary.step and not skipped
     assert not leftovers_in(run.checkpoints)

@@ -37,7 +37,7 @@ def loss(
     """
     from fromscratch.errors import UsageError
     from fromscratch.evaluation.loss import evaluate_loss, record_loss
-    from fromscratch.training.distributed import joined_world, started_local_rank
+    from fromscratch.training.distributed import joined_world, started_local_rank, started_local_world_size
     from fromscratch.training.hardware import find_hardware
     from fromscratch.training.held_out import TokenSlice
     from fromscratch.training.launcher import is_launched, launch_measurement
@@ -52,7 +52,7 @@ def loss(
     if processes is not None and processes > 1 and not is_launched():
         locate(model)  # bad input is told once, and here
         raise typer.Exit(launch_measurement(sys.argv[1:], processes=processes))
-    hardware = find_hardware(device, local_rank=started_local_rank())
+    hardware = find_hardware(device, local_rank=started_local_rank(), processes_here=started_local_world_size())
     loaded = open_model(model, hardware)
     check_same_tokenizer(opened, loaded.tokenizer)
     with joined_world(hardware.device.type) as world:

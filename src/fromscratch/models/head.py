@@ -29,6 +29,7 @@ CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**26}
 ALIGNMENT = 64
 """Logits of 16 bits have rows of a multiple of so many entries: tensor cores read and write aligned rows, and
 GPT-2's vocabulary of 50,257 is odd (NVIDIA, "Matrix Multiplication Background User's Guide", section 3)."""
+ROWS_PER_TILE = 128  # of a matrix product on a GPU; a chunk of whole tiles leaves no multiprocessor idle
 VOCABULARY_PER_PRODUCT = 2_048  # on a CPU, where one product for all 50,000 entries runs at 60% of that speed
 
 
@@ -164,6 +165,8 @@ def _subtract_targets(probabilities: Tensor, targets: Tensor) -> Tensor:
 def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
     """Rows of tokens whose logits are held in fp32 together."""
     size = max(1, CHUNK_ELEMENTS.get(hidden.device.type, CHUNK_ELEMENTS["cpu"]) // len(weight))
+    if hidden.device.type != "cpu" and size > ROWS_PER_TILE:
+        size -= size % ROWS_PER_TILE
     return [slice(begin, begin + size) for begin in range(0, len(hidden), size)]
 
 

@@ -3,9 +3,11 @@
 import importlib.util
 import os
 import shutil
+import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +58,8 @@ def why_not_compiled(device: torch.device, precision: str) -> str:
     compilers = [os.environ.get("CXX", ""), os.environ.get("CC", ""), "c++", "g++", "clang++", "cc", "gcc", "clang"]
     if not any(name and shutil.which(name) for name in compilers):
         return "torch.compile needs a C++ compiler, and there is none"
+    if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+        return "torch.compile needs Python's header files, and they are not installed (python3-dev or the like)"
     if device.type == "cuda":
         if importlib.util.find_spec("triton") is None:
             return "torch.compile needs Triton, which is not installed"

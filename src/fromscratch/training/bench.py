@@ -21,9 +21,12 @@ from fromscratch.config.train import TrainConfig
 from fromscratch.errors import UsageError
 from fromscratch.models.costs import model_costs
 from fromscratch.training.hardware import Hardware
+from fromscratch.training.memory import speaks_of_memory
 from fromscratch.training.precision import Precision
 
 ENGINE, REFERENCE = "engine", "reference"
+OUT_OF_MEMORY = "out of memory"
+WORKER = [sys.executable, "-m", "fromscratch.training.bench_worker"]
 PEAK_SIZE = 2_048  # of the square matrices whose product measures a CPU's peak: large enough to fill both caches
 PEAK_REPEATS = 10
 
@@ -130,13 +133,14 @@ def ask_worker(
     steps: int,
     *,
     most_seconds: float = float("inf"),
-    evaluates: bool = False,
+    as_in_a_run: bool = False,
 ) -> None:
     """Runs steps of a case in a process of its own and adds what they took to the measurement.
 
     Args:
         most_seconds: takes no further step after so long, but one to warm up and one that counts.
-        evaluates: whether the process also evaluates a batch, as a run does, which takes memory.
+        as_in_a_run: whether the process also holds what a run does beside a step: the gradients of earlier
+            pieces, and a batch that is evaluated.
     """
     request = {
         "model": workload.model.model_dump(mode="json", exclude_none=True),
@@ -146,22 +150,27 @@ def ask_worker(
         "threads": torch.get_num_threads(),
         "steps": steps,
         "most_seconds": min(most_seconds, sys.float_info.max),
-        "evaluates": evaluates,
+        "as_in_a_run": as_in_a_run,
     }
-    command = [sys.executable, "-m", "fromscratch.training.bench_worker"]
-    done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True, check=False)
-    if done.returncode == -signal.SIGKILL:
-        measurement.error = "out of memory (the system ended the process)"
-        return
+    done = subprocess.run(WORKER, input=json.dumps(request), capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        lines = done.stderr.strip().splitlines()
-        measurement.error = lines[-1][:200] if lines else f"ended with exit code {done.returncode}"
+        measurement.error = _why_it_failed(done.returncode, done.stderr)
         return
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     measurement.error = answer["error"]
     measurement.step_seconds += answer["step_seconds"]
     measurement.first_step_seconds = answer["first_step_seconds"]
     measurement.peak_memory_bytes = max(measurement.peak_memory_bytes or 0, answer["peak_memory_bytes"])
+
+
+def _why_it_failed(code: int, messages: str) -> str:
+    """In a few words; where memory ran out these are OUT_OF_MEMORY, whatever was said after it."""
+    if code == -signal.SIGKILL:
+        return f"{OUT_OF_MEMORY} (the system ended the process)"
+    if speaks_of_memory(messages):
+        return OUT_OF_MEMORY
+    lines = messages.strip().splitlines()
+    return lines[-1][:200] if lines else f"ended with exit code {code}"
 
 
 def summarise(measurement: Measurement, workload: Workload, peak_flops: Callable[[str], float | None]) -> Row:

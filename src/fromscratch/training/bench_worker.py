@@ -16,8 +16,9 @@ from fromscratch.models.factory import build_empty, initialise
 from fromscratch.training.acceleration import Acceleration, accelerate
 from fromscratch.training.allocator import keep_freed_memory
 from fromscratch.training.batches import AUTO_TOKENS, MicroBatch
-from fromscratch.training.bench import REFERENCE, Case
+from fromscratch.training.bench import OUT_OF_MEMORY, REFERENCE, Case
 from fromscratch.training.hardware import Hardware, find_hardware
+from fromscratch.training.memory import is_memory_error
 from fromscratch.training.precision import Precision
 from fromscratch.training.step import GradientRules, Stepper, next_token_losses
 
@@ -87,10 +88,14 @@ def evaluate_once(stepper: Stepper, config: ModelConfig, micro_batch: int, devic
         stepper.model.losses(tokens, tokens)  # type: ignore[operator]
 
 
-def time_steps(stepper: Stepper, hardware: Hardware, *, steps: int, most_seconds: float) -> dict[str, Any]:
+def time_steps(
+    stepper: Stepper, hardware: Hardware, *, steps: int, most_seconds: float, holds_gradients: bool
+) -> dict[str, Any]:
     """Seconds of every step after the warm-up, which is one step where time runs out."""
     seconds: list[float] = []
     while len(seconds) < WARM_UP_STEPS + steps and (len(seconds) < 2 or sum(seconds) < most_seconds):
+        if holds_gradients:
+            stepper.hold_gradients()
         hardware.synchronize()
         begin = time.perf_counter()
         stepper.take(len(seconds), 1e-4)
@@ -107,13 +112,21 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
     try:
         model, case = ModelConfig.model_validate(request["model"]), Case(**request["case"])
         stepper = build_stepper(model, TrainConfig.model_validate(request["train"]), case, hardware)
-        found = time_steps(stepper, hardware, steps=request["steps"], most_seconds=request["most_seconds"])
-        if request["evaluates"]:
+        found = time_steps(
+            stepper,
+            hardware,
+            steps=request["steps"],
+            most_seconds=request["most_seconds"],
+            holds_gradients=request["as_in_a_run"],
+        )
+        if request["as_in_a_run"]:
             evaluate_once(stepper, model, case.micro_batch, hardware.device)
         return {**found, "peak_memory_bytes": hardware.peak_memory_bytes()}
-    except (torch.OutOfMemoryError, MemoryError):
+    except (RuntimeError, MemoryError) as error:
+        if not is_memory_error(error):
+            raise
         nothing: dict[str, Any] = {"step_seconds": [], "first_step_seconds": None, "peak_memory_bytes": 0}
-        return {"error": "out of memory", **nothing}
+        return {"error": OUT_OF_MEMORY, **nothing}
 
 
 if __name__ == "__main__":

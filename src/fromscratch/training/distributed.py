@@ -163,6 +163,11 @@ def started_local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", "0"))
 
 
+def started_local_world_size() -> int:
+    """Number of processes on this machine that torchrun says it started; 1 without it."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def timeout_seconds() -> float:
     """How long processes wait for one another."""
     return float(os.environ.get(TIMEOUT_VARIABLE, DEFAULT_TIMEOUT_SECONDS))

@@ -2,9 +2,9 @@
 
 Memory grows with the micro-batch in a straight line: a fixed part (weights, gradients, optimiser
 state) and the activations of each sequence. Two small probes give the line, the line predicts the
-largest micro-batch, and further probes, real steps with optimiser state and an evaluation, confirm or
-correct it. Every probe has a process of its own, so that none inherits another's memory, and running
-out of it is an answer.
+largest micro-batch, and further probes, real steps beside optimiser state, accumulated gradients
+and an evaluation, confirm or correct it. Every probe has a process of its own, so that none inherits
+another's memory, and running out of it is an answer.
 """
 
 import math
@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fromscratch.errors import FromScratchError
 from fromscratch.training.acceleration import Acceleration
-from fromscratch.training.bench import Case, Measurement, Workload, ask_worker
+from fromscratch.training.bench import OUT_OF_MEMORY, Case, Measurement, Workload, ask_worker
 from fromscratch.training.hardware import Hardware
 
 LEAST_GROWTH = 0.05  # of the first probe's memory: less cannot be told from what the allocator does
@@ -165,8 +165,8 @@ def probe_in_a_process(
             activation_checkpointing=acceleration.activation_checkpointing,
         )
         measurement = Measurement(case)
-        ask_worker(workload, measurement, hardware, STEPS, most_seconds=SECONDS, evaluates=True)
-        if measurement.error is not None and "memory" not in measurement.error:
+        ask_worker(workload, measurement, hardware, STEPS, most_seconds=SECONDS, as_in_a_run=True)
+        if measurement.error is not None and not measurement.error.startswith(OUT_OF_MEMORY):
             raise FromScratchError(f"a probe with micro-batch {micro_batch} failed: {measurement.error}")
         peak = measurement.peak_memory_bytes if measurement.error is None else None
         seconds = sorted(measurement.step_seconds)

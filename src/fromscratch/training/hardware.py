@@ -98,29 +98,40 @@ def _peak_resident_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def find_hardware(name: str | None = None, *, local_rank: int = 0) -> Hardware:
+def find_hardware(name: str | None = None, *, local_rank: int = 0, processes_here: int = 1) -> Hardware:
     """The named device, or the fastest kind there is: CUDA, then Apple's MPS, then the CPU.
 
     Args:
         local_rank: which process of this machine asks; each takes a CUDA device of its own.
+        processes_here: how many of them there are.
 
     Raises:
-        UsageError: the name is no device, or this machine has none of it.
+        UsageError: the name is no device, or this machine has none of it, or too few.
     """
     device = torch.device(_best_kind()) if name is None else _parse(name)
     if device.type == "cuda":
-        index = local_rank if device.index is None else device.index
-        if not torch.cuda.is_available() or index >= torch.cuda.device_count():
-            raise UsageError(
-                f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu"
-            )
-        device = torch.device("cuda", index)
+        _check_cuda_devices(device, processes_here)
+        device = torch.device("cuda", local_rank if device.index is None else device.index)
         torch.cuda.set_device(device)
         properties = torch.cuda.get_device_properties(device)
         return Hardware(device, properties.name, properties.total_memory)
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UsageError(f"--device {name}: this machine has no MPS device; use --device cpu")
     return Hardware(device, platform.processor() or platform.machine(), None)
+
+
+def _check_cuda_devices(device: torch.device, processes_here: int) -> None:
+    """Raises UsageError where the device is not there, or not every process can have one of its own."""
+    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if (device.index or 0) >= there:
+        raise UsageError(f"--device {device}: this machine has {there} CUDA devices; use --device cpu")
+    if processes_here > 1 and device.index is not None:
+        raise UsageError(
+            f"--device {device}: one device for {processes_here} processes; use --device cuda, and choose the "
+            "devices with CUDA_VISIBLE_DEVICES"
+        )
+    if processes_here > there:
+        raise UsageError(f"{processes_here} processes, but this machine has {there} CUDA devices; use at most {there}")
 
 
 def _best_kind() -> str:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Never
 
-import torch
 from torch import nn
 
 from fromscratch.errors import DivergedError, FromScratchError
@@ -18,6 +17,7 @@ from fromscratch.runs.retention import newest_valid
 from fromscratch.training.checkpoints import TrainingState, load_training
 from fromscratch.training.distributed import World
 from fromscratch.training.journal import RUNNING, Journal
+from fromscratch.training.memory import is_memory_error
 from fromscratch.training.recorder import StepRecorder
 from fromscratch.training.saving import CheckpointSaver, Facts
 from fromscratch.training.spikes import Off as SpikePolicy
@@ -142,10 +142,12 @@ def take_step(training: Training, recorder: StepRecorder) -> None:
         try:
             result = stepper.take(state.step + state.skipped_batches, learning_rate, is_spike=is_spike)
             break
-        except torch.OutOfMemoryError as error:  # nothing has changed yet: the same step again, in smaller pieces
+        except RuntimeError as error:
+            if not is_memory_error(error):
+                raise
             if training.world.size > 1 and not isinstance(error, OutOfMemoryTogetherError):
                 leave_smaller_pieces(training)  # the others wait for this process's gradients
-        use_smaller_pieces(training)
+        use_smaller_pieces(training)  # nothing has changed yet: the same step again
     state.step += 1
     recorder.add(state.step, learning_rate, result, loss_scale=loss_scale)
 

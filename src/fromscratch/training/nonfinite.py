@@ -97,8 +97,10 @@ def step_unless(bad: Tensor, optimizer: torch.optim.Optimizer) -> None:
     """
     if getattr(optimizer, "_step_supports_amp_scaling", False):
         optimizer.found_inf = bad.float()  # type: ignore[attr-defined]
-        optimizer.step()
-        del optimizer.found_inf  # type: ignore[attr-defined]
+        try:
+            optimizer.step()
+        finally:
+            del optimizer.found_inf  # type: ignore[attr-defined]
     elif not bad.item():
         optimizer.step()
 

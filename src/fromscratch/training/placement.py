@@ -9,7 +9,7 @@ from fromscratch.runs.directory import RunDirectory
 from fromscratch.training.acceleration import Acceleration, choose_acceleration
 from fromscratch.training.batches import choose_micro_batch
 from fromscratch.training.bench import Workload
-from fromscratch.training.distributed import started_local_rank, started_world_size
+from fromscratch.training.distributed import started_local_rank, started_local_world_size, started_world_size
 from fromscratch.training.hardware import Hardware, find_hardware
 from fromscratch.training.plan import PlannedRun
 from fromscratch.training.remembered_fits import remembered_micro_batch
@@ -55,14 +55,15 @@ def place_run(
     """Finds the device and the micro-batch; writes nothing.
 
     Args:
-        world_size: processes that will train together; None asks torchrun's environment.
+        world_size: processes that will be started here to train together; None asks torchrun's environment.
         fresh: whether the run begins anew, so that what an older one chose does not count.
 
     Raises:
-        UsageError: the device is not there, or the micro-batch does not divide the global batch.
+        UsageError: the devices are not there, or the micro-batch does not divide the global batch.
     """
+    processes_here = world_size or started_local_world_size()
     world_size = world_size or started_world_size()
-    hardware = find_hardware(machine.device, local_rank=started_local_rank())
+    hardware = find_hardware(machine.device, local_rank=started_local_rank(), processes_here=processes_here)
     micro_batch = choose_micro_batch(
         machine.micro_batch,
         global_batch=plan.config.train.global_batch,

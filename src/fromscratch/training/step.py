@@ -13,7 +13,8 @@ from fromscratch.models.dropout import set_sequence_keys
 from fromscratch.training.batches import Batches, MicroBatch
 from fromscratch.training.distributed import ALONE, World
 from fromscratch.training.gradients import Clip, Outcome, classify, global_norm, gradients_of
-from fromscratch.training.nonfinite import NonfinitePolicy
+from fromscratch.training.memory import is_memory_error
+from fromscratch.training.nonfinite import NonfinitePolicy, step_unless
 from fromscratch.training.precision import Precision
 
 Loss = Callable[[nn.Module, MicroBatch], Tensor]
@@ -103,7 +104,7 @@ class Stepper:
 
         Raises:
             OutOfMemoryTogetherError: in every process, where one lacks memory; the step can be taken again.
-            torch.OutOfMemoryError: in this process alone, in the last backward pass.
+            RuntimeError: out of memory in this process alone, in the last backward pass.
         """
         self.model.train()
         loss, loss_min, loss_max = self._accumulate_gradients(step)
@@ -125,16 +126,27 @@ class Stepper:
         return StepResult(loss, loss_min, loss_max, norm, clipped, outcome, spike)
 
     def rehearse(self, step: int) -> bool:
-        """Whether the first and largest piece of a step fits into memory; the gradients are thrown away."""
+        """Whether the largest piece of a step fits into memory beside what else a step keeps there; changes nothing."""
         batches = self.batches.micro_batches(step)
         try:
+            self._make_optimizer_state()
+            if self.batches.num_micro_batches > 1:
+                self.hold_gradients()
             with self._apart():
                 self._backward(self._forward(next(batches)))
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_memory_error(error):
+                raise
             return False
         finally:
             self.forget_gradients()
         return True
+
+    def hold_gradients(self) -> None:
+        """Gradients of zero, which take the memory that those of earlier pieces take in the passes of later ones."""
+        for parameter in self.model.parameters():
+            if parameter.requires_grad and parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
 
     def forget_gradients(self) -> None:
         """Drops gradients, and the device's memory that nobody uses."""
@@ -152,6 +164,7 @@ class Stepper:
         sums, means = [], []
         is_short = False
         try:
+            self._make_optimizer_state()
             for place, batch in enumerate(self.batches.micro_batches(step), 1):
                 with self._apart():
                     total = self._forward(batch)
@@ -160,7 +173,9 @@ class Stepper:
                 sums.append(total.detach())
                 means.append(total.detach() / batch.targets.numel())
                 self._world.pulse.beat()
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not is_memory_error(error):
+                raise
             is_short = True  # and no reference to the error, which would keep the memory
         if self._world.any(is_short):
             raise OutOfMemoryTogetherError("out of memory in at least one process")
@@ -168,6 +183,24 @@ class Stepper:
         self._backward(total)
         set_sequence_keys(self.model, None)
         return self._together(torch.stack(sums).sum(), torch.stack(means))
+
+    def _make_optimizer_state(self) -> None:
+        """Takes the memory of the optimiser's state before the first step, which could not be repeated without it.
+
+        A fused optimiser makes its state, all zeros, in a step that it is told to hold back. Others make
+        theirs in their first step.
+        """
+        if self.optimizer.state or not getattr(self.optimizer, "_step_supports_amp_scaling", False):
+            return
+        try:
+            self.hold_gradients()
+            device = next(self.model.parameters()).device
+            step_unless(torch.ones((), dtype=torch.bool, device=device), self.optimizer)
+        except RuntimeError:
+            self.optimizer.state.clear()  # half a state would be taken for a whole one
+            raise
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
 
     def _forward(self, batch: MicroBatch) -> Tensor:
         """The sum of a piece's losses."""

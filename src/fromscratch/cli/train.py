@@ -140,6 +140,8 @@ def introduce(plan: "PlannedRun", placement: "Placement", path: Path, *, fresh: 
     if path.is_symlink():
         note(f"notice: {path} is a link to {path.resolve()}")
     note(describe(plan, placement, path), quiet=quiet)
+    if placement.threads.notice:
+        note(f"notice: {placement.threads.notice}")
     note(plan_disk(plan, path, fresh=fresh).describe(), quiet=quiet)
 
 

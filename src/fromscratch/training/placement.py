@@ -1,8 +1,11 @@
 """Where a run runs: the choices of the machine, which are recorded and cannot change the result."""
 
 import math
+import os
 from dataclasses import dataclass, field
 from typing import Any
+
+import torch
 
 from fromscratch.files import read_json_object
 from fromscratch.runs.directory import RunDirectory
@@ -13,6 +16,8 @@ from fromscratch.training.distributed import started_local_rank, started_local_w
 from fromscratch.training.hardware import Hardware, find_hardware
 from fromscratch.training.plan import PlannedRun
 from fromscratch.training.remembered_fits import remembered_micro_batch
+
+THREADS_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,36 @@ class MachineOptions:
 
 
 @dataclass(frozen=True)
+class Threads:
+    """How many threads of a CPU share one matrix product: another number adds in another order."""
+
+    before: int | None
+    """As many as an earlier session on this machine had; None where there was none, or it had a GPU."""
+
+    @property
+    def can_be_restored(self) -> bool:
+        """Whether this session can have as many, and its user has not asked for another number."""
+        is_asked = any(os.environ.get(name) for name in THREADS_VARIABLES)
+        return self.before is not None and not is_asked and self.before <= (os.cpu_count() or 1)
+
+    def restore(self) -> None:
+        """Sets this process's number to the earlier one, where that can be."""
+        if self.can_be_restored and self.before is not None and self.before != torch.get_num_threads():
+            torch.set_num_threads(self.before)
+
+    @property
+    def notice(self) -> str:
+        """What a resume should be told; nothing where it goes on bit for bit."""
+        now = torch.get_num_threads()
+        if self.before in (None, now) or self.can_be_restored:
+            return ""
+        return (
+            f"this run had {self.before} threads and goes on with {now}: its result will agree with one that never "
+            f"stopped to rounding, not to the bit (OMP_NUM_THREADS={self.before} would make it)"
+        )
+
+
+@dataclass(frozen=True)
 class Placement:
     """The machine's choices for one run: recorded, and unable to change its result."""
 
@@ -42,6 +77,7 @@ class Placement:
     """Whether the micro-batch is merely a safe one, because nobody has looked for the fastest on this machine."""
     why_not_compiled: str = ""
     """Where compiling would be usual and is impossible: what is missing."""
+    threads: Threads = field(default_factory=lambda: Threads(None))
 
     def num_micro_batches(self, global_batch: int) -> int:
         """Forward passes per step in the process that has most of them."""
@@ -84,7 +120,8 @@ def place_run(
         found = recorded.get("micro_batch") or remembered_micro_batch(workload, hardware, acceleration)
         is_guess = not found
         micro_batch = min(found or micro_batch, math.ceil(plan.config.train.global_batch / world_size))
-    return Placement(hardware, micro_batch, world_size, acceleration, is_guess, why_not)
+    threads = Threads(recorded.get("threads") if hardware.device.type == "cpu" else None)
+    return Placement(hardware, micro_batch, world_size, acceleration, is_guess, why_not, threads)
 
 
 def _recorded_choices(run: RunDirectory, hardware: Hardware, world_size: int) -> dict[str, Any]:

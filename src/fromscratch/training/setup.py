@@ -89,6 +89,7 @@ def prepare_training(
     """
     config, device = plan.config, placement.hardware.device
     keep_freed_memory()
+    placement.threads.restore()
     model = build_empty(config.model, device)
     accelerate(model, placement.acceleration)
     optimizer = config.train.optimizer.build(list(model.named_parameters()))

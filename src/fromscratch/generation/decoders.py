@@ -10,11 +10,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fromscratch.generation.lookup import Lookup
 from fromscratch.generation.packed import packed_twin, packing_pays
 from fromscratch.models.cache import KeyValueCache
 from fromscratch.models.gpt import GPT
 
 SHARE_DROPPED = 4  # a quarter of the context
+GUESSED_TOKENS = 7  # one more token makes eight rows, which cost a processor little more than one
 
 
 def window_start(num_tokens: int, context_length: int) -> int:
@@ -43,35 +45,91 @@ class Texts:
 
 
 class CachedDecoder:
-    """Computes each position once."""
+    """Computes each position once, and for a single text a few guessed ones ahead (see ``lookup``).
 
-    def __init__(self, model: GPT, prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> None:
+    Args:
+        guessed_tokens: most tokens in a guess; 0 guesses nothing.
+    """
+
+    def __init__(
+        self,
+        model: GPT,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        guessed_tokens: int = GUESSED_TOKENS,
+    ) -> None:
         self.texts = Texts(prompts, model.context_length)
         self._model = model
         self._device = model.token_embedding.weight.device
+        self._lookup = Lookup(guessed_tokens if len(prompts) == 1 else 0)
+        self._ahead = Ahead()
         longest = max(len(text) for text in self.texts.ids)
-        capacity = min(model.context_length, longest + max_new_tokens)
-        self._cache = KeyValueCache(capacity=capacity)
+        self._capacity = min(model.context_length, longest + max_new_tokens + self._lookup.most)
+        self._cache = KeyValueCache(capacity=self._capacity)
         self._starts: list[int] = []
         pays = packing_pays(model.token_embedding.weight, rows=len(prompts), steps=max_new_tokens)
-        self._one_token_model = packed_twin(model) if pays else model
+        self._few_tokens_model = packed_twin(model) if pays else model
 
     def next_logits(self) -> Tensor:
         """[batch, vocab]"""
         starts = self.texts.starts()
-        if starts == self._starts:
-            tokens = torch.tensor([text[-1:] for text in self.texts.ids], device=self._device)
-            return self._last_logits(self._one_token_model, tokens)
+        if starts != self._starts:
+            self._ahead = Ahead()
+            return self._fill(starts)
+        if (known := self._ahead.after(self.texts.ids[0][-1])) is not None:
+            return known
+        self._forget_wrong_guesses()
+        guess = self._guess()
+        tokens = torch.tensor([[text[-1], *guess] for text in self.texts.ids], device=self._device)
+        logits: Tensor = self._few_tokens_model(tokens, self._cache)
+        self._ahead = Ahead(guess, logits[:, 1:])
+        return logits[:, 0]
+
+    def _fill(self, starts: list[int]) -> Tensor:
+        """Takes in the whole windows; [batch, vocab]."""
         self._starts = starts
         windows = [text[start:] for text, start in zip(self.texts.ids, starts, strict=True)]
         width = max(len(window) for window in windows)
         padding = [width - len(window) for window in windows]
         self._cache.begin(padding, self._device)
         padded = [[0] * missing + window for missing, window in zip(padding, windows, strict=True)]
-        return self._last_logits(self._model, torch.tensor(padded, device=self._device))
+        hidden = self._model.hidden_states(torch.tensor(padded, device=self._device), self._cache)
+        return self._model.head(hidden[:, -1])
 
-    def _last_logits(self, model: GPT, tokens: Tensor) -> Tensor:
-        return model.head(model.hidden_states(tokens, self._cache)[:, -1])
+    def _forget_wrong_guesses(self) -> None:
+        if self._ahead.is_judged:
+            self._lookup.learn(self._ahead.accepted)
+            self._cache.rewind(len(self.texts.ids[0]) - self._starts[0] - 1)
+
+    def _guess(self) -> list[int]:
+        """What may follow a single text, where the window has room for a whole guess."""
+        if not self._lookup.most:
+            return []
+        has_room = len(self.texts.ids[0]) - self._starts[0] + self._lookup.most <= self._capacity
+        return self._lookup.guess(self.texts.ids[0]) if has_room else []
+
+
+class Ahead:
+    """The scores that follow a guess, for as long as the text goes as guessed."""
+
+    def __init__(self, guess: Sequence[int] = (), logits: Tensor | None = None) -> None:
+        self._guess = guess
+        self._logits = logits  # [1, guessed, vocab]
+        self.accepted = 0
+        """Tokens that were guessed right."""
+
+    @property
+    def is_judged(self) -> bool:
+        """Whether there was a guess."""
+        return bool(self._guess)
+
+    def after(self, token: int) -> Tensor | None:
+        """The scores after one more token, [1, vocab], where it is the one that was guessed."""
+        if self._logits is None or self.accepted == len(self._guess) or self._guess[self.accepted] != token:
+            return None
+        self.accepted += 1
+        return self._logits[:, self.accepted - 1]
 
 
 class PlainDecoder:

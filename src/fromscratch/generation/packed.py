@@ -49,17 +49,18 @@ class _PackedProduct:
     def __init__(self, layer: nn.Linear) -> None:
         self._weight = layer.weight
         self._bias = layer.bias
+        self._transposed: Tensor | None = None
         self._packed: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]"""
         rows = x.numel() // x.shape[-1]
-        if rows == 1:
+        if rows > 1:
             if self._packed is None:
-                self._packed = self._weight.T.contiguous()
-            flat = x.view(1, -1)
-            product = flat @ self._packed if self._bias is None else torch.addmm(self._bias, flat, self._packed)
-            return product.view(*x.shape[:-1], -1)
-        if self._packed is None:
-            self._packed = torch.ops.mkldnn._reorder_linear_weight(self._weight, rows)
-        return torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
+                self._packed = torch.ops.mkldnn._reorder_linear_weight(self._weight, rows)
+            return torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
+        if self._transposed is None:
+            self._transposed = self._weight.T.contiguous()
+        flat = x.view(1, -1)
+        product = flat @ self._transposed if self._bias is None else torch.addmm(self._bias, flat, self._transposed)
+        return product.view(*x.shape[:-1], -1)

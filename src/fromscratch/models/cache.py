@@ -60,6 +60,10 @@ class KeyValueCache:
         self._visible = ((0, 0), None)
         self._padding = torch.tensor(padding, device=device)[:, None] if any(padding) else None
 
+    def rewind(self, length: int) -> None:
+        """Forgets all but the first ``length`` positions, padding included."""
+        self.length = min(length, self.length)
+
     def positions(self, num_new: int) -> Tensor:
         """[B, T] with padding, else [1, T]; padding itself is given position 0."""
         columns = torch.arange(self.length, self.length + num_new, device=self._device)[None]

@@ -1,0 +1,94 @@
+"""Guessing ahead changes the speed and never the text."""
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+
+from fromscratch.generation.decoders import Ahead, CachedDecoder, PlainDecoder
+from fromscratch.generation.lookup import LONGEST_PAUSE, Lookup
+from fromscratch.models.gpt import GPT
+from tests.generation.test_decoders import make, rows
+
+LOOP = [1, 2, 3, 4, 5] * 3
+
+
+class Passes:
+    """Counts passes through a model's blocks, and the positions they computed."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.widths: list[int] = []
+        transform = GPT.transform
+
+        def counted(model: GPT, x: torch.Tensor, *past: Any) -> torch.Tensor:
+            self.widths.append(x.shape[1])
+            return transform(model, x, *past)
+
+        monkeypatch.setattr(GPT, "transform", counted)
+
+
+def test_a_guess_is_what_followed_the_last_time() -> None:
+    assert Lookup(2).guess([1, 2, 3, 7, 8, 9, 1, 2, 3]) == [7, 8]
+    assert Lookup(2).guess([1, 2, 3, 7, 8, 1, 2, 3, 4, 5, 1, 2, 3]) == [4, 5], "the last time, not the first"
+    assert Lookup(4).guess([5, 6, 5, 6, 5, 6]) == [5, 6, 5, 6] and Lookup(3).guess([9, 9, 9, 9]) == [9, 9, 9]
+    assert Lookup(4).guess([1, 2, 3, 4, 5, 2, 3]) == [], "two tokens recur by chance"
+    assert Lookup(4).guess([]) == Lookup(4).guess([1, 2, 3]) == []
+
+
+def test_a_growing_text_is_read_once_and_guessed_alike() -> None:
+    growing, text = Lookup(3), [1, 2, 3, 1, 2, 3, 4, 1, 2, 3, 4, 4, 4, 4, 4, 1, 2]
+    assert [growing.guess(text[:n]) for n in range(len(text))] == [Lookup(3).guess(text[:n]) for n in range(len(text))]
+
+
+def test_wrong_guesses_make_longer_pauses_and_a_right_one_ends_them() -> None:
+    lookup, silent = Lookup(2), []
+    for _ in range(9):
+        lookup.learn(0)
+        silent.append(0)
+        while not lookup.guess(LOOP):
+            silent[-1] += 1
+    assert silent == [1, 2, 4, 8, 16, 32, LONGEST_PAUSE, LONGEST_PAUSE, LONGEST_PAUSE]
+    lookup.learn(1)
+    assert lookup.guess(LOOP)
+    lookup.learn(0)
+    assert not lookup.guess(LOOP) and lookup.guess(LOOP)
+
+
+def test_scores_are_known_for_as_long_as_the_guess_holds() -> None:
+    ahead = Ahead([4, 5], torch.arange(6.0).view(1, 2, 3))
+    assert ahead.is_judged and not Ahead().is_judged and Ahead().after(4) is None
+    known = ahead.after(4)
+    assert known is not None and known.tolist() == [[0.0, 1.0, 2.0]]
+    assert ahead.after(6) is None and ahead.accepted == 1
+    known = ahead.after(5)
+    assert known is not None and known.tolist() == [[3.0, 4.0, 5.0]]
+    assert ahead.after(4) is None and ahead.accepted == 2, "nothing is known behind the guess"
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0}, {"seed": 3}, {"temperature": 0, "repetition_penalty": 1.3}])
+@pytest.mark.parametrize("prompt", [LOOP, [7], list(range(40))], ids=["a loop", "one token", "no repetition"])
+def test_the_text_is_the_same_with_and_without_past_the_context(prompt: list[int], settings: dict[str, Any]) -> None:
+    model = make(context_length=48)
+    ahead = rows(model, [prompt], 90, **settings)
+    assert ahead == rows(model, [prompt], 90, **settings, decoder=partial(CachedDecoder, guessed_tokens=0))
+    assert ahead == rows(model, [prompt], 90, **settings, decoder=PlainDecoder)
+
+
+def test_a_loop_takes_fewer_passes_than_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make(context_length=256)
+    plain = rows(model, [[7]], 200, temperature=0)
+    assert len(set(plain[0][-40:])) < 10, "random weights loop"
+    passes = Passes(monkeypatch)
+    assert rows(model, [[7]], 200, temperature=0) == plain
+    assert len(passes.widths) < 110 and set(passes.widths) == {1, 8}
+    passes.widths.clear()
+    assert rows(model, [[7], [7]], 200, temperature=0) == plain * 2
+    assert len(passes.widths) == 200, "several texts go on step by step"
+
+
+def test_wrong_guesses_cost_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, passes = make(context_length=256), Passes(monkeypatch)
+    (text,) = rows(model, [LOOP], 200, seed=1, temperature=3.0)
+    assert len(set(text)) > 30
+    assert sum(width > 1 for width in passes.widths[1:]) < 10 and len(passes.widths) > 190

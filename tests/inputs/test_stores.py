@@ -126,7 +126,11 @@ def test_b16_an_id_that_no_vocabulary_has(world: Path) -> None:
 def test_b17_the_same_token_throughout(world: Path, token: int) -> None:
     store_of([token] * 5_000 + [256])
     answer = run_command("data", "verify", "bad")
-    assert answer.code == 0 and f"100% of its tokens are the id {token}; is this text?" in answer.err
+    warning = f"split 'train': 100% of its tokens are the id {token}; is this text?"
+    assert answer.code == 0 and warning in answer.err
+    trained = run_command(*TRAIN, *NO_EVALUATION)
+    assert trained.code == 0 and f"notice: {warning}" in trained.err
+    assert "is this text?" not in run_command("train", "small.toml", "--name", "new", "--fresh", "--quiet").err
 
 
 def test_b18_another_tokenizer_than_the_manifest_says(world: Path) -> None:

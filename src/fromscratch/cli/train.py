@@ -135,13 +135,15 @@ def placed(
 
 def introduce(plan: "PlannedRun", placement: "Placement", path: Path, *, fresh: bool, quiet: bool) -> None:
     """Says what is about to happen, and what it will need on the disk. Raises UsageError where that is too much."""
+    from fromscratch.data.verify import sampled_monotony
     from fromscratch.training.disk import plan_disk
 
     if path.is_symlink():
         note(f"notice: {path} is a link to {path.resolve()}")
     note(describe(plan, placement, path), quiet=quiet)
-    if placement.threads.notice:
-        note(f"notice: {placement.threads.notice}")
+    warnings = [*sampled_monotony(plan.sequences.split), *filter(None, [placement.threads.notice])]
+    for warning in warnings:
+        note(f"notice: {warning}")
     note(plan_disk(plan, path, fresh=fresh).describe(), quiet=quiet)
 
 

@@ -133,7 +133,19 @@ class TestCustom:
             torch.testing.assert_close(model(right, attention_mask=mask).logits, scores, atol=1e-5, rtol=0)
             left, left_mask = right.roll(3, dims=1), mask.roll(3, dims=1)
             torch.testing.assert_close(model(left, attention_mask=left_mask).logits, scores, atol=1e-5, rtol=0)
-            assert model(ids, labels=torch.tensor([0, 2])).loss > 0
+            of_one = model(ids, labels=torch.tensor([0, 2])).loss
+            torch.testing.assert_close(of_one, torch.nn.functional.cross_entropy(scores, torch.tensor([0, 2])))
+
+    def test_the_labels_decide_the_loss_of_a_classifier(self, folder: Path) -> None:
+        ids = TOKENS[:2, :6]
+        several, number = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]]), torch.tensor([0.5, 2.0])
+        model = load(folder, "AutoModelForSequenceClassification", num_labels=3)
+        with torch.inference_mode():
+            output = model(ids, labels=several)
+            expected = torch.nn.functional.binary_cross_entropy_with_logits(output.logits, several)
+            torch.testing.assert_close(output.loss, expected)
+            output = load(folder, "AutoModelForSequenceClassification", num_labels=1)(ids, labels=number)
+            torch.testing.assert_close(output.loss, torch.nn.functional.mse_loss(output.logits[:, 0], number))
 
     def test_recomputed_activations_give_the_same_gradients(self, folder: Path) -> None:
         model = load(folder)

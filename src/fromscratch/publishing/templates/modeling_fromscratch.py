@@ -234,7 +234,7 @@ class FromScratchForSequenceClassification(FromScratchPreTrainedModel):
         self.model.set_input_embeddings(value)
 
     def forward(self, input_ids=None, attention_mask=None, position_ids=None, inputs_embeds=None, labels=None, **_):
-        """Ids [B, T] -> scores [B, labels]; with ``labels`` [B] also the cross-entropy."""
+        """Ids [B, T] -> scores [B, labels]; with ``labels`` also the loss that ``config.problem_type`` names."""
         hidden = self.model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -244,7 +244,9 @@ class FromScratchForSequenceClassification(FromScratchPreTrainedModel):
         ).last_hidden_state
         last = self._last_token(input_ids, attention_mask, hidden)
         logits = self.score(hidden[torch.arange(hidden.shape[0], device=hidden.device), last])
-        loss = None if labels is None else F.cross_entropy(logits.float(), labels)
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, pooled_logits=logits.float(), labels=labels, config=self.config)
         return SequenceClassifierOutputWithPast(loss=loss, logits=logits)
 
     def _last_token(self, input_ids, attention_mask, hidden):

@@ -1,10 +1,12 @@
-"""Tokens per second of greedy generation, beside transformers' cached ``generate`` on the same weights.
+"""Tokens per second of generation, beside transformers' cached ``generate`` on the same weights.
 
-GPT-2 small with random weights, fp32, a prompt of 32 tokens. The contestants take turns, so that a
-busy machine slows all of them, and the median counts. Prints a table and writes
-``benchmarks/results/generate.json``.
+GPT-2 small with random weights, fp32, a prompt of 32 tokens, greedy; or a model of yours. A single text
+is also written step by step, without guessing what repeats (and by transformers with its own way of
+guessing, prompt lookup): how much guesses are worth depends on how much the text repeats itself, and
+greedy text of random weights soon does. The contestants take turns, so that a busy machine slows all of
+them, and the median counts. Prints a table and writes ``benchmarks/results/generate.json``.
 
-    python benchmarks/generate.py [--tokens 200] [--rounds 3] [--threads 2]
+    python benchmarks/generate.py [--tokens 200] [--rounds 3] [--threads 2] [--model MODEL] [--temperature 0.8]
 """
 
 import argparse
@@ -18,15 +20,16 @@ import torch
 
 from fromscratch.config.model import ModelConfig
 from fromscratch.files import to_strict_json
+from fromscratch.generation.decoders import GUESSED_TOKENS, CachedDecoder
 from fromscratch.generation.generate import generate_batch
 from fromscratch.generation.sampling import Sampling
 from fromscratch.models.factory import build_empty, initialise
 from fromscratch.models.gpt import GPT
 
 PROMPT_TOKENS = 32
-VOCABULARY = 50_257
 BATCHES = (1, 8)
 RESULTS = Path(__file__).parent / "results" / "generate.json"
+Contestants = dict[str, Callable[[], object]]
 
 
 def main() -> None:
@@ -35,9 +38,11 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=200, help="new tokens per text")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--model", help="a run, a folder or a name on the Hub, of GPT-2's shape; random weights else")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy; another is for ours alone")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    contestants = make_contestants(options.tokens)
+    contestants = make_contestants(options)
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for measured in [False] + [True] * options.rounds:
         for name, contestant in contestants.items():
@@ -48,43 +53,75 @@ def main() -> None:
     report(seconds, options)
 
 
-def make_contestants(num_tokens: int) -> dict[str, Callable[[], object]]:
+def make_contestants(options: argparse.Namespace) -> Contestants:
     """What is measured, by name; the number at the end of a name is the batch."""
-    config = ModelConfig(preset="gpt2-small", vocab_size=VOCABULARY, dropout=0.0)
-    model = build_empty(config, "cpu")
-    initialise(model, config, seed=1)
-    prompts = torch.randint(0, VOCABULARY - 1, (max(BATCHES), PROMPT_TOKENS)).tolist()
-    contestants: dict[str, Callable[[], object]] = {}
+    model, config = find_model(options.model)
+    generator = torch.Generator().manual_seed(0)
+    prompts = torch.randint(0, model.vocab_size - 1, (max(BATCHES), PROMPT_TOKENS), generator=generator).tolist()
+    stepwise = partial(CachedDecoder, guessed_tokens=0)
+    contestants: Contestants = {"fromscratch, no guesses 1": partial(ours, model, prompts[:1], options, stepwise)}
     for batch in BATCHES:
-        contestants[f"fromscratch {batch}"] = partial(ours, model.eval(), prompts[:batch], num_tokens)
+        contestants[f"fromscratch {batch}"] = partial(ours, model, prompts[:batch], options, CachedDecoder)
+    if options.temperature:
+        return contestants
     try:
-        reference = transformers_model(model)
+        reference = transformers_model(model, config)
     except ImportError:
         print("transformers is not installed: nothing to compare with")
         return contestants
     for batch in BATCHES:
-        contestants[f"transformers {batch}"] = partial(theirs, reference, prompts[:batch], num_tokens)
+        contestants[f"transformers {batch}"] = partial(theirs, reference, prompts[:batch], options.tokens)
+    guessing = partial(theirs, reference, prompts[:1], options.tokens, prompt_lookup_num_tokens=GUESSED_TOKENS)
+    contestants["transformers, lookup 1"] = guessing
     return contestants
 
 
-def ours(model: GPT, prompts: list[list[int]], num_tokens: int) -> list[list[int | None]]:
-    """Greedy, to the last token."""
-    sampling = Sampling(temperature=0)
-    return list(generate_batch(model, prompts, max_new_tokens=num_tokens, sampling=sampling, seed=0, end_of_text=-1))
+def find_model(source: str | None) -> tuple[GPT, ModelConfig]:
+    """The model named, or GPT-2 small with random weights."""
+    if source is not None:
+        from fromscratch.training.hardware import find_hardware
+        from fromscratch.training.model_sources import open_model
+
+        loaded = open_model(source, find_hardware("cpu"))
+        return loaded.model.eval(), loaded.config
+    config = ModelConfig(preset="gpt2-small", vocab_size=50_257, dropout=0.0)
+    model = build_empty(config, "cpu")
+    initialise(model, config, seed=1)
+    return model.eval(), config
 
 
-def transformers_model(model: GPT) -> torch.nn.Module:
+def ours(
+    model: GPT, prompts: list[list[int]], options: argparse.Namespace, decoder: Callable[..., CachedDecoder]
+) -> list[list[int | None]]:
+    """To the last token."""
+    sampling = Sampling(temperature=options.temperature)
+    return list(
+        generate_batch(
+            model,
+            prompts,
+            max_new_tokens=options.tokens,
+            sampling=sampling,
+            seed=0,
+            end_of_text=-1,
+            decoder=decoder,
+        )
+    )
+
+
+def transformers_model(model: GPT, config: ModelConfig) -> torch.nn.Module:
     """A ``GPT2LMHeadModel`` with the weights of ours."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from fromscratch.formats.gpt2 import to_gpt2_tensors
+    from fromscratch.publishing.export import native_config
 
-    reference = GPT2LMHeadModel(GPT2Config(bos_token_id=None, eos_token_id=None)).eval()
+    shape = {**native_config(config), "bos_token_id": None, "eos_token_id": None}
+    reference = GPT2LMHeadModel(GPT2Config(**shape)).eval()
     reference.load_state_dict(to_gpt2_tensors(dict(model.state_dict())), strict=False)
     return reference
 
 
-def theirs(reference: torch.nn.Module, prompts: list[list[int]], num_tokens: int) -> object:
+def theirs(reference: torch.nn.Module, prompts: list[list[int]], num_tokens: int, **settings: int) -> object:
     """The same through ``generate``."""
     ids = torch.tensor(prompts)
     return reference.generate(  # type: ignore[operator]
@@ -94,18 +131,23 @@ def theirs(reference: torch.nn.Module, prompts: list[list[int]], num_tokens: int
         min_new_tokens=num_tokens,
         do_sample=False,
         pad_token_id=0,
+        **settings,
     )
 
 
 def report(seconds: dict[str, list[float]], options: argparse.Namespace) -> None:
-    """A table, the two ratios that matter, and a file."""
+    """A table, the ratios that matter, and a file."""
     speed = {name: int(name.split()[-1]) * options.tokens / statistics.median(times) for name, times in seconds.items()}
     for name, tokens_per_second in speed.items():
-        print(f"{name:<16} {tokens_per_second:8.1f} tokens/s   {[round(t, 2) for t in seconds[name]]} s")
-    ratios = {"batch 8 to batch 1": speed["fromscratch 8"] / speed["fromscratch 1"]}
-    for batch in BATCHES:
-        if f"transformers {batch}" in speed:
-            ratios[f"to transformers, batch {batch}"] = speed[f"fromscratch {batch}"] / speed[f"transformers {batch}"]
+        print(f"{name:<26} {tokens_per_second:8.1f} tokens/s   {[round(t, 2) for t in seconds[name]]} s")
+    pairs = [
+        ("fromscratch 8", "fromscratch, no guesses 1"),
+        ("fromscratch, no guesses 1", "transformers 1"),
+        ("fromscratch 1", "transformers 1"),
+        ("fromscratch 1", "transformers, lookup 1"),
+        ("fromscratch 8", "transformers 8"),
+    ]
+    ratios = {f"{a} / {b}": speed[a] / speed[b] for a, b in pairs if a in speed and b in speed}
     for name, ratio in ratios.items():
         print(f"{name}: {ratio:.2f}")
     RESULTS.parent.mkdir(exist_ok=True)

@@ -122,7 +122,15 @@ class TestConversation:
         file = tmp_path / "mine.toml"
         file.write_text('introduction = "Hi."\nturn = "<{message}>"\nstop = ["<"]\nremembers = false\n')
         assert open_template(str(file)) == Template("Hi.", "<{message}>", ("<",), remembers=False)
-        for text, message in (("tone = 1", "unknown key 'tone'"), ('turn = "x"', "must hold"), ("=", "not valid TOML")):
+        for text, message in (
+            ("tone = 1", "unknown key 'tone'"),
+            ('turn = "x"', "must hold"),
+            ("=", "not valid TOML"),
+            ("introduction = 5", "introduction = 5: must be a string"),
+            ("remembers = 1", "remembers = 1: must be true or false"),
+            ('stop = "x"', "stop = 'x': must be an array of strings that are not empty"),
+            ('stop = [""]', "must be an array of strings that are not empty"),
+        ):
             file.write_text(text)
             with pytest.raises(UsageError, match=message):
                 open_template(str(file))

@@ -56,6 +56,9 @@ TEMPLATES = {
 }
 
 
+KINDS = {str: "a string", bool: "true or false", tuple: "an array of strings that are not empty"}
+
+
 def open_template(word: str) -> Template:
     """A template by name, or from a TOML file with the fields of ``Template``.
 
@@ -74,10 +77,20 @@ def open_template(word: str) -> Template:
     known = {field.name for field in fields(Template)}
     if unknown := sorted(values.keys() - known):
         raise UsageError(f"{path}: unknown key '{unknown[0]}'; known are {', '.join(sorted(known))}")
+    for key, value in values.items():
+        if not _has_type_of(key, value):
+            raise UsageError(f"{path}: {key} = {value!r}: must be {KINDS[type(getattr(Template, key))]}")
     template = Template(**{**values, "stop": tuple(values.get("stop", Template.stop))})
     if MESSAGE not in template.turn:
         raise UsageError(f"{path}: turn = {template.turn!r}: must hold {MESSAGE}")
     return template
+
+
+def _has_type_of(key: str, value: object) -> bool:
+    """Whether a value from TOML fits a field of ``Template``."""
+    if key == "stop":
+        return isinstance(value, list) and all(isinstance(text, str) and text for text in value)
+    return isinstance(value, type(getattr(Template, key)))
 
 
 class Conversation:

@@ -119,11 +119,13 @@ def draw_learning_rate(axes: "Axes", metrics: list[dict[str, Any]]) -> None:
 def smoothed(points: Series) -> Series:
     """A running median over about a fiftieth of the points on either side.
 
-    Centred, so it does not lag; a median, so one spike leaves no plateau.
+    Centred, so it does not lag; a median, so one spike leaves no plateau. It begins a little late and ends
+    a little early, because few points on either side would make it jump there.
     """
     reach = max(1, len(points) // 50)
+    least = reach // 3
     smooth = []
-    for index, (step, _) in enumerate(points):
+    for index, (step, _) in enumerate(points[least : len(points) - least], least):
         near = min(reach, index, len(points) - 1 - index)
         window = sorted(value for _, value in points[index - near : index + near + 1])
         smooth.append((step, window[near]))

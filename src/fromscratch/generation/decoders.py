@@ -69,7 +69,7 @@ class CachedDecoder:
         self._cache = KeyValueCache(capacity=self._capacity)
         self._starts: list[int] = []
         pays = packing_pays(model.token_embedding.weight, rows=len(prompts), steps=max_new_tokens)
-        self._few_tokens_model = packed_twin(model) if pays else model
+        self._few_tokens_model = packed_twin(model, rows=len(prompts)) if pays else model
 
     def next_logits(self) -> Tensor:
         """[batch, vocab]"""

@@ -19,7 +19,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def _chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokens per chunk: one, some that do not divide the batch, all; and products of a part of the vocabulary."""
     monkeypatch.setitem(head_module.CHUNK_ELEMENTS, "cpu", request.param * VOCABULARY)
-    monkeypatch.setattr(head_module, "VOCABULARY_PER_PRODUCT", 128)
+    monkeypatch.setattr(head_module, "VOCABULARY_PER_PRODUCT", dict.fromkeys(head_module.VOCABULARY_PER_PRODUCT, 128))
 
 
 def heads() -> tuple[LinearHead, ChunkedHead]:

@@ -18,7 +18,7 @@ from typing import Any
 from fromscratch.config.model import ModelConfig
 from fromscratch.config.train import TrainConfig
 from fromscratch.training.acceleration import why_not_compiled
-from fromscratch.training.bench import Case, Row, Workload, measure, peak_flops_of, reference_cases, summarise
+from fromscratch.training.bench import Case, PeakFlops, Row, Workload, measure, reference_cases, summarise
 from fromscratch.training.hardware import find_hardware
 
 VOCABULARY = {"gpt2-small": 50_257, "gpt2-medium": 50_257, "laptop-small": 2_048, "laptop-medium": 8_192}
@@ -32,15 +32,16 @@ def main() -> None:
     workload = Workload(model_of(arguments), TrainConfig())
     cases = [Case(arguments.micro_batch, precision, compile=compiled) for precision in ("fp32", "bf16")]
     cases = [*reference_cases(hardware, [arguments.micro_batch]), *cases]
+    peak = PeakFlops(hardware)
     found = measure(
         workload,
         cases,
         hardware,
         steps=arguments.steps,
         rounds=arguments.rounds,
+        peak=peak,
         say=lambda s: print(s, file=sys.stderr),
     )
-    peak = peak_flops_of(hardware)
     rows = [summarise(measurement, workload, peak) for measurement in found]
     show(rows)
     facts: dict[str, Any] = {**hardware.facts(), **vars(arguments), "rows": [asdict(row) for row in rows]}

@@ -10,17 +10,17 @@ import torch
 
 from fromscratch.config.model import ModelConfig
 from fromscratch.config.train import TrainConfig
-from fromscratch.training import bench_worker
+from fromscratch.training import bench, bench_worker
 from fromscratch.training.bench import (
     REFERENCE,
     Case,
     Measurement,
+    PeakFlops,
     Workload,
     cases_for,
     default_micro_batches,
     fastest,
     measure,
-    peak_flops_of,
     reference_cases,
     summarise,
 )
@@ -94,9 +94,20 @@ def test_peaks_by_name_and_unknown_stays_unknown(name: str, peak: float | None) 
 
 
 def test_the_peak_of_a_cpu_is_measured_once() -> None:
-    peak = peak_flops_of(CPU)
+    peak = PeakFlops(CPU)
     assert peak("fp32") == peak("fp32")
     assert (peak("fp32") or 0) > 1e8
+
+
+def test_the_highest_peak_counts_and_a_gpu_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [3e9, 5e9, 4e9]
+    monkeypatch.setattr(bench, "measured_peak_flops", lambda _precision: found.pop(0))
+    peak = PeakFlops(CPU)
+    measure(WORKLOAD, [Case(1, "fp32")], CPU, steps=1, rounds=3, peak=peak)
+    assert peak("fp32") == 5e9 and not found
+    gpu = PeakFlops(Hardware(torch.device("cuda", 0), "NVIDIA H200", None))
+    gpu.sample("bf16")
+    assert gpu("bf16") == 989e12 and gpu("fp32") is None
 
 
 def test_the_picture_is_drawn_without_what_failed(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """``fromscratch bench``."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,12 +43,12 @@ def bench(
     from fromscratch.training.acceleration import why_not_compiled
     from fromscratch.training.batches import AUTO_TOKENS
     from fromscratch.training.bench import (
+        PeakFlops,
         Workload,
         cases_for,
         check_precisions,
         default_micro_batches,
         measure,
-        peak_flops_of,
         reference_cases,
         summarise,
     )
@@ -67,8 +68,9 @@ def bench(
     cases = cases_for(micro_batches=sizes, precisions=wanted, compiled=both if compiled is None else [compiled])
     if reference:
         cases += reference_cases(hardware, sizes)
-    found = measure(workload, cases, hardware, steps=steps, rounds=rounds, say=lambda line: note(line, quiet=quiet))
-    peak = peak_flops_of(hardware)
+    peak = PeakFlops(hardware)
+    say = partial(note, quiet=quiet)
+    found = measure(workload, cases, hardware, steps=steps, rounds=rounds, peak=peak, say=say)
     rows = [summarise(measurement, workload, peak) for measurement in found]
     facts = {
         **hardware.facts(),

@@ -14,7 +14,7 @@ help:
 	@echo "make format       format the code"
 	@echo "make docs         write the reference pages anew"
 	@echo "make bench        run the benchmarks; TEXTS='a.parquet b.parquet' adds that of the data"
-	@echo "make soak         train a run that is killed a hundred times, in about twenty minutes"
+	@echo "make soak         train a run that is killed a hundred times, in about ten minutes"
 	@echo "make clean        remove .venv and caches"
 
 quickstart: $(VENV)/.installed

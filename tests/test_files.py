@@ -18,6 +18,7 @@ from fromscratch.files import (
     MANIFEST,
     point_link,
     read_json_object,
+    readable_seconds,
     sealed_folder,
     sha256_of,
     to_strict_json,
@@ -245,3 +246,10 @@ def test_sha256_of_more_than_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyP
     whole = sha256_of(tmp_path / "x")
     monkeypatch.setattr(files, "HASH_BLOCK_BYTES", 2)
     assert sha256_of(tmp_path / "x") == whole == "11507a0e2f5e69d5dfa40a62a1bd7b6ee57e6bcd85c67c9b8431b36fff21c437"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"), [(0.4, "0 s"), (95, "95 s"), (130, "2 minutes"), (5_400, "90 minutes"), (9_000, "2.5 hours")]
+)
+def test_durations_are_said_in_the_unit_of_people(seconds: float, said: str) -> None:
+    assert readable_seconds(seconds) == said

@@ -43,6 +43,13 @@ def readable_bytes(num_bytes: int) -> str:
     return f"{num_bytes} bytes"
 
 
+def readable_seconds(seconds: float) -> str:
+    """In the unit that people would use: 95 s, 14 minutes, 2.5 hours."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
+
+
 def to_strict_json(value: Any, *, indent: int | None = None) -> str:
     """JSON that every reader accepts: NaN and infinities become null, lone surrogates their escapes."""
     text = json.dumps(_finite(value), allow_nan=False, ensure_ascii=False, indent=indent)

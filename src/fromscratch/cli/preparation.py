@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from fromscratch.data.prepare import PreparationObserver
+from fromscratch.files import readable_seconds
 
 SECONDS_BETWEEN_LINES = 10.0
 
@@ -48,7 +49,7 @@ class Meter(PreparationObserver):
         speed = f"{self.text_bytes / self.seconds / 1e6:,.1f} MB/s, {self.tokens / self.seconds:,.0f} tokens/s"
         fresh = self._done_bytes - self._earlier_bytes
         left = self._total_bytes - self._done_bytes
-        remaining = f", {_duration(left * self.seconds / fresh)} left" if fresh and left > 0 else ""
+        remaining = f", {readable_seconds(left * self.seconds / fresh)} left" if fresh and left > 0 else ""
         return f"{self.tokens:,} tokens, {speed}{remaining}"
 
 
@@ -95,9 +96,3 @@ def meter(*, quiet: bool) -> Meter:
     if quiet:
         return Meter()
     return MeterBar() if Console(stderr=True).is_terminal else MeterLines()
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"

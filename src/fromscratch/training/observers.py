@@ -8,6 +8,8 @@ from typing import Any, Protocol, TextIO
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fromscratch.files import readable_seconds
+
 SECONDS_BETWEEN_LINES = 10.0
 
 
@@ -114,7 +116,7 @@ class ProgressLines(SilentObserver):
             remaining = (self._num_steps - record["step"]) * record["seconds"]
             self._print(
                 f"step {record['step']} of {self._num_steps}: loss {loss}, "
-                f"{record['tokens_per_second']:,.0f} tokens/s, about {remaining / 60:.0f} minutes left"
+                f"{record['tokens_per_second']:,.0f} tokens/s, about {readable_seconds(remaining)} left"
             )
 
     def on_event(self, event: str, facts: dict[str, Any]) -> None:

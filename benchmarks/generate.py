@@ -62,7 +62,8 @@ def make_contestants(options: argparse.Namespace) -> Contestants:
     contestants: Contestants = {"fromscratch, no guesses 1": partial(ours, model, prompts[:1], options, stepwise)}
     for batch in BATCHES:
         contestants[f"fromscratch {batch}"] = partial(ours, model, prompts[:batch], options, CachedDecoder)
-    if options.temperature:
+    if options.temperature or PROMPT_TOKENS + options.tokens > model.context_length:
+        print("transformers draws other tokens, and ends at the context: it is not measured")
         return contestants
     try:
         reference = transformers_model(model, config)

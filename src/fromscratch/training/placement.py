@@ -78,6 +78,7 @@ class Placement:
     why_not_compiled: str = ""
     """Where compiling would be usual and is impossible: what is missing."""
     threads: Threads = field(default_factory=lambda: Threads(None))
+    """Of a CPU, as in the session before."""
 
     def num_micro_batches(self, global_batch: int) -> int:
         """Forward passes per step in the process that has most of them."""

@@ -3,7 +3,8 @@
 Where a text repeats itself (a name, a list, a line of code, the loops of a small model), what followed
 the last time follows again. A model can judge several guessed tokens in the time of one, because
 reading its weights takes longer than using them; the tokens it would have chosen otherwise are taken
-all the same, so a guess changes the speed, never the text.
+all the same, so a guess changes the speed and not the text (but where rounding decides between two
+tokens: several rows at once are added up in another order than one).
 
 Sources: Yang et al. 2023, "Inference with Reference: Lossless Acceleration of Large Language Models";
 Saxena 2023, "Prompt Lookup Decoding".

@@ -54,10 +54,15 @@ class Threads:
 
     @property
     def notice(self) -> str:
-        """What a resume should be told; nothing where it goes on bit for bit."""
+        """What a resume should be told; nothing where its number is what it would be anyway."""
         now = torch.get_num_threads()
-        if self.before in (None, now) or self.can_be_restored:
+        if self.before in (None, now):
             return ""
+        if self.can_be_restored:
+            return (
+                f"this run goes on with the {self.before} threads that it had, bit for bit; OMP_NUM_THREADS={now} "
+                f"takes the {now} of this machine, and the result then agrees to rounding"
+            )
         return (
             f"this run had {self.before} threads and goes on with {now}: its result will agree with one that never "
             f"stopped to rounding, not to the bit (OMP_NUM_THREADS={self.before} would make it)"

@@ -23,12 +23,12 @@ from torch import Tensor
 from fromscratch.config.model import ModelConfig
 from fromscratch.config.train import TrainConfig
 from fromscratch.files import flush_file, sha256_of, verify_folder
+from fromscratch.formats.checkpoints import TrainingState, model_tensors, optimizer_tensors
+from fromscratch.formats.tensor_files import bytes_of
+from fromscratch.machine.hardware import find_hardware
 from fromscratch.models.factory import build_empty
 from fromscratch.models.gpt import GPT
-from fromscratch.training.checkpoints import TrainingState, model_tensors, optimizer_tensors
-from fromscratch.training.hardware import find_hardware
 from fromscratch.training.saving import CheckpointSaver, Facts, SaveResult
-from fromscratch.training.tensor_files import bytes_of
 
 
 def main() -> None:

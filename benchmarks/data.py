@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from fromscratch.data.documents import SplitRule
 from fromscratch.data.engines import WorkerProcesses
 from fromscratch.data.prepare import PreparationObserver, prepare_store
-from fromscratch.data.sources import Files
+from fromscratch.sources import Files
 from fromscratch.tokenizers.gpt2 import load_gpt2
 from fromscratch.tokenizers.loading import load
 

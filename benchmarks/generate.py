@@ -80,8 +80,8 @@ def make_contestants(options: argparse.Namespace) -> Contestants:
 def find_model(source: str | None) -> tuple[GPT, ModelConfig]:
     """The model named, or GPT-2 small with random weights."""
     if source is not None:
-        from fromscratch.training.hardware import find_hardware
-        from fromscratch.training.model_sources import open_model
+        from fromscratch.formats.model_sources import open_model
+        from fromscratch.machine.hardware import find_hardware
 
         loaded = open_model(source, find_hardware("cpu"))
         return loaded.model.eval(), loaded.config

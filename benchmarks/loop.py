@@ -21,15 +21,15 @@ from typing import Any
 import tomli_w
 
 from fromscratch.data.prepare import SplitRule, prepare_store
-from fromscratch.data.sources.base import InMemory
-from fromscratch.evaluation.training_run import run_training
+from fromscratch.machine.hardware import find_hardware
 from fromscratch.runs.directory import RunDirectory
+from fromscratch.session.placement import MachineOptions, place_run
+from fromscratch.session.plan import plan_run
+from fromscratch.session.run import run_training
+from fromscratch.sources.base import InMemory
 from fromscratch.tokenizers.bytes import BytesTokenizer
-from fromscratch.training.hardware import find_hardware
 from fromscratch.training.nonfinite import Skip
 from fromscratch.training.observers import SilentObserver
-from fromscratch.training.placement import MachineOptions, place_run
-from fromscratch.training.plan import plan_run
 from fromscratch.training.step import Stepper
 
 WARM_UP_STEPS = 3

@@ -24,12 +24,12 @@ import torch
 
 from fromscratch.config.model import ModelConfig
 from fromscratch.config.train import TrainConfig
+from fromscratch.machine.allocator import keep_freed_memory
+from fromscratch.machine.hardware import find_hardware
+from fromscratch.machine.precision import Precision
 from fromscratch.models.factory import build_empty, initialise
-from fromscratch.training.allocator import keep_freed_memory
+from fromscratch.processes.world import World, joined_world
 from fromscratch.training.batches import MicroBatch
-from fromscratch.training.distributed import World, joined_world
-from fromscratch.training.hardware import find_hardware
-from fromscratch.training.precision import Precision
 from fromscratch.training.step import GradientRules, Stepper, next_token_losses
 
 VOCABULARY = {"gpt2-small": 50_257, "laptop-small": 2_048, "laptop-medium": 8_192}

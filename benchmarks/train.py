@@ -17,9 +17,9 @@ from typing import Any
 
 from fromscratch.config.model import ModelConfig
 from fromscratch.config.train import TrainConfig
-from fromscratch.training.acceleration import why_not_compiled
-from fromscratch.training.bench import Case, PeakFlops, Row, Workload, measure, reference_cases, summarise
-from fromscratch.training.hardware import find_hardware
+from fromscratch.machine.acceleration import why_not_compiled
+from fromscratch.machine.hardware import find_hardware
+from fromscratch.planning.bench import Case, PeakFlops, Row, Workload, measure, reference_cases, summarise
 
 VOCABULARY = {"gpt2-small": 50_257, "gpt2-medium": 50_257, "laptop-small": 2_048, "laptop-medium": 8_192}
 

@@ -7,14 +7,14 @@ from typing import Any
 import tomli_w
 
 from fromscratch.data.prepare import SplitRule, prepare_store
-from fromscratch.data.sources.base import InMemory
 from fromscratch.data.store import TokenStore
-from fromscratch.evaluation.training_run import RunSummary, run_training
 from fromscratch.runs.directory import RunDirectory
+from fromscratch.session.placement import MachineOptions, place_run
+from fromscratch.session.plan import plan_run
+from fromscratch.session.run import RunSummary, run_training
+from fromscratch.sources.base import InMemory
 from fromscratch.tokenizers.bytes import BytesTokenizer
 from fromscratch.training.observers import Observer
-from fromscratch.training.placement import MachineOptions, place_run
-from fromscratch.training.plan import plan_run
 
 SENTENCE = "the cat dog sees hears likes a small large red house tree and or but then never often"
 WORDS = SENTENCE.split()

@@ -32,10 +32,10 @@ import torch
 from safetensors.torch import load_file
 
 from fromscratch.cli import main as command_line
+from fromscratch.formats.checkpoints import read_state
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import read_records
 from fromscratch.runs.retention import checkpoints_in, damage_of, newest_valid, step_of
-from fromscratch.training.checkpoints import read_state
 from tests.small import SMALL_RUN, write_run_file
 
 EVERY = 10  # steps between checkpoints, and between evaluations

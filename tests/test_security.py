@@ -101,7 +101,7 @@ def test_shards_that_an_index_names_elsewhere_are_refused(tmp_path: Path, monkey
 
 @pytest.mark.parametrize("name", ["../../etc", "a/b/c", "a/..", "-x/y", "a/b?x=/etc", "a//b", "a/b\n"])
 def test_names_on_the_hub_are_names(name: str) -> None:
-    from fromscratch.formats.hub import parse_name
+    from fromscratch.hub.models import parse_name
 
     assert parse_name(f"hf://{name}") is None
 

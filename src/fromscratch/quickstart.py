@@ -10,26 +10,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fromscratch.data.prepare import VALIDATION, SplitRule, prepare_store, training_documents
-from fromscratch.data.sources import PythonDocs
-from fromscratch.data.sources.base import InMemory
 from fromscratch.data.store import TokenStore, open_store
 from fromscratch.evaluation.compressors import compressor_bits_per_byte, text_of
 from fromscratch.evaluation.loss import LossReport, evaluate_loss, record_loss
-from fromscratch.evaluation.samples import continue_text
-from fromscratch.evaluation.training_run import RunSummary, is_done, run_training
 from fromscratch.files import MANIFEST, write_atomically
+from fromscratch.formats.model_sources import open_model
+from fromscratch.machine.hardware import Hardware, find_hardware
+from fromscratch.machine.precision import fast_16bit_precision
 from fromscratch.models.factory import build_empty, initialise
 from fromscratch.models.gpt import GPT
 from fromscratch.runs.directory import RunDirectory
+from fromscratch.session.placement import MachineOptions, place_run
+from fromscratch.session.plan import PlannedRun, plan_run
+from fromscratch.session.run import RunSummary, is_done, run_training
+from fromscratch.session.samples import continue_text
+from fromscratch.sources import PythonDocs
+from fromscratch.sources.base import InMemory
 from fromscratch.tokenizers.base import Tokenizer
 from fromscratch.tokenizers.huggingface import train_byte_pairs
-from fromscratch.training.hardware import Hardware, find_hardware
 from fromscratch.training.held_out import TokenSlice
-from fromscratch.training.model_sources import open_model
 from fromscratch.training.observers import Observer
-from fromscratch.training.placement import MachineOptions, place_run
-from fromscratch.training.plan import PlannedRun, plan_run
-from fromscratch.training.precision import fast_16bit_precision
 
 HELD_OUT_SHARE = 0.03
 RUN_NAME = "quickstart"

@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 
 from fromscratch.data.prepare import SplitRule, prepare_store
 from fromscratch.data.scan import documents_of
-from fromscratch.data.sources import Files, InMemory
 from fromscratch.data.store import TokenStore
+from fromscratch.sources import Files, InMemory
 from fromscratch.tokenizers.bytes import BytesTokenizer
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from fromscratch.data.engines import RayCluster
 from fromscratch.data.prepare import SplitRule, prepare_store
-from fromscratch.data.sources import Files
+from fromscratch.sources import Files
 from fromscratch.tokenizers.bytes import BytesTokenizer
 from fromscratch.tokenizers.loading import load
 

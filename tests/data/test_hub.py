@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from fromscratch.data.hub import HubName, try_again
 from fromscratch.data.store import open_store
 from fromscratch.errors import UsageError
+from fromscratch.hub.datasets import HubName, try_again
 from tests.data.helpers import command, content_of, store_of, texts_in, write_parquet
 from tests.hub_server import TOKEN, Fault, HubServer
 
@@ -69,7 +69,7 @@ def test_f25_a_large_download_goes_on_where_it_was_cut(hub: HubServer, tmp_path:
     large = os.urandom(32 << 20)  # the Hub's library keeps what came in steps of 10 MiB
     hub.repositories["me/texts"]["large.parquet"] = large
     hub.faults["large.parquet"] = Fault("cut", times=1)
-    script = "from fromscratch.data.hub import *; print(download(HubName('me/texts'), 'large.parquet'))"
+    script = "from fromscratch.hub.datasets import *; print(download(HubName('me/texts'), 'large.parquet'))"
     env = {**os.environ, **hub.environment(tmp_path / "home")}
     done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
     assert Path(done.stdout.strip()).read_bytes() == large

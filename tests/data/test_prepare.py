@@ -23,10 +23,10 @@ from fromscratch.data.encode import EncodePart
 from fromscratch.data.engines import Task, WorkerProcesses
 from fromscratch.data.prepare import SplitRule, prepare_store
 from fromscratch.data.scan import documents_of
-from fromscratch.data.sources import Files
-from fromscratch.data.sources.base import TextsPart
 from fromscratch.data.verify import verify_store
 from fromscratch.errors import DataError, UsageError
+from fromscratch.sources import Files
+from fromscratch.sources.base import TextsPart
 from fromscratch.tokenizers.bytes import BytesTokenizer
 from fromscratch.tokenizers.gpt2 import load_gpt2
 from fromscratch.tokenizers.loading import load

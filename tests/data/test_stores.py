@@ -16,12 +16,12 @@ from fromscratch.data import scan
 from fromscratch.data.plain_store import GPT2_DESCRIPTION
 from fromscratch.data.shards import ShardWriter, map_shard
 from fromscratch.data.show import plain_text, show_tokens, text_with_boundaries
-from fromscratch.data.sources import InMemory
 from fromscratch.data.statistics import source_statistics, store_statistics
 from fromscratch.data.store import TokenSplit, TokenStore, open_store
 from fromscratch.data.verify import verify_store
 from fromscratch.errors import DataError, UsageError
 from fromscratch.files import sha256_of
+from fromscratch.sources import InMemory
 from fromscratch.tokenizers.bytes import BytesTokenizer
 from fromscratch.tokenizers.gpt2 import load_gpt2
 from tests.data.helpers import command, store_of, texts_in

@@ -15,10 +15,10 @@ from fromscratch.data.store import open_store
 from fromscratch.errors import DataError, UsageError
 from fromscratch.evaluation.compressors import compressor_bits_per_byte, text_of
 from fromscratch.evaluation.loss import evaluate_loss
+from fromscratch.formats.model_sources import LoadedModel, open_model
+from fromscratch.machine.hardware import Hardware, find_hardware
 from fromscratch.tokenizers.bytes import BytesTokenizer
-from fromscratch.training.hardware import Hardware, find_hardware
 from fromscratch.training.held_out import TokenSlice
-from fromscratch.training.model_sources import LoadedModel, open_model
 from tests.small import run_small, write_run_file
 
 CPU: Hardware = find_hardware("cpu")

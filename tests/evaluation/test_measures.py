@@ -19,13 +19,13 @@ from fromscratch.evaluation.injection import Rate, load_probes, measure_injectio
 from fromscratch.evaluation.keeping import keep_evaluation
 from fromscratch.evaluation.loss import bootstrap_interval, evaluate_loss
 from fromscratch.evaluation.smoke import PROMPTS, smoke_test
+from fromscratch.formats.model_sources import LoadedModel, open_model
 from fromscratch.generation.conversation import TEMPLATES, Conversation, Template, open_template
 from fromscratch.generation.decoders import PlainDecoder
 from fromscratch.generation.sampling import Sampling
 from fromscratch.generation.texts import Settings
-from fromscratch.training.hardware import find_hardware
+from fromscratch.machine.hardware import find_hardware
 from fromscratch.training.held_out import TokenSlice
-from fromscratch.training.model_sources import LoadedModel, open_model
 from tests.publishing.models import make_loaded
 from tests.small import run_small, write_run_file
 

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fromscratch.errors import DataError
-from fromscratch.training.checkpoints import TrainingState, read_state
+from fromscratch.formats.checkpoints import TrainingState, read_state
 from tests.command import DOCUMENTED_CODES, run_command
 from tests.small import write_run_file
 

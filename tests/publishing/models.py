@@ -5,13 +5,13 @@ from typing import Any
 
 from fromscratch.config.model import ModelConfig
 from fromscratch.formats.model_folder import ModelFolder
+from fromscratch.formats.model_sources import LoadedModel, open_model
+from fromscratch.machine.hardware import find_hardware
 from fromscratch.models.factory import build_empty, initialise
 from fromscratch.models.gpt import GPT
 from fromscratch.publishing.card import CardFacts
 from fromscratch.publishing.export import export_model
 from fromscratch.tokenizers.bytes import BytesTokenizer
-from fromscratch.training.hardware import find_hardware
-from fromscratch.training.model_sources import LoadedModel, open_model
 
 SHAPE: dict[str, Any] = {
     "vocab_size": 257,

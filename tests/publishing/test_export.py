@@ -13,13 +13,13 @@ import torch
 
 from fromscratch.config.model import PRESETS, ModelConfig
 from fromscratch.errors import DataError, UsageError
+from fromscratch.formats.model_sources import LoadedModel, open_model
 from fromscratch.generation.generate import generate_batch
 from fromscratch.generation.sampling import Sampling
+from fromscratch.machine.hardware import find_hardware
 from fromscratch.models.costs import model_costs
 from fromscratch.publishing.carried import carried_files
 from fromscratch.publishing.export import choose_format, custom_config, native_config
-from fromscratch.training.hardware import find_hardware
-from fromscratch.training.model_sources import LoadedModel, open_model
 from tests.publishing.models import VARIANTS, publish
 
 transformers = pytest.importorskip("transformers")

@@ -15,11 +15,11 @@ from torch.nn import functional as F
 from fromscratch.config.loading import load_run_config
 from fromscratch.errors import DataError, UsageError
 from fromscratch.formats.gpt2 import to_gpt2_tensors
+from fromscratch.formats.model_sources import open_model
 from fromscratch.formats.reading import read_foreign
+from fromscratch.machine.hardware import find_hardware
 from fromscratch.models.gpt import GPT
 from fromscratch.publishing.importing import ImportReport, import_model
-from fromscratch.training.hardware import find_hardware
-from fromscratch.training.model_sources import open_model
 from tests.publishing.models import make_model, publish
 
 CPU = find_hardware("cpu")

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from fromscratch.formats.checkpoints import TrainingState
 from fromscratch.runs.retention import BEST, LATEST, checkpoints_in, leftovers_in, newest_valid, recover_leftovers
-from fromscratch.training.checkpoints import TrainingState
 from fromscratch.training.saving import CheckpointSaver, Facts
 
 CALLS = ("fsync", "replace", "rename", "unlink", "rmdir", "mkdir", "symlink")

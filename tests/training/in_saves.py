@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fromscratch.training.checkpoints import Contents
+from fromscratch.formats.checkpoints import Contents
 from fromscratch.training.saving import CheckpointSaver
 
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from fromscratch.errors import DataError, DivergedError, FromScratchError, UsageError
+from fromscratch.formats.checkpoints import read_state
 from fromscratch.models.gpt import GPT
 from fromscratch.models.layers import GeluMLP
 from fromscratch.runs.records import read_records
 from fromscratch.runs.retention import checkpoints_in, newest_valid
-from fromscratch.training.checkpoints import read_state
 from fromscratch.training.loop import Training
 from fromscratch.training.observers import SilentObserver
 from tests.small import SMALL_RUN, make_store, run_small, write_run_file
@@ -221,7 +221,7 @@ def test_out_of_memory_takes_smaller_pieces_and_changes_no_result(
 
 
 def test_rehearsing_finds_it_out_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fromscratch.training import setup
+    from fromscratch.session import setup
 
     monkeypatch.setattr(setup, "Training", lambda **facts: Training(**{**facts, "rehearses": True}))
     LittleMemory(monkeypatch, most=2)

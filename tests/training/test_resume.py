@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fromscratch.formats.checkpoints import read_state
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import read_records
 from fromscratch.runs.retention import BEST
-from fromscratch.training.checkpoints import read_state
 from tests.small import run_small, write_run_file
 
 TIMINGS = ("seconds", "tokens_per_second")

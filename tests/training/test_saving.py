@@ -19,13 +19,13 @@ from torch import nn
 
 from fromscratch.errors import EXIT_CRASH, DataError, FromScratchError
 from fromscratch.files import sha256_of, verify_folder
+from fromscratch.formats.checkpoints import TrainingState
+from fromscratch.formats.tensor_files import write_tensors
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import read_records
 from fromscratch.runs.retention import leftovers_in, newest_valid
-from fromscratch.training.checkpoints import TrainingState
 from fromscratch.training.observers import SilentObserver
 from fromscratch.training.saving import CheckpointSaver, Facts, HostBuffers
-from fromscratch.training.tensor_files import write_tensors
 from tests.conftest import REPOSITORY
 from tests.small import SMALL_RUN, run_small, write_run_file
 from tests.training.in_saves import before_saves, call_in_save, in_background

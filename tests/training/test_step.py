@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from fromscratch.config.model import ModelConfig
 from fromscratch.config.train import AdamW
+from fromscratch.machine.precision import Precision
 from fromscratch.models.factory import build_empty, initialise
 from fromscratch.models.gpt import GPT
 from fromscratch.training.batches import MicroBatch
 from fromscratch.training.gradients import ClipByNorm, Outcome
 from fromscratch.training.nonfinite import NonfinitePolicy, Skip, step_unless
-from fromscratch.training.precision import Precision
 from fromscratch.training.step import GradientRules, Stepper, next_token_losses
 
 CPU = torch.device("cpu")

@@ -9,8 +9,8 @@ import typer
 from fromscratch.cli.output import DeviceOption, JsonFlag, QuietFlag, note, print_json
 
 if TYPE_CHECKING:
-    from fromscratch.training.bench import Row
-    from fromscratch.training.plan import PlannedRun
+    from fromscratch.planning.bench import Row
+    from fromscratch.session.plan import PlannedRun
 
 OptionalRunFile = Annotated[
     Path | None, typer.Argument(metavar="[RUNFILE]", help="Whose model; without one, one that suits the machine.")
@@ -40,9 +40,9 @@ def bench(
 
     Example: fromscratch bench baseline.toml --reference --picture speed.png
     """
-    from fromscratch.training.acceleration import why_not_compiled
-    from fromscratch.training.batches import AUTO_TOKENS
-    from fromscratch.training.bench import (
+    from fromscratch.machine.acceleration import why_not_compiled
+    from fromscratch.machine.hardware import find_hardware
+    from fromscratch.planning.bench import (
         PeakFlops,
         Workload,
         cases_for,
@@ -52,9 +52,9 @@ def bench(
         reference_cases,
         summarise,
     )
-    from fromscratch.training.bench_chart import draw_speed
-    from fromscratch.training.hardware import find_hardware
-    from fromscratch.training.plan import plan_run
+    from fromscratch.planning.bench_chart import draw_speed
+    from fromscratch.session.plan import plan_run
+    from fromscratch.training.batches import AUTO_TOKENS
 
     check_precisions(precisions or [])
     hardware = find_hardware(device)
@@ -88,7 +88,7 @@ def usual_workload(device_type: str) -> Any:
     """GPT-2 small for a GPU; on other machines one that ends before the coffee is cold."""
     from fromscratch.config.model import ModelConfig
     from fromscratch.config.train import TrainConfig
-    from fromscratch.training.bench import Workload
+    from fromscratch.planning.bench import Workload
 
     preset, vocab_size = ("gpt2-small", 50_257) if device_type == "cuda" else ("laptop-small", 2_048)
     return Workload(ModelConfig.model_validate({"preset": preset, "vocab_size": vocab_size}), TrainConfig())
@@ -96,7 +96,7 @@ def usual_workload(device_type: str) -> Any:
 
 def predicted_hours(plan: "PlannedRun | None", rows: "list[Row]") -> float | None:
     """How long the run file would take at its precision's fastest line; unknown without either."""
-    from fromscratch.training.bench import fastest
+    from fromscratch.planning.bench import fastest
 
     best = fastest(rows, plan.config.train.precision) if plan else None
     if plan is None or best is None or not best.tokens_per_second:

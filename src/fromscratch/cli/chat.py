@@ -29,11 +29,11 @@ def chat(
 
     Example: fromscratch chat gpt2 --temperature 0.7
     """
+    from fromscratch.formats.model_sources import open_model
     from fromscratch.generation.conversation import Conversation, open_template
     from fromscratch.generation.sampling import Sampling
     from fromscratch.generation.texts import Settings
-    from fromscratch.training.hardware import find_hardware
-    from fromscratch.training.model_sources import open_model
+    from fromscratch.machine.hardware import find_hardware
 
     sampling = Sampling(temperature=temperature, top_k=top_k, repetition_penalty=repetition_penalty)
     chosen = open_template(template)

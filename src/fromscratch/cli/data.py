@@ -13,8 +13,8 @@ from fromscratch.cli.output import JsonFlag, QuietFlag, note, print_json, print_
 if TYPE_CHECKING:
     from fromscratch.cli.preparation import Meter
     from fromscratch.data.engines import Engine
-    from fromscratch.data.sources import Source
     from fromscratch.data.store import TokenStore
+    from fromscratch.sources import Source
     from fromscratch.tokenizers.base import Tokenizer
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Prepare, check, read and share token stores.")
@@ -66,7 +66,7 @@ def prepare(
     from fromscratch.cli.preparation import meter
     from fromscratch.data.documents import DocumentRule, SplitRule
     from fromscratch.data.prepare import prepare_store
-    from fromscratch.data.sources import open_source
+    from fromscratch.sources import open_source
 
     rule, kept = SplitRule(validation), DocumentRule(min_characters, deduplicate, skip_bad)
     opened = [open_source(word, text_column=text_column) for word in sources]

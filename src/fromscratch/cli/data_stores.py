@@ -40,8 +40,8 @@ def stats(
     """
     from fromscratch.data.statistics import source_statistics, store_statistics
     from fromscratch.data.statistics_picture import draw_lengths
+    from fromscratch.formats.stores import tokenizer_of
     from fromscratch.tokenizers.loading import open_tokenizer
-    from fromscratch.training.stores import tokenizer_of
 
     if len(what) == 1 and (store := _store_if_one(what[0])) is not None:
         names = [split] if split else list(store.manifest.splits)
@@ -49,7 +49,7 @@ def stats(
         opened = tokenizer_of(store)
     else:
         from fromscratch.data.documents import DocumentRule
-        from fromscratch.data.sources import open_source
+        from fromscratch.sources import open_source
 
         opened = open_tokenizer(tokenizer)
         sources = [open_source(word, text_column=text_column) for word in what]
@@ -68,10 +68,10 @@ def stats(
 
 def _store_if_one(word: str) -> "TokenStore | None":
     """The store that a word names, or None where it names a source."""
-    from fromscratch.data.hub import HubName, is_hub_name, list_files
     from fromscratch.data.plain_store import SPLIT_FILES, is_plain_store
     from fromscratch.files import MANIFEST
-    from fromscratch.training.stores import open_named_store
+    from fromscratch.formats.stores import open_named_store
+    from fromscratch.hub.datasets import HubName, is_hub_name, list_files
 
     if is_hub_name(word):
         name = HubName.parse(word, known=("name", "split", "revision"))
@@ -113,7 +113,7 @@ def verify(store: StoreArgument, as_json: JsonFlag = False, quiet: QuietFlag = F
     """
     from fromscratch.data.verify import verify_store
     from fromscratch.errors import EXIT_DATA
-    from fromscratch.training.stores import open_named_store, tokenizer_of
+    from fromscratch.formats.stores import open_named_store, tokenizer_of
 
     opened = open_named_store(store)
     tokenizer_of(opened)
@@ -143,7 +143,7 @@ def show(
     Example: fromscratch data show my-store --start 1000 --tokens 50
     """
     from fromscratch.data.show import plain_text, show_tokens, text_with_boundaries
-    from fromscratch.training.stores import open_named_store, tokenizer_of
+    from fromscratch.formats.stores import open_named_store, tokenizer_of
 
     opened = open_named_store(store)
     tokenizer = tokenizer_of(opened)
@@ -173,9 +173,9 @@ def push(
     Example: fromscratch data push my-store hf://me/my-store
     """
     from fromscratch.data.card import dataset_card
-    from fromscratch.data.hub import HubName
     from fromscratch.data.hub_store import push_store
-    from fromscratch.training.stores import open_named_store
+    from fromscratch.formats.stores import open_named_store
+    from fromscratch.hub.datasets import HubName
 
     opened = open_named_store(store)
     repository = HubName.parse(to, known=()).repository

@@ -37,13 +37,13 @@ def loss(
     """
     from fromscratch.errors import UsageError
     from fromscratch.evaluation.loss import evaluate_loss, record_loss
-    from fromscratch.training.distributed import joined_world, started_local_rank, started_local_world_size
-    from fromscratch.training.hardware import find_hardware
+    from fromscratch.formats.model_sources import locate, open_model
+    from fromscratch.formats.stores import open_named_store
+    from fromscratch.machine.hardware import find_hardware
+    from fromscratch.processes.launcher import is_launched, launch_measurement
+    from fromscratch.processes.world import joined_world, started_local_rank, started_local_world_size
+    from fromscratch.session.plan import check_same_tokenizer
     from fromscratch.training.held_out import TokenSlice
-    from fromscratch.training.launcher import is_launched, launch_measurement
-    from fromscratch.training.model_sources import locate, open_model
-    from fromscratch.training.plan import check_same_tokenizer
-    from fromscratch.training.stores import open_named_store
 
     if precision not in ("fp32", "tf32", "bf16", "fp16"):
         raise UsageError(f"--precision {precision}: must be fp32, tf32, bf16 or fp16")
@@ -92,11 +92,11 @@ def compare(
 
     from fromscratch.evaluation.compare import compare_models
     from fromscratch.evaluation.keeping import keep_evaluation
-    from fromscratch.training.hardware import find_hardware
+    from fromscratch.formats.model_sources import open_model
+    from fromscratch.formats.stores import open_named_store
+    from fromscratch.machine.hardware import find_hardware
+    from fromscratch.session.plan import check_same_tokenizer
     from fromscratch.training.held_out import TokenSlice
-    from fromscratch.training.model_sources import open_model
-    from fromscratch.training.plan import check_same_tokenizer
-    from fromscratch.training.stores import open_named_store
 
     hardware = find_hardware(device)
     first, second = open_model(a, hardware), open_model(b, hardware)
@@ -141,8 +141,8 @@ def smoke(
 
     from fromscratch.evaluation.keeping import keep_evaluation
     from fromscratch.evaluation.smoke import smoke_test
-    from fromscratch.training.hardware import find_hardware
-    from fromscratch.training.model_sources import open_model
+    from fromscratch.formats.model_sources import open_model
+    from fromscratch.machine.hardware import find_hardware
 
     loaded = open_model(model, find_hardware(device))
     texts = [asdict(text) for text in smoke_test(loaded, seed=seed, tokens=tokens)]
@@ -169,9 +169,9 @@ def injection(
     """
     from fromscratch.evaluation.injection import measure_injection
     from fromscratch.evaluation.keeping import keep_evaluation
+    from fromscratch.formats.model_sources import open_model
     from fromscratch.generation.conversation import open_template
-    from fromscratch.training.hardware import find_hardware
-    from fromscratch.training.model_sources import open_model
+    from fromscratch.machine.hardware import find_hardware
 
     chosen = open_template(template)
     loaded = open_model(model, find_hardware(device))
@@ -211,10 +211,10 @@ def harness(
 
     from fromscratch.evaluation.harness import run_harness
     from fromscratch.evaluation.keeping import keep_evaluation
+    from fromscratch.formats.model_sources import open_model
+    from fromscratch.machine.hardware import find_hardware
     from fromscratch.publishing.card import CardFacts
     from fromscratch.publishing.export import choose_format, export_model
-    from fromscratch.training.hardware import find_hardware
-    from fromscratch.training.model_sources import open_model
 
     hardware = find_hardware(device)
     loaded = open_model(model, find_hardware("cpu"))

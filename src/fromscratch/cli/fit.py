@@ -10,7 +10,7 @@ from fromscratch.cli.output import DeviceOption, JsonFlag, QuietFlag, note, prin
 from fromscratch.cli.train import Checkpointing, CompileChoice, Overrides, Processes
 
 if TYPE_CHECKING:
-    from fromscratch.training.fit import Fit, Probe
+    from fromscratch.planning.fit import Fit, Probe
 
 Budget = Annotated[
     float | None, typer.Option("--memory", min=0.01, metavar="GIB", help="Memory that may be used; by default, free.")
@@ -34,11 +34,11 @@ def fit(
 
     Example: fromscratch fit baseline.toml
     """
-    from fromscratch.training.acceleration import choose_acceleration
-    from fromscratch.training.bench import Workload
-    from fromscratch.training.hardware import find_hardware
-    from fromscratch.training.plan import plan_run
-    from fromscratch.training.remembered_fits import find_and_remember
+    from fromscratch.machine.acceleration import choose_acceleration
+    from fromscratch.machine.hardware import find_hardware
+    from fromscratch.planning.bench import Workload
+    from fromscratch.planning.remembered_fits import find_and_remember
+    from fromscratch.session.plan import plan_run
 
     plan = plan_run(runfile, overrides)
     hardware = find_hardware(device)

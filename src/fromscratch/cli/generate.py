@@ -8,8 +8,8 @@ import typer
 from fromscratch.cli.output import DeviceOption, JsonFlag, ModelArgument, note, print_json
 
 if TYPE_CHECKING:
+    from fromscratch.formats.model_sources import LoadedModel
     from fromscratch.generation.texts import Continuation
-    from fromscratch.training.model_sources import LoadedModel
 
 
 def generate(
@@ -40,10 +40,10 @@ def generate(
 
     Example: fromscratch generate runs/baseline --prompt "Every effort moves you" --temperature 0.7 --n 3
     """
+    from fromscratch.formats.model_sources import open_model
     from fromscratch.generation.sampling import Sampling
     from fromscratch.generation.texts import Settings, continue_prompts
-    from fromscratch.training.hardware import find_hardware
-    from fromscratch.training.model_sources import open_model
+    from fromscratch.machine.hardware import find_hardware
 
     sampling = Sampling(
         temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty

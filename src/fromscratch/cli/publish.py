@@ -34,11 +34,11 @@ def publish(
     Example: fromscratch publish runs/baseline --to hf://me/my-gpt --yes
     """
     from fromscratch.errors import UsageError
+    from fromscratch.formats.model_sources import open_model
+    from fromscratch.machine.hardware import find_hardware
     from fromscratch.publishing.card import CardFacts
     from fromscratch.publishing.export import choose_format, export_model
     from fromscratch.publishing.pushing import push_folder, repository_of
-    from fromscratch.training.hardware import find_hardware
-    from fromscratch.training.model_sources import open_model
 
     repository = repository_of(to) if to.startswith("hf:") else None
     if repository is None and (private or collection):

@@ -12,10 +12,10 @@ from fromscratch.cli.output import DeviceOption, JsonFlag, QuietFlag, note, prin
 from fromscratch.errors import EXIT_DONE, EXIT_STOPPED, FromScratchError
 
 if TYPE_CHECKING:
-    from fromscratch.evaluation.training_run import RunSummary
+    from fromscratch.session.placement import MachineOptions, Placement
+    from fromscratch.session.plan import PlannedRun
+    from fromscratch.session.run import RunSummary
     from fromscratch.training.observers import Observer
-    from fromscratch.training.placement import MachineOptions, Placement
-    from fromscratch.training.plan import PlannedRun
 
 
 Overrides = Annotated[
@@ -68,13 +68,13 @@ def train(
 
     Example: fromscratch train baseline.toml --set train.seed=7 --name baseline-7
     """
-    from fromscratch.evaluation.training_run import run_training
+    from fromscratch.processes.launcher import is_launched, launch
+    from fromscratch.processes.restarts import may_restart
+    from fromscratch.processes.world import started_rank
     from fromscratch.runs.directory import RunDirectory, check_run_name
-    from fromscratch.training.distributed import started_rank
-    from fromscratch.training.launcher import is_launched, launch
-    from fromscratch.training.placement import MachineOptions
-    from fromscratch.training.plan import plan_run
-    from fromscratch.training.restarts import may_restart
+    from fromscratch.session.placement import MachineOptions
+    from fromscratch.session.plan import plan_run
+    from fromscratch.session.run import run_training
 
     path = runs_dir / check_run_name(runfile.stem if name is None else name)
     plan = plan_run(runfile, overrides)
@@ -123,7 +123,7 @@ def placed(
 ) -> "Placement":
     """The machine's choices; on a GPU, after a search for the fastest micro-batch where it is worth one."""
     from fromscratch.runs.directory import RunDirectory
-    from fromscratch.training.placement import place_run
+    from fromscratch.session.placement import place_run
 
     place = partial(place_run, plan, RunDirectory(path), machine, world_size=world_size, fresh=fresh)
     placement = place()
@@ -136,7 +136,7 @@ def placed(
 def introduce(plan: "PlannedRun", placement: "Placement", path: Path, *, fresh: bool, quiet: bool) -> None:
     """Says what is about to happen, and what it will need on the disk. Raises UsageError where that is too much."""
     from fromscratch.data.verify import sampled_monotony
-    from fromscratch.training.disk import plan_disk
+    from fromscratch.session.disk import plan_disk
 
     if path.is_symlink():
         note(f"notice: {path} is a link to {path.resolve()}")
@@ -149,7 +149,7 @@ def introduce(plan: "PlannedRun", placement: "Placement", path: Path, *, fresh: 
 
 def worth_a_search(plan: "PlannedRun", placement: "Placement") -> bool:
     """Whether to look for the fastest micro-batch first: on a GPU, once, for a run of more than a few minutes."""
-    from fromscratch.training.distributed import started_world_size
+    from fromscratch.processes.world import started_world_size
 
     on_gpu = placement.hardware.device.type == "cuda"
     flops = plan.num_steps * plan.sequences.tokens_per_step * plan.costs.training_flops_per_token
@@ -159,8 +159,8 @@ def worth_a_search(plan: "PlannedRun", placement: "Placement") -> bool:
 def search(plan: "PlannedRun", placement: "Placement", *, quiet: bool) -> None:
     """Finds and remembers it; where that fails, training begins with a safe one."""
     from fromscratch.cli.fit import describe as describe_probe
-    from fromscratch.training.bench import Workload
-    from fromscratch.training.remembered_fits import find_and_remember
+    from fromscratch.planning.bench import Workload
+    from fromscratch.planning.remembered_fits import find_and_remember
 
     note("looking for the fastest micro-batch, once per machine and model; --micro-batch N does without", quiet=quiet)
     try:
@@ -177,7 +177,7 @@ def search(plan: "PlannedRun", placement: "Placement", *, quiet: bool) -> None:
 
 def describe(plan: "PlannedRun", placement: "Placement", path: Path) -> str:
     """What is about to happen, in two lines."""
-    from fromscratch.training.emulation import needs_emulation
+    from fromscratch.machine.emulation import needs_emulation
 
     train_config, tokens_per_step = plan.config.train, plan.sequences.tokens_per_step
     passes = placement.num_micro_batches(train_config.global_batch)

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from fromscratch.data.sources.base import EMPTY, MOST_DOCUMENT_BYTES, TOO_LONG, Document, Source, Unusable
 from fromscratch.errors import DataError
+from fromscratch.sources.base import EMPTY, MOST_DOCUMENT_BYTES, TOO_LONG, Document, Source, Unusable
 
 TRAIN, VALIDATION = "train", "validation"
 TOO_SHORT, DUPLICATE = "too short", "duplicate"

@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fromscratch.data.hub import DATASET, HubName, download, is_hub_name, list_files, try_again
 from fromscratch.data.plain_store import is_plain_store
 from fromscratch.data.store import TokenStore, open_store
 from fromscratch.data.verify import verify_store
 from fromscratch.errors import DataError, UsageError
 from fromscratch.files import MANIFEST
-from fromscratch.hub import HUB_PREFIX
+from fromscratch.hub.datasets import DATASET, HubName, download, is_hub_name, list_files, try_again
+from fromscratch.hub.errors import HUB_PREFIX
 
 STORE_FILES = [MANIFEST, "*.safetensors", "tokenizer/*"]
 CARD = "README.md"

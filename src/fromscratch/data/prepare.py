@@ -18,11 +18,11 @@ from fromscratch.data.documents import TRAIN, VALIDATION, DocumentRule, SplitRul
 from fromscratch.data.encode import SPLITS, EncodePart, finished_part
 from fromscratch.data.engines.base import DocumentEncoder, Engine, Facts, InProcess, Run, Task
 from fromscratch.data.shards import dtype_for
-from fromscratch.data.sources.base import DamagedFile, Source
 from fromscratch.data.space import check_space
 from fromscratch.data.store import STORE_FORMAT, TOKENIZER_FOLDER, TokenStore, open_store
 from fromscratch.errors import DataError, UsageError
 from fromscratch.files import MANIFEST, flush_folder, read_json_object, to_strict_json, write_atomically
+from fromscratch.sources.base import DamagedFile, Source
 
 __all__ = ["TRAIN", "VALIDATION", "DocumentRule", "SplitRule", "prepare_store", "training_documents"]
 

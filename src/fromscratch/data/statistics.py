@@ -16,9 +16,9 @@ from fromscratch.data.documents import DocumentRule
 from fromscratch.data.encode import in_batches
 from fromscratch.data.engines.base import DocumentEncoder
 from fromscratch.data.scan import document_lengths
-from fromscratch.data.sources.base import Source
 from fromscratch.data.store import TokenStore
 from fromscratch.errors import DataError
+from fromscratch.sources.base import Source
 
 TABLE_LENGTH = 1 << 16  # longer documents are counted one by one: there are few
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)

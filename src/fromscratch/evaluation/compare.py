@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 from fromscratch.errors import UsageError
 from fromscratch.evaluation.loss import LossReport, bootstrap_interval, measure_loss
+from fromscratch.formats.model_sources import LoadedModel
+from fromscratch.machine.hardware import Hardware
 from fromscratch.tokenizers.base import Tokenizer
-from fromscratch.training.hardware import Hardware
 from fromscratch.training.held_out import TokenSlice
-from fromscratch.training.model_sources import LoadedModel
 
 SHOWN_CHARACTERS = 120
 FEWEST_TOKENS = 8  # of a document: below, a mean is noise

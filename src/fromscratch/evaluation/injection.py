@@ -11,12 +11,12 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from fromscratch.formats.model_sources import LoadedModel
 from fromscratch.generation.conversation import Template
 from fromscratch.generation.decoders import CachedDecoder
 from fromscratch.generation.generate import DecoderMaker
 from fromscratch.generation.sampling import Sampling
 from fromscratch.generation.texts import Settings, continue_prompts
-from fromscratch.training.model_sources import LoadedModel
 
 PROBES_FILE = Path(__file__).with_name("injection_probes.json")
 ANSWER_TOKENS = 24

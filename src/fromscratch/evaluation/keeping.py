@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from fromscratch.files import to_strict_json, write_atomically
-from fromscratch.training.model_sources import LoadedModel
+from fromscratch.formats.model_sources import LoadedModel
 
 
 def keep_evaluation(loaded: LoadedModel, name: str, facts: dict[str, Any]) -> Path | None:

@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fromscratch.evaluation.keeping import keep_evaluation
+from fromscratch.formats.model_sources import LoadedModel
+from fromscratch.machine.hardware import Hardware
+from fromscratch.machine.precision import Precision
 from fromscratch.models.gpt import GPT
+from fromscratch.processes.world import ALONE, World
 from fromscratch.tokenizers.base import Tokenizer
-from fromscratch.training.distributed import ALONE, World
-from fromscratch.training.hardware import Hardware
 from fromscratch.training.held_out import TokenSlice, sequence_losses
-from fromscratch.training.model_sources import LoadedModel
-from fromscratch.training.precision import Precision
 
 DEFAULT_BATCH_TOKENS = 8_192
 BOOTSTRAP_SAMPLES = 2_000

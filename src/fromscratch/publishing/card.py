@@ -10,8 +10,8 @@ import tomli_w
 from fromscratch.config.loading import read_toml
 from fromscratch.errors import DataError
 from fromscratch.files import read_json_object
+from fromscratch.formats.model_sources import LoadedModel
 from fromscratch.runs.directory import RunDirectory
-from fromscratch.training.model_sources import LoadedModel
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 PICTURE = "loss.png"

@@ -15,12 +15,12 @@ from fromscratch.config.model import ExactGeluMLP, ModelConfig
 from fromscratch.errors import UsageError
 from fromscratch.files import sealed_folder, to_strict_json
 from fromscratch.formats.gpt2 import to_gpt2_tensors
+from fromscratch.formats.model_sources import LoadedModel
 from fromscratch.formats.published import MODEL_TYPE, TABLE_KEY, to_published_tensors
 from fromscratch.formats.weights import SAFETENSORS
 from fromscratch.publishing.card import CardFacts, write_card
 from fromscratch.publishing.carried import carried_files
 from fromscratch.publishing.tokenizer_files import write_tokenizer
-from fromscratch.training.model_sources import LoadedModel
 
 NATIVE, CUSTOM = "native", "custom"
 FORMATS = (NATIVE, CUSTOM)

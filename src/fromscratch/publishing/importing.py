@@ -7,9 +7,9 @@ from fromscratch.errors import UsageError
 from fromscratch.files import read_json_object, sha256_of, write_atomically
 from fromscratch.formats.book import settings_folders
 from fromscratch.formats.gpt2 import OPENAI_REPOSITORIES
-from fromscratch.formats.hub import download_model, parse_name
 from fromscratch.formats.model_folder import ModelFolder
 from fromscratch.formats.reading import read_foreign, tokenizer_of
+from fromscratch.hub.models import download_model, parse_name
 from fromscratch.publishing.seed_runs import BEST_CHECKPOINT, MODEL_JSON, TRAIN_JSON, run_file_of
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from fromscratch.errors import UsageError
 from fromscratch.files import MANIFEST
-from fromscratch.formats.hub import asking_the_hub, parse_name
-from fromscratch.hub import HUB_PREFIX
+from fromscratch.hub.errors import HUB_PREFIX
+from fromscratch.hub.models import asking_the_hub, parse_name
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from fromscratch.data.batches import SequenceBatches
 from fromscratch.errors import UsageError
+from fromscratch.processes.world import ALONE, World, even_parts
 from fromscratch.randomness import derive_seed
-from fromscratch.training.distributed import ALONE, World, even_parts
 from fromscratch.training.prefetch import Prefetcher
 
 AUTO_TOKENS = {"cpu": 4_096, "mps": 8_192, "cuda": 16_384}

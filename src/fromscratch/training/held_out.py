@@ -12,8 +12,8 @@ from torch import nn
 
 from fromscratch.data.store import TokenSplit
 from fromscratch.errors import DataError
-from fromscratch.training.distributed import ALONE, World
-from fromscratch.training.precision import Precision
+from fromscratch.machine.precision import Precision
+from fromscratch.processes.world import ALONE, World
 
 
 @dataclass(frozen=True)

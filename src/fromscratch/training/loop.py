@@ -13,17 +13,17 @@ from typing import Any, Never
 from torch import nn
 
 from fromscratch.errors import DivergedError, FromScratchError
+from fromscratch.formats.checkpoints import TrainingState, load_training
+from fromscratch.machine.memory import is_memory_error
+from fromscratch.processes.stopping import StopRequest
+from fromscratch.processes.world import World
 from fromscratch.runs.retention import newest_valid
-from fromscratch.training.checkpoints import TrainingState, load_training
-from fromscratch.training.distributed import World
 from fromscratch.training.journal import RUNNING, Journal
-from fromscratch.training.memory import is_memory_error
 from fromscratch.training.recorder import StepRecorder
 from fromscratch.training.saving import CheckpointSaver, Facts
 from fromscratch.training.spikes import Off as SpikePolicy
 from fromscratch.training.spikes import Warn
 from fromscratch.training.step import OutOfMemoryTogetherError, Stepper
-from fromscratch.training.stopping import StopRequest
 
 DONE, STOPPED, FAILED, DIVERGED = "done", "stopped", "failed", "diverged"
 

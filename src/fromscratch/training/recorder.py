@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fromscratch.training.checkpoints import TrainingState
+from fromscratch.formats.checkpoints import TrainingState
 from fromscratch.training.gradients import Outcome
 from fromscratch.training.nonfinite import NonfinitePolicy
 from fromscratch.training.spikes import Off as SpikePolicy

@@ -20,15 +20,15 @@ from torch import Tensor, nn
 
 from fromscratch.errors import FromScratchError
 from fromscratch.files import point_link
-from fromscratch.runs.retention import BEST, plan_retention, remove_checkpoint
-from fromscratch.training.checkpoints import (
+from fromscratch.formats.checkpoints import (
     Contents,
     TrainingState,
     model_tensors,
     optimizer_tensors,
     save_checkpoint,
 )
-from fromscratch.training.tensor_files import bytes_of
+from fromscratch.formats.tensor_files import bytes_of
+from fromscratch.runs.retention import BEST, plan_retention, remove_checkpoint
 
 SPACE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 

@@ -9,13 +9,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from fromscratch.machine.memory import is_memory_error
+from fromscratch.machine.precision import Precision
 from fromscratch.models.dropout import set_sequence_keys
+from fromscratch.processes.world import ALONE, World
 from fromscratch.training.batches import Batches, MicroBatch
-from fromscratch.training.distributed import ALONE, World
 from fromscratch.training.gradients import Clip, Outcome, classify, global_norm, gradients_of
-from fromscratch.training.memory import is_memory_error
 from fromscratch.training.nonfinite import NonfinitePolicy, step_unless
-from fromscratch.training.precision import Precision
 
 Loss = Callable[[nn.Module, MicroBatch], Tensor]
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from fromscratch.data.sources.base import Part
+from fromscratch.sources.base import Part
 
 
 class DocumentEncoder(Protocol):

@@ -1,0 +1,1 @@
+"""The machine at hand: device, precision, memory, and what makes a model faster on it."""

@@ -1,0 +1,1 @@
+"""What training takes on this machine, measured: speed, memory, the best micro-batch."""

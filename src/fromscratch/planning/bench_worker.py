@@ -1,0 +1,133 @@
+"""One measurement of the speed of training, in this process: a request as JSON in, an answer out."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from fromscratch.config.model import ExplicitAttention, LinearHead, ModelConfig
+from fromscratch.config.train import TrainConfig
+from fromscratch.machine.acceleration import Acceleration, accelerate
+from fromscratch.machine.allocator import keep_freed_memory
+from fromscratch.machine.hardware import Hardware, find_hardware
+from fromscratch.machine.memory import is_memory_error
+from fromscratch.machine.precision import Precision
+from fromscratch.models.factory import build_empty, initialise
+from fromscratch.planning.bench import OUT_OF_MEMORY, REFERENCE, Case
+from fromscratch.training.batches import AUTO_TOKENS, MicroBatch
+from fromscratch.training.step import GradientRules, Stepper, next_token_losses
+
+WARM_UP_STEPS = 2  # compilation, the optimiser's state, and the allocator's memory
+
+
+@dataclass(frozen=True)
+class RandomTokens:
+    """One micro-batch of random tokens per step."""
+
+    vocab_size: int
+    context_length: int
+    micro_batch: int
+    device: torch.device
+    most_steps: int = 2**31
+    num_micro_batches: int = 1
+
+    @property
+    def targets_per_step(self) -> int:
+        return self.micro_batch * self.context_length
+
+    def smaller(self) -> None:
+        """None: a measurement at another size would be another measurement."""
+
+    def micro_batches(self, step: int) -> Iterator[MicroBatch]:
+        generator = torch.Generator().manual_seed(step)
+        tokens = torch.randint(0, self.vocab_size, (self.micro_batch, self.context_length + 1), generator=generator)
+        tokens = tokens.to(self.device)
+        yield MicroBatch(tokens[:, :-1], tokens[:, 1:], tuple(range(self.micro_batch)))
+
+
+def build_stepper(model_config: ModelConfig, train: TrainConfig, case: Case, hardware: Hardware) -> Stepper:
+    """A model of random weights, ready to train by the engine's or the reference's recipe."""
+    reference = case.recipe == REFERENCE
+    if reference:
+        model_config = model_config.model_copy(update={"attention": ExplicitAttention(), "head": LinearHead()})
+    else:
+        keep_freed_memory()
+    model = build_empty(model_config, hardware.device)
+    accelerate(model, Acceleration(case.compile, case.activation_checkpointing))
+    initialise(model, model_config, seed=0)
+    optimizer = train.optimizer.build(list(model.named_parameters()))
+    assert model_config.vocab_size is not None
+    return Stepper(
+        model,
+        unfused_adamw(model, train) if reference else optimizer,
+        RandomTokens(model_config.vocab_size, model_config.context_length, case.micro_batch, hardware.device),
+        loss=next_token_losses,
+        rules=GradientRules(train.clip.build(), train.nonfinite.build()),
+        precision=Precision(case.precision, hardware.device),
+        seed=0,
+    )
+
+
+def unfused_adamw(model: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
+    """torch's AdamW as its defaults make it."""
+    return torch.optim.AdamW(model.parameters(), lr=train.optimizer.learning_rate)
+
+
+@torch.inference_mode()
+def evaluate_once(stepper: Stepper, config: ModelConfig, micro_batch: int, device: torch.device) -> None:
+    """The losses of one batch of held-out text, of the size that a run takes."""
+    batch = max(micro_batch, AUTO_TOKENS[device.type] // config.context_length)
+    tokens = torch.zeros(batch, config.context_length, dtype=torch.long, device=device)
+    stepper.model.eval()
+    with stepper.precision.arithmetic():
+        stepper.model.losses(tokens, tokens)  # type: ignore[operator]
+
+
+def time_steps(
+    stepper: Stepper, hardware: Hardware, *, steps: int, most_seconds: float, holds_gradients: bool
+) -> dict[str, Any]:
+    """Seconds of every step after the warm-up, which is one step where time runs out."""
+    seconds: list[float] = []
+    while len(seconds) < WARM_UP_STEPS + steps and (len(seconds) < 2 or sum(seconds) < most_seconds):
+        if holds_gradients:
+            stepper.hold_gradients()
+        hardware.synchronize()
+        begin = time.perf_counter()
+        stepper.take(len(seconds), 1e-4)
+        hardware.synchronize()
+        seconds.append(time.perf_counter() - begin)
+    warm_up = WARM_UP_STEPS if len(seconds) > WARM_UP_STEPS else 1
+    return {"error": None, "step_seconds": seconds[warm_up:], "first_step_seconds": seconds[0]}
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """Measures what the request says; no memory is an answer, not a crash."""
+    torch.set_num_threads(request["threads"])
+    hardware = find_hardware(request["device"])
+    try:
+        model, case = ModelConfig.model_validate(request["model"]), Case(**request["case"])
+        stepper = build_stepper(model, TrainConfig.model_validate(request["train"]), case, hardware)
+        found = time_steps(
+            stepper,
+            hardware,
+            steps=request["steps"],
+            most_seconds=request["most_seconds"],
+            holds_gradients=request["as_in_a_run"],
+        )
+        if request["as_in_a_run"]:
+            evaluate_once(stepper, model, case.micro_batch, hardware.device)
+        return {**found, "peak_memory_bytes": hardware.peak_memory_bytes()}
+    except (RuntimeError, MemoryError) as error:
+        if not is_memory_error(error):
+            raise
+        nothing: dict[str, Any] = {"step_seconds": [], "first_step_seconds": None, "peak_memory_bytes": 0}
+        return {"error": OUT_OF_MEMORY, **nothing}
+
+
+if __name__ == "__main__":
+    print(json.dumps(answer(json.load(sys.stdin))))

@@ -1,0 +1,120 @@
+"""A run file with everything looked up that it refers to: store, tokenizer, steps, costs, identity."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fromscratch.config.loading import load_run_config
+from fromscratch.config.run import RunConfig
+from fromscratch.data.batches import SequenceBatches
+from fromscratch.data.store import TokenStore
+from fromscratch.errors import DataError, UsageError
+from fromscratch.formats.stores import open_named_store, tokenizer_of
+from fromscratch.models.costs import ModelCosts, model_costs
+from fromscratch.session.parent import Parent, open_parent
+from fromscratch.tokenizers.base import Tokenizer
+from fromscratch.training.held_out import TokenSlice
+
+TRAINING_SPLIT = "train"
+MOST_UINT16_IDS = 1 << 16
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A run file with everything looked up that it refers to: resolved, checked, nothing written yet."""
+
+    config: RunConfig
+    store: TokenStore
+    tokenizer: Tokenizer
+    sequences: SequenceBatches
+    num_steps: int
+    costs: ModelCosts
+    folder: Path
+    """Where the run file is: stores are also looked for beside it."""
+    parent: Parent | None = None
+    """The model whose weights the run goes on from."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Names the science: the hash of the resolved config (stores by content), and the seed."""
+        fingerprint = self.store.fingerprint
+        parent = self.parent.identity() if self.parent else None
+        identity = self.config.identity(store_fingerprint=fingerprint, parent=parent)
+        return {"identity": identity, "seed": self.config.train.seed}
+
+
+def plan_run(file: Path, overrides: list[str] | None = None) -> PlannedRun:
+    """Reads a run file and opens what it names.
+
+    Raises:
+        UsageError: the file says something wrong, or something the store contradicts.
+        DataError: the store is missing, damaged or too small.
+    """
+    config = load_run_config(file, overrides)
+    store = open_named_store(config.data.store, file.parent)
+    tokenizer = tokenizer_of(store)
+    vocab_size = config.model.vocab_size or tokenizer.vocab_size
+    if vocab_size < tokenizer.vocab_size:
+        raise UsageError(
+            f"{file}: model.vocab_size = {vocab_size} is below the {tokenizer.vocab_size} ids of the store's "
+            f"tokenizer {tokenizer.name}; raise it, or leave it out"
+        )
+    if store.manifest.dtype == "uint16" and vocab_size > MOST_UINT16_IDS:
+        raise UsageError(
+            f"{file}: model.vocab_size = {vocab_size}, but the tokens of {store.path} are uint16, which end at "
+            f"{MOST_UINT16_IDS - 1}; leave it out, or prepare the text with a tokenizer of so many ids (its store is "
+            "uint32)"
+        )
+    costs = model_costs(config.model.model_copy(update={"vocab_size": vocab_size}))
+    sequences = SequenceBatches(
+        store.split(TRAINING_SPLIT),
+        context_length=config.model.context_length,
+        global_batch=config.train.global_batch,
+        start_token=config.data.start_token,
+        epochs=config.data.epochs,
+        shuffle_seed=config.train.seed if config.data.shuffle else None,
+    )
+    num_steps = _steps(config.data.tokens, sequences, costs)
+    config = config.resolved(vocab_size=vocab_size, tokens=num_steps * sequences.tokens_per_step)
+    if config.train.evaluate_every:
+        held_out_slice(config, store, tokenizer, file.parent)
+    _check_schedule(config, num_steps, file)
+    parent = open_parent(config.train.start_from, config.model, tokenizer, file)
+    return PlannedRun(config, store, tokenizer, sequences, num_steps, costs, file.parent, parent)
+
+
+def _steps(budget: int | str, sequences: SequenceBatches, costs: ModelCosts) -> int:
+    if budget == "all":
+        if sequences.most_steps == 0:
+            sequences.steps_for(1)  # says what is missing
+        return sequences.most_steps
+    tokens = budget if isinstance(budget, int) else round(float(budget.removesuffix("x")) * costs.parameters)
+    return sequences.steps_for(tokens)
+
+
+def _check_schedule(config: RunConfig, num_steps: int, file: Path) -> None:
+    least = config.train.schedule.least_steps()
+    if least > num_steps:
+        raise UsageError(
+            f"{file}: train.schedule needs {least} steps (warmup_steps and decay_steps together), but the run has "
+            f"only {num_steps} ({config.data.tokens:,} tokens); shorten them, or raise data.tokens"
+        )
+
+
+def held_out_slice(config: RunConfig, store: TokenStore, tokenizer: Tokenizer, folder: Path) -> TokenSlice:
+    """What ``[eval]`` names. Raises DataError where it is not there, empty, or of another tokenizer."""
+    settings = config.eval
+    if settings.store:
+        store = open_named_store(settings.store, folder)
+    check_same_tokenizer(store, tokenizer)
+    return TokenSlice.of(store.split(settings.split), start=settings.start, tokens=settings.tokens)
+
+
+def check_same_tokenizer(store: TokenStore, tokenizer: Tokenizer) -> None:
+    """Raises DataError where a store's ids mean other text than a model's."""
+    found = store.manifest.tokenizer
+    if found["fingerprint"] != tokenizer.fingerprint:
+        raise DataError(
+            f"store {store.path}: was made with tokenizer {found['name']} ({found['vocab_size']} ids), but the model "
+            f"knows {tokenizer.name} ({tokenizer.vocab_size} ids); prepare the text with the model's tokenizer"
+        )

@@ -1,0 +1,187 @@
+"""Parquet files, the form in which large corpora are published: one column read, streamed.
+
+A file is divided at its row groups, and a large row group by rows, into parts of bounded size.
+Memory is bounded by rows too: a page may expand a thousandfold, so few rows are decoded at a time.
+"""
+
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fromscratch.errors import DataError
+from fromscratch.sources.base import (
+    DAMAGED,
+    MOST_DOCUMENT_BYTES,
+    NULL,
+    TOO_LONG,
+    DamagedFile,
+    Document,
+    Part,
+    Unusable,
+    part_bytes_for,
+)
+
+READ_BUFFER_BYTES = 1 << 16
+DECODED_BYTES = 64 << 20  # most text decoded at a time, were every row as long as its column chunk
+MOST_ROWS_DECODED = 1_024
+
+
+@dataclass(frozen=True)
+class ParquetPart:
+    """Whole row groups, or some rows of one."""
+
+    name: str
+    path: Path
+    column: str
+    first_group: int
+    groups: int
+    first_row: int
+    """Within the first row group."""
+    rows: int
+    text_bytes: int
+
+    def documents(self) -> Iterator[Document]:
+        try:
+            first, left = self.first_row, self.rows
+            for group in range(self.first_group, self.first_group + self.groups):
+                cursor = _cursor_at(self.path, group, self.column, first)
+                read = min(left, cursor.rows - first)
+                for value in cursor.values(first, first + read):
+                    yield _text(value)
+                first, left = 0, left - read
+        except (OSError, ValueError, pa.ArrowException, DataError) as error:  # UnicodeDecodeError is a ValueError
+            _left_off.clear()
+            yield Unusable(DAMAGED, f"{self.path}: cannot be read in {self.name} ({_first_line(error)})")
+
+
+class _Cursor:
+    """A row group that is being read. The pages before a row must be decoded to reach it."""
+
+    def __init__(self, path: Path, group: int, column: str) -> None:
+        self.key = (path, group, column)
+        file = pq.ParquetFile(path, buffer_size=READ_BUFFER_BYTES, pre_buffer=False)
+        self.rows = file.metadata.row_group(group).num_rows
+        self.row = 0
+        self._values = _row_group_values(file, group, column)  # knows nothing of self, so both are freed at once
+
+    def values(self, begin: int, end: int) -> Iterator[Any]:
+        """Rows ``[begin, end)``, none of which was read before."""
+        for value in islice(self._values, end - self.row):
+            self.row += 1
+            if self.row > begin:
+                yield value
+        if self.row < end:
+            raise DataError(f"row group {self.key[1]} ends after {self.row} of {self.rows} rows")
+
+
+def _row_group_values(file: Any, group: int, column: str) -> Iterator[Any]:
+    batch_size = _rows_at_a_time(_text_bytes(file.metadata, group, column))
+    with file:
+        for batch in file.iter_batches(batch_size, row_groups=[group], columns=[column], use_threads=False):
+            yield from batch.column(0)
+
+
+_left_off: list[_Cursor] = []
+"""Where this process stopped reading: its next part usually begins there, and nothing is decoded twice."""
+
+
+def _cursor_at(path: Path, group: int, column: str, row: int) -> _Cursor:
+    kept = _left_off.pop() if _left_off else None
+    fits = kept is not None and kept.key == (path, group, column) and kept.row == row > 0
+    cursor = kept if kept is not None and fits else _Cursor(path, group, column)
+    _left_off[:] = [cursor]
+    return cursor
+
+
+def parquet_parts(path: Path, name: str, column: str) -> list[Part]:
+    """The parts of one file; a file that cannot be read becomes a damaged one."""
+    try:
+        with pq.ParquetFile(path) as file:
+            check_column(file.schema_arrow, column, path)
+            metadata = file.metadata
+    except DataError as error:
+        return [DamagedFile(name, str(error))]
+    except (OSError, pa.ArrowException) as error:
+        return [DamagedFile(name, f"{path}: not a readable parquet file ({_first_line(error)})")]
+    if metadata.num_rows == 0:
+        return [DamagedFile(name, f"{path}: holds no rows")]
+    sizes = [_text_bytes(metadata, group, column) for group in range(metadata.num_row_groups)]
+    rows = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    return list(_divide(path, name, column, sizes, rows))
+
+
+def check_column(schema: Any, column: str, path: Path) -> None:
+    """Raises DataError where the column is missing or holds no text."""
+    if column not in schema.names:
+        raise DataError(f"{path}: has no column '{column}'; it has {', '.join(schema.names)} (--text-column names one)")
+    kind = schema.field(column).type
+    value_kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    if not (pa.types.is_string(value_kind) or pa.types.is_large_string(value_kind) or _is_view(value_kind)):
+        raise DataError(f"{path}: column '{column}' holds {kind}, expected text (--text-column names another)")
+
+
+def _is_view(kind: Any) -> bool:
+    return bool(getattr(pa.types, "is_string_view", lambda _kind: False)(kind))
+
+
+def _divide(path: Path, name: str, column: str, sizes: list[int], rows: list[int]) -> Iterator[Part]:
+    """Consecutive small row groups together, large ones in pieces, in order."""
+    target = part_bytes_for(sum(sizes))
+    first, gathered = 0, 0
+    for group, size in enumerate(sizes):
+        pieces = min(max(1, rows[group]), max(1, round(size / target)))
+        if pieces > 1:
+            if group > first:
+                yield _whole_groups(path, name, column, sizes, rows, (first, group))
+            bounds = [rows[group] * piece // pieces for piece in range(pieces + 1)]
+            for begin, end in pairwise(bounds):
+                label = f"{name} row group {group}, rows {begin} to {end}"
+                yield ParquetPart(label, path, column, group, 1, begin, end - begin, size // pieces)
+            first, gathered = group + 1, 0
+            continue
+        gathered += size
+        if gathered >= target:
+            yield _whole_groups(path, name, column, sizes, rows, (first, group + 1))
+            first, gathered = group + 1, 0
+    if first < len(sizes):
+        yield _whole_groups(path, name, column, sizes, rows, (first, len(sizes)))
+
+
+def _whole_groups(
+    path: Path, name: str, column: str, sizes: list[int], rows: list[int], span: tuple[int, int]
+) -> ParquetPart:
+    first, end = span
+    label = f"{name} row groups {first} to {end}"
+    return ParquetPart(label, path, column, first, end - first, 0, sum(rows[first:end]), sum(sizes[first:end]))
+
+
+def _text_bytes(metadata: Any, group: int, column: str) -> int:
+    """Uncompressed size of a column chunk."""
+    row_group = metadata.row_group(group)
+    chunks = (row_group.column(index) for index in range(row_group.num_columns))
+    return next((chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == column), 0)
+
+
+def _rows_at_a_time(chunk_bytes: int) -> int:
+    """No value can be longer than its column chunk, which bounds the text that a batch of rows can hold."""
+    return max(1, min(MOST_ROWS_DECODED, DECODED_BYTES // max(1, chunk_bytes)))
+
+
+def _text(value: Any) -> Document:
+    if not value.is_valid:
+        return Unusable(NULL)
+    with suppress(AttributeError):  # a dictionary's value has no buffer of its own
+        if value.as_buffer().size > MOST_DOCUMENT_BYTES:
+            return Unusable(TOO_LONG)
+    text: str = value.as_py()
+    return text
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

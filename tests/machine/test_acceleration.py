@@ -1,0 +1,204 @@
+"""Compiling, activation checkpointing, prefetching and kept memory: nothing of it changes a result."""
+
+import dataclasses
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from fromscratch.config.model import ModelConfig
+from fromscratch.errors import UsageError
+from fromscratch.machine import emulation
+from fromscratch.machine.acceleration import Acceleration, accelerate, choose_acceleration
+from fromscratch.models.compiling import prepare_to_compile
+from fromscratch.models.dropout import Dropout, put_keys_on_device, set_sequence_keys
+from fromscratch.models.factory import build_empty, initialise
+from fromscratch.models.gpt import GPT
+from fromscratch.session.placement import MachineOptions, place_run
+from fromscratch.session.plan import plan_run
+from fromscratch.training.batches import TokenBatches
+from fromscratch.training.prefetch import Prefetcher
+from tests.small import run_small, write_run_file
+
+CPU = torch.device("cpu")
+SHAPE = {"vocab_size": 61, "context_length": 16, "num_layers": 2, "num_heads": 2, "embedding_dim": 16, "dropout": 0.2}
+needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
+
+
+def model(acceleration: Acceleration, *, backend: str = "eager", **changes: object) -> GPT:
+    config = ModelConfig.model_validate({**SHAPE, **changes})
+    built = build_empty(config, "cpu")
+    accelerate(built, acceleration, backend=backend)
+    initialise(built, config, seed=1)
+    return built.train()
+
+
+def gradients(network: GPT, step: int, *, hashed: bool = False) -> list[Tensor]:
+    tokens = torch.randint(0, 61, (2, 17), generator=torch.Generator().manual_seed(step))
+    set_sequence_keys(network, (10 + step, 20 + step))
+    if hashed:
+        put_keys_on_device([m for m in network.modules() if isinstance(m, Dropout)], "cpu")
+    network.zero_grad()
+    losses = network.losses(tokens[:, :-1], tokens[:, 1:])
+    losses.mean().backward()
+    return [losses.detach(), *(parameter.grad for parameter in network.parameters() if parameter.grad is not None)]
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "explicit"])
+def test_activation_checkpointing_changes_nothing_dropout_included(attention: str) -> None:
+    plain = model(Acceleration(), attention=attention)
+    checkpointed = model(Acceleration(activation_checkpointing=True), attention=attention)
+    for wanted, found in zip(gradients(plain, 0), gradients(checkpointed, 0), strict=True):
+        assert torch.equal(found, wanted)
+    assert list(checkpointed.state_dict()) == list(plain.state_dict())
+
+
+def test_activation_checkpointing_keeps_less() -> None:
+    kept = []
+    for checkpointing in (False, True):
+        network = model(Acceleration(activation_checkpointing=checkpointing), num_layers=6)
+        sizes: list[int] = []
+
+        def count(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            network.losses(torch.zeros(2, 16, dtype=torch.long), torch.zeros(2, 16, dtype=torch.long))
+        kept.append(sum(sizes))
+    assert kept[1] < kept[0] / 3
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch looks at it where a graph breaks
+@pytest.mark.parametrize("hashed", [False, True])
+def test_compiled_steps_are_the_eager_ones_and_names_stay(hashed: bool) -> None:
+    torch.compiler.reset()
+    plain, compiled = model(Acceleration()), model(Acceleration(compile=True))
+    for step in range(3):
+        for wanted, found in zip(
+            gradients(plain, step, hashed=hashed), gradients(compiled, step, hashed=hashed), strict=True
+        ):
+            torch.testing.assert_close(found, wanted)
+    assert [name for name, _ in compiled.named_parameters()] == [name for name, _ in plain.named_parameters()]
+
+
+@pytest.mark.parametrize("head", ["linear", "chunked"])
+def test_new_dropout_keys_compile_nothing_anew(head: str) -> None:
+    torch.compiler.reset()
+    counters = torch._dynamo.utils.counters
+    network = model(Acceleration(compile=True), attention="explicit", head=head)
+    gradients(network, 0, hashed=True)
+    graphs = counters["stats"]["unique_graphs"]
+    for step in range(1, 4):
+        gradients(network, step, hashed=True)
+    assert counters["stats"]["unique_graphs"] == graphs > 0
+    network.eval()
+    network.losses(torch.zeros(5, 9, dtype=torch.long), torch.zeros(5, 9, dtype=torch.long))
+    assert counters["stats"]["unique_graphs"] == graphs, "evaluation stays eager"
+
+
+@needs_compiler
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_inductor_draws_the_eager_masks() -> None:
+    torch.compiler.reset()
+    prepare_to_compile()
+    dropout = Dropout(0.25)
+    compiled = torch.compile(dropout, dynamic=False)
+    x = torch.randn(2, 9, 13)
+    for step in range(2):
+        dropout.set_keys((10 + step, 2**63 + step))
+        put_keys_on_device([dropout], "cpu")
+        torch.testing.assert_close(compiled(x), dropout(x))
+
+
+def test_compiling_is_off_on_cpus_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen, _ = choose_acceleration(CPU, precision="fp32", compile_wanted=None, activation_checkpointing=True)
+    assert chosen == Acceleration(compile=False, activation_checkpointing=True)
+    assert str(chosen) == "eager, activation checkpointing"
+    monkeypatch.setattr(shutil, "which", lambda _name: None)
+    with pytest.raises(UsageError, match=r"--compile: .*C\+\+ compiler.*--no-compile"):
+        choose_acceleration(CPU, precision="fp32", compile_wanted=True, activation_checkpointing=False)
+
+
+def test_what_would_not_be_compiled_is_not_called_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Emulated products would send compiled code back to eager without a word."""
+    monkeypatch.setattr(emulation, "_has_instructions", lambda _kind: False)
+    with pytest.raises(UsageError, match=r"--compile: .*no bf16 instructions.*--no-compile"):
+        choose_acceleration(CPU, precision="bf16", compile_wanted=True, activation_checkpointing=False)
+    assert choose_acceleration(CPU, precision="fp32", compile_wanted=True, activation_checkpointing=False)[0].compile
+
+
+def test_a_fresh_run_does_not_inherit_what_the_old_one_chose(tmp_path: Path) -> None:
+    file = write_run_file(tmp_path)
+    run, _ = run_small(file, stop_after=1, micro_batch=2)
+    plan, machine = plan_run(file), MachineOptions(device="cpu")
+    assert place_run(plan, run, machine).micro_batch == 2
+    assert place_run(plan, run, machine, fresh=True).micro_batch == 8
+
+
+def test_checkpointing_runs_to_the_same_weights_and_is_on_the_record(tmp_path: Path) -> None:
+    file = write_run_file(tmp_path)
+    plain, _ = run_small(file, name="plain", stop_after=4)
+    less, _ = run_small(file, name="less", stop_after=4, machine={"activation_checkpointing": True})
+    weights = [(run.checkpoints / "latest" / "model.safetensors").read_bytes() for run in (plain, less)]
+    assert weights[0] == weights[1]
+    assert '"activation_checkpointing": true' in less.machine.read_text()
+
+
+def test_prefetched_batches_are_the_same_ones(tmp_path: Path) -> None:
+    sequences = plan_run(write_run_file(tmp_path)).sequences
+    plain = TokenBatches(sequences, 3, 7, CPU)
+    ahead = dataclasses.replace(plain, prefetch=True)
+    last = sequences.most_steps - 1
+    for step in (0, 1, 2, 7, 3, last):  # a run may go back, or jump
+        pairs = zip(plain.micro_batches(step), ahead.micro_batches(step), strict=True)
+        for wanted, found in pairs:
+            assert torch.equal(found.inputs, wanted.inputs) and torch.equal(found.targets, wanted.targets)
+            assert found.sequence_keys == wanted.sequence_keys
+
+
+def test_a_prefetcher_is_one_ahead_and_passes_errors_on() -> None:
+    loaded: list[int] = []
+
+    def load(number: int) -> int:
+        loaded.append(number)
+        return 10 // number
+
+    prefetcher = Prefetcher(load)
+    assert prefetcher.take(5, 2) == 2
+    assert prefetcher.take(2, 0) == 5
+    assert loaded[:2] == [5, 2]
+    with pytest.raises(ZeroDivisionError):
+        prefetcher.take(0, None)
+    assert prefetcher.take(1, None) == 10
+    assert loaded == [5, 2, 0, 1]
+
+
+MEASURE = """
+import resource, sys, torch
+from fromscratch.machine.allocator import keep_freed_memory
+torch.set_num_threads(1)
+assert keep_freed_memory() == (sys.argv[1] == "expected")
+for _ in range(10):
+    torch.ones(4_000_000)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    torch.ones(4_000_000)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs glibc")
+def test_freed_memory_is_kept_unless_the_user_tuned_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def faults(expected: str) -> int:
+        done = subprocess.run([sys.executable, "-c", MEASURE, expected], capture_output=True, text=True, check=True)
+        return int(done.stdout)
+
+    kept = faults("expected")
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
+    assert kept * 2 < faults("tuned")

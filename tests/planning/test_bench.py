@@ -1,0 +1,134 @@
+"""The speed table: cases, figures, a worker process that really measures, a picture."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fromscratch.config.model import ModelConfig
+from fromscratch.config.train import TrainConfig
+from fromscratch.machine.hardware import Hardware, find_hardware
+from fromscratch.planning import bench, bench_worker
+from fromscratch.planning.bench import (
+    REFERENCE,
+    Case,
+    Measurement,
+    PeakFlops,
+    Workload,
+    cases_for,
+    default_micro_batches,
+    fastest,
+    measure,
+    reference_cases,
+    summarise,
+)
+from fromscratch.planning.bench_chart import draw_speed
+from tests.small import write_run_file
+
+SHAPE = {"vocab_size": 61, "context_length": 16, "num_layers": 1, "num_heads": 2, "embedding_dim": 16}
+CPU = find_hardware("cpu")
+WORKLOAD = Workload(ModelConfig.model_validate(SHAPE), TrainConfig())
+
+
+def test_cases_are_every_combination_once() -> None:
+    cases = cases_for(micro_batches=[1, 2, 2], precisions=["bf16", "fp32"], compiled=[False, True])
+    assert len(cases) == len(set(cases)) == 8
+    assert reference_cases(CPU, [4]) == [Case(4, "fp32", False, REFERENCE)]
+    assert default_micro_batches(96, 16) == [1, 2, 4, 8, 16]
+    assert default_micro_batches(12, 32) == [1, 2, 4, 8, 12]
+
+
+def test_figures_by_hand() -> None:
+    measurement = Measurement(Case(2, "fp32"), [0.1, 0.4, 0.2, 0.2, 0.2], 3.0, 7)
+    row = summarise(measurement, WORKLOAD, lambda _precision: 1e9)
+    assert row.tokens_per_second == pytest.approx(2 * 16 / 0.2)
+    assert row.mfu == pytest.approx(160 * WORKLOAD.flops_per_token / 1e9)
+    assert (row.step_seconds_p10, row.step_seconds_p50, row.step_seconds_p90) == (0.1, 0.2, 0.4)
+    unknown = summarise(measurement, WORKLOAD, lambda _precision: None)
+    assert unknown.mfu is None and unknown.tokens_per_second == row.tokens_per_second
+    failed = summarise(Measurement(Case(4, "fp32"), error="out of memory"), WORKLOAD, lambda _precision: 1e9)
+    assert failed.tokens_per_second is None and failed.error == "out of memory"
+    assert fastest([row, failed], "fp32") is row and fastest([row], "bf16") is None
+
+
+def test_a_case_is_measured_in_a_process_of_its_own_and_a_bad_one_says_why() -> None:
+    cases = [Case(2, "fp32"), Case(2, "fp32", recipe=REFERENCE)]
+    for measurement in measure(WORKLOAD, cases, CPU, steps=2, rounds=2):
+        assert measurement.error is None
+        assert len(measurement.step_seconds) == 4 and min(measurement.step_seconds) > 0
+        assert measurement.peak_memory_bytes is not None and measurement.peak_memory_bytes > 2**20
+    (bad,) = measure(WORKLOAD, [Case(2, "fp32")], Hardware(torch.device("cuda", 77), "none", None), steps=1)
+    assert bad.error is not None and "CUDA devices" in bad.error
+
+
+def test_the_reference_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_worker, "keep_freed_memory", lambda: pytest.fail("the reference must not tune malloc"))
+    stepper = bench_worker.build_stepper(WORKLOAD.model, WORKLOAD.train, Case(1, "fp32", recipe=REFERENCE), CPU)
+    assert type(stepper.model.blocks[0].attention).__name__ == "ExplicitAttention"
+    assert type(stepper.model.head).__name__ == "LinearHead"
+    assert not stepper.optimizer.defaults["fused"]
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H200", 989e12),
+        ("NVIDIA B200", 2250e12),
+        ("NVIDIA A100-SXM4-80GB", 312e12),
+        ("NVIDIA A10", 125e12),
+        ("Tesla T4", 65e12),
+        ("NVIDIA GeForce RTX 4090", 165.2e12),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GeForce RTX 3090 Ti", None),
+        ("NVIDIA RTX A1000", None),
+        ("Something Else", None),
+    ],
+)
+def test_peaks_by_name_and_unknown_stays_unknown(name: str, peak: float | None) -> None:
+    hardware = Hardware(torch.device("cuda", 0), name, None)
+    assert hardware.peak_flops("bf16") == peak
+    assert hardware.peak_flops("fp32") is None
+
+
+def test_the_peak_of_a_cpu_is_measured_once() -> None:
+    peak = PeakFlops(CPU)
+    assert peak("fp32") == peak("fp32")
+    assert (peak("fp32") or 0) > 1e8
+
+
+def test_the_highest_peak_counts_and_a_gpu_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = [3e9, 5e9, 4e9]
+    monkeypatch.setattr(bench, "measured_peak_flops", lambda _precision: found.pop(0))
+    peak = PeakFlops(CPU)
+    measure(WORKLOAD, [Case(1, "fp32")], CPU, steps=1, rounds=3, peak=peak)
+    assert peak("fp32") == 5e9 and not found
+    gpu = PeakFlops(Hardware(torch.device("cuda", 0), "NVIDIA H200", None))
+    gpu.sample("bf16")
+    assert gpu("bf16") == 989e12 and gpu("fp32") is None
+
+
+def test_the_picture_is_drawn_without_what_failed(tmp_path: Path) -> None:
+    measurements = [
+        Measurement(Case(1, "fp32"), [0.1]),
+        Measurement(Case(2, "fp32"), [0.15]),
+        Measurement(Case(2, "fp32", recipe=REFERENCE), [0.3]),
+        Measurement(Case(4, "fp32"), error="out of memory"),
+    ]
+    rows = [summarise(m, WORKLOAD, lambda _precision: None) for m in measurements]
+    draw_speed(tmp_path / "speed.png", rows, "a title")
+    assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_verb_prints_a_table_predicts_hours_and_writes_json(tmp_path: Path) -> None:
+    file = write_run_file(tmp_path)
+    command = [sys.executable, "-m", "fromscratch", "bench", str(file), "--micro-batch", "4", "--steps", "1"]
+    done = subprocess.run([*command, "--json", "--reference"], capture_output=True, text=True, check=True)
+    facts = json.loads(done.stdout)
+    assert [row["recipe"] for row in facts["rows"]] == ["engine", "reference"]
+    assert all(row["tokens_per_second"] > 0 and 0 < row["mfu"] < 1 for row in facts["rows"])
+    assert facts["predicted_hours"] == pytest.approx(20 * 8 * 16 / facts["rows"][0]["tokens_per_second"] / 3600)
+    wrong = subprocess.run([*command, "--precision", "int3"], capture_output=True, text=True, check=False)
+    assert wrong.returncode == 2 and "--precision int3" in wrong.stderr and not wrong.stdout

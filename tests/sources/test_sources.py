@@ -1,0 +1,242 @@
+"""Sources: every document comes out once, in order, however the input is divided; damage is named."""
+
+import gc
+import gzip
+import json
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fromscratch.data.documents import DocumentRule, SplitRule, training_documents
+from fromscratch.errors import DataError, UsageError
+from fromscratch.sources import Files, PythonDocs, base, open_source, text_files
+from fromscratch.sources.base import InMemory, Unusable, usable
+from tests.data.helpers import command, store_of_files, texts_in, write_parquet
+
+TEXTS = [f"{number} " + "words " * (number % 50) for number in range(2_000)]
+
+
+def read(path: Path) -> list[str]:
+    """All documents of a file or folder."""
+    return [text for part in Files(path).parts() for text in usable(part.documents())]
+
+
+@pytest.fixture
+def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Divides test files as if they were large."""
+    monkeypatch.setattr(base, "LEAST_PART_BYTES", 5_000)
+    monkeypatch.setattr(text_files, "LEAST_PART_BYTES", 5_000)
+
+
+@pytest.mark.parametrize("row_group_size", [10, 333, 5_000])
+def test_parquet_is_read_whatever_its_row_groups(tmp_path: Path, small_parts: None, row_group_size: int) -> None:
+    path = write_parquet(tmp_path / "x.parquet", TEXTS, row_group_size=row_group_size)
+    parts = Files(path).parts()
+    assert len(parts) > 5
+    assert read(path) == TEXTS
+    backwards = [list(part.documents()) for part in reversed(parts)]  # each part stands alone
+    assert [text for texts in reversed(backwards) for text in texts] == TEXTS
+
+
+def test_a_row_group_is_freed_when_the_next_file_is_read(tmp_path: Path) -> None:
+    paths = [write_parquet(tmp_path / f"{number}.parquet", ["x" * 100_000] * 40) for number in range(6)]
+    before = pa.total_allocated_bytes()
+    gc.disable()  # without waiting for it to find cycles
+    try:
+        for path in paths:
+            read(path)
+        assert pa.total_allocated_bytes() - before < 2 * 4_000_000
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_other_kinds_of_text_columns_are_text(tmp_path: Path, kind: pa.DataType) -> None:
+    pq.write_table(pa.table({"text": pa.array(["a", None, "b"]).cast(kind)}), tmp_path / "x.parquet")
+    assert [*Files(tmp_path / "x.parquet").parts()[0].documents()] == ["a", Unusable("null"), "b"]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".jsonl.gz", ".jsonl.zst"])
+def test_json_lines_are_read_plain_and_compressed(tmp_path: Path, small_parts: None, suffix: str) -> None:
+    lines = "".join(json.dumps({"id": 1, "text": text}) + "\n" for text in TEXTS) + "\n"
+    path = tmp_path / f"x{suffix}"
+    if suffix.endswith("zst"):
+        with pa.CompressedOutputStream(pa.OSFile(str(path), "wb"), "zstd") as stream:
+            stream.write(lines.encode())
+    else:
+        path.write_bytes(gzip.compress(lines.encode()) if suffix.endswith("gz") else lines.encode())
+    assert read(path) == TEXTS
+    assert (len(Files(path).parts()) > 5) == (suffix == ".jsonl")
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(texts=st.lists(st.text(), min_size=1), step=st.integers(1, 60), last_feed=st.booleans())
+def test_ranges_of_bytes_give_every_line_once(tmp_path: Path, texts: list[str], step: int, last_feed: bool) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text("\n".join(json.dumps({"text": text}) for text in texts) + "\n" * last_feed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fromscratch.sources.jsonl.part_bytes_for", lambda _size: step)
+        parts = Files(path).parts()
+    assert [text for part in parts for text in part.documents()] == texts
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    text=st.lists(st.sampled_from(["\n\n", "\r\n\r\n", "é", "word ", "\n", "👩"]), min_size=1).map("".join),
+    step=st.integers(1, 40),
+)
+def test_a_long_text_is_cut_without_loss_wherever_it_is_divided(tmp_path: Path, text: str, step: int) -> None:
+    path = tmp_path / "x.txt"
+    path.write_bytes(text.encode())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(text_files, "LEAST_PART_BYTES", step)
+        patch.setattr(text_files, "part_bytes_for", lambda _size: step)
+        patch.setattr(text_files, "PIECE_BYTES", 5)
+        patch.setattr(text_files, "MOST_PIECE_BYTES", 12)
+        pieces = [piece for part in text_files.long_text_parts(path) for piece in part.documents()]
+    assert all(isinstance(piece, str) and 0 < len(piece.encode()) <= 12 for piece in pieces)
+    assert "".join(map(str, pieces)) == text
+
+
+def test_a_folder_mixes_kinds_in_the_order_of_names(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "b.parquet", ["from parquet"])
+    (tmp_path / "a.jsonl").write_text('{"text": "from lines"}\n')
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "c.md").write_bytes(b"from text\r\n")
+    (tmp_path / ".hidden.txt").write_text("no")
+    (tmp_path / "picture.png").write_bytes(b"no")
+    assert read(tmp_path) == ["from lines", "from parquet", "from text\r\n"]
+
+
+def test_b19_parquet_without_the_text_column_names_the_columns(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"body": ["x"], "n": [1]}), tmp_path / "x.parquet")
+    done = command("data", "prepare", tmp_path / "x.parquet", "--out", tmp_path / "s", "--tokenizer", "bytes")
+    assert done.returncode == 3
+    assert "has no column 'text'; it has body, n (--text-column names one)" in done.stderr
+    assert not (tmp_path / "s").exists()
+    renamed = Files(tmp_path / "x.parquet", "body")
+    assert [*renamed.parts()[0].documents()] == ["x"]
+
+
+def test_b19_a_column_of_lists_is_no_text(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"text": [["a", "b"]]}), tmp_path / "x.parquet")
+    with pytest.raises(DataError, match=r"holds list<.*string>, expected text"):
+        store_of_files(tmp_path / "x.parquet", tmp_path / "s")
+
+
+def test_b19_nulls_and_empty_texts_are_counted_and_skipped(tmp_path: Path) -> None:
+    write_parquet(tmp_path / "x.parquet", ["a", None, "", "b", None])
+    store = store_of_files(tmp_path / "x.parquet", tmp_path / "s", validation=0.0)
+    assert texts_in(store) == ["a", "b"]
+    assert store.manifest.skipped == {"empty": 1, "null": 2}
+
+
+def damaged_files(folder: Path) -> dict[str, bytes]:
+    """Every kind of damage, by file name."""
+    good = write_parquet(folder / "good.parquet", ["a good document"]).read_bytes()
+    rows = write_parquet(folder / "rows.parquet", []).read_bytes()
+    (folder / "rows.parquet").unlink()
+    page = bytearray(write_parquet(folder / "page.parquet", TEXTS).read_bytes())
+    page[100:1_000] = bytes(900)
+    line = b'{"text": "fine"}\n{"text": 5}\n{"body": "x"}\n{"text": \n["text"]\n'
+    return {
+        "truncated.parquet": good[: len(good) // 2],
+        "empty.parquet": b"",
+        "rows.parquet": rows,
+        "other.parquet": b"PAR1 but not really",
+        "page.parquet": bytes(page),
+        "lines.jsonl": line,
+        "cut.jsonl.gz": gzip.compress(b'{"text": "before the cut"}\n' * 1_000)[:40],
+        "latin.txt": "caf\xe9".encode("latin-1"),
+    }
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "truncated.parquet",
+        "empty.parquet",
+        "rows.parquet",
+        "other.parquet",
+        "page.parquet",
+        "lines.jsonl",
+        "cut.jsonl.gz",
+        "latin.txt",
+    ],
+)
+def test_b20_damaged_input_is_named_or_skipped_and_counted(tmp_path: Path, name: str) -> None:
+    content = damaged_files(tmp_path)[name]
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    write_parquet(folder / "good.parquet", ["a good document"])
+    (folder / name).write_bytes(content)
+    with pytest.raises(DataError, match=rf"{name}.*--skip-bad"):
+        store_of_files(folder, tmp_path / "out")
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    store = store_of_files(folder, tmp_path / "out", documents=DocumentRule(skip_bad=True))
+    assert "a good document" in texts_in(store)
+    assert store.manifest.skipped["damaged"] == (4 if name == "lines.jsonl" else 1)
+
+
+def test_b20_a_column_that_expands_a_thousandfold_takes_little_memory(tmp_path: Path) -> None:
+    text = "z" * (4 << 20)
+    array = pa.DictionaryArray.from_arrays(pa.array([0] * 300, pa.int32()), pa.array([text]))
+    pq.write_table(pa.table({"text": array}), tmp_path / "bomb.parquet", compression="zstd")
+    assert (tmp_path / "bomb.parquet").stat().st_size < 1 << 20
+    before, most = pa.total_allocated_bytes(), 0
+    count = 0
+    for part in Files(tmp_path / "bomb.parquet").parts():
+        for document in part.documents():
+            count += len(document) if isinstance(document, str) else 0
+            most = max(most, pa.total_allocated_bytes() - before)
+    assert count == 300 * len(text)  # 1.2 GB
+    assert most < 200 << 20
+
+
+def test_b21_lone_surrogates_become_question_marks(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text('{"text": "half \\ud800 a pair"}\n')
+    store = store_of_files(tmp_path / "x.jsonl", tmp_path / "s", validation=0.0)
+    assert texts_in(store) == ["half ? a pair"]
+
+
+def test_documents_longer_than_the_limit_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fromscratch.data.documents.MOST_DOCUMENT_BYTES", 10)
+    skipped: Counter[str] = Counter()
+    assert [*DocumentRule(minimum_characters=2).kept(["x" * 11, "x" * 10, "x", ""], skipped)] == ["x" * 10]
+    assert skipped == {"too long": 1, "too short": 1, "empty": 1}
+
+
+def test_a_tokenizer_learns_from_a_bounded_sample_of_every_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = [InMemory(str(n), tuple(f"{n} {i} " + "x" * 96 for i in range(100))) for n in range(4)]
+    assert len([*training_documents(sources, SplitRule(0.0))]) == 400
+    monkeypatch.setattr("fromscratch.data.documents.MOST_TRAINING_BYTES", 8_000)
+    assert [text[0] for text in training_documents(sources, SplitRule(0.0))] == sorted("0123" * 20)
+
+
+@given(st.lists(st.text(min_size=1), max_size=50))
+def test_the_split_depends_on_the_text_alone(texts: list[str]) -> None:
+    rule = SplitRule(0.5)
+    splits = [rule.split_of(text) for text in texts]
+    assert [rule.split_of(text.encode()) for text in reversed(texts)] == splits[::-1]
+    assert {SplitRule(0.0).split_of(text) for text in texts} <= {"train"}
+
+
+def test_words_on_the_command_line_name_sources() -> None:
+    assert open_source("python-docs:stdlib,numpy") == PythonDocs(("stdlib", "numpy"))
+    assert open_source("x/y.parquet", text_column="body") == Files(Path("x/y.parquet"), "body")
+    assert open_source("hf://a/b?name=c").description == "hf://a/b?name=c"
+    with pytest.raises(UsageError, match="no such file or folder"):
+        open_source("nothing-here").parts()
+
+
+def test_python_docs_are_documents_of_installed_packages() -> None:
+    texts = [*usable(PythonDocs(("typer",)).parts()[0].documents())]
+    assert len(texts) > 20
+    assert len(set(texts)) == len(texts)
+    with pytest.raises(UsageError, match="'no-such-package' is not installed"):
+        PythonDocs(("no-such-package",)).parts()

@@ -23,12 +23,15 @@ from torch import Tensor
 from fromscratch.config.model import ModelConfig
 from fromscratch.config.train import TrainConfig
 from fromscratch.files import flush_file, sha256_of, verify_folder
-from fromscratch.formats.checkpoints import TrainingState, model_tensors, optimizer_tensors
+from fromscratch.formats.checkpoints import TrainingState
 from fromscratch.formats.tensor_files import bytes_of
+from fromscratch.formats.weights import model_tensors
 from fromscratch.machine.hardware import find_hardware
 from fromscratch.models.factory import build_empty
 from fromscratch.models.gpt import GPT
-from fromscratch.training.saving import CheckpointSaver, Facts, SaveResult
+from fromscratch.optim.composite import CompositeOptimizer, as_composite
+from fromscratch.training.parallelism import SingleProcess
+from fromscratch.training.saving import CheckpointSaver, SaveRequest, SaveResult
 
 
 def main() -> None:
@@ -42,7 +45,7 @@ def main() -> None:
     arguments = parser.parse_args()
     hardware = find_hardware(arguments.device)
     model, optimizer = trained(arguments.preset, hardware.device)
-    tensors = {**model_tensors(model), **optimizer_tensors(model, optimizer)}
+    tensors = {**model_tensors(model), **optimizer.state_tensors(model.named_parameters())}
     folder = Path(tempfile.mkdtemp(dir=arguments.folder))
     try:
         rows = measure(model, optimizer, tensors, folder, rounds=arguments.rounds)
@@ -60,15 +63,15 @@ def main() -> None:
         Path(arguments.out).write_text(json.dumps({**facts, "rows": table}, indent=1) + "\n", "utf-8")
 
 
-def trained(preset: str, device: torch.device) -> tuple[GPT, torch.optim.Optimizer]:
+def trained(preset: str, device: torch.device) -> tuple[GPT, CompositeOptimizer]:
     """A model whose optimiser has taken a step."""
     model = build_empty(ModelConfig(preset=preset, vocab_size=50_257, tied_head=False), device)
-    optimizer = TrainConfig().optimizer.build(list(model.named_parameters()))
+    optimizer = as_composite(TrainConfig().optimizer.build(list(model.named_parameters())))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter)
         parameter.grad = torch.randn_like(parameter)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.step_unless(torch.zeros((), dtype=torch.bool, device=device))
+    optimizer.zero_grad()
     return model, optimizer
 
 
@@ -76,19 +79,21 @@ Row = tuple[str, list[float], list[float]]
 
 
 def measure(
-    model: GPT, optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], folder: Path, *, rounds: int
+    model: GPT, optimizer: CompositeOptimizer, tensors: dict[str, Tensor], folder: Path, *, rounds: int
 ) -> list[Row]:
     """Name, seconds that training waits, and seconds until all is on the disk, of each way and round."""
     saver = CheckpointSaver(folder / "checkpoints", keep=1)
     (folder / "checkpoints").mkdir()
-    facts = Facts({}, (None, None), before_writing=lambda: None)
+    request = SaveRequest({}, (None, None), before_writing=lambda: None)
     plain: list[float] = []
     foreground: list[float] = []
     results: list[SaveResult] = []
     for step in range(1, rounds + 2):
         plain.append(timed(lambda: plain_write(tensors, folder / "plain")))
         foreground.append(timed(lambda: save_then_read(tensors, folder / "foreground.safetensors")))
-        saver.begin(model, optimizer, TrainingState(step=step), facts)
+        contents = SingleProcess().gather(model, optimizer, {}, TrainingState(step=step))
+        assert contents is not None
+        saver.begin(contents, request)
         result = saver.collect(wait=True)
         assert result is not None and not result.error, result
         results.append(result)

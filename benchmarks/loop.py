@@ -22,13 +22,13 @@ import tomli_w
 
 from fromscratch.data.prepare import SplitRule, prepare_store
 from fromscratch.machine.hardware import find_hardware
+from fromscratch.optim.composite import CompositeOptimizer
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.session.placement import MachineOptions, place_run
 from fromscratch.session.plan import plan_run
 from fromscratch.session.run import run_training
 from fromscratch.sources.base import InMemory
 from fromscratch.tokenizers.bytes import BytesTokenizer
-from fromscratch.training.nonfinite import Skip
 from fromscratch.training.observers import SilentObserver
 from fromscratch.training.step import Stepper
 
@@ -84,7 +84,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> tuple[int, list[Cloc
     plan = plan_run(file)
     clocks = [Clock(time.perf_counter), Clock(time.thread_time)]
     for clock in clocks:
-        for owner, name in ((Stepper, "_forward"), (Stepper, "_backward"), (Skip, "update")):
+        for owner, name in ((Stepper, "_forward"), (Stepper, "_backward"), (CompositeOptimizer, "step_unless")):
             setattr(owner, name, clock.around(getattr(owner, name)))
     path = folder / "runs" / "loop"
     placement = place_run(plan, RunDirectory(path), MachineOptions(device="cpu"))

@@ -28,9 +28,12 @@ from fromscratch.machine.allocator import keep_freed_memory
 from fromscratch.machine.hardware import find_hardware
 from fromscratch.machine.precision import Precision
 from fromscratch.models.factory import build_empty, initialise
+from fromscratch.optim.composite import as_composite
 from fromscratch.processes.world import World, joined_world
-from fromscratch.training.batches import MicroBatch
-from fromscratch.training.step import GradientRules, Stepper, next_token_losses
+from fromscratch.training.next_token import next_token_loss
+from fromscratch.training.objective import MicroBatch
+from fromscratch.training.parallelism import choose_parallelism
+from fromscratch.training.step import GradientRules, Stepper
 
 VOCABULARY = {"gpt2-small": 50_257, "laptop-small": 2_048, "laptop-medium": 8_192}
 WARM_UP_STEPS = 2
@@ -46,7 +49,7 @@ class SharedTokens:
     global_batch: int
     micro_batch: int
     world: World
-    most_steps: int = 2**31
+    max_steps: int = 2**31
 
     @property
     def targets_per_step(self) -> int:
@@ -84,19 +87,18 @@ def work(request: dict[str, Any]) -> None:
         )
         stepper = Stepper(
             model,
-            train.optimizer.build(list(model.named_parameters())),
+            as_composite(train.optimizer.build(list(model.named_parameters()))),
             batches,
-            loss=next_token_losses,
+            loss=next_token_loss,
             rules=GradientRules(train.clip.build(), train.nonfinite.build()),
             precision=Precision("fp32", torch.device("cpu")),
-            seed=0,
-            world=world,
+            parallelism=choose_parallelism(world),
         )
         seconds = []
         for step in range(WARM_UP_STEPS + request["steps"]):
             world.wait()
             begin = time.perf_counter()
-            loss = float(stepper.take(step, 1e-4).loss)
+            loss = float(stepper.take(step, 0.1).loss)
             seconds.append(time.perf_counter() - begin)
         if world.is_main:
             parameters = sum(p.numel() for p in model.parameters())

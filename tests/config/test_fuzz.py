@@ -44,7 +44,7 @@ def config_or_sentence(values: dict[str, Any]) -> None:
         assert str(error).startswith("fuzz: ")
     else:
         assert isinstance(config, RunConfig)
-        config.identity(store_fingerprint="f")
+        config.identity({"data.store": "f"})
 
 
 @FUZZ

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -20,7 +21,8 @@ from fromscratch.models.factory import build_empty, initialise
 from fromscratch.models.gpt import GPT
 from fromscratch.session.placement import MachineOptions, place_run
 from fromscratch.session.plan import plan_run
-from fromscratch.training.batches import TokenBatches
+from fromscratch.training.next_token import NextToken, TokenBatches, next_token_loss
+from fromscratch.training.objective import Loss, MicroBatch
 from fromscratch.training.prefetch import Prefetcher
 from tests.small import run_small, write_run_file
 
@@ -29,23 +31,29 @@ SHAPE = {"vocab_size": 61, "context_length": 16, "num_layers": 2, "num_heads": 2
 needs_compiler = pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
 
 
-def model(acceleration: Acceleration, *, backend: str = "eager", **changes: object) -> GPT:
+class Trained(NamedTuple):
+    network: GPT
+    loss: Loss
+
+
+def model(acceleration: Acceleration, *, backend: str = "eager", **changes: object) -> Trained:
     config = ModelConfig.model_validate({**SHAPE, **changes})
     built = build_empty(config, "cpu")
-    accelerate(built, acceleration, backend=backend)
+    loss = accelerate(built, next_token_loss, acceleration, backend=backend)
     initialise(built, config, seed=1)
-    return built.train()
+    return Trained(built.train(), loss)
 
 
-def gradients(network: GPT, step: int, *, hashed: bool = False) -> list[Tensor]:
+def gradients(trained: Trained, step: int, *, hashed: bool = False) -> list[Tensor]:
+    network = trained.network
     tokens = torch.randint(0, 61, (2, 17), generator=torch.Generator().manual_seed(step))
     set_sequence_keys(network, (10 + step, 20 + step))
     if hashed:
         put_keys_on_device([m for m in network.modules() if isinstance(m, Dropout)], "cpu")
     network.zero_grad()
-    losses = network.losses(tokens[:, :-1], tokens[:, 1:])
-    losses.mean().backward()
-    return [losses.detach(), *(parameter.grad for parameter in network.parameters() if parameter.grad is not None)]
+    total = trained.loss(network, MicroBatch(tokens[:, :-1], tokens[:, 1:], (10 + step, 20 + step)), {}).total
+    total.backward()
+    return [total.detach(), *(parameter.grad for parameter in network.parameters() if parameter.grad is not None)]
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "explicit"])
@@ -54,13 +62,13 @@ def test_activation_checkpointing_changes_nothing_dropout_included(attention: st
     checkpointed = model(Acceleration(activation_checkpointing=True), attention=attention)
     for wanted, found in zip(gradients(plain, 0), gradients(checkpointed, 0), strict=True):
         assert torch.equal(found, wanted)
-    assert list(checkpointed.state_dict()) == list(plain.state_dict())
+    assert list(checkpointed.network.state_dict()) == list(plain.network.state_dict())
 
 
 def test_activation_checkpointing_keeps_less() -> None:
     kept = []
     for checkpointing in (False, True):
-        network = model(Acceleration(activation_checkpointing=checkpointing), num_layers=6)
+        network = model(Acceleration(activation_checkpointing=checkpointing), num_layers=6).network
         sizes: list[int] = []
 
         def count(tensor: Tensor, sizes: list[int] = sizes) -> Tensor:
@@ -83,20 +91,22 @@ def test_compiled_steps_are_the_eager_ones_and_names_stay(hashed: bool) -> None:
             gradients(plain, step, hashed=hashed), gradients(compiled, step, hashed=hashed), strict=True
         ):
             torch.testing.assert_close(found, wanted)
-    assert [name for name, _ in compiled.named_parameters()] == [name for name, _ in plain.named_parameters()]
+    assert [name for name, _ in compiled.network.named_parameters()] == [
+        name for name, _ in plain.network.named_parameters()
+    ]
 
 
 @pytest.mark.parametrize("head", ["linear", "chunked"])
 def test_new_dropout_keys_compile_nothing_anew(head: str) -> None:
     torch.compiler.reset()
     counters = torch._dynamo.utils.counters
-    network = model(Acceleration(compile=True), attention="explicit", head=head)
-    gradients(network, 0, hashed=True)
+    trained = model(Acceleration(compile=True), attention="explicit", head=head)
+    gradients(trained, 0, hashed=True)
     graphs = counters["stats"]["unique_graphs"]
     for step in range(1, 4):
-        gradients(network, step, hashed=True)
+        gradients(trained, step, hashed=True)
     assert counters["stats"]["unique_graphs"] == graphs > 0
-    network.eval()
+    network = trained.network.eval()
     network.losses(torch.zeros(5, 9, dtype=torch.long), torch.zeros(5, 9, dtype=torch.long))
     assert counters["stats"]["unique_graphs"] == graphs, "evaluation stays eager"
 
@@ -151,7 +161,9 @@ def test_checkpointing_runs_to_the_same_weights_and_is_on_the_record(tmp_path: P
 
 
 def test_prefetched_batches_are_the_same_ones(tmp_path: Path) -> None:
-    sequences = plan_run(write_run_file(tmp_path)).sequences
+    objective = plan_run(write_run_file(tmp_path)).objective
+    assert isinstance(objective, NextToken)
+    sequences = objective.sequences
     plain = TokenBatches(sequences, 3, 7, CPU)
     ahead = dataclasses.replace(plain, prefetch=True)
     last = sequences.most_steps - 1

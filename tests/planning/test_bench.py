@@ -69,7 +69,7 @@ def test_the_reference_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:
     stepper = bench_worker.build_stepper(WORKLOAD.model, WORKLOAD.train, Case(1, "fp32", recipe=REFERENCE), CPU)
     assert type(stepper.model.blocks[0].attention).__name__ == "ExplicitAttention"
     assert type(stepper.model.head).__name__ == "LinearHead"
-    assert not stepper.optimizer.defaults["fused"]
+    assert not stepper.optimizer.optimizers[0].defaults["fused"]
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from fromscratch.planning import bench
 from fromscratch.planning.bench import Workload
 from fromscratch.planning.bench_worker import answer
 from fromscratch.planning.fit import probe_in_a_process
-from fromscratch.training.step import OutOfMemoryTogetherError, Stepper
+from fromscratch.training.step import GlobalOutOfMemoryError, Stepper
 from tests.training.test_step import model, snapshot, stepper
 
 CUBLAS = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
@@ -59,14 +59,14 @@ def test_a_rehearsal_takes_the_memory_of_a_step_and_changes_nothing(
 ) -> None:
     rehearsed, untouched = stepper(model(), micro_batch), stepper(model(), micro_batch)
     held = count_held_gradients(monkeypatch)
-    assert rehearsed.rehearse(0)
+    assert rehearsed.probe_memory(0)
     parameters = list(rehearsed.model.parameters())
     assert held == [len(parameters) if holds else 0]
     assert set(rehearsed.optimizer.state) == set(parameters)
     assert all(p.grad is None for p in parameters)
     assert all(not tensor.any() for state in rehearsed.optimizer.state.values() for tensor in state.values())
     for step in range(3):
-        rehearsed.take(step, 0.01), untouched.take(step, 0.01)
+        rehearsed.take(step, 1.0), untouched.take(step, 1.0)
     ends = [snapshot(one.model, one.optimizer) for one in (rehearsed, untouched)]
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
 
@@ -76,21 +76,22 @@ def test_no_memory_for_the_optimisers_state_is_found_before_anything_moves(
     precision: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     short, untouched = stepper(model(), 4, precision), stepper(model(), 4, precision)
-    step, left = short.optimizer.step, [1]
+    (adamw,) = short.optimizer.optimizers
+    step, left = adamw.step, [1]
 
     def fails_once(*arguments: Any, **options: Any) -> Any:
         if left.pop():
             first = next(short.model.parameters())
-            short.optimizer.state[first]["step"] = torch.zeros(())  # as far as it came
+            adamw.state[first]["step"] = torch.zeros(())  # as far as it came
             raise RuntimeError(CUBLAS)
         return step(*arguments, **options)
 
-    monkeypatch.setattr(short.optimizer, "step", fails_once)
-    with pytest.raises(OutOfMemoryTogetherError):
-        short.take(0, 0.01)
+    monkeypatch.setattr(adamw, "step", fails_once)
+    with pytest.raises(GlobalOutOfMemoryError):
+        short.take(0, 1.0)
     monkeypatch.undo()
     for number in range(3):
-        short.take(number, 0.01), untouched.take(number, 0.01)
+        short.take(number, 1.0), untouched.take(number, 1.0)
     ends = [snapshot(one.model, one.optimizer) for one in (short, untouched)]
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
 
@@ -100,7 +101,7 @@ def test_other_errors_of_a_step_and_of_a_rehearsal_come_out(monkeypatch: pytest.
         raise RuntimeError("a kernel of another architecture")
 
     monkeypatch.setattr(GPT, "losses", broken)
-    for attempt in (Stepper.rehearse, lambda steps, step: steps.take(step, 0.1)):
+    for attempt in (Stepper.probe_memory, lambda steps, step: steps.take(step, 0.1)):
         with pytest.raises(RuntimeError, match="another architecture"):
             attempt(stepper(model(), 4), 0)
 

@@ -29,20 +29,20 @@ def suffer(kind: str) -> None:
 
 def insert_faults(faults: list[tuple[int, int, int, str]]) -> None:
     """Every process goes wrong where its faults say, before its backward pass."""
-    original, rank = Stepper._together, int(os.environ["RANK"])
+    original, rank = Stepper._gather_losses, int(os.environ["RANK"])
     taken = Stepper.take
 
     def take(self: Stepper, step: int, *arguments: Any, **options: Any) -> StepResult:
         self.__dict__["_now"] = step
         return taken(self, step, *arguments, **options)
 
-    def together(self: Stepper, *arguments: Any) -> Any:
+    def gather(self: Stepper, *arguments: Any) -> Any:
         for attempt, sick, step, kind in faults:
             if attempt in (EVERY_ATTEMPT, restarts()) and sick == rank and step == self.__dict__["_now"]:
                 suffer(kind)
         return original(self, *arguments)
 
-    Stepper.take, Stepper._together = take, together  # type: ignore[method-assign,assignment]
+    Stepper.take, Stepper._gather_losses = take, gather  # type: ignore[method-assign,assignment]
 
 
 if __name__ == "__main__":

@@ -14,12 +14,12 @@ import torch
 
 from fromscratch.data.batches import SequenceBatches
 from fromscratch.errors import DataError
+from fromscratch.machine.memory import DEFAULT_MICRO_BATCH_TOKENS
 from fromscratch.models.gpt import GPT
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import read_records
 from fromscratch.runs.retention import checkpoints_in, leftovers_in, newest_valid, step_of
 from fromscratch.session import parent, setup
-from fromscratch.training.batches import AUTO_TOKENS
 from fromscratch.training.observers import SilentObserver
 from tests.small import run_small, write_run_file
 from tests.training.in_saves import call_in_save
@@ -75,7 +75,7 @@ def test_f14_sigterm_at_any_moment_leaves_one_whole_checkpoint(
 ) -> None:
     file = write_run_file(tmp_path)
     with monkeypatch.context() as patched:
-        patched.setitem(AUTO_TOKENS, "cpu", 64)  # an evaluation takes three batches
+        patched.setitem(DEFAULT_MICRO_BATCH_TOKENS, "cpu", 64)  # an evaluation takes three batches
         run, summary = run_small(file, micro_batch=8, observers=[SignalIn(patched, where, 10)])
     assert summary.outcome == "stopped" and 10 <= summary.step <= 13
     newest, skipped = newest_valid(run.checkpoints)

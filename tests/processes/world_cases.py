@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,13 @@ from fromscratch.runs.records import read_records
 from fromscratch.session.placement import MachineOptions, Placement, place_run
 from fromscratch.session.plan import plan_run
 from fromscratch.session.setup import open_run_directory, prepare_training
-from fromscratch.training.batches import MicroBatch, TokenBatches
+from fromscratch.training.journal import Journal
 from fromscratch.training.loop import Training, take_step, train
+from fromscratch.training.memory_retry import MemoryRetry
+from fromscratch.training.next_token import TokenBatches, next_token_loss
+from fromscratch.training.objective import Carry, Loss, LossSum, MicroBatch
 from fromscratch.training.recorder import StepRecorder
-from fromscratch.training.step import Stepper, next_token_losses
+from fromscratch.training.step import Stepper
 
 SICK_RANK = 1
 BAD_STEP = 33
@@ -111,12 +114,12 @@ def policies(file: Path, world: World) -> dict[str, Any]:
     for name, policy in POLICIES.items():
         table = json.dumps(policy).replace(":", " =")
         case = Case(file, world, f"policy-{name}", f"train.nonfinite = {table}".replace(" = ", "=", 1))
-        case.stepper.take(0, 0.01)
+        case.stepper.take(0, 1.0)
         before = case.weights(), case.moments()
         with poisoned_gradient(case, math.inf):
-            bad = case.stepper.take(1, 0.01)
+            bad = case.stepper.take(1, 1.0)
         after = case.weights(), case.moments()
-        case.stepper.take(2, 0.01)
+        case.stepper.take(2, 1.0)
         finite = all(bool(torch.isfinite(p).all()) for p in case.training.model.parameters())
         found[name] = {"before": before, "after": after, "last": case.weights(), "outcome": int(bad.outcome)}
         found[name]["finite"] = finite
@@ -134,6 +137,11 @@ def raises(file: Path, world: World) -> str:
     return "nothing"
 
 
+def nan_loss_of(model: nn.Module, batch: MicroBatch, carry: Carry) -> LossSum:
+    result = next_token_loss(model, batch, carry)
+    return result._replace(total=result.total * math.nan)
+
+
 def nan_loss(file: Path, world: World) -> dict[str, Any]:
     """F19: the loss of the sick process is NaN at one step of a whole run."""
     case = Case(file, world, "nan-loss")
@@ -142,9 +150,8 @@ def nan_loss(file: Path, world: World) -> dict[str, Any]:
 
     def take(step: int, *arguments: Any, **options: Any) -> Any:
         seen[step] = case.weights()
-        module: Any = case.stepper._loss_module
         bad = step == 7 and world.rank == SICK_RANK
-        module.module._loss = (lambda m, b: next_token_losses(m, b) * math.nan) if bad else next_token_losses
+        case.stepper.loss_module.loss = nan_loss_of if bad else next_token_loss
         return original(step, *arguments, **options)
 
     case.stepper.take = take  # type: ignore[method-assign]
@@ -155,10 +162,10 @@ def nan_loss(file: Path, world: World) -> dict[str, Any]:
 def scale(file: Path, world: World) -> dict[str, Any]:
     """F20: an infinite gradient in one process, with fp16's loss scale."""
     case = Case(file, world, "scale", "train.precision=fp16")
-    case.stepper.take(0, 0.01)
+    case.stepper.take(0, 1.0)
     before = case.weights(), case.moments(), float(case.stepper.precision.loss_scale())
     with poisoned_gradient(case, math.inf):
-        bad = case.stepper.take(1, 0.01)
+        bad = case.stepper.take(1, 1.0)
     after = case.weights(), case.moments(), float(case.stepper.precision.loss_scale())
     return {"before": before, "after": after, "outcome": int(bad.outcome)}
 
@@ -183,13 +190,13 @@ def spikes(file: Path, world: World) -> dict[str, Any]:
     return found
 
 
-def lacking(state: TrainingState, first_step: int) -> Callable[[nn.Module, MicroBatch], Tensor]:
+def lacking(state: TrainingState, first_step: int) -> Loss:
     """A loss that from a step on has no memory for more than one sequence."""
 
-    def loss(model: nn.Module, batch: MicroBatch) -> Tensor:
+    def loss(model: nn.Module, batch: MicroBatch, carry: Carry) -> LossSum:
         if len(batch.inputs) > 1 and state.step >= first_step:
             raise torch.OutOfMemoryError("made up")
-        return next_token_losses(model, batch)
+        return next_token_loss(model, batch, carry)
 
     return loss
 
@@ -199,9 +206,8 @@ def memory(file: Path, world: World) -> dict[str, Any]:
     found = {}
     for name, first_step in (("rehearsal", 0), ("mid-step", 7)):
         case = Case(file, world, f"memory-{name}")
-        module: Any = case.stepper._loss_module
         if world.rank == SICK_RANK:
-            module.module._loss = lacking(case.training.state, first_step)
+            case.stepper.loss_module.loss = lacking(case.training.state, first_step)
         found[name] = {**case.outcome(), "pieces": case.stepper.batches.num_micro_batches}
         found[name]["next"] = case.placement().micro_batch
     case = Case(file, world, "memory-backward")
@@ -212,7 +218,8 @@ def memory(file: Path, world: World) -> dict[str, Any]:
 
     case.stepper._backward = backward  # type: ignore[method-assign]
     try:
-        take_step(case.training, recorder_of(case.training))
+        memory = MemoryRetry(case.stepper, case.training.journal)
+        take_step(case.training, recorder_of(case.training), memory)
     except FromScratchError as error:
         found["backward"] = {"error": str(error), "next": case.placement().micro_batch}
     return found
@@ -220,9 +227,8 @@ def memory(file: Path, world: World) -> dict[str, Any]:
 
 def recorder_of(training: Training) -> StepRecorder:
     """One that tells nobody."""
-    rules = training.stepper.rules
-    quiet: dict[str, Any] = {"on_record": lambda _: None, "announce": lambda _, **__: None}
-    return StepRecorder(training.state, rules.policy, training.spikes, tokens_per_step=1, **quiet)
+    quiet = Journal(training.journal.run, [], writes=False)
+    return StepRecorder(training.state, training.stepper.rules.policy, training.spikes, quiet, tokens_per_step=1)
 
 
 def main(file: Path) -> None:

@@ -19,8 +19,10 @@ import torch
 from torch import nn
 
 from fromscratch.formats.checkpoints import TrainingState
+from fromscratch.optim.composite import CompositeOptimizer
 from fromscratch.runs.retention import BEST, LATEST, checkpoints_in, leftovers_in, newest_valid, recover_leftovers
-from fromscratch.training.saving import CheckpointSaver, Facts
+from fromscratch.training.parallelism import SingleProcess
+from fromscratch.training.saving import CheckpointSaver, SaveRequest
 
 CALLS = ("fsync", "replace", "rename", "unlink", "rmdir", "mkdir", "symlink")
 
@@ -34,8 +36,10 @@ def save(folder: Path, step: int, value: float) -> None:
             parameter.fill_(value)
     saver = CheckpointSaver(folder, keep=1)
     state = TrainingState(step=step, best_step=step, best_loss=1.0 / step)
-    facts = Facts({"identity": "x"}, (None, None), before_writing=lambda: None)
-    saver.begin(model, torch.optim.AdamW(model.parameters()), state, facts)
+    request = SaveRequest({"identity": "x"}, (None, None), before_writing=lambda: None)
+    contents = SingleProcess().gather(model, CompositeOptimizer(torch.optim.AdamW(model.parameters())), {}, state)
+    assert contents is not None
+    saver.begin(contents, request)
     result = saver.collect(wait=True)
     assert result is not None and not result.error, result
     saver.close()

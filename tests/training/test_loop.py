@@ -223,7 +223,7 @@ def test_out_of_memory_takes_smaller_pieces_and_changes_no_result(
 def test_rehearsing_finds_it_out_before_the_first_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from fromscratch.session import setup
 
-    monkeypatch.setattr(setup, "Training", lambda **facts: Training(**{**facts, "rehearses": True}))
+    monkeypatch.setattr(setup, "Training", lambda **facts: Training(**{**facts, "probes_memory": True}))
     LittleMemory(monkeypatch, most=2)
     run, summary = run_small(write_run_file(tmp_path), micro_batch=8)
     smaller = [e for e in read_records(run.events) if e["event"] == "smaller-micro-batch"]

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fromscratch.errors import DivergedError
-from fromscratch.training.gradients import Outcome, classify, global_norm
+from fromscratch.training.gradients import Gradients, Outcome, classify
 from fromscratch.training.nonfinite import Apply, NonfinitePolicy, Raise, RandomStep, Skip
 from fromscratch.training.step import StepResult
 from tests.training.test_step import model, snapshot, stepper
@@ -29,8 +29,8 @@ LOSS = torch.tensor(2.0)
     ],
 )
 def test_classes(values: list[float], scaled: bool, loss: float, outcome: Outcome) -> None:
-    gradients = [torch.tensor(values), torch.zeros(3)]
-    found = classify(gradients, global_norm(gradients), scaled=scaled, loss=torch.tensor(loss))
+    gradients = Gradients([torch.tensor(values), torch.zeros(3)])
+    found = classify(gradients, scaled=scaled, loss=torch.tensor(loss))
     assert Outcome(int(found)) is outcome
 
 
@@ -38,10 +38,10 @@ def take_bad_step(policy: NonfinitePolicy, bad: float = math.inf) -> tuple[StepR
     """Weights and moments before and after a step whose gradients were poisoned."""
     network = model()
     steps = stepper(network, 4, policy=policy)
-    steps.take(0, 0.01)
+    steps.take(0, 1.0)
     before = snapshot(network, steps.optimizer)
     network.blocks[0].feedforward.up.weight.register_hook(lambda grad: grad.index_fill(0, torch.tensor([1]), bad))
-    result = steps.take(1, 0.01)
+    result = steps.take(1, 1.0)
     return result, before, snapshot(network, steps.optimizer), len(list(network.parameters()))
 
 
@@ -74,7 +74,7 @@ def test_f20_an_overflow_of_the_loss_scale_alone_never_moves_anything(policy: No
     steps = stepper(network, 4, "fp16", policy)
     before = [p.detach().clone() for p in network.parameters()]
     network.final_norm.weight.register_hook(lambda grad: grad * math.inf)
-    result = steps.take(0, 0.01)
+    result = steps.take(0, 1.0)
     assert int(result.outcome) == Outcome.SCALE_OVERFLOW
     assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
 

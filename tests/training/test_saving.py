@@ -19,19 +19,21 @@ from torch import nn
 
 from fromscratch.errors import EXIT_CRASH, DataError, FromScratchError
 from fromscratch.files import sha256_of, verify_folder
-from fromscratch.formats.checkpoints import TrainingState
+from fromscratch.formats.checkpoints import Contents, TrainingState
 from fromscratch.formats.tensor_files import write_tensors
+from fromscratch.optim.composite import CompositeOptimizer
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import read_records
 from fromscratch.runs.retention import leftovers_in, newest_valid
 from fromscratch.training.observers import SilentObserver
-from fromscratch.training.saving import CheckpointSaver, Facts, HostBuffers
+from fromscratch.training.parallelism import SingleProcess
+from fromscratch.training.saving import CheckpointSaver, HostBuffers, SaveRequest
 from tests.conftest import REPOSITORY
 from tests.small import SMALL_RUN, run_small, write_run_file
 from tests.training.in_saves import before_saves, call_in_save, in_background
 from tests.training.test_resume import assert_same_end
 
-FACTS = Facts({"identity": "x"}, (None, None), before_writing=lambda: None)
+REQUEST = SaveRequest({"identity": "x"}, (None, None), before_writing=lambda: None)
 
 
 def events(run: RunDirectory, event: str) -> list[dict[str, Any]]:
@@ -63,13 +65,14 @@ def test_tensor_files_are_safetensors_and_their_checksum_is_right(tmp_path: Path
 
 
 def test_copies_use_the_same_memory_again() -> None:
-    buffers, source = HostBuffers(), {"a": torch.ones(3), "b": torch.zeros(2)}
+    a, b = ("x", "a"), ("x", "b")
+    buffers, source = HostBuffers(), {a: torch.ones(3), b: torch.zeros(2)}
     first = buffers.copy(source)
-    source["a"].fill_(7.0)
-    assert first["a"].tolist() == [1.0, 1.0, 1.0], "a copy, not the tensor itself"
-    again = buffers.copy({"a": source["a"]})
-    assert again["a"].data_ptr() == first["a"].data_ptr() and again["a"].tolist() == [7.0] * 3
-    assert again.keys() == {"a"}
+    source[a].fill_(7.0)
+    assert first[a].tolist() == [1.0, 1.0, 1.0], "a copy, not the tensor itself"
+    again = buffers.copy({a: source[a]})
+    assert again[a].data_ptr() == first[a].data_ptr() and again[a].tolist() == [7.0] * 3
+    assert again.keys() == {a}
 
 
 def test_training_goes_on_during_a_save_which_holds_the_step_it_began_at(
@@ -114,11 +117,17 @@ def test_one_save_at_a_time_and_without_memory_for_a_copy_it_is_written_at_once(
     go_on, fsync = threading.Event(), os.fsync
     monkeypatch.setattr(os, "fsync", lambda descriptor: (go_on.wait(60), fsync(descriptor))[1])
     model, saver = nn.Linear(3, 3), CheckpointSaver(tmp_path, keep=2)
-    optimizer = torch.optim.AdamW(model.parameters())
-    saver.begin(model, optimizer, TrainingState(step=1), FACTS)
+    optimizer = CompositeOptimizer(torch.optim.AdamW(model.parameters()))
+
+    def contents(step: int) -> Contents:
+        found = SingleProcess().gather(model, optimizer, {}, TrainingState(step=step))
+        assert found is not None
+        return found
+
+    saver.begin(contents(1), REQUEST)
     assert saver.collect(wait=False) is None
     with pytest.raises(AssertionError):
-        saver.begin(model, optimizer, TrainingState(step=2), FACTS)
+        saver.begin(contents(2), REQUEST)
     go_on.set()
     result = saver.collect(wait=True)
     assert result is not None and not result.error and saver.saved_step == 1
@@ -127,7 +136,7 @@ def test_one_save_at_a_time_and_without_memory_for_a_copy_it_is_written_at_once(
         raise RuntimeError("can't allocate memory")
 
     monkeypatch.setattr(HostBuffers, "copy", no_memory)
-    saver.begin(model, optimizer, TrainingState(step=2), FACTS)
+    saver.begin(contents(2), REQUEST)
     result = saver.collect(wait=False)
     assert result is not None and not result.error
     saver.close()

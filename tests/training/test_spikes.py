@@ -9,7 +9,7 @@ import torch
 
 from fromscratch.errors import DivergedError
 from fromscratch.runs.records import read_records
-from fromscratch.training.batches import MicroBatch
+from fromscratch.training.objective import MicroBatch
 from fromscratch.training.spikes import RollBack, Warn
 from tests.small import SMALL_RUN, run_small, write_run_file
 
@@ -36,7 +36,7 @@ def test_a_flat_window_does_not_make_noise_a_spike() -> None:
 def poisoned_batch(monkeypatch: pytest.MonkeyPatch) -> int:
     """Makes the targets of one global batch wrong: a batch of constants in the middle of the data."""
     poisoned_step = 33
-    from fromscratch.training.batches import TokenBatches
+    from fromscratch.training.next_token import TokenBatches
 
     original = TokenBatches._load
 

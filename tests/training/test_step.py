@@ -12,10 +12,12 @@ from fromscratch.config.train import AdamW
 from fromscratch.machine.precision import Precision
 from fromscratch.models.factory import build_empty, initialise
 from fromscratch.models.gpt import GPT
-from fromscratch.training.batches import MicroBatch
+from fromscratch.optim.composite import CompositeOptimizer, as_composite
 from fromscratch.training.gradients import ClipByNorm, Outcome
-from fromscratch.training.nonfinite import NonfinitePolicy, Skip, step_unless
-from fromscratch.training.step import GradientRules, Stepper, next_token_losses
+from fromscratch.training.next_token import next_token_loss
+from fromscratch.training.nonfinite import NonfinitePolicy, Skip
+from fromscratch.training.objective import MicroBatch
+from fromscratch.training.step import GradientRules, Stepper
 
 CPU = torch.device("cpu")
 CONFIG = ModelConfig.model_validate(
@@ -37,7 +39,7 @@ class RandomBatches:
 
     micro_batch: int
     targets_per_step: int = 64
-    most_steps: int = 1_000
+    max_steps: int = 1_000
 
     @property
     def num_micro_batches(self) -> int:
@@ -63,19 +65,17 @@ def model() -> GPT:
 def stepper(
     network: nn.Module, micro_batch: int, precision: str = "fp32", policy: NonfinitePolicy | None = None
 ) -> Stepper:
-    optimizer = AdamW(learning_rate=0.01).build(list(network.named_parameters()))
     return Stepper(
         network,
-        optimizer,
+        as_composite(AdamW(learning_rate=0.01).build(list(network.named_parameters()))),
         RandomBatches(micro_batch),
-        loss=next_token_losses,
-        rules=GradientRules(ClipByNorm(1.0), policy or Skip(10)),
+        loss=next_token_loss,
+        rules=GradientRules(ClipByNorm(1.0), policy or Skip(10), seed=1),
         precision=Precision(precision, CPU),
-        seed=1,
     )
 
 
-def snapshot(network: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tensor]:
+def snapshot(network: nn.Module, optimizer: CompositeOptimizer) -> list[Tensor]:
     state = [value for p in network.parameters() for value in optimizer.state[p].values()]
     return [tensor.detach().clone() for tensor in [*network.parameters(), *state]]
 
@@ -84,14 +84,14 @@ def snapshot(network: nn.Module, optimizer: torch.optim.Optimizer) -> list[Tenso
 def test_any_division_of_the_batch_gives_the_same_steps_with_dropout_on(micro_batch: int) -> None:
     whole, divided = stepper(model(), 8), stepper(model(), micro_batch)
     for step in range(5):
-        one, other = whole.take(step, 0.01), divided.take(step, 0.01)
+        one, other = whole.take(step, 1.0), divided.take(step, 1.0)
         torch.testing.assert_close(other.loss, one.loss, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(other.grad_norm, one.grad_norm, atol=1e-4, rtol=1e-4)
     assert one.loss_min == one.loss_max and other.loss_min < other.loss_max
 
 
 def test_loss_is_the_mean_and_the_band_holds_it() -> None:
-    result = stepper(model(), 2).take(0, 0.01)
+    result = stepper(model(), 2).take(0, 1.0)
     assert result.loss_min <= result.loss <= result.loss_max
 
 
@@ -99,10 +99,10 @@ def test_loss_is_the_mean_and_the_band_holds_it() -> None:
 def test_f20_a_step_with_bad_gradients_moves_nothing(bad: float, monkeypatch: pytest.MonkeyPatch) -> None:
     network = model()
     steps = stepper(network, 4)
-    steps.take(0, 0.01)
+    steps.take(0, 1.0)
     before = snapshot(network, steps.optimizer)
     network.blocks[1].feedforward.up.weight.register_hook(lambda grad: grad.index_fill(0, torch.tensor([2]), bad))
-    result = steps.take(1, 0.01)
+    result = steps.take(1, 1.0)
     assert bool(result.outcome == Outcome.NONFINITE)
     for old, new in zip(before, snapshot(network, steps.optimizer), strict=True):
         assert torch.equal(old, new)
@@ -110,11 +110,11 @@ def test_f20_a_step_with_bad_gradients_moves_nothing(bad: float, monkeypatch: py
 
 def test_an_optimiser_without_the_flag_is_asked_first() -> None:
     parameter = nn.Parameter(torch.ones(3))
-    optimizer = torch.optim.SGD([parameter], lr=1.0)
+    optimizer = CompositeOptimizer(torch.optim.SGD([parameter], lr=1.0))
     parameter.grad = torch.ones(3)
-    step_unless(torch.tensor(True), optimizer)
+    optimizer.step_unless(torch.tensor(True))
     assert torch.equal(parameter.detach(), torch.ones(3))
-    step_unless(torch.tensor(False), optimizer)
+    optimizer.step_unless(torch.tensor(False))
     assert torch.equal(parameter.detach(), torch.zeros(3))
 
 
@@ -122,7 +122,7 @@ def test_an_optimiser_without_the_flag_is_asked_first() -> None:
 def test_precisions_agree_with_fp32_as_far_as_they_can(precision: str, tolerance: float) -> None:
     exact, rounded = stepper(model(), 4), stepper(model(), 4, precision)
     for step in range(3):
-        a, b = exact.take(step, 0.01), rounded.take(step, 0.01)
+        a, b = exact.take(step, 1.0), rounded.take(step, 1.0)
         assert b.loss.item() == pytest.approx(a.loss.item(), abs=tolerance)
         assert b.grad_norm.item() == pytest.approx(a.grad_norm.item(), rel=0.1)
     assert all(p.dtype == torch.float32 for p in rounded.model.parameters())
@@ -134,7 +134,7 @@ def test_f20_fp16_overflow_halves_the_scale_and_changes_nothing() -> None:
     before = [p.detach().clone() for p in network.parameters()]
     scale = steps.precision.scaler.get_scale()
     network.token_embedding.weight.register_hook(lambda grad: grad + float("inf"))
-    assert bool(steps.take(0, 0.01).outcome == Outcome.SCALE_OVERFLOW)
+    assert bool(steps.take(0, 1.0).outcome == Outcome.SCALE_OVERFLOW)
     assert steps.precision.scaler.get_scale() == scale / 2
     assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fromscratch.cli.output import DeviceOption, JsonFlag, QuietFlag, note, print_json
+from fromscratch.cli.options import DeviceOption, JsonFlag, QuietFlag
+from fromscratch.cli.output import note, print_json
 
 if TYPE_CHECKING:
     from fromscratch.planning.bench import Row
@@ -42,6 +43,7 @@ def bench(
     """
     from fromscratch.machine.acceleration import why_not_compiled
     from fromscratch.machine.hardware import find_hardware
+    from fromscratch.machine.memory import default_micro_batch
     from fromscratch.planning.bench import (
         PeakFlops,
         Workload,
@@ -54,14 +56,13 @@ def bench(
     )
     from fromscratch.planning.bench_chart import draw_speed
     from fromscratch.session.plan import plan_run
-    from fromscratch.training.batches import AUTO_TOKENS
 
     check_precisions(precisions or [])
     hardware = find_hardware(device)
     kind = hardware.device.type
     plan = plan_run(runfile) if runfile is not None else None
     workload = Workload(plan.config.model, plan.config.train) if plan else usual_workload(kind)
-    largest = max(1, AUTO_TOKENS[kind] // workload.model.context_length)
+    largest = default_micro_batch(hardware.device, workload.model.context_length)
     sizes = micro_batches or default_micro_batches(workload.train.global_batch, largest)
     wanted = precisions or list(dict.fromkeys([workload.train.precision, "fp32"]))
     both = [False, True] if kind == "cuda" and not why_not_compiled(hardware.device, wanted[0]) else [False]
@@ -101,7 +102,7 @@ def predicted_hours(plan: "PlannedRun | None", rows: "list[Row]") -> float | Non
     best = fastest(rows, plan.config.train.precision) if plan else None
     if plan is None or best is None or not best.tokens_per_second:
         return None
-    return plan.num_steps * plan.sequences.tokens_per_step / best.tokens_per_second / 3600
+    return plan.num_steps * plan.objective.tokens_per_step / best.tokens_per_second / 3600
 
 
 def report(rows: "list[Row]", facts: dict[str, Any], *, as_json: bool) -> None:

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from fromscratch.cli.output import DeviceOption, ModelArgument, note
+from fromscratch.cli.options import DeviceOption, ModelArgument
+from fromscratch.cli.output import note
 
 TemplateOption = Annotated[
     str,

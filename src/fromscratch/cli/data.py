@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fromscratch.cli import data_stores
-from fromscratch.cli.output import JsonFlag, QuietFlag, note, print_json, print_table
+from fromscratch.cli.options import JsonFlag, QuietFlag
+from fromscratch.cli.output import note, print_json, print_table
 
 if TYPE_CHECKING:
     from fromscratch.cli.preparation import Meter

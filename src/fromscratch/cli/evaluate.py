@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from fromscratch.cli.output import DeviceOption, JsonFlag, ModelArgument, print_json, print_table
+from fromscratch.cli.options import DeviceOption, JsonFlag, ModelArgument
+from fromscratch.cli.output import print_json, print_table
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure a trained model.")
 

@@ -6,11 +6,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fromscratch.cli.output import DeviceOption, JsonFlag, QuietFlag, note, print_json, print_table
-from fromscratch.cli.train import Checkpointing, CompileChoice, Overrides, Processes
+from fromscratch.cli.options import (
+    Checkpointing,
+    CompileChoice,
+    DeviceOption,
+    JsonFlag,
+    Overrides,
+    Processes,
+    QuietFlag,
+)
+from fromscratch.cli.output import note, print_json, print_table
 
 if TYPE_CHECKING:
-    from fromscratch.planning.fit import Fit, Probe
+    from fromscratch.planning.fit import Fit
 
 Budget = Annotated[
     float | None, typer.Option("--memory", min=0.01, metavar="GIB", help="Memory that may be used; by default, free.")
@@ -38,6 +46,7 @@ def fit(
     from fromscratch.machine.hardware import find_hardware
     from fromscratch.planning.bench import Workload
     from fromscratch.planning.remembered_fits import find_and_remember
+    from fromscratch.processes.world import max_local_shard
     from fromscratch.session.plan import plan_run
 
     plan = plan_run(runfile, overrides)
@@ -49,25 +58,16 @@ def fit(
         compile_wanted=compile_model,
         activation_checkpointing=activation_checkpointing,
     )
-    global_batch, num_processes = workload.train.global_batch, processes or 1
+    share = max_local_shard(workload.train.global_batch, processes or 1)
     found = find_and_remember(
         workload,
         hardware,
         acceleration,
-        share=-(-global_batch // num_processes),
-        tell=lambda probe: note(describe(probe), quiet=quiet),
+        share=share,
+        tell=lambda probe: note(probe.describe(), quiet=quiet),
         budget_bytes=round(memory_gib * 2**30) if memory_gib else None,
     )
-    report(found, hardware.name, -(-global_batch // num_processes), as_json=as_json)
-
-
-def describe(probe: "Probe") -> str:
-    """A probe in one line."""
-    if probe.peak_memory_bytes is None:
-        return f"micro-batch {probe.micro_batch}: out of memory"
-    verdict = "" if probe.fits else ", more than there is"
-    speed = f"{probe.tokens_per_second:,.0f} tokens/s, " if probe.tokens_per_second else ""
-    return f"micro-batch {probe.micro_batch}: {speed}{probe.peak_memory_bytes / 2**20:,.0f} MiB{verdict}"
+    report(found, hardware.name, share, as_json=as_json)
 
 
 def report(found: "Fit", device_name: str, share: int, *, as_json: bool) -> None:

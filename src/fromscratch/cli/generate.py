@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fromscratch.cli.output import DeviceOption, JsonFlag, ModelArgument, note, print_json
+from fromscratch.cli.options import DeviceOption, JsonFlag, ModelArgument
+from fromscratch.cli.output import note, print_json
 
 if TYPE_CHECKING:
     from fromscratch.formats.model_sources import LoadedModel

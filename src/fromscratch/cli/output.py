@@ -6,23 +6,9 @@ import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Any
 
 import typer
-
-JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a table.")]
-QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but the result and errors.")]
-ModelArgument = Annotated[
-    str,
-    typer.Argument(
-        metavar="MODEL",
-        help="A run, RUN@latest, RUN@step-N, a checkpoint, an exported or imported folder, "
-        "owner/name on the Hugging Face Hub, or gpt2, gpt2-medium, gpt2-large, gpt2-xl.",
-    ),
-]
-DeviceOption = Annotated[
-    str | None, typer.Option("--device", help="cuda, cuda:N, mps or cpu; the fastest there is by default.")
-]
 
 
 def print_json(facts: Any) -> None:

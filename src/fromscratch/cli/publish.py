@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from fromscratch.cli.output import JsonFlag, ModelArgument, note, print_json, print_table
+from fromscratch.cli.options import JsonFlag, ModelArgument
+from fromscratch.cli.output import note, print_json, print_table
 
 
 def publish(

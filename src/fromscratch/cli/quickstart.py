@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fromscratch.cli.output import JsonFlag, QuietFlag, note, print_json
+from fromscratch.cli.options import JsonFlag, QuietFlag
+from fromscratch.cli.output import note, print_json
 from fromscratch.errors import EXIT_STOPPED
 
 if TYPE_CHECKING:

@@ -6,17 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fromscratch.cli.output import (
-    JsonFlag,
-    QuietFlag,
-    local_time,
-    note,
-    print_columns,
-    print_json,
-    print_table,
-    printable,
-    show,
-)
+from fromscratch.cli.options import JsonFlag, QuietFlag
+from fromscratch.cli.output import local_time, note, print_columns, print_json, print_table, printable, show
 from fromscratch.errors import EXIT_DATA
 from fromscratch.files import readable_bytes
 

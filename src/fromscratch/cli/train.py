@@ -8,31 +8,26 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fromscratch.cli.output import DeviceOption, JsonFlag, QuietFlag, note, print_json, print_table
-from fromscratch.errors import EXIT_DONE, EXIT_STOPPED, FromScratchError
+from fromscratch.cli.options import (
+    Checkpointing,
+    CompileChoice,
+    DeviceOption,
+    JsonFlag,
+    MicroBatch,
+    Overrides,
+    Processes,
+    QuietFlag,
+)
+from fromscratch.cli.output import note, print_json, print_table
+from fromscratch.errors import EXIT_DONE, EXIT_STOPPED
 
 if TYPE_CHECKING:
-    from fromscratch.session.placement import MachineOptions, Placement
+    from fromscratch.session.placement import Placement
     from fromscratch.session.plan import PlannedRun
     from fromscratch.session.run import RunSummary
     from fromscratch.training.observers import Observer
 
 
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the run file; repeatable.")
-]
-MicroBatch = Annotated[
-    int | None, typer.Option(min=1, help="Sequences per forward pass; changes the speed, not the result.")
-]
-Processes = Annotated[
-    int | None, typer.Option(min=1, help="Processes on this machine, one per device; changes only the speed.")
-]
-CompileChoice = Annotated[
-    bool | None, typer.Option("--compile/--no-compile", help="Use torch.compile; by default where it pays.")
-]
-Checkpointing = Annotated[
-    bool, typer.Option("--activation-checkpointing", help="Less memory, a third more work; the same result.")
-]
 AllowedChanges = Annotated[
     list[str] | None,
     typer.Option("--allow-change", metavar="KEY", help="Go on with another value of a key; repeatable."),
@@ -40,9 +35,6 @@ AllowedChanges = Annotated[
 ProfiledSteps = Annotated[
     int | None, typer.Option(min=1, metavar="STEPS", help="Write a Chrome trace of so many steps into the run.")
 ]
-
-
-LEAST_FLOPS_FOR_A_SEARCH = 1e17  # about five minutes of a fast GPU; a search takes a few
 
 
 def train(
@@ -72,7 +64,7 @@ def train(
     from fromscratch.processes.restarts import may_restart
     from fromscratch.processes.world import started_rank
     from fromscratch.runs.directory import RunDirectory, check_run_name
-    from fromscratch.session.placement import MachineOptions
+    from fromscratch.session.placement import MachineOptions, place_run
     from fromscratch.session.plan import plan_run
     from fromscratch.session.run import run_training
 
@@ -85,7 +77,14 @@ def train(
         activation_checkpointing=activation_checkpointing,
     )
     launches = processes is not None and processes > 1 and not is_launched()
-    placement = placed(plan, path, machine, world_size=processes if launches else None, fresh=fresh, quiet=quiet)
+    placement = place_run(
+        plan,
+        RunDirectory(path),
+        machine,
+        world_size=processes if launches else None,
+        fresh=fresh,
+        tell=partial(note, quiet=quiet),
+    )
     if launches:  # bad input was told once, above
         raise typer.Exit(launch(sys.argv[1:], RunDirectory(path), processes=placement.world_size))
     speaks = started_rank() == 0
@@ -118,68 +117,24 @@ def watching(path: Path, profiled_steps: int | None, *, quiet: bool) -> "list[Ob
     return observers
 
 
-def placed(
-    plan: "PlannedRun", path: Path, machine: "MachineOptions", *, world_size: int | None, fresh: bool, quiet: bool
-) -> "Placement":
-    """The machine's choices; on a GPU, after a search for the fastest micro-batch where it is worth one."""
-    from fromscratch.runs.directory import RunDirectory
-    from fromscratch.session.placement import place_run
-
-    place = partial(place_run, plan, RunDirectory(path), machine, world_size=world_size, fresh=fresh)
-    placement = place()
-    if worth_a_search(plan, placement):
-        search(plan, placement, quiet=quiet)
-        placement = place()
-    return placement
-
-
 def introduce(plan: "PlannedRun", placement: "Placement", path: Path, *, fresh: bool, quiet: bool) -> None:
     """Says what is about to happen, and what it will need on the disk. Raises UsageError where that is too much."""
-    from fromscratch.data.verify import sampled_monotony
     from fromscratch.session.disk import plan_disk
 
     if path.is_symlink():
         note(f"notice: {path} is a link to {path.resolve()}")
     note(describe(plan, placement, path), quiet=quiet)
-    warnings = [*sampled_monotony(plan.sequences.split), *filter(None, [placement.threads.notice])]
+    warnings = [*plan.objective.notices(), *filter(None, [placement.threads.notice])]
     for warning in warnings:
         note(f"notice: {warning}")
     note(plan_disk(plan, path, fresh=fresh).describe(), quiet=quiet)
-
-
-def worth_a_search(plan: "PlannedRun", placement: "Placement") -> bool:
-    """Whether to look for the fastest micro-batch first: on a GPU, once, for a run of more than a few minutes."""
-    from fromscratch.processes.world import started_world_size
-
-    on_gpu = placement.hardware.device.type == "cuda"
-    flops = plan.num_steps * plan.sequences.tokens_per_step * plan.costs.training_flops_per_token
-    return placement.is_guess and on_gpu and started_world_size() == 1 and flops > LEAST_FLOPS_FOR_A_SEARCH
-
-
-def search(plan: "PlannedRun", placement: "Placement", *, quiet: bool) -> None:
-    """Finds and remembers it; where that fails, training begins with a safe one."""
-    from fromscratch.cli.fit import describe as describe_probe
-    from fromscratch.planning.bench import Workload
-    from fromscratch.planning.remembered_fits import find_and_remember
-
-    note("looking for the fastest micro-batch, once per machine and model; --micro-batch N does without", quiet=quiet)
-    try:
-        find_and_remember(
-            Workload(plan.config.model, plan.config.train),
-            placement.hardware,
-            placement.acceleration,
-            share=-(-plan.config.train.global_batch // placement.world_size),
-            tell=lambda probe: note(describe_probe(probe), quiet=quiet),
-        )
-    except (FromScratchError, OSError) as error:
-        note(f"not found ({error}); going on with micro-batch {placement.micro_batch}", quiet=quiet)
 
 
 def describe(plan: "PlannedRun", placement: "Placement", path: Path) -> str:
     """What is about to happen, in two lines."""
     from fromscratch.machine.emulation import needs_emulation
 
-    train_config, tokens_per_step = plan.config.train, plan.sequences.tokens_per_step
+    train_config, tokens_per_step = plan.config.train, plan.objective.tokens_per_step
     passes = placement.num_micro_batches(train_config.global_batch)
     processes = f"{placement.world_size} processes, " if placement.world_size > 1 else ""
     is_emulated = needs_emulation(train_config.precision, placement.hardware.device)

@@ -74,12 +74,17 @@ class RunConfig(Table):
         """Nested dictionaries with every default written out, and no key for what is absent."""
         return self.model_dump(mode="json", exclude_none=True)
 
-    def identity(self, *, store_fingerprint: str, parent: dict[str, Any] | None = None) -> str:
-        """A hash of the science: every resolved value but the seed; store and parent named by their content."""
+    def identity(self, by_content: dict[str, Any]) -> str:
+        """A hash of the science: every resolved value except the seed.
+
+        Args:
+            by_content: values that replace those of the file, by key (``data.store``): what the file only names
+                is identified by its content.
+        """
         plain = self.to_plain()
-        plain["data"]["store"] = store_fingerprint
-        if parent is not None:
-            plain["train"]["start_from"] = parent
+        for key, value in by_content.items():
+            table, _, name = key.rpartition(".")
+            plain[table][name] = value
         del plain["train"]["seed"]
         canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()

@@ -1,5 +1,7 @@
 """``[train]``: how weights change. Optimiser, schedule, clipping and what to do when a step fails."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -29,9 +31,21 @@ class Schedule(Slot):
     warmup_steps: NonNegative = 0
     """Steps until the full learning rate; 0 is none."""
 
-    def least_steps(self) -> int:
-        """Fewest steps a run needs for the schedule to fit."""
+    def min_steps(self) -> int:
+        """Number of steps that a run must have at least for the schedule to fit."""
         return self.warmup_steps
+
+    def rate_factor(self, learning_rate: float) -> Callable[..., float]:
+        """Builds the schedule: a function of ``step`` and ``num_steps``, which returns a factor on every group's rate.
+
+        Args:
+            learning_rate: the full rate, of which ``min_learning_rate`` becomes a share.
+        """
+        schedule = self.maker()
+        settings = dict(schedule.keywords)
+        if (minimum := settings.pop("min_learning_rate", None)) is not None:
+            settings["min_factor"] = minimum / learning_rate
+        return partial(schedule.func, **settings)
 
 
 class Constant(Schedule):
@@ -66,7 +80,7 @@ class WarmupStableDecay(Schedule):
     """Steps of the final decay."""
     min_learning_rate: float = Field(default=0.0, ge=0.0)
 
-    def least_steps(self) -> int:
+    def min_steps(self) -> int:
         return self.warmup_steps + self.decay_steps
 
 

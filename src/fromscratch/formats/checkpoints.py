@@ -1,7 +1,8 @@
-"""Checkpoints: sealed folders that hold everything a resume needs, and nothing that must be trusted.
+"""Checkpoints: sealed folders that hold everything a resume needs, as safetensors and JSON.
 
-``model.safetensors``, ``optimizer.safetensors`` and ``state.json`` under a manifest with checksums.
-Which of them are whole, and which may go, is the affair of ``runs.retention``.
+``model.safetensors``, ``optimizer.safetensors``, ``state.json`` and, for models that carry state from batch
+to batch, ``carry.safetensors``, under a manifest with checksums. ``runs.retention`` decides which
+checkpoints are kept.
 """
 
 import json
@@ -9,26 +10,26 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from fromscratch.errors import DataError
-from fromscratch.files import FileFacts, point_link, read_json_object, sealed_folder, to_strict_json, verify_folder
+from fromscratch.files import FileFacts, point_link, read_json_object, sealed_folder, to_strict_json
 from fromscratch.formats.tensor_files import write_tensors
 from fromscratch.runs.retention import LATEST, checkpoint_name
 
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
+CARRY_FILE = "carry.safetensors"
 STATE_FILE = "state.json"
 
 
 @dataclass
 class TrainingState:
-    """Where a run is: with weights and optimiser state, all that a resume needs.
+    """Where a run is. With weights, optimiser state and carry it is all that a resume needs.
 
-    No random generator is in it: every random stream is named by seed, step and sequence.
+    It holds no random generator, because every random stream is named by seed, step and sequence.
     """
 
     step: int = 0
@@ -47,9 +48,9 @@ class TrainingState:
     scaler: dict[str, Any] = field(default_factory=dict)
     """The loss scale of fp16."""
     recent_losses: list[float] = field(default_factory=list)
-    """What a spike is told by; empty where nobody looks for spikes."""
+    """The losses that a spike is compared with; empty where ``train.spike`` is off."""
     skipped_batches: int = 0
-    """Global batches passed over after spikes: step s trains on batch s + skipped_batches."""
+    """Global batches skipped after spikes: step s trains on batch s + skipped_batches."""
 
     @property
     def mean_recent_loss(self) -> float | None:
@@ -57,7 +58,7 @@ class TrainingState:
         return self.loss_sum / self.loss_count if self.loss_count else None
 
     def is_improvement(self, loss: float | None) -> bool:
-        """Whether a loss beats the best so far; what is unknown or not finite never does."""
+        """Whether a loss is below the best so far. An unknown or non-finite loss never is."""
         return loss is not None and loss < float("inf") and (self.best_loss is None or loss < self.best_loss)
 
 
@@ -68,6 +69,14 @@ class Contents:
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     state: TrainingState
+    carry: dict[str, Tensor] = field(default_factory=dict)
+    """State that the model carries from batch to batch; a row per sequence of the global batch."""
+
+    @property
+    def files(self) -> dict[str, dict[str, Tensor]]:
+        """The tensors by the file that holds them."""
+        files = {MODEL_FILE: self.model, OPTIMIZER_FILE: self.optimizer}
+        return {**files, CARRY_FILE: self.carry} if self.carry else files
 
 
 def save_checkpoint(folder: Path, contents: Contents, **facts: Any) -> Path:
@@ -76,55 +85,15 @@ def save_checkpoint(folder: Path, contents: Contents, **facts: Any) -> Path:
     destination = folder / checkpoint_name(state.step)
     written: dict[str, FileFacts] = {}
     with sealed_folder(destination, written=written, step=state.step, **facts) as temporary:
-        written[MODEL_FILE] = write_tensors(temporary / MODEL_FILE, contents.model)
-        written[OPTIMIZER_FILE] = write_tensors(temporary / OPTIMIZER_FILE, contents.optimizer)
+        for name, tensors in contents.files.items():
+            written[name] = write_tensors(temporary / name, tensors)
         (temporary / STATE_FILE).write_text(to_strict_json(asdict(state), indent=1), "utf-8")
     point_link(folder / LATEST, destination.name)
     return destination
 
 
-def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The weights by name, each stored once however many modules share it."""
-    return {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
-
-
-def optimizer_tensors(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state as ``<parameter>/<what>``; tensors only."""
-    return {
-        f"{name}/{key}": value.detach().contiguous()
-        for name, parameter in model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
-    }
-
-
-def load_model_tensors(checkpoint: Path, model: nn.Module) -> None:
-    """Puts a checkpoint's weights into a model.
-
-    Raises:
-        DataError: a tensor is missing, unexpected or of another shape; the message names it.
-    """
-    _copy_into(dict(model.named_parameters()), read_tensors(checkpoint / MODEL_FILE), checkpoint / MODEL_FILE)
-
-
-def load_training(checkpoint: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainingState:
-    """Puts weights and optimiser state back and returns where the run was. Raises DataError."""
-    verify_folder(checkpoint)
-    load_model_tensors(checkpoint, model)
-    device = next(model.parameters()).device
-    by_parameter: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in read_tensors(checkpoint / OPTIMIZER_FILE).items():
-        parameter_name, _, key = name.rpartition("/")
-        by_parameter.setdefault(parameter_name, {})[key] = tensor.to(device)
-    for name, parameter in model.named_parameters():
-        if name in by_parameter:
-            optimizer.state[parameter] = by_parameter.pop(name)
-    if by_parameter:
-        raise DataError(f"{checkpoint / OPTIMIZER_FILE}: state of unknown parameters {', '.join(sorted(by_parameter))}")
-    return read_state(checkpoint)
-
-
 def read_state(checkpoint: Path) -> TrainingState:
-    """The progress that a checkpoint records. Raises DataError when it is malformed."""
+    """Reads where the run was. Raises DataError when the file is malformed."""
     where, values = checkpoint / STATE_FILE, read_json_object(checkpoint / STATE_FILE)
     try:
         state = TrainingState(**values)
@@ -137,7 +106,7 @@ def read_state(checkpoint: Path) -> TrainingState:
 
 
 def _is_like(default: Any, value: Any) -> bool:
-    """Whether a value can stand where this default stands; null only where the default is."""
+    """Whether a value has the type of a default; null only where the default is null."""
     if isinstance(default, dict):
         return isinstance(value, dict)
     if isinstance(default, list):
@@ -149,19 +118,8 @@ def _is_like(default: Any, value: Any) -> bool:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file. Raises DataError when it is none."""
+    """Reads the tensors of a safetensors file. Raises DataError when it is not one."""
     try:
         return dict(load_file(path))
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise DataError(f"{path}: not a readable safetensors file ({error})") from error
-
-
-@torch.no_grad()
-def _copy_into(targets: dict[str, nn.Parameter], found: dict[str, Tensor], path: Path) -> None:
-    missing, unexpected = sorted(targets.keys() - found.keys()), sorted(found.keys() - targets.keys())
-    if missing or unexpected:
-        raise DataError(f"{path}: missing tensors {missing or 'none'}, unexpected tensors {unexpected or 'none'}")
-    for name, target in targets.items():
-        if found[name].shape != target.shape:
-            raise DataError(f"{path}: {name} is {list(found[name].shape)}, but the model needs {list(target.shape)}")
-        target.copy_(found[name])

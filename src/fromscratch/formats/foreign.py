@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from fromscratch.config.model import ModelConfig
 from fromscratch.errors import DataError
+from fromscratch.formats.weights import fill
 from fromscratch.models.factory import build_empty
 from fromscratch.models.gpt import GPT
 
@@ -107,19 +108,6 @@ class ForeignModel:
                 f"largest; at most {LARGEST_DIFFERENCE:g} can be rounding, so the file is not what it says"
             )
         return difference
-
-
-@torch.no_grad()
-def fill(model: GPT, tensors: dict[str, Tensor], where: Path) -> None:
-    """Copies tensors into a model. Raises DataError where names or shapes differ; the message lists them."""
-    targets = dict(model.named_parameters())
-    missing, unexpected = sorted(targets.keys() - tensors.keys()), sorted(tensors.keys() - targets.keys())
-    if missing or unexpected:
-        raise DataError(f"{where}: missing tensors {missing or 'none'}, unexpected tensors {unexpected or 'none'}")
-    for name, target in targets.items():
-        if tensors[name].shape != target.shape:
-            raise DataError(f"{where}: {name} is {list(tensors[name].shape)}, but needs {list(target.shape)}")
-        target.copy_(tensors[name])
 
 
 def norm_of(weight: Tensor, bias: Tensor, eps: float) -> Function:

@@ -17,7 +17,7 @@ from fromscratch.config.model import ModelConfig
 from fromscratch.errors import DataError
 from fromscratch.files import sealed_folder, to_strict_json, verify_folder
 from fromscratch.formats.foreign import ForeignModel
-from fromscratch.formats.weights import SAFETENSORS, read_weights
+from fromscratch.formats.weights import SAFETENSORS, model_tensors, read_weights
 from fromscratch.models.gpt import GPT
 from fromscratch.tokenizers.base import Tokenizer
 
@@ -38,8 +38,7 @@ class ModelFolder:
         with sealed_folder(folder, kind="model") as temporary:
             plain = {"model": self.config.model_dump(mode="json", exclude_none=True)}
             (temporary / CONFIG_FILE).write_text(tomli_w.dumps(plain), "utf-8")
-            tensors = {name: tensor.detach().contiguous() for name, tensor in self.model.named_parameters()}
-            save_file(tensors, temporary / SAFETENSORS)
+            save_file(model_tensors(self.model), temporary / SAFETENSORS)
             (temporary / ORIGIN_FILE).write_text(to_strict_json(self.origin, indent=1), "utf-8")
             self.tokenizer.save(temporary / TOKENIZER_FOLDER)
 

@@ -15,10 +15,11 @@ from fromscratch.config.loading import parse_run_config, read_toml
 from fromscratch.config.model import ModelConfig
 from fromscratch.errors import DataError, UsageError
 from fromscratch.files import MANIFEST, verify_folder
-from fromscratch.formats.checkpoints import STATE_FILE, load_model_tensors, read_state
+from fromscratch.formats.checkpoints import MODEL_FILE, STATE_FILE, read_state, read_tensors
 from fromscratch.formats.gpt2 import OPENAI_REPOSITORIES
 from fromscratch.formats.model_folder import is_model_folder
 from fromscratch.formats.reading import HUB_CONFIG, read_foreign, tokenizer_of
+from fromscratch.formats.weights import fill
 from fromscratch.hub.errors import HUB_PREFIX
 from fromscratch.hub.models import download_model, parse_name
 from fromscratch.machine.hardware import Hardware
@@ -93,7 +94,7 @@ def _open_checkpoint(source: str, checkpoint: Path, hardware: Hardware) -> Loade
     verify_folder(checkpoint)
     config = parse_run_config(read_toml(run.config), where=str(run.config)).model
     model = build_empty(config, hardware.device)
-    load_model_tensors(checkpoint, model)
+    fill(model, read_tensors(checkpoint / MODEL_FILE), checkpoint / MODEL_FILE)
     tokenizer = load_tokenizer(run.tokenizer)
     return LoadedModel(source, model.eval(), config, tokenizer, checkpoint, run, read_state(checkpoint).step)
 

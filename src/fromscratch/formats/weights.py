@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from fromscratch.errors import DataError
 from fromscratch.files import read_json_object
@@ -110,3 +110,21 @@ def refuse_leftovers(tensors: dict[str, Tensor], used: Iterable[str], path: Path
     unexpected = sorted(tensors.keys() - set(used))
     if unexpected:
         raise DataError(f"{path}: unexpected tensors {unexpected}; this is not the architecture it seems to be")
+
+
+def model_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The weights by name, each once even if several modules share it. They share memory with the model."""
+    return {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
+
+
+@torch.no_grad()
+def fill(model: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
+    """Copies tensors into a model. Raises DataError where names or shapes differ; the message lists them."""
+    targets = dict(model.named_parameters())
+    missing, unexpected = sorted(targets.keys() - tensors.keys()), sorted(tensors.keys() - targets.keys())
+    if missing or unexpected:
+        raise DataError(f"{where}: missing tensors {missing or 'none'}, unexpected tensors {unexpected or 'none'}")
+    for name, target in targets.items():
+        if tensors[name].shape != target.shape:
+            raise DataError(f"{where}: {name} is {list(tensors[name].shape)}, but the model needs {list(target.shape)}")
+        target.copy_(tensors[name])

@@ -8,16 +8,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from fromscratch.errors import UsageError
 from fromscratch.machine.emulation import needs_emulation
 from fromscratch.models.compiling import prepare_to_compile
 
-LEAST_CAPABILITY = (7, 0)  # of a CUDA device: what Triton, which writes the compiled kernels, asks for
+Loss = TypeVar("Loss", bound=Callable[..., Any])
+
+MIN_CAPABILITY = (7, 0)  # of a CUDA device: what Triton, which writes the compiled kernels, asks for
 
 
 @dataclass(frozen=True)
@@ -63,17 +66,24 @@ def why_not_compiled(device: torch.device, precision: str) -> str:
     if device.type == "cuda":
         if importlib.util.find_spec("triton") is None:
             return "torch.compile needs Triton, which is not installed"
-        if torch.cuda.get_device_capability(device) < LEAST_CAPABILITY:
-            return f"torch.compile needs a CUDA device of capability {'.'.join(map(str, LEAST_CAPABILITY))} or more"
+        if torch.cuda.get_device_capability(device) < MIN_CAPABILITY:
+            return f"torch.compile needs a CUDA device of capability {'.'.join(map(str, MIN_CAPABILITY))} or more"
     return ""
 
 
-def accelerate(model: nn.Module, acceleration: Acceleration, *, backend: str = "inductor") -> None:
-    """Applies the choices in place: the model's parameters and their names stay what they are."""
+def accelerate(model: nn.Module, loss: Loss, acceleration: Acceleration, *, backend: str = "inductor") -> Loss:
+    """Applies the choices: activation checkpointing to the model in place, compilation to the loss.
+
+    Evaluation, whose shapes differ, does not use the returned loss and stays eager. Shapes are fixed: a batch
+    of another size compiles anew, so that kernels need not be general.
+    """
     if acceleration.activation_checkpointing:
         checkpoint_blocks(model)
-    if acceleration.compile:
-        compile_losses(model, backend=backend)
+    if not acceleration.compile:
+        return loss
+    prepare_to_compile()
+    compiled: Loss = torch.compile(loss, dynamic=False, backend=backend)  # type: ignore[assignment]
+    return compiled
 
 
 def checkpoint_blocks(model: nn.Module) -> None:
@@ -84,18 +94,3 @@ def checkpoint_blocks(model: nn.Module) -> None:
     """
     for block in model.blocks:  # type: ignore[union-attr]
         block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-
-
-def compile_losses(model: nn.Module, *, backend: str = "inductor") -> None:
-    """``model.losses`` compiled for training; evaluation, whose shapes differ, stays eager.
-
-    Shapes are fixed: a batch of another size compiles anew instead of making all kernels general.
-    """
-    eager: Callable[[Tensor, Tensor], Tensor] = model.losses  # type: ignore[assignment]
-    prepare_to_compile()
-    compiled = torch.compile(eager, dynamic=False, backend=backend)
-
-    def losses(tokens: Tensor, targets: Tensor) -> Tensor:
-        return compiled(tokens, targets) if model.training else eager(tokens, targets)
-
-    model.losses = losses  # type: ignore[assignment]

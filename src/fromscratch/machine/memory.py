@@ -20,3 +20,12 @@ def is_memory_error(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and speaks_of_memory(str(error))
+
+
+DEFAULT_MICRO_BATCH_TOKENS = {"cpu": 4_096, "mps": 8_192, "cuda": 16_384}
+"""Tokens in a micro-batch before anything was measured: few enough for any device that trains such models."""
+
+
+def default_micro_batch(device: torch.device, context_length: int) -> int:
+    """Number of sequences in a micro-batch that surely fits the device."""
+    return max(1, DEFAULT_MICRO_BATCH_TOKENS[device.type] // context_length)

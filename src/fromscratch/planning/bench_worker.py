@@ -15,25 +15,28 @@ from fromscratch.config.train import TrainConfig
 from fromscratch.machine.acceleration import Acceleration, accelerate
 from fromscratch.machine.allocator import keep_freed_memory
 from fromscratch.machine.hardware import Hardware, find_hardware
-from fromscratch.machine.memory import is_memory_error
+from fromscratch.machine.memory import default_micro_batch, is_memory_error
 from fromscratch.machine.precision import Precision
 from fromscratch.models.factory import build_empty, initialise
+from fromscratch.optim.composite import as_composite
 from fromscratch.planning.bench import OUT_OF_MEMORY, REFERENCE, Case
-from fromscratch.training.batches import AUTO_TOKENS, MicroBatch
-from fromscratch.training.step import GradientRules, Stepper, next_token_losses
+from fromscratch.training.next_token import next_token_loss
+from fromscratch.training.objective import MicroBatch
+from fromscratch.training.step import GradientRules, Stepper
 
+RATE_FACTOR = 0.1
 WARM_UP_STEPS = 2  # compilation, the optimiser's state, and the allocator's memory
 
 
 @dataclass(frozen=True)
-class RandomTokens:
+class RandomBatches:
     """One micro-batch of random tokens per step."""
 
     vocab_size: int
     context_length: int
     micro_batch: int
     device: torch.device
-    most_steps: int = 2**31
+    max_steps: int = 2**31
     num_micro_batches: int = 1
 
     @property
@@ -58,18 +61,16 @@ def build_stepper(model_config: ModelConfig, train: TrainConfig, case: Case, har
     else:
         keep_freed_memory()
     model = build_empty(model_config, hardware.device)
-    accelerate(model, Acceleration(case.compile, case.activation_checkpointing))
     initialise(model, model_config, seed=0)
-    optimizer = train.optimizer.build(list(model.named_parameters()))
+    built = unfused_adamw(model, train) if reference else train.optimizer.build(list(model.named_parameters()))
     assert model_config.vocab_size is not None
     return Stepper(
         model,
-        unfused_adamw(model, train) if reference else optimizer,
-        RandomTokens(model_config.vocab_size, model_config.context_length, case.micro_batch, hardware.device),
-        loss=next_token_losses,
+        as_composite(built),
+        RandomBatches(model_config.vocab_size, model_config.context_length, case.micro_batch, hardware.device),
+        loss=accelerate(model, next_token_loss, Acceleration(case.compile, case.activation_checkpointing)),
         rules=GradientRules(train.clip.build(), train.nonfinite.build()),
         precision=Precision(case.precision, hardware.device),
-        seed=0,
     )
 
 
@@ -81,7 +82,7 @@ def unfused_adamw(model: nn.Module, train: TrainConfig) -> torch.optim.Optimizer
 @torch.inference_mode()
 def evaluate_once(stepper: Stepper, config: ModelConfig, micro_batch: int, device: torch.device) -> None:
     """The losses of one batch of held-out text, of the size that a run takes."""
-    batch = max(micro_batch, AUTO_TOKENS[device.type] // config.context_length)
+    batch = max(micro_batch, default_micro_batch(device, config.context_length))
     tokens = torch.zeros(batch, config.context_length, dtype=torch.long, device=device)
     stepper.model.eval()
     with stepper.precision.arithmetic():
@@ -98,7 +99,7 @@ def time_steps(
             stepper.hold_gradients()
         hardware.synchronize()
         begin = time.perf_counter()
-        stepper.take(len(seconds), 1e-4)
+        stepper.take(len(seconds), RATE_FACTOR)
         hardware.synchronize()
         seconds.append(time.perf_counter() - begin)
     warm_up = WARM_UP_STEPS if len(seconds) > WARM_UP_STEPS else 1

@@ -39,6 +39,14 @@ class Probe:
     """None where memory ran out."""
     tokens_per_second: float | None
 
+    def describe(self) -> str:
+        """The probe in one line."""
+        if self.peak_memory_bytes is None:
+            return f"micro-batch {self.micro_batch}: out of memory"
+        verdict = "" if self.fits else ", more than there is"
+        speed = f"{self.tokens_per_second:,.0f} tokens/s, " if self.tokens_per_second else ""
+        return f"micro-batch {self.micro_batch}: {speed}{self.peak_memory_bytes / 2**20:,.0f} MiB{verdict}"
+
 
 @dataclass(frozen=True)
 class MemoryLine:

@@ -148,6 +148,11 @@ def even_parts(length: int, parts: int) -> list[tuple[int, int]]:
     return list(pairwise(length * part // parts for part in range(parts + 1)))
 
 
+def max_local_shard(items: int, world_size: int) -> int:
+    """Number of items in the largest shard."""
+    return -(-items // world_size)
+
+
 def started_world_size() -> int:
     """Number of processes that torchrun says it started; 1 without it."""
     return int(os.environ.get("WORLD_SIZE", "1"))

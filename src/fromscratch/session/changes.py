@@ -43,9 +43,7 @@ def accept_changes(plan: PlannedRun, run: RunDirectory, allowed: Sequence[str]) 
             "give another --name, or --fresh to start anew (the old run is set aside), or --allow-change KEY to go on "
             "with another value where no tensor's shape depends on it"
         )
-    parent = plan.parent.identity() if plan.parent else None
-    before = begun.identity(store_fingerprint=plan.store.fingerprint, parent=parent)
-    identities = [{"identity": before, "seed": begun.train.seed}]
+    identities = [plan.identity_of(begun)]
     if any(_covers(key, STORE) for key in allowed):
         identities += _identities_of_checkpoints(plan, run)
     if any(identity not in accepted_identities(plan, run) for identity in identities):

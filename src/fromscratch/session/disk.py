@@ -6,15 +6,16 @@ from pathlib import Path
 
 import torch
 
-from fromscratch.config.run import RunConfig
 from fromscratch.errors import UsageError
 from fromscratch.files import readable_bytes
-from fromscratch.formats.checkpoints import model_tensors, optimizer_tensors
+from fromscratch.formats.checkpoints import TrainingState
 from fromscratch.formats.tensor_files import file_bytes
 from fromscratch.models.factory import build_gpt
+from fromscratch.optim.composite import as_composite
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.retention import checkpoints_in
 from fromscratch.session.plan import PlannedRun
+from fromscratch.training.parallelism import SingleProcess
 
 BYTES_PER_RECORD = 400
 BYTES_OF_STATE = 2_000  # state and manifest; windows of recent losses make it a little more
@@ -68,7 +69,7 @@ def plan_disk(plan: PlannedRun, path: Path, *, fresh: bool = False) -> DiskPlan:
     present = [] if fresh else checkpoints_in(RunDirectory(path).checkpoints)
     return DiskPlan(
         place=path,
-        checkpoint_bytes=checkpoint_bytes(plan.config),
+        checkpoint_bytes=checkpoint_bytes(plan),
         keep_checkpoints=train.keep_checkpoints,
         most_at_once=min(scheduled, train.keep_checkpoints + 2),
         record_bytes=plan.num_steps * BYTES_PER_RECORD,
@@ -77,15 +78,19 @@ def plan_disk(plan: PlannedRun, path: Path, *, fresh: bool = False) -> DiskPlan:
     )
 
 
-def checkpoint_bytes(config: RunConfig) -> int:
-    """Size of one checkpoint, found by a step of the optimiser on tensors without memory."""
+def checkpoint_bytes(plan: PlannedRun) -> int:
+    """Size of one checkpoint, from an optimiser step on the meta device, which allocates no memory."""
     with torch.device("meta"):
-        model = build_gpt(config.model)
-    optimizer = config.train.optimizer.build(list(model.named_parameters()))
+        model = build_gpt(plan.config.model)
+    optimizer = as_composite(plan.config.train.optimizer.build(list(model.named_parameters())))
     for parameter in model.parameters():
         parameter.grad = torch.empty_like(parameter)
-    optimizer.step()
-    return file_bytes(model_tensors(model)) + file_bytes(optimizer_tensors(model, optimizer)) + BYTES_OF_STATE
+    for part in optimizer.optimizers:
+        part.step()
+    carry = plan.objective.initial_carry(model, plan.config.train.global_batch)
+    contents = SingleProcess().gather(model, optimizer, carry, TrainingState())
+    assert contents is not None
+    return sum(map(file_bytes, contents.files.values())) + BYTES_OF_STATE
 
 
 def _existing(path: Path) -> Path:

@@ -4,18 +4,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fromscratch.config.model import ModelConfig
 from fromscratch.config.train import StartFrom
 from fromscratch.errors import UsageError
-from fromscratch.formats.checkpoints import STATE_FILE, load_training
-from fromscratch.formats.foreign import fill
+from fromscratch.formats.checkpoints import STATE_FILE
 from fromscratch.formats.model_sources import LoadedModel, open_model
+from fromscratch.formats.weights import fill, model_tensors
 from fromscratch.machine.hardware import find_hardware
 from fromscratch.models.factory import initialise
-from fromscratch.models.gpt import GPT
 from fromscratch.tokenizers.base import Tokenizer
+from fromscratch.training.step import Stepper
 
 FREE_KEYS = ("preset", "dropout", "init", "attention", "head")  # may differ: no weight depends on them
 
@@ -31,17 +29,16 @@ class Parent:
         """What names it, wherever it lies: recorded in the run and part of the run's identity."""
         return {"weights_sha256": self.loaded.fingerprint(), "with_optimizer": self.with_optimizer}
 
-    def facts(self) -> dict[str, Any]:
-        """For the run's record."""
+    def to_dict(self) -> dict[str, Any]:
+        """The fields of the ``parent`` event."""
         return {"source": self.loaded.source, "step": self.loaded.step, **self.identity()}
 
-    def fill(self, model: GPT, optimizer: torch.optim.Optimizer) -> None:
+    def fill(self, stepper: Stepper) -> None:
         """Copies weights, and the optimiser's state where that was asked for. Raises DataError."""
         if self.with_optimizer:
-            load_training(self.loaded.checkpoint, model, optimizer)
+            stepper.load(self.loaded.checkpoint)
         else:
-            tensors = {name: parameter.detach() for name, parameter in self.loaded.model.named_parameters()}
-            fill(model, tensors, self.loaded.checkpoint)
+            fill(stepper.model, model_tensors(self.loaded.model), self.loaded.checkpoint)
 
 
 def open_parent(start: StartFrom | None, config: ModelConfig, tokenizer: Tokenizer, where: Path) -> Parent | None:
@@ -74,11 +71,9 @@ def open_parent(start: StartFrom | None, config: ModelConfig, tokenizer: Tokeniz
     return Parent(loaded, start.optimizer)
 
 
-def begin(
-    model: GPT, optimizer: torch.optim.Optimizer, config: ModelConfig, *, seed: int, parent: Parent | None
-) -> None:
+def begin(stepper: Stepper, config: ModelConfig, *, seed: int, parent: Parent | None) -> None:
     """Gives a model its first weights."""
     if parent is None:
-        initialise(model, config, seed=seed)
+        initialise(stepper.model, config, seed=seed)  # type: ignore[arg-type]
     else:
-        parent.fill(model, optimizer)
+        parent.fill(stepper)

@@ -1,22 +1,29 @@
 """Where a run runs: the choices of the machine, which are recorded and cannot change the result."""
 
-import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from fromscratch.errors import FromScratchError, UsageError
 from fromscratch.files import read_json_object
 from fromscratch.machine.acceleration import Acceleration, choose_acceleration
 from fromscratch.machine.hardware import Hardware, find_hardware
+from fromscratch.machine.memory import default_micro_batch
 from fromscratch.planning.bench import Workload
-from fromscratch.planning.remembered_fits import remembered_micro_batch
-from fromscratch.processes.world import started_local_rank, started_local_world_size, started_world_size
+from fromscratch.planning.remembered_fits import find_and_remember, remembered_micro_batch
+from fromscratch.processes.world import (
+    max_local_shard,
+    started_local_rank,
+    started_local_world_size,
+    started_world_size,
+)
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.session.plan import PlannedRun
-from fromscratch.training.batches import choose_micro_batch
 
+MIN_FLOPS_FOR_A_SEARCH = 1e17  # about five minutes of a fast GPU; a search takes a few
 THREADS_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -87,22 +94,38 @@ class Placement:
 
     def num_micro_batches(self, global_batch: int) -> int:
         """Forward passes per step in the process that has most of them."""
-        largest_share = math.ceil(global_batch / self.world_size)
-        return math.ceil(largest_share / self.micro_batch)
+        return -(-max_local_shard(global_batch, self.world_size) // self.micro_batch)
 
 
 def place_run(
-    plan: PlannedRun, run: RunDirectory, machine: MachineOptions, *, world_size: int | None = None, fresh: bool = False
+    plan: PlannedRun,
+    run: RunDirectory,
+    machine: MachineOptions,
+    *,
+    world_size: int | None = None,
+    fresh: bool = False,
+    tell: Callable[[str], None] | None = None,
 ) -> Placement:
-    """Finds the device and the micro-batch; writes nothing.
+    """Finds the device and the micro-batch. Where a search for the fastest one is worth its time, it searches.
 
     Args:
-        world_size: processes that will be started here to train together; None asks torchrun's environment.
-        fresh: whether the run begins anew, so that what an older one chose does not count.
+        world_size: processes that will be started here to train together; None reads torchrun's environment.
+        fresh: whether the run begins anew, so that the choices of an older one do not count.
+        tell: receives the progress of a search; None never searches.
 
     Raises:
         UsageError: the devices are not there, or the micro-batch does not divide the global batch.
     """
+    placement = _place(plan, run, machine, world_size=world_size, fresh=fresh)
+    if tell is not None and _is_worth_a_search(plan, placement):
+        _search(plan, placement, tell)
+        placement = _place(plan, run, machine, world_size=world_size, fresh=fresh)
+    return placement
+
+
+def _place(
+    plan: PlannedRun, run: RunDirectory, machine: MachineOptions, *, world_size: int | None, fresh: bool
+) -> Placement:
     processes_here = world_size or started_local_world_size()
     world_size = world_size or started_world_size()
     hardware = find_hardware(machine.device, local_rank=started_local_rank(), processes_here=processes_here)
@@ -125,9 +148,57 @@ def place_run(
         workload = Workload(plan.config.model, plan.config.train)
         found = recorded.get("micro_batch") or remembered_micro_batch(workload, hardware, acceleration)
         is_guess = not found
-        micro_batch = min(found or micro_batch, math.ceil(plan.config.train.global_batch / world_size))
+        micro_batch = min(found or micro_batch, max_local_shard(plan.config.train.global_batch, world_size))
     threads = Threads(recorded.get("threads") if hardware.device.type == "cpu" else None)
     return Placement(hardware, micro_batch, world_size, acceleration, is_guess, why_not, threads)
+
+
+def choose_micro_batch(
+    requested: int | None, *, global_batch: int, context_length: int, device: torch.device, world_size: int = 1
+) -> int:
+    """Sequences per micro-batch: the number asked for, or one that surely fits.
+
+    Raises:
+        UsageError: the number asked for and the number of processes do not divide the global batch, or
+            there are more processes than sequences.
+    """
+    if world_size > global_batch:
+        raise UsageError(
+            f"{world_size} processes, but train.global_batch = {global_batch} sequences; use at most {global_batch}"
+        )
+    max_size = max_local_shard(global_batch, world_size)
+    if requested is None:
+        return min(max_size, default_micro_batch(device, context_length))
+    valid = [n for n in range(1, max_size + 1) if global_batch % (n * world_size) == 0]
+    if requested not in valid:
+        processes = f" over {world_size} processes" if world_size > 1 else ""
+        listed = f"valid values are {', '.join(map(str, valid))}" if valid else "leave it out to divide it unevenly"
+        raise UsageError(
+            f"--micro-batch {requested}: must divide train.global_batch = {global_batch}{processes}; {listed}"
+        )
+    return requested
+
+
+def _is_worth_a_search(plan: PlannedRun, placement: Placement) -> bool:
+    """Whether to search for the fastest micro-batch: on a GPU, once, for a run of more than a few minutes."""
+    on_gpu = placement.hardware.device.type == "cuda"
+    flops = plan.num_steps * plan.objective.tokens_per_step * plan.costs.training_flops_per_token
+    return placement.is_guess and on_gpu and started_world_size() == 1 and flops > MIN_FLOPS_FOR_A_SEARCH
+
+
+def _search(plan: PlannedRun, placement: Placement, tell: Callable[[str], None]) -> None:
+    """Finds and remembers the fastest micro-batch. Where that fails, training begins with a safe one."""
+    tell("looking for the fastest micro-batch, once per machine and model; --micro-batch N skips this")
+    try:
+        find_and_remember(
+            Workload(plan.config.model, plan.config.train),
+            placement.hardware,
+            placement.acceleration,
+            share=max_local_shard(plan.config.train.global_batch, placement.world_size),
+            tell=lambda probe: tell(probe.describe()),
+        )
+    except (FromScratchError, OSError) as error:
+        tell(f"not found ({error}); going on with micro-batch {placement.micro_batch}")
 
 
 def _recorded_choices(run: RunDirectory, hardware: Hardware, world_size: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A run file with everything looked up that it refers to: store, tokenizer, steps, costs, identity."""
+"""A run file with everything it names opened: store, tokenizer, objective, parent; and its steps, costs, identity."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,39 +12,44 @@ from fromscratch.errors import DataError, UsageError
 from fromscratch.formats.stores import open_named_store, tokenizer_of
 from fromscratch.models.costs import ModelCosts, model_costs
 from fromscratch.session.parent import Parent, open_parent
+from fromscratch.session.samples import text_sampler
 from fromscratch.tokenizers.base import Tokenizer
 from fromscratch.training.held_out import TokenSlice
+from fromscratch.training.next_token import NextToken
+from fromscratch.training.objective import Objective
 
 TRAINING_SPLIT = "train"
-MOST_UINT16_IDS = 1 << 16
+MAX_UINT16_IDS = 1 << 16
 
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A run file with everything looked up that it refers to: resolved, checked, nothing written yet."""
+    """A resolved and checked run file with everything it names opened. Nothing is written yet."""
 
     config: RunConfig
     store: TokenStore
     tokenizer: Tokenizer
-    sequences: SequenceBatches
+    objective: Objective
     num_steps: int
     costs: ModelCosts
     folder: Path
-    """Where the run file is: stores are also looked for beside it."""
+    """The run file's folder: stores are also looked for there."""
     parent: Parent | None = None
-    """The model whose weights the run goes on from."""
+    """The model whose weights the run continues from."""
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Names the science: the hash of the resolved config (stores by content), and the seed."""
-        fingerprint = self.store.fingerprint
-        parent = self.parent.identity() if self.parent else None
-        identity = self.config.identity(store_fingerprint=fingerprint, parent=parent)
-        return {"identity": identity, "seed": self.config.train.seed}
+        """Names the science: the hash of the resolved config, and the seed."""
+        return self.identity_of(self.config)
+
+    def identity_of(self, config: RunConfig) -> dict[str, Any]:
+        """The identity of a config with this run's store and parent."""
+        parent = {"train.start_from": self.parent.identity()} if self.parent else {}
+        return {"identity": config.identity({**self.objective.identity, **parent}), "seed": config.train.seed}
 
 
 def plan_run(file: Path, overrides: list[str] | None = None) -> PlannedRun:
-    """Reads a run file and opens what it names.
+    """Reads a run file and opens everything it names.
 
     Raises:
         UsageError: the file says something wrong, or something the store contradicts.
@@ -59,10 +64,10 @@ def plan_run(file: Path, overrides: list[str] | None = None) -> PlannedRun:
             f"{file}: model.vocab_size = {vocab_size} is below the {tokenizer.vocab_size} ids of the store's "
             f"tokenizer {tokenizer.name}; raise it, or leave it out"
         )
-    if store.manifest.dtype == "uint16" and vocab_size > MOST_UINT16_IDS:
+    if store.manifest.dtype == "uint16" and vocab_size > MAX_UINT16_IDS:
         raise UsageError(
             f"{file}: model.vocab_size = {vocab_size}, but the tokens of {store.path} are uint16, which end at "
-            f"{MOST_UINT16_IDS - 1}; leave it out, or prepare the text with a tokenizer of so many ids (its store is "
+            f"{MAX_UINT16_IDS - 1}; leave it out, or prepare the text with a tokenizer of so many ids (its store is "
             "uint32)"
         )
     costs = model_costs(config.model.model_copy(update={"vocab_size": vocab_size}))
@@ -76,27 +81,28 @@ def plan_run(file: Path, overrides: list[str] | None = None) -> PlannedRun:
     )
     num_steps = _steps(config.data.tokens, sequences, costs)
     config = config.resolved(vocab_size=vocab_size, tokens=num_steps * sequences.tokens_per_step)
-    if config.train.evaluate_every:
-        held_out_slice(config, store, tokenizer, file.parent)
+    held_out = held_out_slice(config, store, tokenizer, file.parent) if config.train.evaluate_every else None
+    sampler = text_sampler(tokenizer, config.eval, seed=config.train.seed)
+    objective = NextToken(sequences, config.train.seed, store.fingerprint, held_out, sampler)
     _check_schedule(config, num_steps, file)
     parent = open_parent(config.train.start_from, config.model, tokenizer, file)
-    return PlannedRun(config, store, tokenizer, sequences, num_steps, costs, file.parent, parent)
+    return PlannedRun(config, store, tokenizer, objective, num_steps, costs, file.parent, parent)
 
 
 def _steps(budget: int | str, sequences: SequenceBatches, costs: ModelCosts) -> int:
     if budget == "all":
         if sequences.most_steps == 0:
-            sequences.steps_for(1)  # says what is missing
+            sequences.steps_for(1)  # raises the error that says what is missing
         return sequences.most_steps
     tokens = budget if isinstance(budget, int) else round(float(budget.removesuffix("x")) * costs.parameters)
     return sequences.steps_for(tokens)
 
 
 def _check_schedule(config: RunConfig, num_steps: int, file: Path) -> None:
-    least = config.train.schedule.least_steps()
-    if least > num_steps:
+    needed = config.train.schedule.min_steps()
+    if needed > num_steps:
         raise UsageError(
-            f"{file}: train.schedule needs {least} steps (warmup_steps and decay_steps together), but the run has "
+            f"{file}: train.schedule needs {needed} steps (warmup_steps and decay_steps together), but the run has "
             f"only {num_steps} ({config.data.tokens:,} tokens); shorten them, or raise data.tokens"
         )
 

@@ -16,11 +16,12 @@ from fromscratch.processes.world import World, joined_world
 from fromscratch.runs.charts import draw_charts
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import read_records
+from fromscratch.runs.states import RunState
 from fromscratch.session.placement import Placement
 from fromscratch.session.plan import PlannedRun
-from fromscratch.session.samples import SamplesFile, text_sampler
+from fromscratch.session.samples import SamplesFile
 from fromscratch.session.setup import open_run_directory, prepare_training
-from fromscratch.training.loop import DIVERGED, DONE, FAILED, Training, train
+from fromscratch.training.loop import Training, train
 from fromscratch.training.observers import Observer
 
 
@@ -75,12 +76,11 @@ def run_training(
     stop, device_type = StopRequest(), placement.hardware.device.type
     opened = partial(open_run_directory, plan, path, fresh=fresh, allowed_changes=allowed_changes)
     with stop.listening(), joined_world(device_type) as world, _held_by_main(opened, path, world) as run:
-        sampler = text_sampler(plan.tokenizer, plan.config.eval, seed=plan.config.train.seed)
         everyone = [SamplesFile(run), *observers]
         training = None
         try:
-            training = prepare_training(plan, run, placement, world, observers=everyone, sample=sampler, stop=stop)
-            stuck = partial(_record_end, run, plan, training, FAILED)
+            training = prepare_training(plan, run, placement, world, observers=everyone, stop=stop)
+            stuck = partial(_record_end, run, plan, training, RunState.FAILED)
             with watched(world, run.path, stuck if world.is_main else lambda _reason: None):
                 outcome = train(training, stop_after=stop_after)
         except BaseException as error:
@@ -136,7 +136,7 @@ def summarise(plan: PlannedRun, training: Training, outcome: str, placement: Pla
 
 def is_done(summary: RunSummary) -> bool:
     """Whether every step was taken."""
-    return summary.outcome == DONE
+    return summary.outcome == RunState.DONE
 
 
 def _mean_of_last(records: list[dict[str, Any]]) -> float | None:
@@ -146,7 +146,7 @@ def _mean_of_last(records: list[dict[str, Any]]) -> float | None:
 
 
 def _record_failure(run: RunDirectory, plan: PlannedRun, training: Training | None, error: BaseException) -> None:
-    state = DIVERGED if isinstance(error, DivergedError) else FAILED
+    state = RunState.DIVERGED if isinstance(error, DivergedError) else RunState.FAILED
     reason = str(error) if isinstance(error, FromScratchError) else f"{type(error).__name__}: {error}"
     _record_end(run, plan, training, state, reason)
 

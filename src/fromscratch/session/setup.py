@@ -6,34 +6,34 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-import torch
 from torch import nn
 
-from fromscratch.config.run import RunConfig
 from fromscratch.errors import DataError, UsageError
 from fromscratch.files import MANIFEST, read_json_object
-from fromscratch.formats.checkpoints import TrainingState, load_training, read_state
+from fromscratch.formats.checkpoints import TrainingState, read_state
 from fromscratch.machine.acceleration import accelerate
 from fromscratch.machine.allocator import keep_freed_memory
 from fromscratch.machine.precision import Precision
 from fromscratch.models.factory import build_empty
-from fromscratch.models.gpt import GPT
+from fromscratch.optim.composite import as_composite
 from fromscratch.processes.restarts import check_crashes
 from fromscratch.processes.stopping import StopRequest
 from fromscratch.processes.world import World
 from fromscratch.runs.directory import RunDirectory, check_run_name
 from fromscratch.runs.retention import mend_links, newest_valid, odd_links, recover_leftovers, step_of
+from fromscratch.runs.states import Event
 from fromscratch.session.changes import accept_changes, accepted_identities
 from fromscratch.session.disk import plan_disk
 from fromscratch.session.parent import begin
 from fromscratch.session.placement import Placement
-from fromscratch.session.plan import PlannedRun, held_out_slice
-from fromscratch.training.batches import AUTO_TOKENS, TokenBatches
-from fromscratch.training.held_out import mean_loss
+from fromscratch.session.plan import PlannedRun
+from fromscratch.training.checkpointing import Checkpointing
 from fromscratch.training.journal import Journal
 from fromscratch.training.loop import Cadence, Training
+from fromscratch.training.objective import Objective, Runtime
 from fromscratch.training.observers import Observer
-from fromscratch.training.step import GradientRules, Stepper, next_token_losses
+from fromscratch.training.parallelism import choose_parallelism
+from fromscratch.training.step import GradientRules, Stepper
 
 
 def open_run_directory(
@@ -78,49 +78,47 @@ def prepare_training(
     world: World,
     *,
     observers: list[Observer],
-    sample: Callable[[nn.Module], list[str]] | None = None,
     stop: StopRequest | None = None,
 ) -> Training:
-    """Model, optimiser and data on the device, at the newest valid checkpoint or at the beginning.
+    """Puts model, optimiser and data on the device, at the newest valid checkpoint or at the beginning.
 
     Raises:
-        DataError: there are checkpoints, but not one is valid.
-        UsageError: the newest one is behind the run's end.
+        DataError: there are checkpoints, but none is valid.
+        UsageError: the newest checkpoint is behind the run's end.
     """
-    config, device = plan.config, placement.hardware.device
+    config, objective, device = plan.config, plan.objective, placement.hardware.device
     keep_freed_memory()
     placement.threads.restore()
-    model = build_empty(config.model, device)
-    accelerate(model, placement.acceleration)
-    optimizer = config.train.optimizer.build(list(model.named_parameters()))
+    runtime = Runtime(device, placement.micro_batch, Precision(config.train.precision, device), world)
+    stepper = _build_stepper(plan, placement, runtime)
     journal = Journal(run, observers, writes=world.is_main)
-    state = _begin_or_resume(plan, journal, model, optimizer, world)
+    state = _begin_or_resume(plan, journal, stepper)
     _check_not_past_the_end(plan, state)
-    precision = Precision(config.train.precision, device)
-    precision.load_state(state.scaler)
     if world.is_main:
         _record(plan, run, placement)
-    schedule = config.train.schedule.maker()
-    training = Training(
+    learning_rate = config.train.optimizer.learning_rate
+    schedule = config.train.schedule.rate_factor(learning_rate)
+    keep = config.train.keep_checkpoints
+    return Training(
         journal=journal,
-        stepper=_stepper(plan, model, optimizer, precision, placement, world),
+        stepper=stepper,
         state=state,
+        checkpointing=Checkpointing(journal, stepper, state, plan.identity, plan.num_steps, keep),
         num_steps=plan.num_steps,
-        tokens_per_step=plan.sequences.tokens_per_step,
-        learning_rate=lambda step: schedule(
-            step=step, num_steps=plan.num_steps, learning_rate=config.train.optimizer.learning_rate
-        ),
+        tokens_per_step=objective.tokens_per_step,
+        learning_rate=learning_rate,
+        rate_factor=lambda step: schedule(step=step, num_steps=plan.num_steps),
         spikes=config.train.spike.build(),
-        cadence=_cadence(config),
-        identity=plan.identity,
-        evaluate=_evaluator(plan, precision, placement, world),
-        sample=sample,
-        rehearses=world.size > 1 or device.type == "cuda",
-        world=world,
+        cadence=Cadence(config.train.evaluate_every, config.train.sample_every, config.train.checkpoint_every),
+        evaluate=partial(_evaluate, objective, runtime) if objective.is_evaluated else None,
+        sample=objective.sample,
+        probes_memory=world.size > 1 or device.type == "cuda",
         stop=stop or StopRequest(),
     )
-    training.saver.saved_step = state.step or None
-    return training
+
+
+def _evaluate(objective: Objective, runtime: Runtime, model: nn.Module, stop: Callable[[], bool]) -> float | None:
+    return objective.evaluate(model, runtime, stop)
 
 
 def _check_not_past_the_end(plan: PlannedRun, state: TrainingState) -> None:
@@ -131,60 +129,49 @@ def _check_not_past_the_end(plan: PlannedRun, state: TrainingState) -> None:
         )
 
 
-def _stepper(
-    plan: PlannedRun,
-    model: GPT,
-    optimizer: torch.optim.Optimizer,
-    precision: Precision,
-    placement: Placement,
-    world: World,
-) -> Stepper:
-    train, device = plan.config.train, placement.hardware.device
+def _build_stepper(plan: PlannedRun, placement: Placement, runtime: Runtime) -> Stepper:
+    """A stepper whose weights are not set yet."""
+    train, objective = plan.config.train, plan.objective
+    model = build_empty(plan.config.model, runtime.device)
+    parallelism = choose_parallelism(runtime.world)
+    parallelism.prepare(model)
+    batches = objective.batches(runtime)
     return Stepper(
         model,
-        optimizer,
-        TokenBatches(
-            plan.sequences,
-            placement.micro_batch,
-            train.seed,
-            device,
-            world,
-            prefetch=device.type == "cuda",
-        ),
-        loss=next_token_losses,
-        rules=GradientRules(train.clip.build(), train.nonfinite.build()),
-        precision=precision,
-        seed=train.seed,
-        world=world,
+        as_composite(train.optimizer.build(list(model.named_parameters()))),
+        batches,
+        loss=accelerate(model, objective.loss, placement.acceleration),
+        rules=GradientRules(train.clip.build(), train.nonfinite.build(), train.seed),
+        precision=runtime.precision,
+        parallelism=parallelism,
+        carry=parallelism.local_carry(objective.initial_carry(model, train.global_batch)),
     )
 
 
-def _begin_or_resume(
-    plan: PlannedRun, journal: Journal, model: GPT, optimizer: torch.optim.Optimizer, world: World
-) -> TrainingState:
-    """Fills the model, and the optimiser where there is something to resume. All processes agree on what."""
-    name = ""
+def _begin_or_resume(plan: PlannedRun, journal: Journal, stepper: Stepper) -> TrainingState:
+    """Sets the weights, and the optimiser's state where there is a checkpoint. All processes agree on which."""
+    name, world = "", stepper.parallelism.world
     with world.main_first():
         if world.is_main:
             name = _checkpoint_to_resume(plan, journal)
             check_crashes(journal.run, step=step_of(Path(name)) if name else 0, num_steps=plan.num_steps)
     name = world.from_main(name)
-    if not name:
-        begin(model, optimizer, plan.config.model, seed=plan.config.train.seed, parent=plan.parent)
-        return TrainingState()
-    return load_training(journal.run.checkpoints / name, model, optimizer)
+    if name:
+        return stepper.load(journal.run.checkpoints / name)
+    begin(stepper, plan.config.model, seed=plan.config.train.seed, parent=plan.parent)
+    return TrainingState()
 
 
 def _checkpoint_to_resume(plan: PlannedRun, journal: Journal) -> str:
     """The newest valid checkpoint's name, or nothing for a run without any. Raises DataError."""
     run = journal.run
     for path in [*recover_leftovers(run.checkpoints), *recover_leftovers(run.path)]:
-        journal.announce("checkpoint-recovered", name=path.name)
+        journal.record_event(Event.CHECKPOINT_RECOVERED, name=path.name)
     for reason in odd_links(run.checkpoints):
-        journal.announce("link-ignored", reason=reason)
+        journal.record_event(Event.LINK_IGNORED, reason=reason)
     checkpoint, skipped = newest_valid(run.checkpoints)
     for reason in skipped:
-        journal.announce("checkpoint-skipped", reason=reason)
+        journal.record_event(Event.CHECKPOINT_SKIPPED, reason=reason)
     if checkpoint is None and skipped:
         raise DataError(f"run {run.path}: no checkpoint is valid ({skipped[0]}); use --fresh to start anew")
     if checkpoint is None:
@@ -203,38 +190,9 @@ def _record(plan: PlannedRun, run: RunDirectory, placement: Placement) -> None:
     if not run.exists():
         run.write_config(plan.config.to_plain())
         if plan.parent:
-            run.log_event("parent", **plan.parent.facts())
+            run.log_event(Event.PARENT, **plan.parent.to_dict())
     if not run.tokenizer.is_dir():
         shutil.rmtree(run.tokenizer, ignore_errors=True)
         plan.tokenizer.save(run.tokenizer)
     choices = {"world_size": placement.world_size, "micro_batch": placement.micro_batch}
     run.write_machine({**placement.hardware.facts(), **choices, **asdict(placement.acceleration)})
-
-
-def _cadence(config: RunConfig) -> Cadence:
-    train = config.train
-    return Cadence(
-        evaluate_every=train.evaluate_every,
-        sample_every=train.sample_every,
-        checkpoint_every=train.checkpoint_every,
-        keep_checkpoints=train.keep_checkpoints,
-    )
-
-
-def _evaluator(
-    plan: PlannedRun, precision: Precision, placement: Placement, world: World
-) -> Callable[[nn.Module, Callable[[], bool]], float | None] | None:
-    context_length = plan.config.model.context_length
-    if plan.config.train.evaluate_every == 0:
-        return None
-    part = held_out_slice(plan.config, plan.store, plan.tokenizer, plan.folder)
-    measure = partial(
-        mean_loss,
-        part=part,
-        context_length=context_length,
-        batch=max(placement.micro_batch, AUTO_TOKENS[placement.hardware.device.type] // context_length),
-        device=placement.hardware.device,
-        precision=precision,
-        world=world,
-    )
-    return lambda model, stop: measure(model, stop=stop)

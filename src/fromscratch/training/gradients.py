@@ -1,27 +1,55 @@
 """Between backward and step: the norm, whether it is finite, and clipping.
 
-Everything stays on the device: a decision that waited for a number would stall the device at every
-step.
+Everything stays on the device: reading a number on the host would stall the device in every step.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
-def global_norm(gradients: list[Tensor]) -> Tensor:
-    """Euclidean norm of all gradients together, as a 0-d tensor; not finite where any element is not."""
-    return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+class Gradients:
+    """The gradients of a step: the tensors in this process, and norms over all of them wherever they are.
+
+    Args:
+        tensors: what this process holds.
+        reduce_norm: from this process's norm of an order to that over all processes.
+    """
+
+    def __init__(
+        self, tensors: list[Tensor], reduce_norm: Callable[[Tensor, float], Tensor] = lambda norm, _order: norm
+    ) -> None:
+        self.tensors = tensors
+        self._reduce_norm = reduce_norm
+
+    @classmethod
+    def of(
+        cls,
+        parameters: Iterable[nn.Parameter],
+        reduce_norm: Callable[[Tensor, float], Tensor] = lambda norm, _order: norm,
+    ) -> "Gradients":
+        """The gradients that parameters have."""
+        return cls([p.grad for p in parameters if p.grad is not None], reduce_norm)
+
+    @cached_property
+    def norm(self) -> Tensor:
+        """Euclidean norm of all gradients together, 0-d; not finite where an element is not. Before any change."""
+        return self._reduce_norm(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self.tensors))), 2.0)
+
+    def max_element(self) -> Tensor:
+        """The largest absolute value, 0-d; NaN where an element is."""
+        return self._reduce_norm(torch.stack(torch._foreach_norm(self.tensors, float("inf"))).max(), float("inf"))
 
 
 class Clip(Protocol):
     """Limits gradients in place."""
 
-    def __call__(self, gradients: list[Tensor], norm: Tensor) -> Tensor:
+    def __call__(self, gradients: Gradients) -> Tensor:
         """Returns a 0-d boolean tensor: whether anything was limited."""
 
 
@@ -29,8 +57,8 @@ class Clip(Protocol):
 class NoClip:
     """Leaves gradients as they are."""
 
-    def __call__(self, gradients: list[Tensor], norm: Tensor) -> Tensor:
-        return torch.zeros_like(norm, dtype=torch.bool)
+    def __call__(self, gradients: Gradients) -> Tensor:
+        return torch.zeros_like(gradients.norm, dtype=torch.bool)
 
 
 @dataclass(frozen=True)
@@ -39,9 +67,9 @@ class ClipByNorm:
 
     max_norm: float
 
-    def __call__(self, gradients: list[Tensor], norm: Tensor) -> Tensor:
-        factor = (self.max_norm / norm).clamp(max=1.0)
-        torch._foreach_mul_(gradients, factor)
+    def __call__(self, gradients: Gradients) -> Tensor:
+        factor = (self.max_norm / gradients.norm).clamp(max=1.0)
+        torch._foreach_mul_(gradients.tensors, factor)
         return factor < 1.0
 
 
@@ -51,10 +79,10 @@ class ClipByValue:
 
     max_value: float
 
-    def __call__(self, gradients: list[Tensor], norm: Tensor) -> Tensor:
-        largest = torch.stack(torch._foreach_norm(gradients, float("inf"))).max()
-        torch._foreach_clamp_min_(gradients, -self.max_value)
-        torch._foreach_clamp_max_(gradients, self.max_value)
+    def __call__(self, gradients: Gradients) -> Tensor:
+        largest = gradients.max_element()
+        torch._foreach_clamp_min_(gradients.tensors, -self.max_value)
+        torch._foreach_clamp_max_(gradients.tensors, self.max_value)
         return largest > self.max_value
 
 
@@ -68,30 +96,26 @@ class Outcome(IntEnum):
     NONFINITE = 3
     """Some element is NaN or infinite."""
     SCALE_OVERFLOW = 4
-    """fp16: the scaled gradients overflowed though the loss is finite; the scale falls, the model is well."""
+    """fp16: the scaled gradients overflowed and the loss is finite. The loss scale falls; the model is sound."""
 
     @property
     def label(self) -> str:
-        """As records spell it."""
+        """The spelling in records."""
         return self.name.lower().replace("_", "-")
 
 
-def classify(gradients: list[Tensor], norm: Tensor, *, scaled: bool, loss: Tensor) -> Tensor:
+def classify(gradients: Gradients, *, scaled: bool, loss: Tensor) -> Tensor:
     """The ``Outcome`` before clipping as a 0-d integer tensor, without waiting for the device.
 
     Args:
-        scaled: whether they were computed from a scaled loss (fp16).
-        loss: of the step; not finite itself where the trouble is the model's.
+        scaled: whether the gradients were computed from a scaled loss (fp16).
+        loss: the step's loss; it is not finite where the model itself is the cause.
     """
-    if norm.device.type == "cpu" and torch.isfinite(norm):  # there is no queue to wait for, and the rest is slow
+    norm = gradients.norm
+    if norm.device.type == "cpu" and torch.isfinite(norm):  # on a CPU nothing is queued, and the rest is slow
         return torch.zeros((), dtype=torch.int64)
-    elements_finite = torch.isfinite(torch.stack(torch._foreach_norm(gradients, float("inf"))).sum())
+    elements_finite = torch.isfinite(gradients.max_element())
     overflow = torch.isfinite(loss) if scaled else torch.zeros_like(elements_finite)
     outcome = torch.where(overflow, int(Outcome.SCALE_OVERFLOW), int(Outcome.NONFINITE))
     outcome = torch.where(elements_finite, int(Outcome.INFINITE_NORM), outcome)
     return torch.where(torch.isfinite(norm), int(Outcome.NORMAL), outcome)
-
-
-def gradients_of(parameters: Iterable[torch.nn.Parameter]) -> list[Tensor]:
-    """The gradients there are."""
-    return [p.grad for p in parameters if p.grad is not None]

@@ -1,6 +1,6 @@
-"""What a run writes down and whom it tells: metrics, events, status, observers.
+"""The records of a run: metrics, events and status on disk, and the observers that are told of them.
 
-Of several processes only the main one writes; in the others every method does nothing.
+Only the main process writes. In the others every method does nothing.
 """
 
 from collections.abc import Callable
@@ -9,9 +9,8 @@ from typing import Any
 
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import RecordWriter
+from fromscratch.runs.states import Event, RunState
 from fromscratch.training.observers import Observer
-
-RUNNING = "running"
 
 
 class Journal:
@@ -22,13 +21,13 @@ class Journal:
         self.writes = writes
         self._observers = observers if writes else []
         self._metrics: RecordWriter | None = None
-        self._unlogged: list[tuple[str, dict[str, Any]]] = []
+        self._unlogged: list[tuple[Event, dict[str, Any]]] = []
 
     def begin(self, *, step: int, num_steps: int) -> None:
-        """Opens the metrics, without the steps that will be done again."""
+        """Opens the metrics, without the steps that will be taken again."""
         if self.writes:
             self.go_back_to(step)
-            self.status(RUNNING, step=step, num_steps=num_steps)
+            self.write_status(RunState.RUNNING, step=step, num_steps=num_steps)
         for observer in self._observers:
             observer.begin(step=step, num_steps=num_steps)
 
@@ -41,31 +40,31 @@ class Journal:
         self.run.forget_after(step)
         self._metrics = RecordWriter(self.run.metrics)
 
-    def record(self, facts: dict[str, Any]) -> None:
-        """Adds a step's line to the metrics."""
+    def record_step(self, facts: dict[str, Any]) -> None:
+        """Appends a step's line to the metrics."""
         if self._metrics is not None:
             self._metrics.write(facts)
-        self._tell(lambda observer: observer.on_step(facts))
+        self._notify(lambda observer: observer.on_step(facts))
 
-    def announce(self, event: str, **facts: Any) -> None:
-        """Puts an event on the record; one that a full disk does not take waits for the next."""
+    def record_event(self, event: Event, **facts: Any) -> None:
+        """Appends an event. One that a full disk refuses is written together with the next one."""
         if self.writes:
             self._unlogged.append((event, facts))
         with suppress(OSError):
             while self._unlogged:
                 self.run.log_event(self._unlogged[0][0], **self._unlogged[0][1])
                 del self._unlogged[0]
-        self._tell(lambda observer: observer.on_event(event, facts))
+        self._notify(lambda observer: observer.on_event(event, facts))
 
-    def _tell(self, what: Callable[[Observer], None]) -> None:
+    def _notify(self, what: Callable[[Observer], None]) -> None:
         for observer in self._observers:
-            with suppress(OSError):  # a full disk or a closed terminal is no reason to stop training
+            with suppress(OSError):  # a full disk or a closed terminal must not stop training
                 what(observer)
 
-    def status(self, state: str, *, step: int, num_steps: int, reason: str = "") -> None:
-        """Says how the run stands. Raises OSError where the disk does not take it and the run has ended."""
+    def write_status(self, state: RunState, *, step: int, num_steps: int, reason: str = "") -> None:
+        """Writes the run's state. Raises OSError where the disk refuses it and the run has ended."""
         if self.writes:
-            with suppress(OSError) if state == RUNNING else nullcontext():
+            with suppress(OSError) if state == RunState.RUNNING else nullcontext():
                 self.run.write_status(state, step=step, num_steps=num_steps, reason=reason)
 
     def flush(self) -> None:
@@ -76,7 +75,7 @@ class Journal:
     def end(self) -> None:
         """Closes everything."""
         if self._metrics is not None:
-            with suppress(OSError):  # where it matters, the last save has failed for the same reason
+            with suppress(OSError):  # the last save has failed for the same reason, and was reported
                 self._metrics.close()
             self._metrics = None
-        self._tell(lambda observer: observer.end())
+        self._notify(lambda observer: observer.end())

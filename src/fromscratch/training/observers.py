@@ -1,4 +1,4 @@
-"""Who watches a run: metrics on disk, and progress in the terminal. Watching changes nothing."""
+"""Observers of a run, and the two that show progress in a terminal. An observer changes nothing."""
 
 import sys
 import time
@@ -9,29 +9,30 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from fromscratch.files import readable_seconds
+from fromscratch.runs.states import Event
 
 SECONDS_BETWEEN_LINES = 10.0
 
 
 class Observer(Protocol):
-    """Told what happened; what it does is its own affair."""
+    """Receives what happens in a run."""
 
     def begin(self, *, step: int, num_steps: int) -> None:
-        """Training starts or goes on after ``step`` steps."""
+        """Training starts, or continues after ``step`` steps."""
 
     def on_step(self, record: dict[str, Any]) -> None:
-        """A step's metrics are known (they may arrive a step late)."""
+        """The metrics of a step; they may arrive one step late."""
 
-    def on_event(self, event: str, facts: dict[str, Any]) -> None:
-        """Something other than a step happened: evaluation, sample, checkpoint, skipped step, signal."""
+    def on_event(self, event: Event, facts: dict[str, Any]) -> None:
+        """Something other than a step: evaluation, sample, checkpoint, non-finite step, signal."""
 
     def end(self) -> None:
-        """Training has stopped, for whatever reason."""
+        """Training has stopped, for any reason."""
 
 
 @dataclass
 class SilentObserver:
-    """Watches without a word; a base for observers that care about one thing."""
+    """Base class with callbacks that do nothing."""
 
     def begin(self, *, step: int, num_steps: int) -> None:
         pass
@@ -39,7 +40,7 @@ class SilentObserver:
     def on_step(self, record: dict[str, Any]) -> None:
         pass
 
-    def on_event(self, event: str, facts: dict[str, Any]) -> None:
+    def on_event(self, event: Event, facts: dict[str, Any]) -> None:
         pass
 
     def end(self) -> None:
@@ -47,30 +48,30 @@ class SilentObserver:
 
 
 EVENT_LINES = {
-    "evaluation": "step {step}: held-out loss {loss:.4f}",
-    "sample": "step {step}: {text!r}",
-    "nonfinite": "step {step}: gradients were not finite; the step was skipped",
-    "smaller-micro-batch": "step {step}: out of memory; now {pieces} pieces per step, which changes no result",
-    "spike": "step {step}: loss {loss:.3f} is a spike",
-    "rollback": "step {step}: back to step {to_step}, past {skipped_batches} batches",
-    "checkpoint-failed": "{reason}",
-    "checkpoint-skipped": "checkpoint passed over: {reason}",
-    "checkpoint-recovered": "{name}: put back, an interrupted save had set it aside",
-    "link-ignored": "link ignored: {reason}",
-    "lock-taken-over": "the trainer here before died without a word; its lock was taken over",
-    "config-changed": "config changed: {changes}",
-    "signal": "step {step}: {signal}, saving and stopping",
+    Event.EVALUATION: "step {step}: held-out loss {loss:.4f}",
+    Event.SAMPLE: "step {step}: {text!r}",
+    Event.NONFINITE: "step {step}: gradients were not finite; the step was skipped",
+    Event.SMALLER_MICRO_BATCH: "step {step}: out of memory; now {pieces} micro-batches per step, with the same result",
+    Event.SPIKE: "step {step}: loss {loss:.3f} is a spike",
+    Event.ROLLBACK: "step {step}: back to step {to_step}, {skipped_batches} batches skipped",
+    Event.CHECKPOINT_FAILED: "{reason}",
+    Event.CHECKPOINT_SKIPPED: "checkpoint skipped: {reason}",
+    Event.CHECKPOINT_RECOVERED: "{name}: restored; an interrupted save had moved it aside",
+    Event.LINK_IGNORED: "link ignored: {reason}",
+    Event.LOCK_TAKEN_OVER: "the process that trained here before was killed; its lock was taken over",
+    Event.CONFIG_CHANGED: "config changed: {changes}",
+    Event.SIGNAL: "step {step}: {signal}, saving and stopping",
 }
-"""What is said of an event in the terminal; of the others nothing is said."""
+"""What the terminal shows of an event. The other events are not shown."""
 
 
-def describe_event(event: str, facts: dict[str, Any]) -> str:
-    """One line for people, or nothing for events that only the record needs."""
+def describe_event(event: Event, facts: dict[str, Any]) -> str:
+    """One line for the terminal; empty for events that are not shown."""
     return EVENT_LINES.get(event, "").format(**facts)
 
 
 class ProgressBar(SilentObserver):
-    """A bar with loss, tokens/s and time left, for a terminal."""
+    """A progress bar with loss, tokens/s and time left, for a terminal."""
 
     def __init__(self) -> None:
         self._bar = Progress(
@@ -91,7 +92,7 @@ class ProgressBar(SilentObserver):
         speed = f"{record['tokens_per_second']:,.0f}"
         self._bar.update(self._task, completed=record["step"], loss=loss, speed=speed)
 
-    def on_event(self, event: str, facts: dict[str, Any]) -> None:
+    def on_event(self, event: Event, facts: dict[str, Any]) -> None:
         if line := describe_event(event, facts):
             self._bar.console.print(line, markup=False, highlight=False)
 
@@ -100,18 +101,18 @@ class ProgressBar(SilentObserver):
 
 
 class ProgressLines(SilentObserver):
-    """A plain line every ten seconds, for logs and pipes."""
+    """A line every ten seconds, for log files and pipes."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
-        self._spoke_at = time.monotonic()
+        self._printed_at = time.monotonic()
 
     def begin(self, *, step: int, num_steps: int) -> None:
         self._num_steps = num_steps
         self._print(f"training: step {step} of {num_steps}")
 
     def on_step(self, record: dict[str, Any]) -> None:
-        if time.monotonic() - self._spoke_at >= SECONDS_BETWEEN_LINES:
+        if time.monotonic() - self._printed_at >= SECONDS_BETWEEN_LINES:
             loss = "not finite" if record["loss"] is None else f"{record['loss']:.3f}"
             remaining = (self._num_steps - record["step"]) * record["seconds"]
             self._print(
@@ -119,15 +120,15 @@ class ProgressLines(SilentObserver):
                 f"{record['tokens_per_second']:,.0f} tokens/s, about {readable_seconds(remaining)} left"
             )
 
-    def on_event(self, event: str, facts: dict[str, Any]) -> None:
+    def on_event(self, event: Event, facts: dict[str, Any]) -> None:
         if line := describe_event(event, facts):
             self._print(line)
 
     def _print(self, line: str) -> None:
         print(line, file=self._stream, flush=True)
-        self._spoke_at = time.monotonic()
+        self._printed_at = time.monotonic()
 
 
 def terminal_observer() -> Observer:
-    """A bar where a person watches, lines where a file does."""
+    """Returns a progress bar for a terminal, lines for a file or a pipe."""
     return ProgressBar() if Console(stderr=True).is_terminal else ProgressLines()

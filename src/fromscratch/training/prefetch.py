@@ -1,4 +1,4 @@
-"""Loads what comes next while the device is busy with what is there."""
+"""Loads the next item in a background thread while the device computes."""
 
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -9,7 +9,7 @@ Loaded = TypeVar("Loaded")
 
 
 class Prefetcher(Generic[Key, Loaded]):
-    """One thing ahead, in one thread; whoever asks for another thing just waits for it."""
+    """Loads one item ahead, in one thread. Any other item is loaded when it is asked for."""
 
     def __init__(self, load: Callable[[Key], Loaded]) -> None:
         self._load = load
@@ -17,7 +17,7 @@ class Prefetcher(Generic[Key, Loaded]):
         self._next: tuple[Key, Future[Loaded]] | None = None
 
     def take(self, key: Key, then: Key | None) -> Loaded:
-        """What belongs to ``key``; begins to load what belongs to ``then``. Errors of loading come out here."""
+        """Returns the item of ``key`` and begins to load that of ``then``. Raises the errors of loading."""
         expected, self._next = self._next, None
         value = expected[1].result() if expected is not None and expected[0] == key else self._load(key)
         if then is not None:

@@ -1,52 +1,50 @@
-"""Turns step results into records, a step late, so that the device is never waited for."""
+"""Turns step results into records, one step late, so that the host never waits for the device."""
 
 import math
 import time
-from collections.abc import Callable
-from typing import Any
 
 import torch
 
 from fromscratch.formats.checkpoints import TrainingState
+from fromscratch.runs.states import Event
 from fromscratch.training.gradients import Outcome
+from fromscratch.training.journal import Journal
 from fromscratch.training.nonfinite import NonfinitePolicy
 from fromscratch.training.spikes import Off as SpikePolicy
 from fromscratch.training.spikes import Warn
 from fromscratch.training.step import StepResult
 
-LEAST_LOSS_SCALE = 1.0  # below it, overflows are no longer the scale's fault
+MIN_LOSS_SCALE = 1.0  # below this loss scale, an overflow counts as a non-finite step
 
 
 class StepRecorder:
-    """Fetches each step's numbers when the next step is already queued, and passes them on in order."""
+    """Reads each step's numbers when the next step is already queued, and passes them on in order."""
 
     def __init__(
         self,
         state: TrainingState,
         policy: NonfinitePolicy,
         spikes: SpikePolicy | Warn,
+        journal: Journal,
         *,
         tokens_per_step: int,
-        on_record: Callable[[dict[str, Any]], None],
-        announce: Callable[..., None],
     ) -> None:
         self._state = state
         self._policy = policy
         self._spikes = spikes
+        self._journal = journal
         self._tokens_per_step = tokens_per_step
-        self._on_record = on_record
-        self._announce = announce
         self._pending: tuple[int, float, torch.Tensor, torch.cuda.Event | None] | None = None
         self._clock = time.perf_counter()
         self.spike_step: int | None = None
-        """The step of a spike that was found and not yet dealt with."""
+        """The step of a spike that was found and not handled yet."""
 
     def start_clock(self) -> None:
-        """Steps are timed from here, not from the end of an evaluation or a save before it."""
+        """Starts the time of the next step here, after an evaluation or a save."""
         self._clock = time.perf_counter()
 
     def add(self, step: int, learning_rate: float, result: StepResult, *, loss_scale: torch.Tensor | float) -> None:
-        """Queues the result of step number ``step`` (the first is 1) and passes on the one before."""
+        """Queues the result of step ``step`` (the first is 1) and records the one before."""
         fields = (
             result.loss,
             result.loss_min,
@@ -58,26 +56,24 @@ class StepRecorder:
             loss_scale if isinstance(loss_scale, torch.Tensor) else torch.full_like(result.loss, loss_scale),
         )
         numbers, arrived = torch.stack([value.float() for value in fields]), None
-        if numbers.is_cuda:  # fetched behind this step and before the next, whose end a later fetch would wait for
+        if numbers.is_cuda:  # copied behind this step; a later copy would wait for the end of the next step
             numbers, arrived = numbers.to("cpu", non_blocking=True), torch.cuda.Event()
             arrived.record()
         previous, self._pending = self._pending, (step, learning_rate, numbers, arrived)
         if previous is not None:
-            self._pass_on(*previous)
+            self._record(*previous)
 
     def flush(self) -> None:
-        """Passes on what is queued. Raises DivergedError where the policy says the run is over."""
+        """Records what is queued. Raises DivergedError where the policy ends the run."""
         previous, self._pending = self._pending, None
         if previous is not None:
-            self._pass_on(*previous)
+            self._record(*previous)
 
     def forget(self) -> None:
-        """Drops what is queued: the run has gone back behind it."""
+        """Drops what is queued, after the run has gone back to an earlier step."""
         self._pending, self.spike_step = None, None
 
-    def _pass_on(
-        self, step: int, learning_rate: float, numbers: torch.Tensor, arrived: torch.cuda.Event | None
-    ) -> None:
+    def _record(self, step: int, learning_rate: float, numbers: torch.Tensor, arrived: torch.cuda.Event | None) -> None:
         if arrived is not None:
             arrived.synchronize()
         loss, loss_min, loss_max, grad_norm, clipped, code, held, loss_scale = numbers.tolist()
@@ -87,7 +83,7 @@ class StepRecorder:
         self._state.seconds += seconds
         bad = outcome >= Outcome.INFINITE_NORM
         spike = bool(held) or (not bad and self._spikes.is_spike(loss, self._state.recent_losses))
-        self._on_record(
+        self._journal.record_step(
             {
                 "step": step,
                 "tokens": step * self._tokens_per_step,
@@ -105,9 +101,11 @@ class StepRecorder:
         )
         self._count(outcome, loss, loss_scale, spike=spike)
         if bad:
-            self._announce("nonfinite", step=step, outcome=outcome.label, in_a_row=self._state.nonfinite_in_a_row)
+            self._journal.record_event(
+                Event.NONFINITE, step=step, outcome=outcome.label, in_a_row=self._state.nonfinite_in_a_row
+            )
         if spike:
-            self._announce("spike", step=step, loss=loss)
+            self._journal.record_event(Event.SPIKE, step=step, loss=loss)
             self.spike_step = step
         self._policy.check(step=step, in_a_row=self._state.nonfinite_in_a_row)
 
@@ -115,7 +113,7 @@ class StepRecorder:
         state = self._state
         if outcome < Outcome.INFINITE_NORM:
             state.nonfinite_in_a_row = 0
-        elif outcome != Outcome.SCALE_OVERFLOW or loss_scale < LEAST_LOSS_SCALE:
+        elif outcome != Outcome.SCALE_OVERFLOW or loss_scale < MIN_LOSS_SCALE:
             state.nonfinite_in_a_row += 1
         if outcome < Outcome.INFINITE_NORM and math.isfinite(loss) and not spike:
             state.loss_sum += loss

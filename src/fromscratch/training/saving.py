@@ -1,7 +1,7 @@
-"""Saving in the background: training waits for a copy of the tensors, a thread does the rest.
+"""Writes checkpoints in a background thread. Training waits only until the tensors are copied.
 
-One save is in flight at most, and its copy lies in buffers that the next save uses again, so memory
-is bounded by one checkpoint. Whoever begins a save first collects the one before.
+At most one save is in flight. Its copy lies in buffers that the next save reuses, so memory is bounded by
+one checkpoint. A save may begin only after the one before was collected.
 """
 
 import errno
@@ -16,17 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fromscratch.errors import FromScratchError
 from fromscratch.files import point_link
-from fromscratch.formats.checkpoints import (
-    Contents,
-    TrainingState,
-    model_tensors,
-    optimizer_tensors,
-    save_checkpoint,
-)
+from fromscratch.formats.checkpoints import CARRY_FILE, MODEL_FILE, OPTIMIZER_FILE, Contents, save_checkpoint
 from fromscratch.formats.tensor_files import bytes_of
 from fromscratch.runs.retention import BEST, plan_retention, remove_checkpoint
 
@@ -35,18 +29,20 @@ SPACE_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 Best = tuple[int | None, float | None]
 """Step and loss of the best checkpoint, where there is one."""
+TensorKey = tuple[str, str]
+"""The file that holds a tensor, and the tensor's name there."""
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What a save must know beside the tensors and the state."""
+class SaveRequest:
+    """What a save needs beside the tensors and the state."""
 
     identity: dict[str, Any]
     """Recorded in the manifest."""
-    best_before: Best
-    """What is the best if this save fails."""
+    previous_best: Best
+    """The best checkpoint if this save fails."""
     before_writing: Callable[[], None]
-    """Called in the background before anything is written; where it raises OSError the save has failed."""
+    """Called in the background before anything is written. Where it raises OSError, the save has failed."""
 
 
 @dataclass(frozen=True)
@@ -55,18 +51,18 @@ class SaveResult:
 
     step: int
     is_best: bool
-    best_before: Best
+    previous_best: Best
     num_bytes: int
-    """Of tensors."""
+    """Of the tensors."""
     stall_seconds: float
     """How long training waited."""
     write_seconds: float
     """From the copy to the last rename, in the background."""
     error: str = ""
-    """Why there is no checkpoint; empty where there is one."""
+    """Why the save failed; empty where it succeeded."""
 
-    def facts(self) -> dict[str, Any]:
-        """For the run's record."""
+    def to_dict(self) -> dict[str, Any]:
+        """The fields of the ``checkpoint`` event."""
         return {
             "step": self.step,
             "best": self.is_best,
@@ -77,12 +73,12 @@ class SaveResult:
 
 
 class HostBuffers:
-    """A copy of tensors in the computer's memory; the memory is taken once. Pinned for CUDA."""
+    """Reusable host memory for copies of tensors; pinned for tensors on a CUDA device."""
 
     def __init__(self) -> None:
-        self._buffers: dict[str, Tensor] = {}
+        self._buffers: dict[TensorKey, Tensor] = {}
 
-    def copy(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def copy(self, tensors: dict[TensorKey, Tensor]) -> dict[TensorKey, Tensor]:
         """Copies of the tensors, complete on return, valid until the next call. Raises RuntimeError without memory."""
         for name in self._buffers.keys() - tensors.keys():
             del self._buffers[name]
@@ -107,29 +103,32 @@ class CheckpointSaver:
         """Step of the last checkpoint that was written whole."""
         self._folder = folder
         self._keep = keep
-        self._buffers = HostBuffers(), HostBuffers()
+        self._buffers = HostBuffers()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._in_flight: Future[SaveResult] | None = None
 
-    def begin(self, model: nn.Module, optimizer: torch.optim.Optimizer, state: TrainingState, facts: Facts) -> None:
+    def begin(self, contents: Contents, request: SaveRequest) -> None:
         """Copies everything and returns; the save before must have been collected.
 
-        Where the computer has no memory for the copy, it writes at once and training waits.
+        Without host memory for the copy, it writes at once and training waits.
         """
         assert self._in_flight is None, "one save at a time"
         began_at = time.perf_counter()
-        tensors = [model_tensors(model), optimizer_tensors(model, optimizer)]
+        tensors = {(file, name): tensor for file, found in contents.files.items() for name, tensor in found.items()}
         try:
-            copies = [buffers.copy(part) for buffers, part in zip(self._buffers, tensors, strict=True)]
+            copies, is_copy = self._buffers.copy(tensors), True
         except (RuntimeError, MemoryError):
-            self._buffers, copies = (HostBuffers(), HostBuffers()), tensors
-        contents = Contents(copies[0], copies[1], deepcopy(state))
-        self._in_flight = self._thread.submit(self._write, contents, facts, time.perf_counter() - began_at)
-        if copies is tensors:
+            self._buffers, copies, is_copy = HostBuffers(), tensors, False
+        by_file = {file: {n: t for (f, n), t in copies.items() if f == file} for file in contents.files}
+        copied = Contents(
+            by_file[MODEL_FILE], by_file[OPTIMIZER_FILE], deepcopy(contents.state), by_file.get(CARRY_FILE, {})
+        )
+        self._in_flight = self._thread.submit(self._write, copied, request, time.perf_counter() - began_at)
+        if not is_copy:
             self._in_flight.result()
 
     def collect(self, *, wait: bool) -> SaveResult | None:
-        """How the save in flight ended, told once; None where there is none, or it goes on and nobody waits."""
+        """Returns how the save in flight ended, once. None without one, or where it is not done and ``wait`` is off."""
         if self._in_flight is None or not (wait or self._in_flight.done()):
             return None
         result = self._in_flight.result()
@@ -142,23 +141,23 @@ class CheckpointSaver:
         """Waits for the save in flight and ends the thread."""
         self._thread.shutdown(wait=True)
 
-    def _write(self, contents: Contents, facts: Facts, stall_seconds: float) -> SaveResult:
+    def _write(self, contents: Contents, request: SaveRequest, stall_seconds: float) -> SaveResult:
         began_at, error, state = time.perf_counter(), "", contents.state
         is_best = state.best_step == state.step
-        num_bytes = bytes_of(contents.model) + bytes_of(contents.optimizer)
+        num_bytes = sum(map(bytes_of, contents.files.values()))
         try:
-            facts.before_writing()
-            path = save_checkpoint(self._folder, contents, **facts.identity)
+            request.before_writing()
+            path = save_checkpoint(self._folder, contents, **request.identity)
             if is_best:
                 point_link(self._folder / BEST, path.name)
             self._retain(path, state.best_step)
-        except Exception as problem:  # told, not raised: what it means is for the loop to decide
+        except Exception as problem:  # returned, not raised: the loop decides what follows
             error = explain(problem, self._folder, state.step, num_bytes)
         write_seconds = time.perf_counter() - began_at
-        return SaveResult(state.step, is_best, facts.best_before, num_bytes, stall_seconds, write_seconds, error)
+        return SaveResult(state.step, is_best, request.previous_best, num_bytes, stall_seconds, write_seconds, error)
 
     def _retain(self, newest: Path, best_step: int | None) -> None:
-        with suppress(OSError):  # the checkpoint is safe; what could not be deleted is tried again after the next
+        with suppress(OSError):  # the checkpoint is safe; the deletion is tried again after the next one
             for old in plan_retention(self._folder, keep=self._keep, best_step=best_step, trusted=[newest]).removed:
                 remove_checkpoint(old)
 

@@ -1,8 +1,8 @@
-"""Losses far above the recent ones: the fillings of ``train.spike``.
+"""Policies for losses far above the recent ones: the kinds of ``train.spike``.
 
-A spike is a finite loss more than so many standard deviations above the mean of the last accepted
-losses. A spike never enters that window, and nothing that is not finite does, so one cannot hide the
-next; the window is part of the training state.
+A spike is a finite loss that is more than ``deviations`` standard deviations above the mean of the last
+accepted losses. Spikes and non-finite losses never enter that window, so one spike cannot hide the next.
+The window is part of the training state.
 """
 
 import math
@@ -10,15 +10,15 @@ import statistics
 from dataclasses import dataclass
 from typing import ClassVar
 
-LEAST_DEVIATION = 1e-3  # relative to the mean: a flat window must not make noise a spike
+MIN_DEVIATION = 1e-3  # relative to the mean, so that noise after a flat window is not a spike
 
 
 @dataclass(frozen=True)
 class Off:
-    """Looks for nothing."""
+    """Detects no spikes."""
 
     holds: ClassVar[bool] = False
-    """Whether a step must wait until it is known whether its loss is a spike."""
+    """Whether the loss is read on the host before the update, which waits for the device."""
     rolls_back: ClassVar[bool] = False
 
     def is_spike(self, loss: float, recent: list[float]) -> bool:
@@ -30,7 +30,7 @@ class Off:
 
 @dataclass(frozen=True)
 class Warn:
-    """Reports spikes; training goes on."""
+    """Records spikes; training goes on."""
 
     window: int
     deviations: float
@@ -38,27 +38,27 @@ class Warn:
     rolls_back: ClassVar[bool] = False
 
     def is_spike(self, loss: float, recent: list[float]) -> bool:
-        """Whether a loss stands out from ``recent`` ones, of which there must be half a window."""
+        """Whether a loss is a spike among ``recent`` ones. False until half a window is there."""
         if not math.isfinite(loss) or len(recent) < self.window // 2:
             return False
         mean = statistics.fmean(recent)
-        deviation = max(statistics.pstdev(recent, mean), LEAST_DEVIATION * abs(mean))
+        deviation = max(statistics.pstdev(recent, mean), MIN_DEVIATION * abs(mean))
         return loss > mean + self.deviations * deviation
 
     def remember(self, loss: float, recent: list[float]) -> None:
-        """Adds a loss that was none to the window, in place, and drops the oldest."""
+        """Appends a loss that is no spike to the window, in place, and drops the oldest."""
         if math.isfinite(loss) and not self.is_spike(loss, recent):
             recent.append(loss)
             del recent[: -self.window]
 
 
 class Skip(Warn):
-    """The step changes nothing."""
+    """Skips the update; weights and optimiser state are unchanged."""
 
     holds = True
 
 
 class RollBack(Warn):
-    """Back to the last checkpoint, and past the spike's batch."""
+    """Goes back to the last checkpoint and skips the batches up to the spike's."""
 
     rolls_back = True

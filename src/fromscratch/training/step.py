@@ -1,23 +1,22 @@
 """One optimiser step: losses and gradients of a global batch, then one careful update."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
+from fromscratch.errors import DataError
+from fromscratch.formats.checkpoints import TrainingState
 from fromscratch.machine.memory import is_memory_error
 from fromscratch.machine.precision import Precision
 from fromscratch.models.dropout import set_sequence_keys
-from fromscratch.processes.world import ALONE, World
-from fromscratch.training.batches import Batches, MicroBatch
-from fromscratch.training.gradients import Clip, Outcome, classify, global_norm, gradients_of
-from fromscratch.training.nonfinite import NonfinitePolicy, step_unless
-
-Loss = Callable[[nn.Module, MicroBatch], Tensor]
+from fromscratch.optim.composite import CompositeOptimizer
+from fromscratch.training.gradients import Clip, Gradients, Outcome, classify
+from fromscratch.training.nonfinite import NonfinitePolicy
+from fromscratch.training.objective import Batches, Carry, Loss, LossSum, MicroBatch
+from fromscratch.training.parallelism import Parallelism, SingleProcess
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class StepResult:
     """What happened in a step, still on the device as 0-d tensors; the same in every process."""
 
     loss: Tensor
-    """Mean over the global batch, nats per token."""
+    """Mean over the targets of the global batch that count, nats."""
     loss_min: Tensor
     loss_max: Tensor
     """Lowest and highest mean of a micro-batch."""
@@ -38,102 +37,115 @@ class StepResult:
     """Whether the step was held back because of its loss."""
 
 
-def next_token_losses(model: nn.Module, batch: MicroBatch) -> Tensor:
-    """Cross-entropy of every next token in nats: [batch, time]."""
-    losses: Tensor = model.losses(batch.inputs, batch.targets)  # type: ignore[operator]
-    return losses
-
-
 @dataclass(frozen=True)
 class GradientRules:
     """What happens to gradients between backward and step."""
 
     clip: Clip
     policy: NonfinitePolicy
+    seed: int = 0
+    """Names what a policy draws at random."""
 
 
-class OutOfMemoryTogetherError(torch.OutOfMemoryError):
-    """A process lacks memory for a piece of the step; raised in all alike, before any weight has changed."""
+class GlobalOutOfMemoryError(torch.OutOfMemoryError):
+    """A process ran out of memory for a micro-batch. Raised in every process, before any weight has changed."""
 
 
 class LossModule(nn.Module):
-    """A model and its loss as one module, because DistributedDataParallel watches ``forward``."""
+    """A model and its loss as one module, because wrappers such as DistributedDataParallel hook ``forward``."""
 
     def __init__(self, model: nn.Module, loss: Loss) -> None:
         super().__init__()
         self.model = model
-        self._loss = loss
+        self.loss = loss
 
-    def forward(self, batch: MicroBatch) -> Tensor:
-        """The sum of a micro-batch's losses, 0-d."""
-        return self._loss(self.model, batch).sum()
+    def forward(self, batch: MicroBatch, carry: Carry) -> LossSum:
+        """Scores a micro-batch."""
+        return self.loss(self.model, batch, carry)
 
 
 class Stepper:
-    """Takes steps: everything that turns a global batch into changed weights."""
+    """Takes steps: everything that turns a global batch into changed weights.
+
+    Args:
+        loss: the objective's loss, compiled or not.
+        carry: the model's state before the first step, of this process's sequences.
+    """
 
     def __init__(
         self,
         model: nn.Module,
-        optimizer: torch.optim.Optimizer,
+        optimizer: CompositeOptimizer,
         batches: Batches,
         *,
         loss: Loss,
         rules: GradientRules,
         precision: Precision,
-        seed: int,
-        world: World = ALONE,
+        parallelism: Parallelism | None = None,
+        carry: Carry | None = None,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
         self.batches = batches
         self.rules = rules
         self.precision = precision
-        self._seed = seed
-        self._world = world
-        self._loss_module: nn.Module = LossModule(model, loss)
-        if world.size > 1:
-            self._loss_module = DistributedDataParallel(self._loss_module, gradient_as_bucket_view=True)
+        self.carry = carry or {}
+        self.parallelism = parallelism or SingleProcess()
+        self.loss_module = LossModule(model, loss)
+        self._wrapped = self.parallelism.wrap(self.loss_module)
 
-    def take(self, step: int, learning_rate: float, *, is_spike: Callable[[float], bool] | None = None) -> StepResult:
-        """Trains on the global batch of one step at the given learning rate.
+    def take(self, step: int, rate_factor: float, *, is_spike: Callable[[float], bool] | None = None) -> StepResult:
+        """Trains on the global batch of one step, each parameter group at its own rate times ``rate_factor``.
 
         Args:
-            is_spike: asked about the loss before anything changes; a step of which it says yes changes
-                nothing. Asking waits for the device.
+            is_spike: called with the loss before anything changes. Where it returns True, the step changes
+                nothing. The call waits for the device.
 
         Raises:
-            OutOfMemoryTogetherError: in every process, where one lacks memory; the step can be taken again.
+            GlobalOutOfMemoryError: in every process, where one lacks memory. The step can be taken again.
             RuntimeError: out of memory in this process alone, in the last backward pass.
         """
         self.model.train()
-        loss, loss_min, loss_max = self._accumulate_gradients(step)
-        self.precision.unscale(self.optimizer)
-        gradients = gradients_of(self.model.parameters())
-        norm = global_norm(gradients)
-        scaled = self.precision.scaler.is_enabled()
-        outcome = classify(gradients, norm, scaled=scaled, loss=loss)
-        clipped = self.rules.clip(gradients, norm)
+        (loss, loss_min, loss_max), carry = self._accumulate_gradients(step)
+        for optimizer in self.optimizer.optimizers:
+            self.precision.unscale(optimizer)
+        gradients = Gradients.of(self.model.parameters(), self.parallelism.reduce_norm)
+        outcome = classify(gradients, scaled=self.precision.scaler.is_enabled(), loss=loss)
+        clipped = self.rules.clip(gradients)
         outcome = torch.where(clipped & (outcome == Outcome.NORMAL), int(Outcome.CLIPPED), outcome)
         spike = torch.zeros_like(clipped)
         if is_spike is not None and is_spike(float(loss)):
             spike = ~spike
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.rules.policy.update(self.optimizer, outcome, hold=spike, step=step, seed=self._seed)
+        self.optimizer.set_rate_factor(rate_factor)
+        self.optimizer.step_unless(spike | self.rules.policy.holds(outcome))
+        self.rules.policy.after(self.optimizer, outcome, spike=spike, step=step, seed=self.rules.seed)
         self.precision.update_scale()
-        self.optimizer.zero_grad(set_to_none=True)
-        return StepResult(loss, loss_min, loss_max, norm, clipped, outcome, spike)
+        self.optimizer.zero_grad()
+        self._commit_carry(carry, unless=spike | (outcome >= Outcome.INFINITE_NORM))
+        return StepResult(loss, loss_min, loss_max, gradients.norm, clipped, outcome, spike)
 
-    def rehearse(self, step: int) -> bool:
-        """Whether the largest piece of a step fits into memory beside what else a step keeps there; changes nothing."""
+    def load(self, checkpoint: Path) -> TrainingState:
+        """Puts everything that a checkpoint holds back. Returns where the run was. Raises DataError."""
+        state, carry = self.parallelism.load(checkpoint, self.model, self.optimizer)
+        shapes = [{name: tensor.shape for name, tensor in c.items()} for c in (carry, self.carry)]
+        if shapes[0] != shapes[1]:
+            raise DataError(f"{checkpoint}: carries {shapes[0] or 'nothing'} between batches, the model {shapes[1]}")
+        self.carry = {name: tensor.to(self.carry[name].device) for name, tensor in carry.items()}
+        self.precision.load_state(state.scaler)
+        return state
+
+    def probe_memory(self, step: int) -> bool:
+        """Whether the largest micro-batch of a step fits into memory beside everything else that a step keeps there.
+
+        Changes nothing.
+        """
         batches = self.batches.micro_batches(step)
         try:
-            self._make_optimizer_state()
+            self._create_optimizer_state()
             if self.batches.num_micro_batches > 1:
                 self.hold_gradients()
-            with self._apart():
-                self._backward(self._forward(next(batches)))
+            with self.parallelism.no_sync():
+                self._backward(self._forward(next(batches), 0).total)
         except RuntimeError as error:
             if not is_memory_error(error):
                 raise
@@ -143,98 +155,103 @@ class Stepper:
         return True
 
     def hold_gradients(self) -> None:
-        """Gradients of zero, which take the memory that those of earlier pieces take in the passes of later ones."""
+        """Gives parameters gradients of zero, which take the memory of accumulated ones."""
         for parameter in self.model.parameters():
             if parameter.requires_grad and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
 
     def forget_gradients(self) -> None:
-        """Drops gradients, and the device's memory that nobody uses."""
-        self.optimizer.zero_grad(set_to_none=True)
+        """Drops the gradients and the device's cached memory."""
+        self.optimizer.zero_grad()
         set_sequence_keys(self.model, None)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _accumulate_gradients(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradients of the mean loss of the global batch; returns that loss, and the band it lies in.
+    def _accumulate_gradients(self, step: int) -> tuple[tuple[Tensor, Tensor, Tensor], Carry]:
+        """Computes the gradients of the mean loss of the global batch; returns that loss, its band, and the new carry.
 
-        Processes add up their gradients during the last backward pass only, and before it they agree
-        that all have had memory so far: one that waited alone in that pass would wait for ever.
+        Gradients are synchronised in the last backward pass only. Before it, ranks agree that none ran out of
+        memory; otherwise the all-reduce would deadlock.
         """
-        sums, means = [], []
-        is_short = False
+        results: list[LossSum] = []
+        is_short, first = False, 0
         try:
-            self._make_optimizer_state()
+            self._create_optimizer_state()
             for place, batch in enumerate(self.batches.micro_batches(step), 1):
-                with self._apart():
-                    total = self._forward(batch)
+                with self.parallelism.no_sync():
+                    result = self._forward(batch, first)
                     if place < self.batches.num_micro_batches:
-                        self._backward(total)
-                sums.append(total.detach())
-                means.append(total.detach() / batch.targets.numel())
-                self._world.pulse.beat()
+                        self._backward(result.total)
+                first += len(batch.inputs)
+                total = result.total
+                results.append(result._replace(total=total.detach()))
+                self.parallelism.world.pulse.beat()
         except RuntimeError as error:
             if not is_memory_error(error):
                 raise
-            is_short = True  # and no reference to the error, which would keep the memory
-        if self._world.any(is_short):
-            raise OutOfMemoryTogetherError("out of memory in at least one process")
-        self._expect_sums()
+            is_short = True  # keeps no reference to the error, which would keep the memory
+        if self.parallelism.world.any(is_short):
+            raise GlobalOutOfMemoryError("out of memory in at least one process")
+        self.parallelism.sync_next_backward()
         self._backward(total)
         set_sequence_keys(self.model, None)
-        return self._together(torch.stack(sums).sum(), torch.stack(means))
+        return self._gather_losses(results), _joined([result.carry for result in results])
 
-    def _make_optimizer_state(self) -> None:
-        """Takes the memory of the optimiser's state before the first step, which could not be repeated without it.
+    def _create_optimizer_state(self) -> None:
+        """Allocates the optimisers' state before the first step, so that no step can run out of memory half-way.
 
-        A fused optimiser makes its state, all zeros, in a step that it is told to hold back. Others make
-        theirs in their first step.
+        An optimiser that can be held back creates its state, all zeros, in a held step.
         """
-        if self.optimizer.state or not getattr(self.optimizer, "_step_supports_amp_scaling", False):
-            return
-        try:
-            self.hold_gradients()
-            device = next(self.model.parameters()).device
-            step_unless(torch.ones((), dtype=torch.bool, device=device), self.optimizer)
-        except RuntimeError:
-            self.optimizer.state.clear()  # half a state would be taken for a whole one
-            raise
-        finally:
-            self.optimizer.zero_grad(set_to_none=True)
+        for optimizer in self.optimizer.without_state():
+            try:
+                self.hold_gradients()
+                hold = torch.ones((), dtype=torch.bool, device=next(self.model.parameters()).device)
+                CompositeOptimizer(optimizer).step_unless(hold)
+            except RuntimeError:
+                optimizer.state.clear()  # an incomplete state would count as a complete one
+                raise
+            finally:
+                self.optimizer.zero_grad()
 
-    def _forward(self, batch: MicroBatch) -> Tensor:
-        """The sum of a piece's losses."""
+    def _forward(self, batch: MicroBatch, first: int) -> LossSum:
+        """Scores a micro-batch, whose first sequence is number ``first`` of this process's shard."""
         set_sequence_keys(self.model, batch.sequence_keys)
+        rows = slice(first, first + len(batch.inputs))
+        carry = {name: tensor[rows] for name, tensor in self.carry.items()}
         with self.precision.arithmetic():
-            total: Tensor = self._loss_module(batch)
-        return total
+            result: LossSum = self._wrapped(batch, carry)
+        return result
 
     def _backward(self, total: Tensor) -> None:
-        """Adds a piece's part to the gradients."""
-        # DistributedDataParallel takes the mean over processes, and what is wanted is the sum.
-        self.precision.backward(total * (self._world.size / self.batches.targets_per_step))
+        """Adds a micro-batch's part to the gradients."""
+        self.precision.backward(total * (self.parallelism.gradient_scale / self.batches.targets_per_step))
 
-    def _expect_sums(self) -> None:
-        """The next backward pass adds up the gradients of all processes.
+    def _gather_losses(self, results: list[LossSum]) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss, lowest and highest mean of a micro-batch, over all processes: one collective.
 
-        DistributedDataParallel would decide that in forward, and after a forward pass without its
-        backward pass there would be no way back.
+        Backward divided by all targets of the global batch. Where some do not count, this corrects the
+        gradients to the mean over those that do.
         """
-        if isinstance(self._loss_module, DistributedDataParallel):
-            self._loss_module.reducer.prepare_for_backward([])
+        totals = torch.stack([result.total for result in results])
+        if all(isinstance(result.num_targets, int) for result in results):
+            means = torch.stack([result.total / result.num_targets for result in results])
+            local = torch.stack([totals.sum(), means.min(), means.max()])
+            summed, lowest, highest = self.parallelism.gather_losses(local).unbind(1)
+            return summed.sum() / self.batches.targets_per_step, lowest.min(), highest.max()
+        counts = torch.stack([totals.new_zeros(()) + result.num_targets for result in results])
+        mean_here = totals.sum() / counts.sum().clamp(min=1.0)
+        means = torch.where(counts > 0, totals / counts, mean_here)  # a micro-batch may have no target that counts
+        local = torch.stack([totals.sum(), means.min(), means.max(), counts.sum()])
+        summed, lowest, highest, counted = self.parallelism.gather_losses(local).unbind(1)
+        count = counted.sum().clamp(min=1.0)
+        torch._foreach_mul_(Gradients.of(self.model.parameters()).tensors, self.batches.targets_per_step / count)
+        return summed.sum() / count, lowest.min(), highest.max()
 
-    def _apart(self) -> AbstractContextManager[None]:
-        """Inside, gradients stay in this process."""
-        if isinstance(self._loss_module, DistributedDataParallel):
-            return self._loss_module.no_sync()
-        return nullcontext()
+    def _commit_carry(self, carry: Carry, *, unless: Tensor) -> None:
+        """Keeps the new carry of an accepted step; a step that changed nothing keeps the old one."""
+        self.carry = {name: torch.where(unless, self.carry[name], carry[name]) for name in carry}
 
-    def _together(self, total: Tensor, means: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss, lowest and highest mean of a micro-batch, over all processes: one exchange."""
-        here = torch.stack([total, means.min(), means.max()])
-        everywhere = [here]
-        if self._world.size > 1:
-            everywhere = [torch.empty_like(here) for _ in range(self._world.size)]
-            dist.all_gather(everywhere, here)
-        totals, lowest, highest = torch.stack(everywhere).unbind(1)
-        return totals.sum() / self.batches.targets_per_step, lowest.min(), highest.max()
+
+def _joined(parts: list[Carry]) -> Carry:
+    """The rows of all micro-batches, without their graph."""
+    return {name: torch.cat([part[name].detach() for part in parts]) for name in parts[0]}

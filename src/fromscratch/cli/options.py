@@ -1,0 +1,34 @@
+"""Options and arguments that several verbs share."""
+
+from typing import Annotated
+
+import typer
+
+JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a table.")]
+QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but the result and errors.")]
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A run, RUN@latest, RUN@step-N, a checkpoint, an exported or imported folder, "
+        "owner/name on the Hugging Face Hub, or gpt2, gpt2-medium, gpt2-large, gpt2-xl.",
+    ),
+]
+DeviceOption = Annotated[
+    str | None, typer.Option("--device", help="cuda, cuda:N, mps or cpu; the fastest there is by default.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the run file; repeatable.")
+]
+MicroBatch = Annotated[
+    int | None, typer.Option(min=1, help="Sequences per forward pass; changes the speed, not the result.")
+]
+Processes = Annotated[
+    int | None, typer.Option(min=1, help="Processes on this machine, one per device; changes only the speed.")
+]
+CompileChoice = Annotated[
+    bool | None, typer.Option("--compile/--no-compile", help="Use torch.compile; by default where it pays.")
+]
+Checkpointing = Annotated[
+    bool, typer.Option("--activation-checkpointing", help="Less memory, a third more work; the same result.")
+]

@@ -1,0 +1,146 @@
+"""Next-token prediction on a token store: the objective of pre-training."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+
+from fromscratch.data.batches import SequenceBatches
+from fromscratch.data.verify import sampled_monotony
+from fromscratch.machine.memory import default_micro_batch
+from fromscratch.processes.world import ALONE, World, even_parts
+from fromscratch.randomness import derive_seed
+from fromscratch.training.held_out import TokenSlice, mean_loss
+from fromscratch.training.objective import Carry, LossSum, MicroBatch, Runtime
+from fromscratch.training.prefetch import Prefetcher
+
+
+def next_token_loss(model: nn.Module, batch: MicroBatch, _carry: Carry) -> LossSum:
+    """Cross-entropy of every next token; every target counts."""
+    return LossSum(model.losses(batch.inputs, batch.targets).sum(), batch.targets.numel())  # type: ignore[operator]
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """Predicts every token of a token store from those before it. See ``Objective``."""
+
+    sequences: SequenceBatches
+    seed: int
+    """Names the dropout of every sequence."""
+    store_fingerprint: str
+    """Identifies the store by its content."""
+    held_out: TokenSlice | None = None
+    sampler: Callable[[nn.Module], list[str]] = lambda _model: []
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {"data.store": self.store_fingerprint}
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.sequences.tokens_per_step
+
+    @property
+    def is_evaluated(self) -> bool:
+        return self.held_out is not None
+
+    def notices(self) -> list[str]:
+        return list(sampled_monotony(self.sequences.split))
+
+    def batches(self, runtime: Runtime) -> "TokenBatches":
+        prefetch = runtime.device.type == "cuda"
+        return TokenBatches(self.sequences, runtime.micro_batch, self.seed, runtime.device, runtime.world, prefetch)
+
+    def loss(self, model: nn.Module, batch: MicroBatch, carry: Carry) -> LossSum:
+        return next_token_loss(model, batch, carry)
+
+    def initial_carry(self, model: nn.Module, num_sequences: int) -> Carry:
+        return {}
+
+    def evaluate(self, model: nn.Module, runtime: Runtime, stop: Callable[[], bool]) -> float | None:
+        assert self.held_out is not None
+        context_length = self.sequences.context_length
+        return mean_loss(
+            model,
+            self.held_out,
+            context_length=context_length,
+            batch=max(runtime.micro_batch, default_micro_batch(runtime.device, context_length)),
+            device=runtime.device,
+            precision=runtime.precision,
+            world=runtime.world,
+            stop=stop,
+        )
+
+    def sample(self, model: nn.Module) -> list[str]:
+        return self.sampler(model)
+
+
+@dataclass(frozen=True)
+class TokenBatches:
+    """The sequences of a token store, in micro-batches."""
+
+    sequences: SequenceBatches
+    micro_batch: int
+    """Maximum number of sequences at once. A shard that it does not divide is divided as evenly as possible."""
+    seed: int
+    device: torch.device
+    world: World = ALONE
+    prefetch: bool = False
+    """Whether a background thread reads the next micro-batch while the device computes this one."""
+
+    @property
+    def targets_per_step(self) -> int:
+        return self.sequences.tokens_per_step
+
+    @property
+    def max_steps(self) -> int:
+        return self.sequences.most_steps
+
+    @property
+    def num_micro_batches(self) -> int:
+        return -(-len(self._local_shard(0)) // self.micro_batch)
+
+    def micro_batches(self, step: int) -> Iterator[MicroBatch]:
+        places = self._places(step)
+        if not self.prefetch:
+            for place in places:
+                yield self._to_device(self._load(*place))
+            return
+        following = [*places[1:], *(self._places(step + 1)[:1] if step + 1 < self.max_steps else [None])]
+        for place, then in zip(places, following, strict=True):
+            yield self._to_device(self._prefetcher.take(place, then))
+
+    def smaller(self) -> "TokenBatches | None":
+        half = math.ceil(self.micro_batch / 2)
+        return replace(self, micro_batch=half) if half < self.micro_batch else None
+
+    @cached_property
+    def _prefetcher(self) -> "Prefetcher[tuple[int, Sequence[int]], MicroBatch]":
+        return Prefetcher(lambda place: self._load(*place))
+
+    def _places(self, step: int) -> list[tuple[int, Sequence[int]]]:
+        """The step, and the sequence indices of each micro-batch."""
+        indices = self._local_shard(step)
+        return [(step, indices[begin:end]) for begin, end in even_parts(len(indices), self.num_micro_batches)]
+
+    def _local_shard(self, step: int) -> Sequence[int]:
+        return self.world.share(self.sequences.sequence_indices(step))
+
+    def _load(self, step: int, indices: Sequence[int]) -> MicroBatch:
+        """Reads a micro-batch into host memory, pinned for a CUDA device."""
+        tokens = torch.from_numpy(self.sequences.read(indices))
+        inputs, targets = tokens[:, :-1], tokens[:, 1:]
+        if self.device.type == "cuda":
+            # column slices are not contiguous; an asynchronous copy needs contiguous pinned memory
+            inputs, targets = inputs.contiguous().pin_memory(), targets.contiguous().pin_memory()
+        keys = tuple(derive_seed(self.seed, "dropout", step, index) for index in indices)
+        return MicroBatch(inputs, targets, keys)
+
+    def _to_device(self, batch: MicroBatch) -> MicroBatch:
+        asynchronous = self.device.type == "cuda"
+        inputs, targets = (t.to(self.device, non_blocking=asynchronous) for t in (batch.inputs, batch.targets))
+        return MicroBatch(inputs, targets, batch.sequence_keys)

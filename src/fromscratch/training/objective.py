@@ -1,0 +1,119 @@
+"""The objective: what a model is trained on and how it is scored.
+
+The loop, the step, evaluation and ``bench`` know this interface and nothing of any one objective. A new
+one (instruction tuning, classification, a recurrent model) is one class here beside ``next_token.py``.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from fromscratch.machine.precision import Precision
+from fromscratch.processes.world import ALONE, World
+
+Carry = dict[str, Tensor]
+"""State that a model carries from one batch to the next, by name. Row i of every tensor belongs to sequence i.
+
+A recurrent model's hidden state is one. Models without such state have an empty carry.
+"""
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Sequences that go through the model together."""
+
+    inputs: Tensor
+    """Token ids [batch, time]."""
+    targets: Tensor
+    """What is to be predicted, in the shape that the objective's loss needs: [batch, time] or [batch]."""
+    sequence_keys: tuple[int, ...]
+    """One random seed per sequence, for dropout."""
+
+
+class LossSum(NamedTuple):
+    """The loss of a micro-batch as a sum, so that any division of a global batch has the same mean."""
+
+    total: Tensor
+    """Sum of the losses of all targets that count, 0-d, nats."""
+    num_targets: int | Tensor
+    """Number of targets that count. An int where that is every target, else a 0-d tensor on the device."""
+    carry: Carry = {}  # noqa: RUF012 (never changed)
+    """The carry after these sequences."""
+
+
+Loss = Callable[[nn.Module, MicroBatch, Carry], LossSum]
+"""Scores a micro-batch, given the carry of its sequences. This is what ``torch.compile`` compiles."""
+
+
+class Batches(Protocol):
+    """The data of a run: position is a function of the step alone."""
+
+    @property
+    def targets_per_step(self) -> int:
+        """Targets in one global batch, those that do not count included."""
+
+    @property
+    def micro_batch(self) -> int:
+        """Maximum number of sequences in one micro-batch."""
+
+    @property
+    def max_steps(self) -> int:
+        """Number of global batches in the data."""
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Micro-batches in this process's shard of a global batch."""
+
+    def micro_batches(self, step: int) -> Iterator[MicroBatch]:
+        """Yields this process's shard of the global batch of a step, on the device."""
+
+    def smaller(self) -> "Batches | None":
+        """The same global batches in micro-batches of half the size; None where a micro-batch is one sequence."""
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The machine's part of a run. It changes the speed, never a result beyond rounding."""
+
+    device: torch.device
+    micro_batch: int
+    """Maximum number of sequences in one forward pass of training."""
+    precision: Precision
+    world: World = field(default=ALONE)
+
+
+class Objective(Protocol):
+    """What is trained on and how it is scored."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Values of run-file keys by which the run is identified, such as ``data.store`` by its content."""
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Targets in one global batch."""
+
+    @property
+    def is_evaluated(self) -> bool:
+        """Whether there is held-out data."""
+
+    def notices(self) -> list[str]:
+        """What the user should know of the training data before the run begins."""
+
+    def batches(self, runtime: Runtime) -> Batches:
+        """The training data, divided for this process."""
+
+    def loss(self, model: nn.Module, batch: MicroBatch, carry: Carry) -> LossSum:
+        """Scores a micro-batch."""
+
+    def initial_carry(self, model: nn.Module, num_sequences: int) -> Carry:
+        """The carry before the first step, on the model's device; empty for a model without one."""
+
+    def evaluate(self, model: nn.Module, runtime: Runtime, stop: Callable[[], bool]) -> float | None:
+        """Returns the mean held-out loss, or None where ``stop`` interrupted. The same value in every process."""
+
+    def sample(self, model: nn.Module) -> list[str]:
+        """Texts that show what the model has learned; drawn from random numbers of their own."""

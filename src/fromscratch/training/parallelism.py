@@ -1,0 +1,151 @@
+"""How a model is spread over the processes of a world, behind one interface.
+
+The training step and the checkpoints ask this object to wrap the model, to synchronise gradients, to
+compute norms, and to gather and load state. Nothing else knows what the wrapper is.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from fromscratch.files import verify_folder
+from fromscratch.formats.checkpoints import (
+    CARRY_FILE,
+    MODEL_FILE,
+    OPTIMIZER_FILE,
+    Contents,
+    TrainingState,
+    read_state,
+    read_tensors,
+)
+from fromscratch.formats.weights import fill, model_tensors
+from fromscratch.optim.composite import CompositeOptimizer
+from fromscratch.processes.world import ALONE, World, even_parts
+from fromscratch.training.objective import Carry
+
+
+class SingleProcess:
+    """One process with the whole model. The base of the other kinds."""
+
+    def __init__(self, world: World = ALONE) -> None:
+        self.world = world
+
+    def prepare(self, model: nn.Module) -> None:
+        """Called once, before the optimiser is built: a kind that shards parameters replaces them here."""
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """Returns the module to call in forward passes; its ``forward`` computes the loss."""
+        return module
+
+    @property
+    def gradient_scale(self) -> float:
+        """A factor on each process's loss that makes synchronised gradients the sum over processes."""
+        return 1.0
+
+    def no_sync(self) -> AbstractContextManager[None]:
+        """Inside, gradients accumulate in each process alone."""
+        return nullcontext()
+
+    def sync_next_backward(self) -> None:
+        """Synchronises gradients in the next backward pass, whose forward pass ran under ``no_sync``."""
+
+    def reduce_norm(self, local: Tensor, order: float) -> Tensor:
+        """The norm over all processes, from the norm of the gradients that this process holds."""
+        return local
+
+    def gather_losses(self, values: Tensor) -> Tensor:
+        """Stacks the 1-D values of all processes: [n] -> [processes, n]."""
+        return values[None]
+
+    def gather_carry(self, carry: Carry) -> Carry:
+        """The rows of all processes, in the order of the global batch."""
+        return carry
+
+    def local_carry(self, carry: Carry) -> Carry:
+        """This process's rows of a carry of the whole global batch."""
+        return carry
+
+    def gather(
+        self, model: nn.Module, optimizer: CompositeOptimizer, carry: Carry, state: TrainingState
+    ) -> Contents | None:
+        """Everything that a checkpoint holds, in the main process; None in the others. All processes call it."""
+        whole = self.gather_carry(carry)
+        if not self.world.is_main:
+            return None
+        return Contents(model_tensors(model), optimizer.state_tensors(model.named_parameters()), state, whole)
+
+    def load(self, checkpoint: Path, model: nn.Module, optimizer: CompositeOptimizer) -> tuple[TrainingState, Carry]:
+        """Verifies a checkpoint and puts weights and optimiser state back.
+
+        Returns:
+            Where the run was, and this process's rows of the carry, on the CPU.
+
+        Raises:
+            DataError: damaged, or of another model.
+        """
+        verify_folder(checkpoint)
+        fill(model, read_tensors(checkpoint / MODEL_FILE), checkpoint / MODEL_FILE)
+        where = checkpoint / OPTIMIZER_FILE
+        optimizer.load_state_tensors(model.named_parameters(), read_tensors(where), str(where))
+        carry = read_tensors(checkpoint / CARRY_FILE) if (checkpoint / CARRY_FILE).is_file() else {}
+        return read_state(checkpoint), self.local_carry(carry)
+
+
+class DataParallel(SingleProcess):
+    """A copy of the model in every process; gradients are summed (torch's DistributedDataParallel)."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
+        self._wrapper: DistributedDataParallel | None = None
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        self._wrapper = DistributedDataParallel(module, gradient_as_bucket_view=True)
+        return self._wrapper
+
+    @property
+    def gradient_scale(self) -> float:
+        return float(self.world.size)  # DistributedDataParallel takes the mean
+
+    def no_sync(self) -> AbstractContextManager[None]:
+        assert self._wrapper is not None
+        return self._wrapper.no_sync()
+
+    def sync_next_backward(self) -> None:
+        # The wrapper would decide this in forward. A rank that runs out of memory after that forward pass,
+        # and so never runs its backward pass, would leave the others waiting.
+        assert self._wrapper is not None
+        self._wrapper.reducer.prepare_for_backward([])
+
+    def gather_losses(self, values: Tensor) -> Tensor:
+        everywhere = [torch.empty_like(values) for _ in range(self.world.size)]
+        dist.all_gather(everywhere, values)
+        return torch.stack(everywhere)
+
+    def gather_carry(self, carry: Carry) -> Carry:
+        return {name: self._gather_rows(carry[name]) for name in sorted(carry)}
+
+    def _gather_rows(self, rows: Tensor) -> Tensor:
+        """Concatenates the rows of all processes, whose numbers differ by at most one."""
+        counts = [round(self.world.sum(len(rows) if rank == self.world.rank else 0)) for rank in range(self.world.size)]
+        padded = rows.new_zeros(max(counts), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        everywhere = [torch.empty_like(padded) for _ in counts]
+        dist.all_gather(everywhere, padded)
+        return torch.cat([part[:count] for part, count in zip(everywhere, counts, strict=True)])
+
+    def local_carry(self, carry: Carry) -> Carry:
+        shards = {name: even_parts(len(tensor), self.world.size)[self.world.rank] for name, tensor in carry.items()}
+        return {name: carry[name][begin:end] for name, (begin, end) in shards.items()}
+
+
+Parallelism = SingleProcess
+"""The interface: what ``SingleProcess`` offers, which every kind inherits."""
+
+
+def choose_parallelism(world: World) -> Parallelism:
+    """The kind that suits the world."""
+    return DataParallel(world) if world.size > 1 else SingleProcess(world)

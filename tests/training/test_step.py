@@ -17,6 +17,7 @@ from fromscratch.training.gradients import ClipByNorm, Outcome
 from fromscratch.training.next_token import next_token_loss
 from fromscratch.training.nonfinite import NonfinitePolicy, Skip
 from fromscratch.training.objective import MicroBatch
+from fromscratch.training.parallelism import Parallelism
 from fromscratch.training.step import GradientRules, Stepper
 
 CPU = torch.device("cpu")
@@ -63,7 +64,11 @@ def model() -> GPT:
 
 
 def stepper(
-    network: nn.Module, micro_batch: int, precision: str = "fp32", policy: NonfinitePolicy | None = None
+    network: nn.Module,
+    micro_batch: int,
+    precision: str = "fp32",
+    policy: NonfinitePolicy | None = None,
+    parallelism: Parallelism | None = None,
 ) -> Stepper:
     return Stepper(
         network,
@@ -72,6 +77,7 @@ def stepper(
         loss=next_token_loss,
         rules=GradientRules(ClipByNorm(1.0), policy or Skip(10), seed=1),
         precision=Precision(precision, CPU),
+        parallelism=parallelism,
     )
 
 

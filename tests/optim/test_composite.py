@@ -49,7 +49,8 @@ def test_it_steps_like_its_parts_by_themselves() -> None:
     together = composite(model)
     parts = composite(alone).optimizers
     for step in range(3):
-        give_gradients(model, step), give_gradients(alone, step)
+        give_gradients(model, step)
+        give_gradients(alone, step)
         together.step_unless(GO)
         for part in parts:
             part.step()

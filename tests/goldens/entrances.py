@@ -12,10 +12,11 @@ from torch import Tensor
 
 from fromscratch.config.model import ModelConfig
 from fromscratch.data.store import open_store
+from fromscratch.machine.precision import Precision
 from fromscratch.models.factory import build_empty, initialise
 from fromscratch.runs.directory import RunDirectory
-from fromscratch.training.batches import TokenBatches
-from fromscratch.training.plan import plan_run
+from fromscratch.session.plan import plan_run
+from fromscratch.training.objective import Runtime
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ def losses_and_gradients(
 def global_batches(run_file: Path, count: int, *, micro_batch: int) -> list[GlobalBatch]:
     """The first global batches of a run, as its training steps receive them."""
     plan = plan_run(run_file)
-    batches = TokenBatches(plan.sequences, micro_batch, plan.config.train.seed, torch.device("cpu"))
+    cpu = torch.device("cpu")
+    batches = plan.objective.batches(Runtime(cpu, micro_batch, Precision("fp32", cpu)))
     found = []
     for step in range(count):
         pieces = list(batches.micro_batches(step))

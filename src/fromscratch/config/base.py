@@ -3,9 +3,11 @@
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib import import_module
-from typing import Annotated, Any, ClassVar, get_args
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
 
 
 class Table(BaseModel):
@@ -43,8 +45,20 @@ def _kind_alone(value: Any) -> Any:
     return {"kind": value} if isinstance(value, str) else value
 
 
-SlotField = (BeforeValidator(_kind_alone), Field(discriminator="kind"))
-"""Marks a union of slots; ``attention = "explicit"`` is short for ``{ kind = "explicit" }``."""
+class _SlotMarker:
+    """Lets ``kind`` choose among the members of a union of slots; a slot with a single kind is marked alike."""
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        if get_origin(source) in (Union, UnionType):
+            source = Annotated[source, Field(discriminator="kind")]
+        return core_schema.no_info_before_validator_function(_kind_alone, handler.generate_schema(source))
+
+
+SLOT = _SlotMarker()
+"""Marks a slot: ``Annotated[AdamW, SLOT]`` or ``Annotated[AdamW | Lion, SLOT]``. A new kind is one more member.
+
+``attention = "explicit"`` is short for ``attention = { kind = "explicit" }``.
+"""
 
 LARGEST_WHOLE_NUMBER = 2**63 - 1  # what TOML promises to carry
 

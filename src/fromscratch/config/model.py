@@ -4,7 +4,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fromscratch.config.base import Positive, Probability, Slot, SlotField, Table
+from fromscratch.config.base import SLOT, Positive, Probability, Slot, Table
 
 
 class LayerNorm(Slot):
@@ -118,12 +118,12 @@ class ModelConfig(Table):
     """Whether the query, key and value projections have a bias."""
     tied_head: bool = True
     """Whether the output head shares the token embedding's matrix."""
-    norm: Annotated[LayerNorm, SlotField[0]] = LayerNorm()
-    position: Annotated[LearnedPosition, SlotField[0]] = LearnedPosition()
-    attention: Annotated[FusedAttention | ExplicitAttention, *SlotField] = FusedAttention()
-    feedforward: Annotated[GeluMLP | ExactGeluMLP, *SlotField] = GeluMLP()
-    head: Annotated[LinearHead | ChunkedHead, *SlotField] = ChunkedHead()
-    init: Annotated[GPT2Init | TorchInit, *SlotField] = GPT2Init()
+    norm: Annotated[LayerNorm, SLOT] = LayerNorm()
+    position: Annotated[LearnedPosition, SLOT] = LearnedPosition()
+    attention: Annotated[FusedAttention | ExplicitAttention, SLOT] = FusedAttention()
+    feedforward: Annotated[GeluMLP | ExactGeluMLP, SLOT] = GeluMLP()
+    head: Annotated[LinearHead | ChunkedHead, SLOT] = ChunkedHead()
+    init: Annotated[GPT2Init | TorchInit, SLOT] = GPT2Init()
 
     @model_validator(mode="before")
     @classmethod

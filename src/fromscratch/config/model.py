@@ -72,7 +72,7 @@ class ChunkedHead(Slot):
 class GPT2Init(Slot):
     """Normal weights, residual projections scaled down by depth (Radford et al. 2019, 2.3)."""
 
-    builds: ClassVar[str] = "fromscratch.models.initialisation:initialise_gpt2"
+    builds: ClassVar[str] = "fromscratch.models.initialisation:GPT2Init"
     kind: Literal["gpt2"] = "gpt2"
     std: float = Field(default=0.02, gt=0.0)
     """Standard deviation of embeddings and matrices."""
@@ -81,7 +81,7 @@ class GPT2Init(Slot):
 class TorchInit(Slot):
     """The framework's defaults, which introductory code uses."""
 
-    builds: ClassVar[str] = "fromscratch.models.initialisation:initialise_torch"
+    builds: ClassVar[str] = "fromscratch.models.initialisation:TorchInit"
     kind: Literal["torch"] = "torch"
 
 

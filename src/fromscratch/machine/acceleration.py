@@ -6,12 +6,10 @@ import shutil
 import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from fromscratch.errors import UsageError
 from fromscratch.machine.emulation import needs_emulation
@@ -71,19 +69,9 @@ def why_not_compiled(device: torch.device, precision: str) -> str:
 def accelerate(model: nn.Module, acceleration: Acceleration, *, backend: str = "inductor") -> None:
     """Applies the choices in place: the model's parameters and their names stay what they are."""
     if acceleration.activation_checkpointing:
-        checkpoint_blocks(model)
+        model.gradient_checkpointing = True
     if acceleration.compile:
         compile_losses(model, backend=backend)
-
-
-def checkpoint_blocks(model: nn.Module) -> None:
-    """Every block of ``model.blocks`` keeps its input alone.
-
-    Dropout masks are the same the second time: those of sequences come from their keys, others from
-    the generator's state, which is put back.
-    """
-    for block in model.blocks:  # type: ignore[union-attr]
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def compile_losses(model: nn.Module, *, backend: str = "inductor") -> None:

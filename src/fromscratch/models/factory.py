@@ -1,26 +1,15 @@
-"""From a ``[model]`` table to a model: fills the slots, counts, and draws the first weights."""
+"""From a ``[model]`` table to a model: fills the slots, and draws the first weights."""
 
 from dataclasses import fields
 
 import torch
 
 from fromscratch.config.model import ModelConfig
-from fromscratch.models.assembly import Slots, assemble_gpt
 from fromscratch.models.gpt import GPT
+from fromscratch.models.mechanism import Sizes, Slots
 from fromscratch.randomness import derive_seed
 
 SLOT_NAMES = tuple(field.name for field in fields(Slots))
-SIZE_NAMES = (
-    "vocab_size",
-    "context_length",
-    "num_layers",
-    "num_heads",
-    "embedding_dim",
-    "dropout",
-    "attention_bias",
-    "tied_head",
-)
-"""What ``assemble_gpt`` needs beside the slots, under the names of the ``[model]`` table."""
 
 
 def build_gpt(config: ModelConfig) -> GPT:
@@ -33,9 +22,9 @@ def build_gpt(config: ModelConfig) -> GPT:
     """
     if config.vocab_size is None:
         raise ValueError("the model's vocab_size is not known yet; resolve the run file first")
-    return assemble_gpt(
+    return GPT(
+        Sizes(**{field.name: getattr(config, field.name) for field in fields(Sizes)}),
         Slots(**{name: getattr(config, name).maker() for name in SLOT_NAMES}),
-        **{name: getattr(config, name) for name in SIZE_NAMES},
     )
 
 
@@ -51,4 +40,6 @@ def build_empty(config: ModelConfig, device: torch.device | str) -> GPT:
 def initialise(model: GPT, config: ModelConfig, *, seed: int) -> None:
     """Draws the first weights. The same seed gives the same weights on every device."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "initial-weights"))
-    config.init.build(model, generator)
+    init = config.init.build(model.sizes, generator)
+    model.reset(init)
+    init.finish()

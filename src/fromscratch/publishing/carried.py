@@ -15,7 +15,6 @@ TEMPLATES = Path(__file__).parent / "templates"
 MODEL_PACKAGE = "fromscratch.models"
 CODE_FILES = ("configuration_fromscratch.py", "modeling_fromscratch.py")
 MARK = "# CARRIED FILES"
-ALWAYS = ("assembly", "gpt")
 
 
 def carried_files(config: ModelConfig) -> dict[str, str]:
@@ -31,7 +30,7 @@ def carried_files(config: ModelConfig) -> dict[str, str]:
     slots = _slots_text(config)
     slots_module = f"slots_{sha256(slots.encode()).hexdigest()[:8]}"
     files = {f"{slots_module}.py": slots}
-    waiting = [*ALWAYS, *(_place(getattr(config, name))[0] for name in SLOT_NAMES)]
+    waiting = ["gpt", *(_place(getattr(config, name))[0] for name in SLOT_NAMES)]
     while waiting:
         module = waiting.pop()
         if f"{module}.py" not in files:
@@ -61,7 +60,7 @@ def _siblings(text: str) -> list[str]:
 
 
 def _slots_text(config: ModelConfig) -> str:
-    imports, makers = {"from .assembly import Slots"}, []
+    imports, makers = {"from .mechanism import Slots"}, []
     for name in SLOT_NAMES:
         slot = getattr(config, name)
         module, attribute = _place(slot)

@@ -249,6 +249,27 @@ def test_a_second_kind_of_a_slot_is_one_more_member_of_its_union(
     assert alone in told() and "`lion`" not in reference()
 
 
+def test_what_must_agree_for_weights_to_fit() -> None:
+    settings = ModelConfig().weight_settings()
+    assert settings["attention.kind"] == "multi-head" and settings["feedforward.ratio"] == 4
+    free: list[dict[str, Any]] = [
+        {"attention": "explicit"},
+        {"head": "linear"},
+        {"init": "torch"},
+        {"dropout": 0.5},
+        {"preset": "gpt2-small"},
+    ]
+    for values in free:
+        assert ModelConfig.model_validate(values).weight_settings() == settings, values
+    for name, value in (
+        ("norm", {"eps": 1e-3}),
+        ("feedforward", "exact-gelu-mlp"),
+        ("num_heads", 6),
+        ("tied_head", False),
+    ):
+        assert ModelConfig.model_validate({name: value}).weight_settings() != settings, name
+
+
 def test_field_docstrings_reach_the_schema() -> None:
     described = ModelConfig.model_json_schema()["properties"]["dropout"]["description"]
     assert "0 is off" in described

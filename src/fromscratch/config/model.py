@@ -27,6 +27,7 @@ class FusedAttention(Slot):
     """Multi-head attention through torch's fused kernels; never holds the score matrix."""
 
     builds: ClassVar[str] = "fromscratch.models.attention:FusedAttention"
+    weights: ClassVar[str] = "multi-head"
     kind: Literal["sdpa"] = "sdpa"
 
 
@@ -34,6 +35,7 @@ class ExplicitAttention(Slot):
     """Multi-head attention spelled out: scores, mask, softmax. For readers, and fast for short contexts on CPUs."""
 
     builds: ClassVar[str] = "fromscratch.models.attention:ExplicitAttention"
+    weights: ClassVar[str] = "multi-head"
     kind: Literal["explicit"] = "explicit"
 
 
@@ -59,6 +61,7 @@ class LinearHead(Slot):
     """Scores of the whole vocabulary at once."""
 
     builds: ClassVar[str] = "fromscratch.models.layers:LinearHead"
+    weights: ClassVar[str] = "linear"
     kind: Literal["linear"] = "linear"
 
 
@@ -66,6 +69,7 @@ class ChunkedHead(Slot):
     """The same scores and the same loss, which is computed a few tokens at a time: never holds it all in fp32."""
 
     builds: ClassVar[str] = "fromscratch.models.head:ChunkedHead"
+    weights: ClassVar[str] = "linear"
     kind: Literal["chunked"] = "chunked"
 
 
@@ -100,6 +104,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 class ModelConfig(Table):
     """The architecture of a GPT. ``preset`` fills the shape; any field may still be given."""
 
+    free_settings: ClassVar[frozenset[str]] = frozenset({"preset", "dropout", "init"})
     kind: Literal["gpt"] = "gpt"
     preset: Literal[tuple(PRESETS)] | None = None  # type: ignore[valid-type]
     """A shape by name; what the file gives beside it wins."""
@@ -139,3 +144,12 @@ class ModelConfig(Table):
                 f"embedding_dim = {self.embedding_dim} is not divisible by num_heads = {self.num_heads}; change either"
             )
         return self
+
+    def weight_settings(self) -> dict[str, Any]:
+        """What must agree for the weights of another model to fit, by key: ``num_layers``, ``attention.kind``."""
+        found: dict[str, Any] = {}
+        for name in type(self).model_fields.keys() - self.free_settings:
+            value = getattr(self, name)
+            inner = value.weight_settings() if isinstance(value, Slot) else {"": value}
+            found |= {f"{name}.{key}".rstrip("."): setting for key, setting in inner.items()}
+        return dict(sorted(found.items()))

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fromscratch.errors import UsageError
 from fromscratch.machine.emulation import needs_emulation
 from fromscratch.models.compiling import prepare_to_compile
+from fromscratch.models.gpt import GPT
 
 LEAST_CAPABILITY = (7, 0)  # of a CUDA device: what Triton, which writes the compiled kernels, asks for
 
@@ -66,7 +67,7 @@ def why_not_compiled(device: torch.device, precision: str) -> str:
     return ""
 
 
-def accelerate(model: nn.Module, acceleration: Acceleration, *, backend: str = "inductor") -> None:
+def accelerate(model: GPT, acceleration: Acceleration, *, backend: str = "inductor") -> None:
     """Applies the choices in place: the model's parameters and their names stay what they are."""
     if acceleration.activation_checkpointing:
         model.gradient_checkpointing = True
@@ -74,16 +75,16 @@ def accelerate(model: nn.Module, acceleration: Acceleration, *, backend: str = "
         compile_losses(model, backend=backend)
 
 
-def compile_losses(model: nn.Module, *, backend: str = "inductor") -> None:
+def compile_losses(model: GPT, *, backend: str = "inductor") -> None:
     """``model.losses`` compiled for training; evaluation, whose shapes differ, stays eager.
 
     Shapes are fixed: a batch of another size compiles anew instead of making all kernels general.
     """
-    eager: Callable[[Tensor, Tensor], Tensor] = model.losses  # type: ignore[assignment]
+    eager: Callable[[Tensor, Tensor], Tensor] = model.losses
     prepare_to_compile()
     compiled = torch.compile(eager, dynamic=False, backend=backend)
 
     def losses(tokens: Tensor, targets: Tensor) -> Tensor:
         return compiled(tokens, targets) if model.training else eager(tokens, targets)
 
-    model.losses = losses  # type: ignore[assignment]
+    model.losses = losses  # type: ignore[method-assign]

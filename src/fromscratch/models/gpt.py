@@ -73,7 +73,7 @@ class GPT(nn.Module):
         """Sets all parameters, from the embeddings to the head."""
         init.embedding(self.token_embedding.weight)
         for part in (self.position, *self.blocks, self.final_norm, self.head):
-            part.reset(init)  # type: ignore[operator]
+            part.reset(init)
 
     def hidden_states(self, tokens: Tensor, past: Past | None = None) -> Tensor:
         """The normalised output of the last block: ids [B, T] -> [B, T, D]."""

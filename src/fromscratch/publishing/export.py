@@ -24,14 +24,14 @@ from fromscratch.publishing.tokenizer_files import write_tokenizer
 
 NATIVE, CUSTOM = "native", "custom"
 FORMATS = (NATIVE, CUSTOM)
-GPT2_KINDS = {
+GPT2_WEIGHTS = {
     "norm": ("layernorm",),
     "position": ("learned",),
-    "attention": ("sdpa", "explicit"),
+    "attention": ("multi-head",),
     "feedforward": ("gelu-mlp", "exact-gelu-mlp"),
-    "head": None,
+    "head": ("linear",),
 }
-"""What a GPT2LMHeadModel can have in each slot; any head computes the same logits."""
+"""What the weights in each slot must mean for a GPT2LMHeadModel to compute the same."""
 AUTO_CLASSES = {
     "AutoConfig": "configuration_fromscratch.FromScratchConfig",
     "AutoModel": "modeling_fromscratch.FromScratchModel",
@@ -68,10 +68,9 @@ def choose_format(config: ModelConfig, wanted: str | None) -> str:
 
 def why_not_native(config: ModelConfig) -> str:
     """What GPT-2 does not have, or nothing."""
-    for slot, kinds in GPT2_KINDS.items():
-        kind = getattr(config, slot).kind
-        if kinds is not None and kind not in kinds:
-            return f"{slot} = {kind}"
+    for slot, weights in GPT2_WEIGHTS.items():
+        if getattr(config, slot).weight_settings()["kind"] not in weights:
+            return f"{slot} = {getattr(config, slot).kind}"
     return ""
 
 

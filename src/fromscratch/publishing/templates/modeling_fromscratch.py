@@ -59,12 +59,14 @@ class HubPast(Past):
         return self._cache.update(key, value, layer, {"cache_position": where})  # older static caches ask for it
 
     def mask(self, sees, length, num_new, num_columns):
-        """True where a query sees a key; a mask [B, 1, T, S] as given, less what the model's attention does not see."""
-        seen = super().mask(sees, length, num_new, num_columns)
+        """As elsewhere; of a mask that is given as [B, 1, T, S], less what the model's attention does not see."""
+        asked = (length, num_new, num_columns)
         if self._mask is None or self._mask.dim() == 2:
-            return seen
+            return super().mask(sees, *asked)
         given = self._mask if self._mask.dtype == torch.bool else self._mask >= 0
-        return given if sees is causal else given & seen
+        if sees is not causal:
+            given = given & super().mask(sees, *asked)
+        return given | super().mask(torch.eq, *asked)  # padding sees itself
 
     def advance(self, num_new):
         """Nothing: the cache has counted already."""

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from fromscratch.config.model import ModelConfig
+from fromscratch.config.model import GPTConfig
 from fromscratch.config.train import TrainConfig
 from fromscratch.machine.allocator import keep_freed_memory
 from fromscratch.machine.hardware import find_hardware
@@ -77,7 +77,7 @@ def work(request: dict[str, Any]) -> None:
     """Takes the steps; the main process prints the seconds of each."""
     torch.set_num_threads(request["threads"])
     keep_freed_memory()
-    config, train = ModelConfig.model_validate(request["model"]), TrainConfig()
+    config, train = GPTConfig.model_validate(request["model"]), TrainConfig()
     assert config.vocab_size is not None
     with joined_world("cpu") as world:
         model = build_empty(config, "cpu")

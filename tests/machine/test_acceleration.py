@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fromscratch.config.model import ModelConfig
+from fromscratch.config.model import GPTConfig
 from fromscratch.errors import UsageError
 from fromscratch.machine import emulation
 from fromscratch.machine.acceleration import Acceleration, accelerate, choose_acceleration
@@ -37,7 +37,7 @@ class Trained(NamedTuple):
 
 
 def model(acceleration: Acceleration, *, backend: str = "eager", **changes: object) -> Trained:
-    config = ModelConfig.model_validate({**SHAPE, **changes})
+    config = GPTConfig.model_validate({**SHAPE, **changes})
     built = build_empty(config, "cpu")
     loss = accelerate(built, next_token_loss, acceleration, backend=backend)
     initialise(built, config, seed=1)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fromscratch.config.model import ModelConfig
+from fromscratch.config.model import GPTConfig
 from fromscratch.config.train import TrainConfig
 from fromscratch.machine.hardware import Hardware, find_hardware
 from fromscratch.planning import bench, bench_worker
@@ -30,7 +30,7 @@ from tests.small import write_run_file
 
 SHAPE = {"vocab_size": 61, "context_length": 16, "num_layers": 1, "num_heads": 2, "embedding_dim": 16}
 CPU = find_hardware("cpu")
-WORKLOAD = Workload(ModelConfig.model_validate(SHAPE), TrainConfig())
+WORKLOAD = Workload(GPTConfig.model_validate(SHAPE), TrainConfig())
 
 
 def test_cases_are_every_combination_once() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fromscratch.config.model import ModelConfig
+from fromscratch.config.model import GPTConfig
 from fromscratch.config.train import TrainConfig
 from fromscratch.errors import FromScratchError
 from fromscratch.machine.acceleration import Acceleration
@@ -74,7 +74,7 @@ def test_on_this_machine_it_agrees_with_brute_force() -> None:
     """Real probes; the sizes around the answer are tried again, each in a process of its own."""
     shape = {"vocab_size": 512, "context_length": 128, "num_layers": 6, "num_heads": 4, "embedding_dim": 256}
     workload = Workload(
-        ModelConfig.model_validate({**shape, "dropout": 0.0}), TrainConfig.model_validate({"precision": "fp32"})
+        GPTConfig.model_validate({**shape, "dropout": 0.0}), TrainConfig.model_validate({"precision": "fp32"})
     )
     tried = probe_in_a_process(workload, CPU, Acceleration(), budget_bytes=2**40)(8)
     budget = round(1.1 * (tried.peak_memory_bytes or 0))  # what a process has before it begins is the machine's affair

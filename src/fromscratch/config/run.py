@@ -7,8 +7,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field
 
-from fromscratch.config.base import LARGEST_WHOLE_NUMBER, NonNegative, Positive, Slot, Table
-from fromscratch.config.model import ModelConfig
+from fromscratch.config.base import LARGEST_WHOLE_NUMBER, MODEL_SLOT, NonNegative, Positive, Slot, Table
+from fromscratch.config.model import GPTConfig, ModelConfig
 from fromscratch.config.train import TrainConfig
 
 TOKEN_BUDGET = re.compile(r"([1-9][0-9]{0,8}(\.[0-9]{1,9})?|0\.[0-9]{0,8}[1-9][0-9]{0,8})x|all")
@@ -59,7 +59,7 @@ class EvalConfig(Table):
 class RunConfig(Table):
     """What a run file describes: the science of one run, nothing about the machine."""
 
-    model: ModelConfig = ModelConfig()
+    model: Annotated[GPTConfig, MODEL_SLOT] = GPTConfig()
     data: DataConfig
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
@@ -88,6 +88,11 @@ class RunConfig(Table):
         del plain["train"]["seed"]
         canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def parse_model(values: Any) -> ModelConfig:
+    """A ``[model]`` table by itself, of any kind. Raises pydantic's ValidationError."""
+    return RunConfig.model_validate({"model": values, "data": {"store": "none"}}).model
 
 
 def changed_values(table: Table, above: str = "") -> dict[str, Any]:

@@ -12,7 +12,7 @@ from fromscratch.evaluation.keeping import keep_evaluation
 from fromscratch.formats.model_sources import LoadedModel
 from fromscratch.machine.hardware import Hardware
 from fromscratch.machine.precision import Precision
-from fromscratch.models.gpt import GPT
+from fromscratch.models.language_model import LanguageModel
 from fromscratch.processes.world import ALONE, World
 from fromscratch.tokenizers.base import Tokenizer
 from fromscratch.training.held_out import TokenSlice, sequence_losses
@@ -47,7 +47,7 @@ class LossReport:
 
 
 def evaluate_loss(
-    model: GPT,
+    model: LanguageModel,
     tokenizer: Tokenizer,
     part: TokenSlice,
     hardware: Hardware,
@@ -77,7 +77,7 @@ class MeasuredLoss:
 
 
 def measure_loss(
-    model: GPT,
+    model: LanguageModel,
     tokenizer: Tokenizer,
     part: TokenSlice,
     hardware: Hardware,

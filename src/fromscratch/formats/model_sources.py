@@ -24,7 +24,7 @@ from fromscratch.hub.errors import HUB_PREFIX
 from fromscratch.hub.models import download_model, parse_name
 from fromscratch.machine.hardware import Hardware
 from fromscratch.models.factory import build_empty
-from fromscratch.models.gpt import GPT
+from fromscratch.models.language_model import LanguageModel
 from fromscratch.runs.directory import RunDirectory, find_run
 from fromscratch.runs.retention import BEST, checkpoints_in, newest_valid
 from fromscratch.tokenizers.base import Tokenizer
@@ -40,7 +40,7 @@ class LoadedModel:
 
     source: str
     """As the user named it."""
-    model: GPT
+    model: LanguageModel
     config: ModelConfig
     tokenizer: Tokenizer
     checkpoint: Path

@@ -6,17 +6,15 @@ import shutil
 import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from fromscratch.errors import UsageError
 from fromscratch.machine.emulation import needs_emulation
 from fromscratch.models.compiling import prepare_to_compile
+from fromscratch.models.language_model import LanguageModel
 
 Loss = TypeVar("Loss", bound=Callable[..., Any])
 
@@ -71,26 +69,21 @@ def why_not_compiled(device: torch.device, precision: str) -> str:
     return ""
 
 
-def accelerate(model: nn.Module, loss: Loss, acceleration: Acceleration, *, backend: str = "inductor") -> Loss:
+def accelerate(model: LanguageModel, loss: Loss, acceleration: Acceleration, *, backend: str = "inductor") -> Loss:
     """Applies the choices: activation checkpointing to the model in place, compilation to the loss.
 
     Evaluation, whose shapes differ, does not use the returned loss and stays eager. Shapes are fixed: a batch
     of another size compiles anew, so that kernels need not be general.
+
+    Raises:
+        UsageError: the model cannot checkpoint activations.
     """
     if acceleration.activation_checkpointing:
-        checkpoint_blocks(model)
+        if model.gradient_checkpointing is None:
+            raise UsageError(f"--activation-checkpointing: {type(model).__name__} models cannot recompute activations")
+        model.gradient_checkpointing = True
     if not acceleration.compile:
         return loss
     prepare_to_compile()
     compiled: Loss = torch.compile(loss, dynamic=False, backend=backend)  # type: ignore[assignment]
     return compiled
-
-
-def checkpoint_blocks(model: nn.Module) -> None:
-    """Every block of ``model.blocks`` keeps its input alone.
-
-    Dropout masks are the same the second time: those of sequences come from their keys, others from
-    the generator's state, which is put back.
-    """
-    for block in model.blocks:  # type: ignore[union-attr]
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)

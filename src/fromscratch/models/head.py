@@ -19,10 +19,11 @@ Source of the idea: Wijmans et al. 2024, "Cut Your Losses in Large-Vocabulary La
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from .compiling import outside_compiled_code
+from .layers import LinearHead
 
 CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**26}
 """fp32 numbers per chunk, by device: 32 MiB about fills a processor's cache, 256 MiB occupies a GPU."""
@@ -34,11 +35,8 @@ VOCABULARY_PER_PRODUCT = {4: 512, 2: 2_048}
 """By bytes of a number, on a CPU, where one product for all 50,000 entries runs at half of the speed of many."""
 
 
-class ChunkedHead(nn.Linear):
+class ChunkedHead(LinearHead):
     """The linear head, with the same weights, loss and gradients, in much less memory."""
-
-    def __init__(self, *, embedding_dim: int, vocab_size: int) -> None:
-        super().__init__(embedding_dim, vocab_size, bias=False)
 
     @outside_compiled_code  # it writes into memory of its own
     def losses(self, hidden: Tensor, targets: Tensor) -> Tensor:

@@ -14,13 +14,11 @@ from fromscratch.files import MANIFEST, read_json_object
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import read_records
 from fromscratch.runs.retention import checkpoints_in
-from fromscratch.session.parent import FREE_KEYS
 from fromscratch.session.plan import PlannedRun
 
 EVENT = "config-changed"
 STORE = "data.store"
 HARD_KEYS = ("train.optimizer.kind", "train.start_from")
-SOFT_MODEL_KEYS = tuple(f"model.{key}" for key in FREE_KEYS)
 
 
 def accept_changes(plan: PlannedRun, run: RunDirectory, allowed: Sequence[str]) -> None:
@@ -32,8 +30,10 @@ def accept_changes(plan: PlannedRun, run: RunDirectory, allowed: Sequence[str]) 
     begun = parse_run_config(read_toml(run.config), where=str(run.config))
     saved, wanted = begun.to_plain(), plan.config.to_plain()
     wanted["data"]["store"] = saved["data"]["store"]  # its path may change; checkpoints know its content
+    old, new = begun.model.weight_settings(), plan.config.model.weight_settings()
+    weights = [f"model.{key}" for key in {**old, **new} if old.get(key) != new.get(key)]
     for key in allowed:
-        _check_soft(key, saved, wanted)
+        _check_soft(key, [*HARD_KEYS, *weights], saved, wanted)
     changes = differences(saved, wanted)
     refused = [change for change in changes if not any(_covers(key, change.partition(": ")[0]) for key in allowed)]
     if refused:
@@ -72,12 +72,11 @@ def differences(old: Any, new: Any, key: str = "") -> list[str]:
     return [] if old == new else [f"{key}: {old!r} -> {new!r}"]
 
 
-def _check_soft(key: str, *configs: dict[str, Any]) -> None:
+def _check_soft(key: str, hard_keys: Sequence[str], *configs: dict[str, Any]) -> None:
     known = {name for config in configs for name in _keys_in(config)}
     if key not in known:
         raise UsageError(f"--allow-change {key}: no such key{suggestion(key, sorted(known))}")
-    is_model = _covers("model", key) and not any(_covers(soft, key) for soft in SOFT_MODEL_KEYS)
-    if is_model or any(_covers(hard, key) or _covers(key, hard) for hard in HARD_KEYS):
+    if any(_covers(hard, key) or _covers(key, hard) for hard in hard_keys):
         raise UsageError(
             f"--allow-change {key}: cannot be allowed, the tensors of the checkpoints depend on it; "
             "begin another run, with train.start_from where the shapes allow it"

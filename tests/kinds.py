@@ -10,7 +10,7 @@ from fromscratch.config.train import TrainConfig
 
 
 @contextmanager
-def registered(table: type[Table], slot: str, kind: type[Slot]) -> Iterator[None]:
+def registered(table: type[Table], slot: str, kind: type[Table]) -> Iterator[None]:
     """Inside of the block, ``kind`` is a member of the slot's union, in run files too."""
     field = table.model_fields[slot]
     before = field.annotation

@@ -208,8 +208,10 @@ def test_what_a_slot_builds_exists_and_takes_its_fields(kind: type[Slot]) -> Non
 
 
 def test_slots_build_with_their_fields_and_the_context() -> None:
-    rate = train.Linear(warmup_steps=0, min_learning_rate=0.0).build(step=5, num_steps=10, learning_rate=1.0)
-    assert rate == pytest.approx(0.5)
+    clip = train.ClipByNorm(max_norm=2.0).build()
+    assert clip.max_norm == 2.0
+    factor = train.Linear(warmup_steps=0, min_learning_rate=0.2).rate_factor(1.0)(step=5, num_steps=10)
+    assert factor == pytest.approx(0.6)
 
 
 class Lion(Slot):

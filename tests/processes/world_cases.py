@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fromscratch.errors import DivergedError, FromScratchError
 from fromscratch.formats.checkpoints import TrainingState
@@ -137,7 +137,7 @@ def raises(file: Path, world: World) -> str:
     return "nothing"
 
 
-def nan_loss_of(model: nn.Module, batch: MicroBatch, carry: Carry) -> LossSum:
+def nan_loss_of(model: Any, batch: MicroBatch, carry: Carry) -> LossSum:
     result = next_token_loss(model, batch, carry)
     return result._replace(total=result.total * math.nan)
 
@@ -193,7 +193,7 @@ def spikes(file: Path, world: World) -> dict[str, Any]:
 def lacking(state: TrainingState, first_step: int) -> Loss:
     """A loss that from a step on has no memory for more than one sequence."""
 
-    def loss(model: nn.Module, batch: MicroBatch, carry: Carry) -> LossSum:
+    def loss(model: Any, batch: MicroBatch, carry: Carry) -> LossSum:
         if len(batch.inputs) > 1 and state.step >= first_step:
             raise torch.OutOfMemoryError("made up")
         return next_token_loss(model, batch, carry)

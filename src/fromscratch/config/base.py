@@ -71,9 +71,9 @@ class _SlotMarker:
         return core_schema.no_info_before_validator_function(self._with_kind, handler.generate_schema(source))
 
     def _with_kind(self, value: Any) -> Any:
-        if isinstance(value, str):
-            return {"kind": value}
-        return {"kind": self._default, **value} if self._default and isinstance(value, dict) else value
+        if self._default is not None:
+            return {"kind": self._default, **value} if isinstance(value, dict) else value
+        return {"kind": value} if isinstance(value, str) else value
 
 
 SLOT = _SlotMarker()

@@ -202,7 +202,7 @@ def test_what_a_slot_builds_exists_and_takes_its_fields(kind: type[Slot]) -> Non
     accepted = inspect.signature(target).parameters
     own = set(kind.model_fields) - {"kind"}
     assert own <= set(accepted)
-    assert slot.maker().keywords == {name: getattr(slot, name) for name in own}  # type: ignore[attr-defined]
+    assert slot.maker().keywords == {name: getattr(slot, name) for name in own}
 
 
 def test_slots_build_with_their_fields_and_the_context() -> None:

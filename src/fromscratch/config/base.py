@@ -1,6 +1,6 @@
 """The two kinds of config object: a frozen table of fields, and a slot that a ``kind`` fills."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from importlib import import_module
 from types import UnionType
@@ -43,7 +43,7 @@ class Slot(Table):
         """Calls what the slot names with the slot's own fields and what the caller knows."""
         return self.maker()(*arguments, **context)
 
-    def maker(self) -> Callable[..., Any]:
+    def maker(self) -> partial[Any]:
         """What the slot names, with the slot's own fields filled in: to be called any number of times."""
         module_name, _, attribute = self.builds.partition(":")
         own = {name: getattr(self, name) for name in type(self).model_fields if name != "kind"}

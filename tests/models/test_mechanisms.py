@@ -83,6 +83,14 @@ def test_a_window_is_never_looked_beyond(folder: Path) -> None:
     assert not torch.allclose(before[:, reached], after[:, reached])
 
 
+def test_rotary_positions_count_from_one_another(folder: Path) -> None:
+    attention = open_model(str(folder / "runs" / "rotary"), find_hardware("cpu")).model.blocks[0].attention
+    x, positions = torch.randn(2, 9, 16), torch.arange(9)[None]
+    with torch.inference_mode():
+        torch.testing.assert_close(attention(x, positions + 50), attention(x, positions), atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(attention(x, 2 * positions), attention(x, positions), atol=1e-3)
+
+
 def test_a_window_costs_less_by_hand() -> None:
     plain = GPTConfig.model_validate(SHAPE)
     window = GPTConfig.model_validate({**SHAPE, "attention": {"kind": "window", "width": 4}})

@@ -107,14 +107,14 @@ class FusedAttention(CausalAttention):
             if query.device.type == "cuda":
                 return _attend_per_sequence(query, key, value, mask, is_causal, dropout)
             keep = dropout.keep_mask(query.new_empty(()).expand(*query.shape[:3], key.shape[2]))
-            return _BlockedAttention.apply(query, key, value, mask, is_causal, keep, dropout.probability)  # type: ignore[no-untyped-call]
-        whole = is_causal or (mask is not None and query.shape[2] == key.shape[2])
-        if whole and not dropout.active and query.device.type == "cpu" and query.dtype != torch.float32:
-            return _BlockedAttention.apply(query, key, value, mask, is_causal, None, 0.0)  # type: ignore[no-untyped-call]
+            if mask is None and not is_causal:
+                mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool)
+            return _BlockedAttention.apply(query, key, value, mask, keep, dropout.probability)  # type: ignore[no-untyped-call]
+        is_whole = is_causal or (mask is not None and query.shape[2] == key.shape[2])
+        if is_whole and not dropout.active and query.device.type == "cpu" and query.dtype != torch.float32:
+            return _BlockedAttention.apply(query, key, value, mask, None, 0.0)  # type: ignore[no-untyped-call]
         probability = dropout.probability if dropout.active else 0.0
-        return F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=is_causal, dropout_p=probability
-        )
+        return F.scaled_dot_product_attention(query, key, value, mask, probability, is_causal)
 
 
 @outside_compiled_code
@@ -123,26 +123,16 @@ def _attend_per_sequence(
 ) -> Tensor:
     """One kernel per sequence, whose dropout is seeded by the sequence's key."""
     generator = torch.cuda.default_generators[query.device.index or 0]
-    masks = None if mask is None else mask.expand(len(query), *mask.shape[1:])
+    masks = [None] * len(query) if mask is None else mask.expand(len(query), *mask.shape[1:]).split(1)
     rows = []
-    for index, seed in enumerate(dropout.site_keys or ()):
+    for seed, *row in zip(dropout.site_keys or (), query.split(1), key.split(1), value.split(1), masks, strict=True):
         generator.manual_seed(seed)
-        one = slice(index, index + 1)
-        rows.append(
-            F.scaled_dot_product_attention(
-                query[one],
-                key[one],
-                value[one],
-                attn_mask=None if masks is None else masks[one],
-                is_causal=is_causal,
-                dropout_p=dropout.probability,
-            )
-        )
+        rows.append(F.scaled_dot_product_attention(*row, dropout.probability, is_causal))
     return torch.cat(rows)
 
 
 class _BlockedAttention(torch.autograd.Function):
-    """Attention with a given dropout mask, or None, a block of queries at a time.
+    """Attention with a given mask, or causal for None, and a given dropout mask, or none; by blocks of queries.
 
     The scores of a block stay in the cache; backward computes them again (Dao et al. 2022,
     "FlashAttention", section 3.1). A causal block meets only the keys up to its own end, which saves nearly
@@ -156,16 +146,15 @@ class _BlockedAttention(torch.autograd.Function):
         key: Tensor,
         value: Tensor,
         mask: Tensor | None,
-        is_causal: bool,
         keep: Tensor | None,
         probability: float,
     ) -> Tensor:
         output = torch.empty_like(query)
-        for rows, end in _query_blocks(query, key, is_causal):
-            kept = _kept(_probabilities(query, key, mask, is_causal, rows, end), keep, rows, end)
+        for rows, end in _query_blocks(query, key, mask):
+            kept = _kept(_probabilities(query, key, mask, rows, end), keep, rows, end)
             output[:, :, rows] = (kept.to(value.dtype) @ value[:, :, :end]).div_(1.0 - probability)
         ctx.save_for_backward(query, key, value, mask, keep, output)
-        ctx.is_causal, ctx.probability = is_causal, probability
+        ctx.probability = probability
         return output
 
     @staticmethod
@@ -175,34 +164,34 @@ class _BlockedAttention(torch.autograd.Function):
         of_key, of_value = (torch.zeros_like(t, dtype=torch.float32) for t in (key, value))
         correction = (upstream * output).sum(-1, keepdim=True, dtype=torch.float32)  # [B, H, T, 1]
         upstream = upstream / (1.0 - ctx.probability)
-        for rows, end in _query_blocks(query, key, ctx.is_causal):
+        for rows, end in _query_blocks(query, key, mask):
             above = upstream[:, :, rows]
-            probabilities = _probabilities(query, key, mask, ctx.is_causal, rows, end)
+            probabilities = _probabilities(query, key, mask, rows, end)
             of_value[:, :, :end] += _kept(probabilities, keep, rows, end).to(value.dtype).mT @ above
             of_kept = _kept((above @ value[:, :, :end].mT).float(), keep, rows, end)
             of_scores = of_kept.sub_(correction[:, :, rows]).mul_(probabilities).div_(math.sqrt(query.shape[-1]))
             of_scores = of_scores.to(query.dtype)
             of_query[:, :, rows] = of_scores @ key[:, :, :end]
             of_key[:, :, :end] += of_scores.mT @ query[:, :, rows]
-        return of_query, of_key.to(key.dtype), of_value.to(value.dtype), None, None, None, None
+        return of_query, of_key.to(key.dtype), of_value.to(value.dtype), None, None, None
 
 
-def _query_blocks(query: Tensor, key: Tensor, is_causal: bool) -> Iterator[tuple[slice, int]]:
+def _query_blocks(query: Tensor, key: Tensor, mask: Tensor | None) -> Iterator[tuple[slice, int]]:
     """Blocks of queries, and where the keys that they may see end."""
     time = query.shape[2]
     for begin in range(0, time, QUERIES_PER_BLOCK):
         end = min(time, begin + QUERIES_PER_BLOCK)
-        yield slice(begin, end), end if is_causal else key.shape[2]
+        yield slice(begin, end), end if mask is None else key.shape[2]
 
 
-def _probabilities(query: Tensor, key: Tensor, mask: Tensor | None, is_causal: bool, rows: slice, end: int) -> Tensor:
+def _probabilities(query: Tensor, key: Tensor, mask: Tensor | None, rows: slice, end: int) -> Tensor:
     """Softmax of a block's scores in fp32: [B, H, rows, end]."""
     scores = (query[:, :, rows] @ key[:, :, :end].mT).float().div_(math.sqrt(query.shape[-1]))
-    if is_causal:
+    if mask is None:
         length = end - rows.start
         future = torch.ones(length, length, dtype=torch.bool, device=query.device).triu_(diagonal=1)
         scores[..., rows.start :].masked_fill_(future, float("-inf"))
-    elif mask is not None:
+    else:
         scores.masked_fill_(~mask[..., rows, :], float("-inf"))
     return scores.softmax(dim=-1)
 

@@ -4,7 +4,6 @@ import ast
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from fromscratch.config.base import Slot
 from fromscratch.config.model import GPTConfig
@@ -65,8 +64,7 @@ def _slots_text(config: GPTConfig) -> str:
         slot = getattr(config, name)
         module, attribute = _place(slot)
         imports.add(f"from .{module} import {attribute}")
-        settings: dict[str, Any] = {key: getattr(slot, key) for key in type(slot).model_fields if key != "kind"}
-        own = "".join(f", {key}={value!r}" for key, value in settings.items())
+        own = "".join(f", {key}={value!r}" for key, value in slot.maker().keywords.items())
         makers.append(f"    {name}=partial({attribute}{own}),")
     lines = [
         '"""What fills the slots of this model; written when it was published."""',

@@ -88,6 +88,12 @@ class FromScratchPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["Block"]  # noqa: RUF012
     _skip_keys_device_placement = "past_key_values"
 
+    def get_input_embeddings(self):
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.model.set_input_embeddings(value)
+
 
 class FromScratchModel(FromScratchPreTrainedModel):
     """The model without a head: hidden states after the last norm."""
@@ -141,12 +147,6 @@ class FromScratchForCausalLM(FromScratchPreTrainedModel, GenerationMixin):
         self.lm_head = SLOTS.head(sizes_of(config))
         self.post_init()
 
-    def get_input_embeddings(self):
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value):
-        self.model.set_input_embeddings(value)
-
     def get_output_embeddings(self):
         return self.lm_head
 
@@ -192,12 +192,6 @@ class FromScratchForSequenceClassification(FromScratchPreTrainedModel):
         self.model = FromScratchModel(config)
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
         self.post_init()
-
-    def get_input_embeddings(self):
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value):
-        self.model.set_input_embeddings(value)
 
     def forward(self, input_ids=None, attention_mask=None, position_ids=None, inputs_embeds=None, labels=None, **_):
         """Ids [B, T] -> scores [B, labels]; with ``labels`` also the loss that ``config.problem_type`` names."""

@@ -1,4 +1,4 @@
-"""The reference of the run file, written from the config classes themselves by ``make docs``."""
+"""Generates the reference of the run file from the config classes; ``make docs`` writes it."""
 
 import sys
 from collections.abc import Iterator
@@ -15,14 +15,14 @@ from fromscratch.config.run import RunConfig
 INTRODUCTION = """\
 # The run file
 
-A TOML file with four tables. `base = "other.toml"` at its top takes another file first and changes a few keys; `--set train.seed=7` changes one on the command line. A slot is filled by a `kind`: `clip = { kind = "norm", max_norm = 1.0 }`, or `attention = "explicit"` where the kind's own defaults will do. Unknown keys are errors.
+A run file is TOML with four tables. `base = "other.toml"` at its top reads another file first; the keys of this file replace those of the other. `--set train.seed=7` on the command line replaces one key. A slot is filled by a `kind`: `clip = { kind = "norm", max_norm = 1.0 }`. `attention = "explicit"` is short for a kind with its defaults. Unknown keys are errors.
 
-This page is written by `make docs` from the classes in `src/fromscratch/config/`.
+`make docs` generates this page from the classes in `src/fromscratch/config/`.
 """  # noqa: E501
 
 
 def reference() -> str:
-    """The whole page in Markdown."""
+    """Returns the whole page in Markdown."""
     parts = [INTRODUCTION]
     for name, field in RunConfig.model_fields.items():
         (table,) = tables_in(field.annotation)
@@ -103,7 +103,7 @@ def _first_paragraph(table: type[BaseModel]) -> str:
 
 
 def _plain(text: str) -> str:
-    """One line of Markdown from a docstring."""
+    """Turns a docstring into one line of Markdown."""
     return " ".join(text.split()).replace("``", "`")
 
 

@@ -219,7 +219,7 @@ def test_clean_follows_no_links(world: Path) -> None:
     shutil.move("runs/half/checkpoints", "elsewhere/checkpoints")
     Path("runs/half/checkpoints").symlink_to(world / "elsewhere" / "checkpoints")
     with nothing_written(world / "elsewhere"):
-        refused("runs", "clean", "half", "--keep", "1", "--yes", code=2, says="what lies there is not removed")
+        refused("runs", "clean", "half", "--keep", "1", "--yes", code=2, says="nothing there is removed")
 
 
 def in_a_process(shell: str, **environment: str) -> Answer:

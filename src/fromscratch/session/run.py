@@ -16,11 +16,12 @@ from fromscratch.processes.world import World, joined_world
 from fromscratch.runs.charts import draw_charts
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import read_records
+from fromscratch.runs.states import Event, RunState
 from fromscratch.session.placement import Placement
 from fromscratch.session.plan import PlannedRun
 from fromscratch.session.samples import SamplesFile, text_sampler
 from fromscratch.session.setup import open_run_directory, prepare_training
-from fromscratch.training.loop import DIVERGED, DONE, FAILED, Training, train
+from fromscratch.training.loop import Training, train
 from fromscratch.training.observers import Observer
 
 
@@ -80,7 +81,7 @@ def run_training(
         training = None
         try:
             training = prepare_training(plan, run, placement, world, observers=everyone, sample=sampler, stop=stop)
-            stuck = partial(_record_end, run, plan, training, FAILED)
+            stuck = partial(_record_end, run, plan, training, RunState.FAILED)
             with watched(world, run.path, stuck if world.is_main else lambda _reason: None):
                 outcome = train(training, stop_after=stop_after)
         except BaseException as error:
@@ -103,7 +104,7 @@ def _held_by_main(opened: Callable[[], RunDirectory], path: Path, world: World) 
             if world.is_main:
                 run = opened()
                 if stack.enter_context(run.locked()):
-                    run.log_event("lock-taken-over")
+                    run.log_event(Event.LOCK_TAKEN_OVER)
         yield RunDirectory(path)
 
 
@@ -136,7 +137,7 @@ def summarise(plan: PlannedRun, training: Training, outcome: str, placement: Pla
 
 def is_done(summary: RunSummary) -> bool:
     """Whether every step was taken."""
-    return summary.outcome == DONE
+    return summary.outcome == RunState.DONE
 
 
 def _mean_of_last(records: list[dict[str, Any]]) -> float | None:
@@ -146,13 +147,13 @@ def _mean_of_last(records: list[dict[str, Any]]) -> float | None:
 
 
 def _record_failure(run: RunDirectory, plan: PlannedRun, training: Training | None, error: BaseException) -> None:
-    state = DIVERGED if isinstance(error, DivergedError) else FAILED
+    state = RunState.DIVERGED if isinstance(error, DivergedError) else RunState.FAILED
     reason = str(error) if isinstance(error, FromScratchError) else f"{type(error).__name__}: {error}"
     _record_end(run, plan, training, state, reason)
 
 
-def _record_end(run: RunDirectory, plan: PlannedRun, training: Training | None, state: str, reason: str) -> None:
+def _record_end(run: RunDirectory, plan: PlannedRun, training: Training | None, state: RunState, reason: str) -> None:
     step = training.state.step if training else 0
     with suppress(OSError):  # where not even this can be written, the error itself says why
         run.write_status(state, step=step, num_steps=plan.num_steps, reason=reason)
-        run.log_event(state, step=step, reason=reason)
+        run.log_event(Event(state), step=step, reason=reason)

@@ -22,7 +22,8 @@ from fromscratch.processes.restarts import check_crashes
 from fromscratch.processes.stopping import StopRequest
 from fromscratch.processes.world import World
 from fromscratch.runs.directory import RunDirectory, check_run_name
-from fromscratch.runs.retention import mend_links, newest_valid, odd_links, recover_leftovers, step_of
+from fromscratch.runs.retention import newest_valid, recover_leftovers, repair_links, step_of, wrong_links
+from fromscratch.runs.states import Event
 from fromscratch.session.changes import accept_changes, accepted_identities
 from fromscratch.session.disk import plan_disk
 from fromscratch.session.parent import begin
@@ -179,12 +180,12 @@ def _checkpoint_to_resume(plan: PlannedRun, journal: Journal) -> str:
     """The newest valid checkpoint's name, or nothing for a run without any. Raises DataError."""
     run = journal.run
     for path in [*recover_leftovers(run.checkpoints), *recover_leftovers(run.path)]:
-        journal.announce("checkpoint-recovered", name=path.name)
-    for reason in odd_links(run.checkpoints):
-        journal.announce("link-ignored", reason=reason)
+        journal.announce(Event.CHECKPOINT_RECOVERED, name=path.name)
+    for reason in wrong_links(run.checkpoints):
+        journal.announce(Event.LINK_IGNORED, reason=reason)
     checkpoint, skipped = newest_valid(run.checkpoints)
     for reason in skipped:
-        journal.announce("checkpoint-skipped", reason=reason)
+        journal.announce(Event.CHECKPOINT_SKIPPED, reason=reason)
     if checkpoint is None and skipped:
         raise DataError(f"run {run.path}: no checkpoint is valid ({skipped[0]}); use --fresh to start anew")
     if checkpoint is None:
@@ -195,7 +196,7 @@ def _checkpoint_to_resume(plan: PlannedRun, journal: Journal) -> str:
             f"{checkpoint}: belongs to another run (the content of store {plan.store.path} or the seed differs); "
             "use the store it was trained on, or --fresh to start anew"
         )
-    mend_links(run.checkpoints, latest=checkpoint, best_step=read_state(checkpoint).best_step)
+    repair_links(run.checkpoints, latest=checkpoint, best_step=read_state(checkpoint).best_step)
     return checkpoint.name
 
 
@@ -203,7 +204,7 @@ def _record(plan: PlannedRun, run: RunDirectory, placement: Placement) -> None:
     if not run.exists():
         run.write_config(plan.config.to_plain())
         if plan.parent:
-            run.log_event("parent", **plan.parent.facts())
+            run.log_event(Event.PARENT, **plan.parent.facts())
     if not run.tokenizer.is_dir():
         shutil.rmtree(run.tokenizer, ignore_errors=True)
         plan.tokenizer.save(run.tokenizer)

@@ -1,0 +1,57 @@
+"""The words of a run's records: states, events, outcomes of a step. The values are what the files hold."""
+
+from enum import StrEnum
+
+
+class RunState(StrEnum):
+    """The state of a run; the last two are never written, only found by a reader."""
+
+    RUNNING = "running"
+    DONE = "done"
+    STOPPED = "stopped"
+    FAILED = "failed"
+    DIVERGED = "diverged"
+    INTERRUPTED = "interrupted"
+    """``status.json`` says running, but no process holds the lock: the process was killed."""
+    UNKNOWN = "unknown"
+    """``status.json`` cannot be read."""
+
+
+ENDED = (RunState.DONE, RunState.STOPPED, RunState.FAILED, RunState.DIVERGED)
+
+
+class Event(StrEnum):
+    """The ``event`` of a line in ``events.jsonl``; each comment lists the line's other keys."""
+
+    STARTED = "started"  # step, identity, seed
+    RESUMED = "resumed"  # step, identity, seed
+    PARENT = "parent"  # source, step and content of the model that train.start_from names
+    CHECKPOINT = "checkpoint"  # step, best, bytes, stall_seconds, write_seconds
+    CHECKPOINT_FAILED = "checkpoint-failed"  # step, reason
+    CHECKPOINT_SKIPPED = "checkpoint-skipped"  # reason: it is damaged, the resume takes an older one
+    CHECKPOINT_RECOVERED = "checkpoint-recovered"  # name
+    LINK_IGNORED = "link-ignored"  # reason
+    LOCK_TAKEN_OVER = "lock-taken-over"
+    CONFIG_CHANGED = "config-changed"  # changes, identities
+    EVALUATION = "evaluation"  # step, loss
+    SAMPLE = "sample"  # step, text
+    NONFINITE = "nonfinite"  # step, outcome, in_a_row
+    SPIKE = "spike"  # step, loss
+    ROLLBACK = "rollback"  # step, to_step, skipped_batches
+    ROLLBACK_IMPOSSIBLE = "rollback-impossible"  # step, reason
+    SMALLER_MICRO_BATCH = "smaller-micro-batch"  # step, pieces
+    SIGNAL = "signal"  # step, signal
+    DONE = "done"  # step
+    FAILED = "failed"  # step, reason
+    DIVERGED = "diverged"  # step, reason
+
+
+class StepOutcome(StrEnum):
+    """The ``outcome`` of a line in ``metrics.jsonl``."""
+
+    NORMAL = "normal"
+    CLIPPED = "clipped"
+    INFINITE_NORM = "infinite-norm"
+    NONFINITE = "nonfinite"
+    SCALE_OVERFLOW = "scale-overflow"
+    SPIKE = "spike"

@@ -33,11 +33,6 @@ SomeRuns = Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="
 RunsDir = Annotated[Path, typer.Option(help="Folder of runs.")]
 
 
-@app.callback()
-def common() -> None:
-    """List, inspect, verify and clean runs."""
-
-
 @app.command(name="list")
 def list_runs(runs_dir: RunsDir = Path("runs"), as_json: JsonFlag = False) -> None:
     """List all runs with their state, progress and losses.
@@ -71,9 +66,8 @@ def show_run(run: RunArgument, runs_dir: RunsDir = Path("runs"), as_json: JsonFl
     directory = _resolve(run, runs_dir)
     details, config = details_of(directory), _config_changes(directory)
     if as_json:
-        checkpoints = [asdict(one) | {"valid": one.valid} for one in details.checkpoints]
         values = asdict(details)
-        print_json({**values.pop("overview"), "config": config, **values, "checkpoints": checkpoints})
+        print_json({**values.pop("overview"), "config": config, **values})
     else:
         _print_details(details, config)
 
@@ -90,7 +84,7 @@ def verify(runs: SomeRuns = None, runs_dir: RunsDir = Path("runs"), as_json: Jso
         {
             "name": run.name,
             "path": str(run.path),
-            "checkpoints": [asdict(one) | {"valid": one.valid} for one in list_checkpoints(run, checksums=True)],
+            "checkpoints": [asdict(one) for one in list_checkpoints(run, checksums=True)],
             "other_problems": other_problems(run),
         }
         for run in _resolve_all(runs, runs_dir)
@@ -152,10 +146,7 @@ def clean(
         else:
             removed += cleaning.plan_cleaning(run, keep=kept, set_aside=set_aside)
     if not runs:
-        interrupted = cleaning.interrupted_removals(runs_dir)
-        removed += interrupted
-        if yes:
-            cleaning.finish_removals(interrupted)
+        removed += cleaning.interrupted_removals(runs_dir, finish=yes)
     _report_cleaning(removed, restored, done=yes, as_json=as_json, quiet=quiet)
 
 
@@ -170,12 +161,12 @@ def _report_cleaning(removed: "list[Removal]", restored: list[Path], *, done: bo
         print_columns(("path", "what", "why", "size"), rows)
     for path in restored:
         print(f"{printable(str(path))}: restored; its replacement was never completed")
-    if not removed:
-        note("nothing to remove", quiet=quiet)
-    elif done:
-        note(f"removed, {readable_bytes(total)} freed", quiet=quiet)
-    else:
-        note(f"nothing was removed; --yes frees {readable_bytes(total)}", quiet=quiet)
+    freed = (
+        f"removed, {readable_bytes(total)} freed"
+        if done
+        else f"nothing was removed; --yes frees {readable_bytes(total)}"
+    )
+    note(freed if removed else "nothing to remove", quiet=quiet)
 
 
 def _resolve(name: str, runs_dir: Path) -> "RunDirectory":

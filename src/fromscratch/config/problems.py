@@ -40,14 +40,11 @@ RULES = {
 
 
 class KnownKey(NamedTuple):
-    """A key of the run file: its path, and the kind of slot that has it (None outside of slots)."""
+    """A key of the run file, and the kind of slot that has it (None outside of slots)."""
 
+    name: str
     path: str
     kind: str | None
-
-    @property
-    def name(self) -> str:
-        return self.path.rpartition(".")[2]
 
 
 class Finding(NamedTuple):
@@ -158,7 +155,7 @@ def _known_keys(table: type[BaseModel], above: str = "") -> Iterator[KnownKey]:
     """Yields every key of a run file except ``kind``, which every slot has."""
     for name, field in table.model_fields.items():
         if name != "kind":
-            yield KnownKey(above + name, _kind_of(table))
+            yield KnownKey(name, above + name, _kind_of(table))
         for inner in tables_in(field.annotation):
             yield from _known_keys(inner, f"{above}{name}.")
 

@@ -26,7 +26,7 @@ def reference() -> str:
     parts = [INTRODUCTION]
     for name, field in RunConfig.model_fields.items():
         (table,) = tables_in(field.annotation)
-        parts.append(f"## [{name}]\n\n{_first_paragraph(table)}\n")
+        parts.append(f"## [{name}]\n\n{_plain(table.__doc__)}\n")
         parts.extend(_table(table))
         if name == "model":
             parts.append(_presets())
@@ -42,7 +42,7 @@ def _table(table: type[BaseModel]) -> Iterator[str]:
             default = f"`{field.default.kind}`"
             rows.append(f"| `{name}` | slot | {default} | see below |")
         else:
-            rows.append(f"| `{name}` | {_type(field)} | {_default(field)} | {_text(field)} |")
+            rows.append(f"| `{name}` | {_type(field)} | {_default(field)} | {_plain(field.description)} |")
     yield "| key | value | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
     yield from slots
 
@@ -51,12 +51,12 @@ def _slot(name: str, choices: list[type[Slot]]) -> str:
     lines = [f"### {name}\n", "| kind | settings | |", "|---|---|---|"]
     for choice in choices:
         settings = [
-            f"`{key}` ({_type(field)}, {_default(field)}){': ' + _text(field) if field.description else ''}"
+            f"`{key}` ({_type(field)}, {_default(field)}): {_plain(field.description)}".removesuffix(": ")
             for key, field in choice.model_fields.items()
             if key != "kind"
         ]
         kind = choice.model_fields["kind"].default
-        lines.append(f"| `{kind}` | {'<br>'.join(settings)} | {_first_paragraph(choice)} |")
+        lines.append(f"| `{kind}` | {'<br>'.join(settings)} | {_plain(choice.__doc__)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -94,17 +94,9 @@ def _default(field: FieldInfo) -> str:
     return f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
 
 
-def _text(field: FieldInfo) -> str:
-    return _plain(field.description or "")
-
-
-def _first_paragraph(table: type[BaseModel]) -> str:
-    return _plain((table.__doc__ or "").split("\n\n")[0])
-
-
-def _plain(text: str) -> str:
-    """Turns a docstring into one line of Markdown."""
-    return " ".join(text.split()).replace("``", "`")
+def _plain(docstring: str | None) -> str:
+    """Turns the first paragraph of a docstring into one line of Markdown."""
+    return " ".join((docstring or "").split("\n\n")[0].split()).replace("``", "`")
 
 
 if __name__ == "__main__":

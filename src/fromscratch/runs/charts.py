@@ -1,7 +1,7 @@
 """Charts of a run, drawn from its records: loss, gradient norm, learning rate."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,19 +38,12 @@ def draw_charts(run: RunDirectory, *, clip_norm: float | None = None) -> list[Pa
     evaluations = [record for record in read_records(run.events) if record.get("event") == Event.EVALUATION]
     held_out = sorted(dict(_points(evaluations, "loss")).items())
     run.charts.mkdir(exist_ok=True)
-    return [
-        _draw(run.charts / "loss.png", f"{run.name}: loss", lambda axes: draw_loss(axes, metrics, held_out)),
-        _draw(
-            run.charts / "gradient-norm.png",
-            f"{run.name}: gradient norm",
-            lambda axes: draw_gradient_norm(axes, metrics, clip_norm, read_outcomes(run.metrics)),
-        ),
-        _draw(
-            run.charts / "learning-rate.png",
-            f"{run.name}: learning rate",
-            lambda axes: draw_learning_rate(axes, metrics),
-        ),
-    ]
+    charts: dict[str, Callable[[Axes], None]] = {
+        "loss": lambda axes: draw_loss(axes, metrics, held_out),
+        "gradient norm": lambda axes: draw_gradient_norm(axes, metrics, clip_norm, read_outcomes(run.metrics)),
+        "learning rate": lambda axes: draw_learning_rate(axes, metrics),
+    }
+    return [_draw(run, name, draw) for name, draw in charts.items()]
 
 
 def draw_loss(axes: "Axes", metrics: list[dict[str, Any]], held_out: Series) -> None:
@@ -70,7 +63,7 @@ def draw_loss(axes: "Axes", metrics: list[dict[str, Any]], held_out: Series) -> 
         axes.plot(*_columns(held_out), color=ACCENT, marker="o", markersize=3.5, linewidth=1.6, label="held out")
         step, loss = min(held_out, key=lambda point: point[1])
         axes.plot([step], [loss], marker="*", markersize=13, color=ACCENT, label=f"best: {loss:.3f} at step {step:.0f}")
-    _mark_nonfinite(axes, metrics, "loss")
+    _mark(axes, _nonfinite_steps(metrics, "loss"), StepOutcome.NONFINITE)
     axes.set_ylabel("loss (nats per token)")
     _limit_to_percentile(
         axes, [value for _, value in losses + held_out], [value for _, *pair in band for value in pair]
@@ -81,7 +74,7 @@ def draw_gradient_norm(
     axes: "Axes",
     metrics: list[dict[str, Any]],
     clip_norm: float | None,
-    outcomes: dict[str, list[int]] | None = None,
+    outcomes: Mapping[str, Sequence[float]] | None = None,
 ) -> None:
     """Draws the gradient norm before clipping, the clip line, and a mark at each step that was not normal.
 
@@ -92,24 +85,23 @@ def draw_gradient_norm(
     _plot(axes, norms, linewidth=0.8, label="before clipping")
     if norms and clip_norm is not None:
         axes.axhline(clip_norm, color=ACCENT, linestyle="--", linewidth=1.2, label=f"clipped above {clip_norm:g}")
-    if outcomes:
-        _mark_outcomes(axes, outcomes)
-    else:
-        _mark_nonfinite(axes, metrics, "grad_norm")
+    outcomes = outcomes or {StepOutcome.NONFINITE: _nonfinite_steps(metrics, "grad_norm")}
+    for outcome in OUTCOME_MARKS:
+        _mark(axes, outcomes.get(outcome, []), outcome)
     if any(value > 0 for _, value in norms):
         axes.set_yscale("log")
     axes.set_ylabel("gradient norm")
 
 
-def _mark_outcomes(axes: "Axes", outcomes: dict[str, list[int]]) -> None:
-    """Draws one row of marks per outcome; its label has the count."""
-    transform = axes.get_xaxis_transform()
-    for outcome, (label, marker, height, colour) in OUTCOME_MARKS.items():
-        steps = [step for step in outcomes.get(outcome, []) if step < MAX_STEP]
-        if steps:
-            drawn = steps[:: max(1, len(steps) // MAX_POINTS)]
-            text = f"{label}: {_counted(steps)}"
-            axes.plot(drawn, [height] * len(drawn), marker, color=colour, transform=transform, label=text)
+def _mark(axes: "Axes", steps: Sequence[float], outcome: StepOutcome) -> None:
+    """Draws a row of marks at the steps of one outcome; its label has the count."""
+    steps = [step for step in steps if step < MAX_STEP]
+    if steps:
+        label, marker, height, colour = OUTCOME_MARKS[outcome]
+        drawn = steps[:: max(1, len(steps) // MAX_POINTS)]
+        text = f"{label}: {len(steps):,} {'step' if len(steps) == 1 else 'steps'}"
+        transform = axes.get_xaxis_transform()
+        axes.plot(drawn, [height] * len(drawn), marker, color=colour, transform=transform, label=text)
 
 
 def draw_learning_rate(axes: "Axes", metrics: list[dict[str, Any]]) -> None:
@@ -142,9 +134,9 @@ def _plot(axes: "Axes", points: Series, *, linewidth: float, label: str, alpha: 
         axes.plot(*_columns(points), color=INK, linewidth=linewidth, alpha=alpha, label=label, marker=marker)
 
 
-def _draw(path: Path, title: str, draw: Callable[["Axes"], None]) -> Path:
-    image = io.BytesIO()
-    figure_of(title, draw).savefig(image, format="png")
+def _draw(run: RunDirectory, name: str, draw: Callable[["Axes"], None]) -> Path:
+    image, path = io.BytesIO(), run.charts / f"{name.replace(' ', '-')}.png"
+    figure_of(f"{run.name}: {name}", draw).savefig(image, format="png")
     write_atomically(path, image.getvalue())
     return path
 
@@ -171,16 +163,8 @@ def figure_of(title: str, draw: Callable[["Axes"], None]) -> "Figure":
     return figure
 
 
-def _mark_nonfinite(axes: "Axes", metrics: list[dict[str, Any]], key: str) -> None:
-    steps = [step for r in metrics if (step := _step(r)) is not None and r.get(key, 0) is None]
-    if steps:
-        transform = axes.get_xaxis_transform()
-        label = f"not finite: {_counted(steps)}"
-        axes.plot(steps, [0.97] * len(steps), "x", color=WARNING, transform=transform, label=label)
-
-
-def _counted(steps: list[Any]) -> str:
-    return f"{len(steps):,} {'step' if len(steps) == 1 else 'steps'}"
+def _nonfinite_steps(metrics: list[dict[str, Any]], key: str) -> list[float]:
+    return [step for record in metrics if (step := _step(record)) is not None and record.get(key, 0) is None]
 
 
 def _limit_to_percentile(axes: "Axes", values: list[float], band: list[float]) -> None:

@@ -61,7 +61,8 @@ def plan_cleaning(run: RunDirectory, *, keep: int, set_aside: bool = False) -> l
     found = [_removal(path, LEFTOVER, "left by an interrupted write") for path in left if not original_path(path)]
     newest, _ = newest_valid(run.checkpoints)
     plan = plan_retention(run.checkpoints, keep=keep, best_step=recorded_best(newest)[1] if newest else None)
-    found += [_removal(path, CHECKPOINT, _reason(path, plan.damaged, keep)) for path in plan.removed]
+    too_old = f"older than the newest {keep} and not the best"
+    found += [_removal(p, CHECKPOINT, "half deleted" if p in plan.damaged else too_old) for p in plan.removed]
     return found + (list(_runs_set_aside(run)) if set_aside else [])
 
 
@@ -86,16 +87,13 @@ def clean(run: RunDirectory, *, keep: int, set_aside: bool = False) -> tuple[lis
     return [removal for removal in removals if not removal.path.exists()], restored
 
 
-def interrupted_removals(folder: Path) -> list[Removal]:
-    """Lists the runs whose removal was interrupted after they were renamed."""
-    found = (path for path in leftovers_in(folder) if SET_ASIDE.fullmatch(path.name.partition(".tmp-")[0]))
-    return [_removal(path, LEFTOVER, "interrupted removal of a run") for path in found]
-
-
-def finish_removals(removals: list[Removal]) -> None:
-    """Deletes what ``interrupted_removals`` listed."""
-    for removal in removals:
-        shutil.rmtree(removal.path, ignore_errors=True)
+def interrupted_removals(folder: Path, *, finish: bool) -> list[Removal]:
+    """Lists the runs whose removal was interrupted after they were renamed; ``finish`` deletes them."""
+    found = [path for path in leftovers_in(folder) if SET_ASIDE.fullmatch(path.name.partition(".tmp-")[0])]
+    removals = [_removal(path, LEFTOVER, "interrupted removal of a run") for path in found]
+    for path in found if finish else ():
+        shutil.rmtree(path, ignore_errors=True)
+    return removals
 
 
 def _remove_run(run: RunDirectory) -> None:
@@ -123,7 +121,3 @@ def _runs_set_aside(run: RunDirectory) -> Iterator[Removal]:
 
 def _removal(path: Path, kind: str, why: str) -> Removal:
     return Removal(path, kind, why, size_of(path))
-
-
-def _reason(path: Path, damaged: dict[Path, str], kept: int) -> str:
-    return "half deleted" if path in damaged else f"older than the newest {kept} and not the best"

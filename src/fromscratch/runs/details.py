@@ -25,11 +25,8 @@ class CheckpointInfo:
     """One sentence per missing or damaged file; empty if there is none."""
     latest: bool
     best: bool
-
-    @property
-    def valid(self) -> bool:
-        """Whether a resume would use it."""
-        return not self.problems
+    valid: bool
+    """Whether a resume would use it."""
 
 
 @dataclass(frozen=True)
@@ -73,13 +70,15 @@ def list_checkpoints(run: RunDirectory, *, checksums: bool) -> Iterator[Checkpoi
     """Yields every checkpoint, oldest first; ``checksums`` reads every byte."""
     links = {name: (run.checkpoints / name).resolve() for name in (LATEST, BEST)}
     for path in checkpoints_in(run.checkpoints):
+        problems = tuple(_folder_problems(path, checksums=checksums))
         yield CheckpointInfo(
             name=path.name,
             step=step_of(path),
             size_bytes=size_of(path),
-            problems=tuple(_folder_problems(path, checksums=checksums)),
+            problems=problems,
             latest=path.resolve() == links[LATEST],
             best=path.resolve() == links[BEST],
+            valid=not problems,
         )
 
 

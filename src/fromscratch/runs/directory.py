@@ -15,7 +15,7 @@ import tomli_w
 
 from fromscratch.errors import DataError, UsageError
 from fromscratch.files import read_json_object, to_strict_json, write_atomically
-from fromscratch.runs.records import RecordWriter, read_records, to_count
+from fromscratch.runs.records import RecordWriter, read_records, to_count, to_float
 from fromscratch.runs.states import RunState
 
 LOCK_ATTEMPTS, LOCK_WAIT_SECONDS = 4, 0.05
@@ -104,8 +104,8 @@ class RunDirectory:
             writer.write({"event": event, **facts})
 
     def forget_after(self, step: int) -> None:
-        """Drops the metrics of later steps, which a resumed run repeats."""
-        kept = [record for record in read_records(self.metrics) if not _is_after(record, step)]
+        """Drops the metrics of later steps, which a resumed run repeats; keeps lines without a step."""
+        kept = [record for record in read_records(self.metrics) if (to_float(record.get("step")) or 0) <= step]
         write_atomically(self.metrics, "".join(to_strict_json(record) + "\n" for record in kept))
 
     @contextmanager
@@ -128,14 +128,12 @@ class RunDirectory:
         """Names the process that is training the run; empty if there is none. Writes nothing."""
         try:
             with self.lock.open(encoding="utf-8", errors="replace") as file:
-                named = _content(file)
-                if not named:
-                    return ""
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # released when the file is closed
+                if named := _content(file):
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # released when the file is closed
         except BlockingIOError:
             return named
-        except OSError:  # no lock file, or a disk without locks
-            return ""
+        except OSError:
+            pass  # no lock file, or a disk without locks
         return ""
 
     def _take_lock(self, file: TextIO) -> str:
@@ -168,12 +166,6 @@ def _lock_with_retries(file: TextIO) -> None:
 def _content(file: TextIO) -> str:
     file.seek(0)
     return file.read().strip()
-
-
-def _is_after(record: dict[str, Any], step: int) -> bool:
-    """Whether a record has a later step; False if its step is not a number."""
-    found = record.get("step")
-    return isinstance(found, int | float) and found > step
 
 
 def check_run_name(name: str) -> str:

@@ -1,7 +1,7 @@
 """The runs of a folder and the state of each. Reads only; a damaged file never raises an error."""
 
 import os
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -67,7 +67,6 @@ def overview(run: RunDirectory) -> Overview:
     if status.state not in ENDED:  # the status is as old as the last checkpoint
         step = max((s for s in (step, to_count(last.get("step"))) if s is not None), default=None)
     best_loss, best_step = _best_of(run)
-    instants = [_modified_at(path) for path in (run.status, run.metrics, run.events)]
     return Overview(
         name=run.name,
         path=str(run.path),
@@ -81,13 +80,13 @@ def overview(run: RunDirectory) -> Overview:
         best_step=best_step,
         checkpoints=len(checkpoints_in(run.checkpoints)),
         size_bytes=size_of(run.path.resolve()),
-        began_at=_utc_iso(_modified_at(run.config)),
-        updated_at=_utc_iso(max((at for at in instants if at is not None), default=None)),
+        began_at=_written_at(run.config),
+        updated_at=_written_at(run.status, run.metrics, run.events),
     )
 
 
 def observed_status(run: RunDirectory) -> RunStatus:
-    """Reads the status and corrects its state: the lock, not the file, says whether a process trains the run."""
+    """Reads the status and corrects its state: only the lock says whether a process trains the run."""
     try:
         status = run.read_status() if run.status.exists() else RunStatus(RunState.RUNNING, None, None)
     except DataError as error:
@@ -95,15 +94,14 @@ def observed_status(run: RunDirectory) -> RunStatus:
     if holder := run.holder():
         return replace(status, state=RunState.RUNNING, reason=f"trained by {holder}")
     if status.state == RunState.RUNNING:
-        reason = "no process trains it, and it did not end by itself; the same command resumes it"
-        return replace(status, state=RunState.INTERRUPTED, reason=reason)
+        return replace(status, state=RunState.INTERRUPTED, reason="its process was killed; the same command resumes it")
     if status.state not in ENDED:
         return replace(status, state=RunState.UNKNOWN, reason=f"{run.status}: unknown state")
     return status
 
 
 def _best_of(run: RunDirectory) -> tuple[float | None, int | None]:
-    """Loss and step of the best checkpoint as the newest one records them, else of the lowest evaluation."""
+    """Finds loss and step of the best checkpoint in the newest one, else in the lowest evaluation."""
     for checkpoint in reversed(checkpoints_in(run.checkpoints)):
         loss, step = recorded_best(checkpoint)
         if loss is not None:
@@ -115,32 +113,19 @@ def _best_of(run: RunDirectory) -> tuple[float | None, int | None]:
 
 def size_of(path: Path) -> int:
     """Returns the bytes of a file, or of all files below a folder, without following links."""
+    size, files = 0, [path]
+    if os.path.isdir(path) and not path.is_symlink():  # unlike is_dir, never raises
+        files = [Path(parent, name) for parent, _, names in os.walk(path) for name in names]
+    for file in files:
+        with suppress(OSError):  # the run has just deleted it
+            size += file.lstat().st_size
+    return size
+
+
+def _written_at(*paths: Path) -> str | None:
+    """Returns the latest time of a write to the files, as ISO 8601 in UTC; None if it is unknown."""
     try:
-        return sum(_sizes_below(path)) if path.is_dir() and not path.is_symlink() else path.lstat().st_size
-    except OSError:
-        return 0
-
-
-def _sizes_below(folder: Path) -> Iterator[int]:
-    for parent, _, files in os.walk(folder):  # follows no links
-        for name in files:
-            try:
-                yield Path(parent, name).lstat().st_size
-            except OSError:  # the run has just deleted it
-                continue
-
-
-def _modified_at(path: Path) -> float | None:
-    """Time of the last write, in seconds since 1970; None if there is no file."""
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return None
-
-
-def _utc_iso(seconds: float | None) -> str | None:
-    """Formats seconds since 1970 as ISO 8601 in UTC, to the second."""
-    try:
-        return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
-    except (ValueError, OverflowError, OSError):
+        seconds = max(path.stat().st_mtime for path in paths if path.exists())
+        return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+    except (ValueError, OverflowError, OSError):  # no file, or a year after 9999
         return None

@@ -161,12 +161,9 @@ def _report_cleaning(removed: "list[Removal]", restored: list[Path], *, done: bo
         print_columns(("path", "what", "why", "size"), rows)
     for path in restored:
         print(f"{printable(str(path))}: restored; its replacement was never completed")
-    freed = (
-        f"removed, {readable_bytes(total)} freed"
-        if done
-        else f"nothing was removed; --yes frees {readable_bytes(total)}"
-    )
-    note(freed if removed else "nothing to remove", quiet=quiet)
+    size = readable_bytes(total)
+    outcome = f"removed, {size} freed" if done else f"nothing was removed; --yes frees {size}"
+    note(outcome if removed else "nothing to remove", quiet=quiet)
 
 
 def _resolve(name: str, runs_dir: Path) -> "RunDirectory":

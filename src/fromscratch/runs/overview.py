@@ -114,7 +114,7 @@ def _best_of(run: RunDirectory) -> tuple[float | None, int | None]:
 def size_of(path: Path) -> int:
     """Returns the bytes of a file, or of all files below a folder, without following links."""
     size, files = 0, [path]
-    if os.path.isdir(path) and not path.is_symlink():  # unlike is_dir, never raises
+    if path.is_dir() and not path.is_symlink():
         files = [Path(parent, name) for parent, _, names in os.walk(path) for name in names]
     for file in files:
         with suppress(OSError):  # the run has just deleted it

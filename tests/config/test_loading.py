@@ -79,7 +79,7 @@ def test_bases_in_a_circle(run_file: WriteRunFile) -> None:
     path = run_file('base = "sub/../other.toml"\n')
     run_file('base = "run.toml"\n', "other.toml")
     path.with_name("sub").mkdir()
-    assert complaint(path) == f"{path}: circular 'base', which leads back to {path}"
+    assert complaint(path) == f"{path}: circular 'base': {path} is read twice"
 
 
 def test_a_file_that_is_its_own_base(run_file: WriteRunFile) -> None:

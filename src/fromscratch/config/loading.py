@@ -62,7 +62,7 @@ def read_with_bases(path: Path) -> dict[str, Any]:
         base_path = seen[-1].parent / base
         layers.append(_read_base(base_path, named_by=seen[-1]))
         if base_path.resolve() in seen:
-            raise UsageError(f"{path}: circular 'base', which leads back to {base_path.resolve()}")
+            raise UsageError(f"{path}: circular 'base': {base_path.resolve()} is read twice")
         if len(seen) == MAX_BASES:
             raise UsageError(f"{path}: a chain of more than {MAX_BASES} 'base' files; merge some of them")
         seen.append(base_path.resolve())

@@ -1,4 +1,4 @@
-"""The whole run file: ``[model] [data] [train] [eval]``, its resolution and its identity."""
+"""The run file with ``[model] [data] [train] [eval]``: its resolved values and its identity."""
 
 import hashlib
 import json

@@ -106,7 +106,7 @@ def _remove_run(run: RunDirectory) -> None:
 
 
 def _folders_of(run: RunDirectory) -> list[Path]:
-    """Folders in which interrupted writes leave files; a folder that is a link is not one of the run's."""
+    """Lists the folders in which interrupted writes leave files, without links."""
     inner = (folder for folder in (run.checkpoints, run.charts) if folder.is_dir() and not folder.is_symlink())
     return [run.path, *inner]
 

@@ -24,7 +24,7 @@ NAME_RULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 @dataclass(frozen=True)
 class RunStatus:
-    """The content of ``status.json``; a number is None where the file has no valid one."""
+    """The content of ``status.json``; a number is None if the file holds no valid one."""
 
     state: RunState
     step: int | None

@@ -168,12 +168,12 @@ def _end_last_line(path: Path) -> None:
 
 
 def to_count(value: Any) -> int | None:
-    """The value if it is a whole number from 0 to 2**63 - 1, as steps are; else None."""
+    """Returns the value if it is an integer from 0 to 2**63 - 1, as steps are; else None."""
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63 else None
 
 
 def to_float(value: Any) -> float | None:
-    """The value as a float if it is a number; else None."""
+    """Returns the value as a float if it is a number; else None."""
     try:
         return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
     except OverflowError:

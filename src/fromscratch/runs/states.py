@@ -1,4 +1,4 @@
-"""The words of a run's records: states, events, outcomes of a step. The values are what the files hold."""
+"""States of a run, events, and outcomes of a step; the files of a run hold these values."""
 
 from enum import StrEnum
 

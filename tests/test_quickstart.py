@@ -28,7 +28,7 @@ def test_it_learns_and_shows_it(finished: tuple[Path, QuickstartReport]) -> None
     assert report.samples_before != report.samples_after
     assert all(text.startswith(("Return the", "Every effort moves you")) for text in report.samples_after)
     assert all(Path(chart).is_file() for chart in report.charts) and len(report.charts) == 3
-    assert RunDirectory(folder / "runs" / "quickstart").read_status()["state"] == "done"
+    assert RunDirectory(folder / "runs" / "quickstart").read_status().state == "done"
 
 
 def test_a_second_time_it_only_measures(finished: tuple[Path, QuickstartReport]) -> None:

@@ -84,7 +84,7 @@ def test_f14_sigterm_at_any_moment_leaves_one_whole_checkpoint(
     evaluated = [event["step"] for event in read_records(run.events) if event["event"] == "evaluation"]
     assert evaluated == ([0, 5] if where == "evaluation" else [0, 5, 10]), "an evaluation ends at the next batch"
     status = run.read_status()
-    assert (status["state"], status["step"], status["reason"]) == ("stopped", summary.step, "SIGTERM")
+    assert (status.state, status.step, status.reason) == ("stopped", summary.step, "SIGTERM")
     assert_same_end(untouched, run_small(file)[0])
 
 
@@ -101,7 +101,7 @@ def test_f14_sigterm_before_step_0_leaves_no_checkpoint(
         patched.setattr(setup, "begin", signalled)
         run, summary = run_small(file)
     assert (summary.outcome, summary.step) == ("stopped", 0)
-    assert checkpoints_in(run.checkpoints) == [] and run.read_status()["state"] == "stopped"
+    assert checkpoints_in(run.checkpoints) == [] and run.read_status().state == "stopped"
     assert_same_end(untouched, run_small(file)[0])
 
 
@@ -150,7 +150,7 @@ def test_f15_a_second_signal_ends_at_once_with_the_older_checkpoint_whole(
         process.kill()
     assert code == 128 + number and time.monotonic() - sent_at < 5
     status = run.read_status()
-    assert status["state"] == "failed" and f"another {number.name}" in status["reason"]
+    assert status.state == "failed" and f"another {number.name}" in status.reason
     newest, _ = newest_valid(run.checkpoints)
     assert newest is not None and step_of(newest) == 5 and leftovers_in(run.checkpoints)
     assert_same_end(untouched, run_small(file, name="small")[0])
@@ -169,7 +169,7 @@ def test_a_crash_is_in_the_status_and_the_save_before_it_is_whole(tmp_path: Path
         run_small(file, observers=[Crash()])
     run = RunDirectory(tmp_path / "runs" / "run")
     status = run.read_status()
-    assert status["state"] == "failed" and "ValueError: something that nobody foresaw" in status["reason"]
+    assert status.state == "failed" and "ValueError: something that nobody foresaw" in status.reason
     newest, _ = newest_valid(run.checkpoints)
     assert newest is not None and step_of(newest) == 5
     assert_same_end(untouched, run_small(file)[0])
@@ -182,4 +182,4 @@ def test_a_run_that_cannot_resume_says_so_in_its_status(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no checkpoint is valid"):
         run_small(file)
     status = run.read_status()
-    assert status["state"] == "failed" and "no checkpoint is valid" in status["reason"]
+    assert status.state == "failed" and "no checkpoint is valid" in status.reason

@@ -118,7 +118,7 @@ def test_f16_f17_torchrun_restarts_from_the_last_checkpoint(tmp_path: Path, case
     assert "rank 1 is gone" in killed
     assert [event["step"] for event in events_of(run, "resumed")] == [5, 10]
     assert losses(run) == cases[0]["undisturbed"]["losses"]
-    assert run.read_status()["state"] == "done"
+    assert run.read_status().state == "done"
     undisturbed = RunDirectory(Path(cases[0]["undisturbed"]["path"]))
     assert all((tensor == weights(undisturbed)[name]).all() for name, tensor in weights(run).items())
 
@@ -133,7 +133,7 @@ def test_f17_a_crash_at_the_same_step_is_not_repeated_for_ever(tmp_path: Path, m
     run.log_event("resumed", step=5)
     with pytest.raises(FromScratchError, match=r"crashed 3 times in a row after step 5.*a made-up fault"):
         check_crashes(run, step=5, num_steps=20)
-    assert run.read_status()["state"] == "failed" and "3 times" in run.read_status()["reason"]
+    assert run.read_status().state == "failed" and "3 times" in run.read_status().reason
     check_crashes(run, step=10, num_steps=20)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
     check_crashes(run, step=5, num_steps=20)
@@ -144,7 +144,7 @@ def test_f18_a_process_that_hangs_ends_and_says_where(tmp_path: Path) -> None:
     assert code == 1
     assert "the process of rank 1 hangs: it did not answer for 6 s" in said
     run = RunDirectory(tmp_path / "runs" / "small")
-    assert run.read_status()["state"] == "failed" and "rank 1 hangs" in run.read_status()["reason"]
+    assert run.read_status().state == "failed" and "rank 1 hangs" in run.read_status().reason
     stacks = (run.path / "stacks" / "rank-1.txt").read_text()
     assert "in suffer" in stacks and "in take_step" in stacks, "where it hangs"
     assert re.search(r"faulty\.py.* in suffer", said)

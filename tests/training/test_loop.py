@@ -47,7 +47,7 @@ def test_records_and_status(tmp_path: Path) -> None:
     assert all(set(r) == METRICS for r in records)
     assert records[4]["tokens"] == 5 * 8 * 16
     assert records[0]["learning_rate"] == pytest.approx(0.01 / 4)
-    assert run.read_status()["state"] == "done"
+    assert run.read_status().state == "done"
     evaluated = [e["step"] for e in read_records(run.events) if e["event"] == "evaluation"]
     assert evaluated == [0, 5, 10, 15, 20]
     assert summary.best_loss == min(e["loss"] for e in read_records(run.events) if e["event"] == "evaluation")
@@ -145,7 +145,7 @@ def test_a_signal_finishes_the_step_and_saves(tmp_path: Path, number: signal.Sig
     file = write_run_file(tmp_path)
     run, summary = run_small(file, observers=[SignalAt(7, number)])
     assert summary.outcome == "stopped" and summary.step in (7, 8)
-    assert run.read_status()["state"] == "stopped" and run.read_status()["reason"] == number.name
+    assert run.read_status().state == "stopped" and run.read_status().reason == number.name
     assert (run.checkpoints / "latest").resolve().name == f"step-{summary.step:08}"
     assert run_small(file)[1].outcome == "done"
 

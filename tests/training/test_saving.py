@@ -249,7 +249,7 @@ def test_f4_no_room_for_the_last_save_is_an_error_with_the_bytes_it_needs(
     assert caught.value.exit_code == EXIT_CRASH
     run = RunDirectory(tmp_path / "runs" / "run")
     status = run.read_status()
-    assert status["state"] == "failed" and "it needs" in status["reason"]
+    assert status.state == "failed" and "it needs" in status.reason
     assert (run.checkpoints / "latest").readlink().name == "step-00000015" and not leftovers_in(run.checkpoints)
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert_same_end(untouched, run_small(file)[0])

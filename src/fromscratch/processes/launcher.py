@@ -13,9 +13,10 @@ from torch.distributed.run import parse_args, run
 from fromscratch.errors import EXIT_CRASH, EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, DataError, FromScratchError
 from fromscratch.processes.stopping import SIGNALS
 from fromscratch.runs.directory import RunDirectory
+from fromscratch.runs.states import RunState
 
 LAUNCHED_VARIABLE = "FROMSCRATCH_LAUNCHED"
-EXIT_CODES = {"done": EXIT_DONE, "stopped": EXIT_STOPPED, "diverged": EXIT_DIVERGED}
+EXIT_CODES = {RunState.DONE: EXIT_DONE, RunState.STOPPED: EXIT_STOPPED, RunState.DIVERGED: EXIT_DIVERGED}
 
 
 def is_launched() -> bool:
@@ -74,7 +75,7 @@ def _start(arguments: list[str], processes: int) -> None:
 def exit_code_of(directory: RunDirectory, *, otherwise: int) -> int:
     """The exit code that the run's status stands for."""
     try:
-        return EXIT_CODES.get(str(directory.read_status().get("state")), otherwise)
+        return EXIT_CODES.get(directory.read_status().state, otherwise)
     except DataError:
         return otherwise
 
@@ -94,8 +95,8 @@ def _record_failure(directory: RunDirectory, reason: str) -> None:
         status = directory.read_status()
     except DataError:
         return
-    if status.get("state") == "running" and not _is_alive(status["pid"]):
-        directory.write_status("failed", step=status["step"], num_steps=status["num_steps"], reason=reason)
+    if status.state == RunState.RUNNING and status.pid is not None and not _is_alive(status.pid):
+        directory.write_status(RunState.FAILED, step=status.step or 0, num_steps=status.num_steps or 0, reason=reason)
 
 
 def _is_alive(pid: int) -> bool:

@@ -10,9 +10,10 @@ from itertools import takewhile
 from fromscratch.errors import FromScratchError
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import read_records
+from fromscratch.runs.states import Event, RunState
 
 MOST_CRASHES = 3
-BEGINNINGS = ("started", "resumed")
+BEGINNINGS = (Event.STARTED, Event.RESUMED)
 
 
 def restarts() -> int:
@@ -40,10 +41,10 @@ def check_crashes(run: RunDirectory, *, step: int, num_steps: int) -> None:
     crashes = len(list(takewhile(lambda begin: begin == step, reversed(begun))))
     if crashes < MOST_CRASHES:
         return
-    reasons = [str(event.get("reason")) for event in events if event.get("event") == "failed"]
+    reasons = [str(event.get("reason")) for event in events if event.get("event") == Event.FAILED]
     reason = (
         f"crashed {crashes} times in a row after step {step} without another checkpoint; not restarted again "
         f"(the last reason on record: {reasons[-1] if reasons else 'none, it was killed'})"
     )
-    run.write_status("failed", step=step, num_steps=num_steps, reason=reason)
+    run.write_status(RunState.FAILED, step=step, num_steps=num_steps, reason=reason)
     raise FromScratchError(f"run {run.path}: {reason}; find the cause, then start it by hand")

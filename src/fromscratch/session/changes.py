@@ -7,16 +7,16 @@ put on the record with the identity that the checkpoints before it carry.
 from collections.abc import Sequence
 from typing import Any
 
-from fromscratch.config.loading import parse_run_config, read_toml
+from fromscratch.config.loading import read_run_config
 from fromscratch.config.problems import suggestion
 from fromscratch.errors import UsageError
 from fromscratch.files import MANIFEST, read_json_object
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import read_records
 from fromscratch.runs.retention import checkpoints_in
+from fromscratch.runs.states import Event
 from fromscratch.session.plan import PlannedRun
 
-EVENT = "config-changed"
 STORE = "data.store"
 HARD_KEYS = ("train.optimizer.kind", "train.start_from")
 
@@ -27,7 +27,7 @@ def accept_changes(plan: PlannedRun, run: RunDirectory, allowed: Sequence[str]) 
     Raises:
         UsageError: a difference is not allowed, or cannot be; the message lists the keys.
     """
-    begun = parse_run_config(read_toml(run.config), where=str(run.config))
+    begun = read_run_config(run.config)
     saved, wanted = begun.to_plain(), plan.config.to_plain()
     wanted["data"]["store"] = saved["data"]["store"]  # its path may change; checkpoints know its content
     old, new = begun.model.weight_settings(), plan.config.model.weight_settings()
@@ -48,7 +48,7 @@ def accept_changes(plan: PlannedRun, run: RunDirectory, allowed: Sequence[str]) 
         identities += _identities_of_checkpoints(plan, run)
     if any(identity not in accepted_identities(plan, run) for identity in identities):
         with run.locked():  # nothing may change under a run that is being trained
-            run.log_event(EVENT, changes=changes or [f"{STORE}: another content"], identities=identities)
+            run.log_event(Event.CONFIG_CHANGED, changes=changes or [f"{STORE}: another content"], identities=identities)
     if changes:
         with run.locked():
             run.write_config(plan.config.to_plain())
@@ -56,8 +56,8 @@ def accept_changes(plan: PlannedRun, run: RunDirectory, allowed: Sequence[str]) 
 
 def accepted_identities(plan: PlannedRun, run: RunDirectory) -> list[dict[str, Any]]:
     """What a checkpoint may say it belongs to: the run as it is, and as it was before allowed changes."""
-    earlier = (record.get("identities") for record in read_records(run.events) if record.get("event") == EVENT)
-    return [plan.identity, *(identity for identities in earlier for identity in identities or [])]
+    changes = (record for record in read_records(run.events) if record.get("event") == Event.CONFIG_CHANGED)
+    return [plan.identity, *(identity for record in changes for identity in record.get("identities") or [])]
 
 
 def differences(old: Any, new: Any, key: str = "") -> list[str]:

@@ -16,7 +16,7 @@ from fromscratch.processes.world import World, joined_world
 from fromscratch.runs.charts import draw_charts
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import read_records
-from fromscratch.runs.states import RunState
+from fromscratch.runs.states import Event, RunState
 from fromscratch.session.placement import Placement
 from fromscratch.session.plan import PlannedRun
 from fromscratch.session.samples import SamplesFile
@@ -103,7 +103,7 @@ def _held_by_main(opened: Callable[[], RunDirectory], path: Path, world: World) 
             if world.is_main:
                 run = opened()
                 if stack.enter_context(run.locked()):
-                    run.log_event("lock-taken-over")
+                    run.log_event(Event.LOCK_TAKEN_OVER)
         yield RunDirectory(path)
 
 
@@ -151,8 +151,8 @@ def _record_failure(run: RunDirectory, plan: PlannedRun, training: Training | No
     _record_end(run, plan, training, state, reason)
 
 
-def _record_end(run: RunDirectory, plan: PlannedRun, training: Training | None, state: str, reason: str) -> None:
+def _record_end(run: RunDirectory, plan: PlannedRun, training: Training | None, state: RunState, reason: str) -> None:
     step = training.state.step if training else 0
     with suppress(OSError):  # where not even this can be written, the error itself says why
         run.write_status(state, step=step, num_steps=plan.num_steps, reason=reason)
-        run.log_event(state, step=step, reason=reason)
+        run.log_event(Event(state), step=step, reason=reason)

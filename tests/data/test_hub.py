@@ -4,14 +4,20 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from huggingface_hub import constants
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
 from fromscratch.data.store import open_store
 from fromscratch.errors import UsageError
-from fromscratch.hub.datasets import HubName, try_again
+from fromscratch.hub.names import dataset_name
+from fromscratch.hub.requests import HubError, ask_hub
 from tests.data.helpers import command, content_of, store_of, texts_in, write_parquet
 from tests.hub_server import TOKEN, Fault, HubServer
 
@@ -69,7 +75,9 @@ def test_f25_a_large_download_goes_on_where_it_was_cut(hub: HubServer, tmp_path:
     large = os.urandom(32 << 20)  # the Hub's library keeps what came in steps of 10 MiB
     hub.repositories["me/texts"]["large.parquet"] = large
     hub.faults["large.parquet"] = Fault("cut", times=1)
-    script = "from fromscratch.hub.datasets import *; print(download(HubName('me/texts'), 'large.parquet'))"
+    script = (
+        "from fromscratch.hub.downloads import *; print(download_file(HubName('dataset', 'me/texts'), 'large.parquet'))"
+    )
     env = {**os.environ, **hub.environment(tmp_path / "home")}
     done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
     assert Path(done.stdout.strip()).read_bytes() == large
@@ -153,18 +161,89 @@ def test_a_store_that_is_not_there_is_said_so(hub: HubServer, tmp_path: Path) ->
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("word", ["hf://", "hf://one", "hf://a/b/c", "hf://../etc", "hf://a/b?nme=x"])
-def test_a_malformed_name_is_refused(word: str) -> None:
+@pytest.mark.parametrize(
+    "name",
+    ["hf://", "hf://one", "hf://a/b/c", "hf://../etc", "hf://a/b?nme=x", "hf://a/b@", "hf://a/b@x y", "hf://a/b\n"],
+)
+def test_a_malformed_name_is_refused(name: str) -> None:
     with pytest.raises(UsageError):
-        HubName.parse(word, known=("name",))
+        dataset_name(name, allowed=("name", "revision"))
 
 
-def test_waits_grow_between_attempts() -> None:
-    waits: list[float] = []
+@pytest.mark.parametrize(
+    "name", ["hf://a/b@v1", "hf:/a/b@v1", "hf://datasets/a/b@v1/", "hf://a/b?revision=v1", "a/b@v1"]
+)
+def test_one_repository_and_revision_however_they_are_written(name: str) -> None:
+    parsed = dataset_name(name, allowed=("revision",))
+    assert (str(parsed), parsed.revision) == ("hf://a/b", "v1")
+    assert dataset_name("hf://a/b").revision == "main"
+    with pytest.raises(UsageError, match="unknown parameter 'revision'"):
+        dataset_name(name)
+
+
+def failing(error: Exception) -> Callable[[], None]:
+    """A request that always fails, in the same way."""
 
     def fail() -> None:
-        raise ConnectionError("no")
+        raise error
 
+    return fail
+
+
+def test_offline_nothing_is_tried_again() -> None:
+    waits: list[float] = []
     with pytest.raises(UsageError, match="not in the cache"):
-        try_again("x", fail, sleep=waits.append)  # this process is offline: it does not even wait
+        ask_hub("x", failing(ConnectionError("no")), sleep=waits.append)
     assert waits == []
+
+
+def answer(status: int, **headers: str) -> Exception:
+    """The error of ``huggingface_hub`` for an answer of the Hub."""
+    response = SimpleNamespace(status_code=status, headers=headers, request=None)
+    return HfHubHTTPError(f"{status} for {TOKEN}", response=cast("Any", response))
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ConnectionError(TOKEN), "no connection to http.*: ConnectionError"),
+        (answer(503), "the Hub answered 503"),
+        (OSError("the content does not match its SHA-256"), "OSError: the content does not match"),
+    ],
+)
+def test_waits_grow_between_attempts_and_the_last_error_is_told(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    waits: list[float] = []
+    with pytest.raises(HubError, match=rf"^x: failed after 5 attempts \({reason}.*\); try again later$") as caught:
+        ask_hub("x", failing(error), sleep=waits.append)
+    assert TOKEN not in str(caught.value)
+    assert len(waits) == 4 and all(1.3 < later / earlier < 3.0 for earlier, later in pairwise(waits)), waits
+
+
+def test_the_server_says_how_long_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    for asked, seconds in (("7", 7.0), ("9999", 60.0)):
+        waits: list[float] = []
+        with pytest.raises(HubError):
+            ask_hub("x", failing(answer(429, **{"Retry-After": asked})), sleep=waits.append)
+        assert waits == [seconds] * 4
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (answer(404), "^x: the Hub answered 404: no such repository"),
+        (LocalTokenNotFoundError("no"), "^x: needs a token; log in"),
+        (HFValidationError("Cannot have -- in a--b"), "^x: not a name that the Hub allows"),
+    ],
+)
+def test_what_the_user_must_change_is_said_at_once(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, says: str
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    waits: list[float] = []
+    with pytest.raises(UsageError, match=says) as caught:
+        ask_hub("x", failing(error), sleep=waits.append)
+    assert waits == [] and TOKEN not in str(caught.value)

@@ -49,7 +49,7 @@ def corpus(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_worker_processes_make_the_same_store_as_this_process(corpus: Path, tmp_path: Path, workers: int) -> None:
-    rule = DocumentRule(minimum_characters=30, deduplicate=True)
+    rule = DocumentRule(min_characters=30, deduplicate=True)
     alone = store_of_files(corpus, tmp_path / "alone", documents=rule)
     engine = WorkerProcesses(workers, load)
     together = store_of_files(corpus, tmp_path / "together", documents=rule, engine=engine)
@@ -249,7 +249,7 @@ def test_too_little_disk_space_is_said_before_anything_is_written(
 def test_shards_are_bounded_and_end_at_documents(tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()
-    job = EncodePart(tmp_path, work, SplitRule(0.0), DocumentRule(), most_shard_tokens=1_000)
+    job = EncodePart(tmp_path, work, SplitRule(0.0), DocumentRule(), max_shard_tokens=1_000)
     facts = job(Task(0, TextsPart("texts", tuple(TEXTS))), BytesTokenizer())
     assert all(shard["tokens"] <= 1_000 for shard in facts["shards"])
     assert sum(shard["documents"] for shard in facts["shards"]) == len(TEXTS)
@@ -267,7 +267,7 @@ def test_the_first_of_identical_documents_stays_in_the_order_of_the_corpus(tmp_p
 
 @pytest.mark.parametrize("hashes_per_slice", [1, 7, 1_000])
 def test_duplicates_are_the_same_however_few_hashes_are_compared_at_once(tmp_path: Path, hashes_per_slice: int) -> None:
-    from fromscratch.data.deduplicate import HashPart, duplicates_of, mark_duplicates
+    from fromscratch.data.deduplicate import HashPart, mark_duplicates, read_duplicates
 
     generator = random.Random(1)
     parts = [tuple(str(generator.randrange(30)) for _ in range(20)) for _ in range(5)]
@@ -280,7 +280,7 @@ def test_duplicates_are_the_same_however_few_hashes_are_compared_at_once(tmp_pat
         for text in texts:
             expected.append(text in seen)
             seen.add(text)
-        assert duplicates_of(tmp_path, index).tolist() == expected
+        assert read_duplicates(tmp_path, index).tolist() == expected
 
 
 def test_the_summary_says_what_was_made_and_skipped(corpus: Path, tmp_path: Path) -> None:

@@ -29,8 +29,7 @@ def read(path: Path) -> list[str]:
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Divides test files as if they were large."""
-    monkeypatch.setattr(base, "LEAST_PART_BYTES", 5_000)
-    monkeypatch.setattr(text_files, "LEAST_PART_BYTES", 5_000)
+    monkeypatch.setattr(base, "MIN_PART_BYTES", 5_000)
 
 
 @pytest.mark.parametrize("row_group_size", [10, 333, 5_000])
@@ -80,7 +79,7 @@ def test_ranges_of_bytes_give_every_line_once(tmp_path: Path, texts: list[str], 
     path = tmp_path / "x.jsonl"
     path.write_text("\n".join(json.dumps({"text": text}) for text in texts) + "\n" * last_feed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fromscratch.sources.jsonl.part_bytes_for", lambda _size: step)
+        patch.setattr("fromscratch.sources.base.part_bytes_for", lambda _size: step)
         parts = Files(path).parts()
     assert [text for part in parts for text in part.documents()] == texts
 
@@ -94,10 +93,9 @@ def test_a_long_text_is_cut_without_loss_wherever_it_is_divided(tmp_path: Path, 
     path = tmp_path / "x.txt"
     path.write_bytes(text.encode())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text_files, "LEAST_PART_BYTES", step)
-        patch.setattr(text_files, "part_bytes_for", lambda _size: step)
-        patch.setattr(text_files, "PIECE_BYTES", 5)
-        patch.setattr(text_files, "MOST_PIECE_BYTES", 12)
+        patch.setattr(base, "part_bytes_for", lambda _size: step)
+        patch.setattr(text_files, "MIN_PIECE_BYTES", 5)
+        patch.setattr(text_files, "MAX_PIECE_BYTES", 12)
         pieces = [piece for part in text_files.long_text_parts(path) for piece in part.documents()]
     assert all(isinstance(piece, str) and 0 < len(piece.encode()) <= 12 for piece in pieces)
     assert "".join(map(str, pieces)) == text
@@ -205,16 +203,16 @@ def test_b21_lone_surrogates_become_question_marks(tmp_path: Path) -> None:
 
 
 def test_documents_longer_than_the_limit_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fromscratch.data.documents.MOST_DOCUMENT_BYTES", 10)
+    monkeypatch.setattr("fromscratch.data.documents.MAX_DOCUMENT_BYTES", 10)
     skipped: Counter[str] = Counter()
-    assert [*DocumentRule(minimum_characters=2).kept(["x" * 11, "x" * 10, "x", ""], skipped)] == ["x" * 10]
+    assert [*DocumentRule(min_characters=2).kept(["x" * 11, "x" * 10, "x", ""], skipped)] == ["x" * 10]
     assert skipped == {"too long": 1, "too short": 1, "empty": 1}
 
 
 def test_a_tokenizer_learns_from_a_bounded_sample_of_every_part(monkeypatch: pytest.MonkeyPatch) -> None:
     sources = [InMemory(str(n), tuple(f"{n} {i} " + "x" * 96 for i in range(100))) for n in range(4)]
     assert len([*training_documents(sources, SplitRule(0.0))]) == 400
-    monkeypatch.setattr("fromscratch.data.documents.MOST_TRAINING_BYTES", 8_000)
+    monkeypatch.setattr("fromscratch.data.documents.MAX_TRAINING_BYTES", 8_000)
     assert [text[0] for text in training_documents(sources, SplitRule(0.0))] == sorted("0123" * 20)
 
 

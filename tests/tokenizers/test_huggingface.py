@@ -138,7 +138,7 @@ def test_words_that_mean_no_tokenizer(word: str, message: str) -> None:
 
 
 def test_training_without_documents() -> None:
-    with pytest.raises(UsageError, match="tokenizer train:300: there are no documents here to learn it from"):
+    with pytest.raises(UsageError, match="tokenizer train:300: there are no documents here to train it on"):
         open_tokenizer("train:300")
 
 

@@ -135,13 +135,13 @@ def placed(
 
 def introduce(plan: "PlannedRun", placement: "Placement", path: Path, *, fresh: bool, quiet: bool) -> None:
     """Says what is about to happen, and what it will need on the disk. Raises UsageError where that is too much."""
-    from fromscratch.data.verify import sampled_monotony
+    from fromscratch.data.verify import one_token_warnings
     from fromscratch.session.disk import plan_disk
 
     if path.is_symlink():
         note(f"notice: {path} is a link to {path.resolve()}")
     note(describe(plan, placement, path), quiet=quiet)
-    warnings = [*sampled_monotony(plan.sequences.split), *filter(None, [placement.threads.notice])]
+    warnings = [*one_token_warnings(plan.sequences.split), *filter(None, [placement.threads.notice])]
     for warning in warnings:
         note(f"notice: {warning}")
     note(plan_disk(plan, path, fresh=fresh).describe(), quiet=quiet)

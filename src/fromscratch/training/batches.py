@@ -76,7 +76,7 @@ class TokenBatches:
 
     @property
     def most_steps(self) -> int:
-        return self.sequences.most_steps
+        return self.sequences.max_steps
 
     @property
     def num_micro_batches(self) -> int:

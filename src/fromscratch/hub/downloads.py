@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from fromscratch.errors import UsageError
 from fromscratch.files import sha256_of
@@ -37,7 +38,7 @@ def download_file(name: HubName, file: str) -> Path:
     """
     from huggingface_hub import hf_hub_download, hf_hub_url, try_to_load_from_cache
 
-    which = {"repo_type": name.kind, "revision": name.revision}
+    which: dict[str, Any] = {"repo_type": name.kind, "revision": name.revision}
     cached = try_to_load_from_cache(name.repository, file, **which)
 
     def downloaded() -> Path:

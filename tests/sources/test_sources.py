@@ -16,7 +16,8 @@ from fromscratch.data.documents import DocumentRule, SplitRule, training_documen
 from fromscratch.errors import DataError, UsageError
 from fromscratch.sources import Files, PythonDocs, base, open_source, text_files
 from fromscratch.sources.base import InMemory, Unusable, usable
-from tests.data.helpers import command, store_of_files, texts_in, write_parquet
+from tests.command import refused
+from tests.data.helpers import store_of_files, texts_in, write_parquet
 
 TEXTS = [f"{number} " + "words " * (number % 50) for number in range(2_000)]
 
@@ -113,9 +114,8 @@ def test_a_folder_mixes_kinds_in_the_order_of_names(tmp_path: Path) -> None:
 
 def test_b19_parquet_without_the_text_column_names_the_columns(tmp_path: Path) -> None:
     pq.write_table(pa.table({"body": ["x"], "n": [1]}), tmp_path / "x.parquet")
-    done = command("data", "prepare", tmp_path / "x.parquet", "--out", tmp_path / "s", "--tokenizer", "bytes")
-    assert done.returncode == 3
-    assert "has no column 'text'; it has body, n (--text-column names one)" in done.stderr
+    arguments = ("data", "prepare", tmp_path / "x.parquet", "--out", tmp_path / "s", "--tokenizer", "bytes", "-q")
+    refused(*arguments, code=3, says="has no column 'text'; it has body, n (--text-column names one)")
     assert not (tmp_path / "s").exists()
     renamed = Files(tmp_path / "x.parquet", "body")
     assert [*renamed.parts()[0].documents()] == ["x"]

@@ -40,7 +40,7 @@ SECONDS_BETWEEN_SAMPLES = 0.05
 class Stopwatch(PreparationObserver):
     """Starts when the workers are ready."""
 
-    def begin(self, *, total_bytes: int, done_bytes: int, tokens: int) -> None:
+    def begin(self, *, total_bytes: int, done_bytes: int) -> None:
         self.began_at = time.perf_counter()
 
 

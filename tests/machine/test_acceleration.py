@@ -166,7 +166,7 @@ def test_prefetched_batches_are_the_same_ones(tmp_path: Path) -> None:
     sequences = objective.sequences
     plain = TokenBatches(sequences, 3, 7, CPU)
     ahead = dataclasses.replace(plain, prefetch=True)
-    last = sequences.most_steps - 1
+    last = sequences.max_steps - 1
     for step in (0, 1, 2, 7, 3, last):  # a run may go back, or jump
         pairs = zip(plain.micro_batches(step), ahead.micro_batches(step), strict=True)
         for wanted, found in pairs:

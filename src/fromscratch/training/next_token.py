@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fromscratch.data.batches import SequenceBatches
-from fromscratch.data.verify import sampled_monotony
+from fromscratch.data.verify import one_token_warnings
 from fromscratch.machine.memory import default_micro_batch
 from fromscratch.models.language_model import LanguageModel
 from fromscratch.processes.world import ALONE, World, even_parts
@@ -53,7 +53,7 @@ class NextToken:
         return self.held_out is not None
 
     def notices(self) -> list[str]:
-        return list(sampled_monotony(self.sequences.split))
+        return list(one_token_warnings(self.sequences.split))
 
     def batches(self, runtime: Runtime) -> "TokenBatches":
         prefetch = runtime.device.type == "cuda"
@@ -102,7 +102,7 @@ class TokenBatches:
 
     @property
     def max_steps(self) -> int:
-        return self.sequences.most_steps
+        return self.sequences.max_steps
 
     @property
     def num_micro_batches(self) -> int:

@@ -7,6 +7,7 @@ import pytest
 from fromscratch.quickstart import QuickstartReport, Scale, quickstart
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.training.observers import SilentObserver
+from tests.conftest import drawn_charts
 from tests.training.test_loop import SignalAt
 
 SMALL = Scale(packages=("numpy", "not-installed"), vocabulary_size=512, tokens=110 * 1024)
@@ -15,7 +16,8 @@ SMALL = Scale(packages=("numpy", "not-installed"), vocabulary_size=512, tokens=1
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, QuickstartReport]:
     folder = tmp_path_factory.mktemp("quickstart")
-    return folder, quickstart(folder, observers=[SilentObserver()], scale=SMALL)
+    with drawn_charts():
+        return folder, quickstart(folder, observers=[SilentObserver()], scale=SMALL)
 
 
 def test_it_learns_and_shows_it(finished: tuple[Path, QuickstartReport]) -> None:

@@ -61,6 +61,6 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(PIP_INSTALL) --editable .
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(PIP_INSTALL) --editable ".[dev]"
-	@touch $@
+	@touch $(VENV)/.installed $@

@@ -40,6 +40,7 @@ def train(**changes: Any) -> dict[str, Any]:
     return {**SMALL_RUN["train"], **changes}
 
 
+@pytest.mark.usefixtures("charts")
 def test_records_and_status(tmp_path: Path) -> None:
     run, summary = run_small(write_run_file(tmp_path, train=train(sample_every=10)))
     records = list(read_records(run.metrics))
@@ -95,6 +96,7 @@ class NanFrom(SilentObserver):
         self._step = record["step"] + 1  # results arrive a step late
 
 
+@pytest.mark.usefixtures("charts")
 def test_f21_ten_bad_steps_in_a_row_end_the_run_with_its_last_checkpoint_intact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,6 +114,7 @@ def test_f21_ten_bad_steps_in_a_row_end_the_run_with_its_last_checkpoint_intact(
     assert "NaN" not in lines and "Infinity" not in lines and '"loss": null' in lines
 
 
+@pytest.mark.usefixtures("charts")
 def test_f23_a_bad_loss_at_a_checkpoint_is_null_and_training_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

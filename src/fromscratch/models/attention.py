@@ -1,4 +1,4 @@
-"""Causal multi-head self-attention, twice: spelled out for readers, and through torch's fused kernels.
+"""Causal multi-head self-attention: explicit for readers, and through torch's fused kernels.
 
 Letters: B batch, T time (new tokens), S tokens that they may see, D embedding, H heads, C = D / H head channels.
 
@@ -22,9 +22,9 @@ QUERIES_PER_BLOCK = 128
 
 
 class CausalAttention(nn.Module):
-    """Everything but the core: the projections, the division into heads, and what a token sees.
+    """The projections, the division into heads, and the mask. A subclass implements ``attend``.
 
-    A subclass says how it attends. It may override ``encode_positions`` and ``sees``, which training, cached
+    It may override ``encode_positions`` and ``sees``, which training, cached
     generation and the count of operations all use.
     """
 
@@ -57,10 +57,10 @@ class CausalAttention(nn.Module):
         ``mask`` and ``is_causal`` are those of ``torch.nn.functional.scaled_dot_product_attention``: booleans that
         broadcast to [B, H, T, S] and are True where a query sees a key; or no mask, and T = S where it is causal.
         """
-        raise NotImplementedError(f"{type(self).__name__} must say how it attends")
+        raise NotImplementedError(f"{type(self).__name__} must implement attend")
 
     def encode_positions(self, query: Tensor, key: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries and keys [B, H, T, C] at positions [B or 1, T], as they are compared and remembered."""
+        """Encodes positions [B or 1, T] into queries and keys [B, H, T, C], before keys enter the cache."""
         return query, key
 
     def sees(self, query_positions: Tensor, key_positions: Tensor) -> Tensor:

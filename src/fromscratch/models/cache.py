@@ -1,4 +1,4 @@
-"""What a model remembers of the texts that it continues: the keys and values of every earlier token.
+"""The memory of generation: keys and values of every earlier token of each text.
 
 A token has a *column*, its index in the remembered tensors, and a *position* in its own text. Prompts of
 different length are padded on the left, so that the first position of a text lies in a later column;
@@ -17,36 +17,36 @@ Sees = Callable[[Tensor, Tensor], Tensor]
 
 
 def causal(query_positions: Tensor, key_positions: Tensor) -> Tensor:
-    """A token sees itself and what came before."""
+    """A token sees itself and all earlier ones."""
     return key_positions <= query_positions
 
 
 def attention_mask(sees: Sees, query_positions: Tensor, key_positions: Tensor) -> Tensor:
     """True where a query sees a key: positions [B or 1, T] and [B or 1, S] -> [B or 1, 1, T, S].
 
-    Padding is seen by nobody but itself: a softmax over nothing has no value.
+    Padding is seen only by itself. It needs one visible key, because a softmax over no key is NaN.
     """
     query, key = query_positions[:, None, :, None], key_positions[:, None, None, :]
     return sees(query, key) & (key >= 0) | (query == key)
 
 
 class Past:
-    """The memory of a whole model: what is common to all places where keys and values may lie."""
+    """Base class of a model's memory, wherever its tensors are."""
 
     length = 0
     """Columns remembered so far, padding included."""
     is_padded = False
     """Whether a text has padding."""
     can_rewind = False
-    """Whether ``rewind`` can forget the last columns again."""
+    """Whether ``rewind`` can remove the last columns."""
     _shared: tuple[tuple[int, int, int], Tensor | None] | None = None
 
     def begin(self, padding: list[int], device: torch.device) -> None:
-        """Forgets everything; text ``b`` will begin with ``padding[b]`` tokens that do not count."""
+        """Clears the memory. Text ``b`` begins with ``padding[b]`` columns of padding."""
         raise NotImplementedError
 
     def rewind(self, length: int) -> None:
-        """Forgets all but the first ``length`` columns."""
+        """Removes all but the first ``length`` columns."""
         raise NotImplementedError
 
     def all_positions(self, num_columns: int) -> Tensor:
@@ -54,7 +54,7 @@ class Past:
         raise NotImplementedError
 
     def store(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Puts [B, H, T, C] behind what a layer remembers; returns all of it, [B, H, S, C]."""
+        """Appends keys and values [B, H, T, C] to those of a layer; returns all of them, [B, H, S, C]."""
         raise NotImplementedError
 
     def positions(self, num_new: int) -> Tensor:
@@ -62,7 +62,7 @@ class Past:
         return self.all_positions(self.length + num_new)[:, self.length :]
 
     def extend(self, layer: int, key: Tensor, value: Tensor, sees: Sees | None) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Takes in a layer's new keys and values [B, H, T, C].
+        """Appends a layer's new keys and values [B, H, T, C].
 
         Returns all of them, [B, H, S, C], and the mask for new queries, [B or 1, 1, T, S]; None masks nothing.
         ``sees`` None is ``causal``, whose mask is computed once for all layers.
@@ -83,12 +83,12 @@ class Past:
         return attention_mask(sees, positions[:, length : length + num_new], positions)
 
     def advance(self, num_new: int) -> None:
-        """All layers have taken in ``num_new`` columns."""
+        """Called after all layers have appended ``num_new`` columns."""
         self.length += num_new
 
 
 class KeyValueCache(Past):
-    """Memory for up to ``capacity`` columns, allocated once: a step copies its own columns in and nothing else."""
+    """Memory for up to ``capacity`` columns, allocated once. A step copies only its own columns."""
 
     can_rewind = True
 

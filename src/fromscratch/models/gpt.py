@@ -66,7 +66,7 @@ class GPT(LanguageModel):
         number_dropout_sites(self)
 
     def tie_parameters(self) -> None:
-        """Makes the head share the embedding's matrix, if it is tied; again after ``to_empty``, which parts them."""
+        """Makes a tied head share the embedding's matrix."""
         if self.sizes.tied_head:
             self.head.weight = self.token_embedding.weight
 
@@ -81,7 +81,7 @@ class GPT(LanguageModel):
         return self.transform(self.token_embedding(tokens), past)
 
     def transform(self, x: Tensor, past: Past | None = None) -> Tensor:
-        """As ``hidden_states``, from token embeddings [B, T, D]; with a ``past`` they go on where that ended."""
+        """As ``hidden_states``, from token embeddings [B, T, D]; with a ``past`` they continue its texts."""
         time, before = x.shape[1], 0 if past is None else past.length
         if before + time > self.context_length:
             raise ValueError(f"{before + time} tokens, but the model's context is {self.context_length}")

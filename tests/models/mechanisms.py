@@ -74,9 +74,9 @@ class Window(Slot):
     """Attention to the last few tokens only."""
 
     builds: ClassVar[str] = f"fromscratch.models.{MODULE}:WindowAttention"
-    weights: ClassVar[str] = "window"
+    weights: ClassVar[str] = "trial-window"
     free_settings: ClassVar[frozenset[str]] = frozenset({"width"})
-    kind: Literal["window"] = "window"
+    kind: Literal["trial-window"] = "trial-window"
     width: Positive = 5
     """Tokens that a position sees."""
 
@@ -85,14 +85,14 @@ class Rotary(Slot):
     """Rotary positions."""
 
     builds: ClassVar[str] = f"fromscratch.models.{MODULE}:RotaryAttention"
-    kind: Literal["rotary"] = "rotary"
+    kind: Literal["trial-rotary"] = "trial-rotary"
 
 
 class Nowhere(Slot):
     """No position information at the embeddings."""
 
     builds: ClassVar[str] = f"fromscratch.models.{MODULE}:NoPosition"
-    kind: Literal["none"] = "none"
+    kind: Literal["trial-none"] = "trial-none"
 
 
 TRIALS: list[tuple[str, type[Slot]]] = [("attention", Window), ("attention", Rotary), ("position", Nowhere)]

@@ -29,8 +29,8 @@ from tests.models.mechanisms import trial_kinds
 from tests.small import SMALL_RUN, run_small, write_run_file
 
 TRIALS: dict[str, dict[str, Any]] = {
-    "window": {"attention": {"kind": "window", "width": 4}},
-    "rotary": {"attention": "rotary", "position": "none"},
+    "window": {"attention": {"kind": "trial-window", "width": 4}},
+    "rotary": {"attention": "trial-rotary", "position": "trial-none"},
 }
 SHAPE = {"vocab_size": 61, "context_length": 10, "num_layers": 3, "num_heads": 4, "embedding_dim": 32}
 
@@ -93,7 +93,7 @@ def test_rotary_positions_count_from_one_another(folder: Path) -> None:
 
 def test_a_window_costs_less_by_hand() -> None:
     plain = GPTConfig.model_validate(SHAPE)
-    window = GPTConfig.model_validate({**SHAPE, "attention": {"kind": "window", "width": 4}})
+    window = GPTConfig.model_validate({**SHAPE, "attention": {"kind": "trial-window", "width": 4}})
     visible = [1 + 2 + 3 + 4 * 7, sum(range(1, 11))]  # pairs of a sequence of ten
     costs = [model_costs(config).forward_flops_per_token for config in (window, plain)]
     assert costs[1] - costs[0] == round(3 * 4 * 32 * (visible[1] - visible[0]) / 10)
@@ -102,7 +102,7 @@ def test_a_window_costs_less_by_hand() -> None:
 def test_only_what_no_weight_depends_on_may_change(folder: Path) -> None:
     start = {"train": {**SMALL_RUN["train"], "start_from": "runs/plain@latest"}}
     with pytest.raises(UsageError, match=r"model\.attention\.kind: 'multi-head' there, 'rotary' here"):
-        plan_run(write_run_file(folder, "child", **start, model={"attention": "rotary"}))
+        plan_run(write_run_file(folder, "child", **start, model={"attention": "trial-rotary"}))
     assert plan_run(write_run_file(folder, "child", **start, model={"attention": "explicit"})).parent
 
     def go_on(changes: dict[str, Any]) -> None:
@@ -113,7 +113,7 @@ def test_only_what_no_weight_depends_on_may_change(folder: Path) -> None:
 
     with pytest.raises(UsageError, match=r"--allow-change model\.attention: cannot be allowed"):
         go_on({"attention": "sdpa"})
-    go_on({"attention": {"kind": "window", "width": 6}})
+    go_on({"attention": {"kind": "trial-window", "width": 6}})
 
 
 def test_a_mechanism_that_cannot_be_carried_is_not_published() -> None:

@@ -63,7 +63,7 @@ class Dropout(nn.Module):
         return torch.where(self.keep_mask(x), x / (1.0 - self.probability), 0.0)
 
     def keep_mask(self, x: Tensor) -> Tensor:
-        """Booleans of the shape of ``x`` [batch, ...]: True is kept. Row ``b`` is drawn from the key of sequence ``b``."""
+        """Booleans of the shape of ``x`` [batch, ...]; True is kept. Row ``b`` depends on the key of sequence ``b``."""
         numbers = -(-math.prod(x.shape[1:]) // ELEMENTS_PER_NUMBER)
         if self.device_keys is None:
             bits = random_numbers(self, numbers, x)

@@ -110,7 +110,7 @@ def _losses_and_gradients(
         torch.mm(gradient, weight, out=of_hidden[rows])
         of_weight.addmm_(
             gradient.T, hidden[rows], beta=float(rows.start > 0)
-        )  # beta 0 ignores the uninitialised values
+        )  # 0 ignores uninitialised values
     return losses, of_hidden, of_weight
 
 

@@ -24,6 +24,13 @@ settings.load_profile("ci")
 pytest.MonkeyPatch().setattr(providers, "is_local_module_file", lambda _path: False)
 
 
+def pytest_runtest_setup() -> None:
+    """Seeds torch's global generator before each test: what it draws does not depend on the tests before it."""
+    import torch
+
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data beside the repository; tests that need it are skipped where it is absent."""

@@ -82,7 +82,7 @@ def test_the_examples_train_generate_and_publish(package: Path, tmp_path: Path) 
 def test_the_conformance_tests_cover_a_new_kind_at_once(package: Path) -> None:
     tests = REPOSITORY / "tests" / "models" / "test_conformance.py"
     done = run(
-        package, REPOSITORY, "-m", "pytest", tests, "-q", "-k", "attention-rotary", "-p", "no:cacheprovider", "-p", "no:xdist"
+        package, REPOSITORY, "-m", "pytest", tests, "-k", "attention-rotary", "-p", "no:cacheprovider", "-p", "no:xdist"
     )
     assert done.returncode == 0, done.stdout
     passed = re.search(r"(\d+) passed", done.stdout)

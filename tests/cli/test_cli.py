@@ -170,8 +170,8 @@ def test_fresh_sets_the_old_run_aside(trained: Path) -> None:
 
 def test_stop_after_and_the_same_command_again(trained: Path) -> None:
     arguments = ("train", "small.toml", "--name", "halves", "--json")
-    stopped = in_a_process(*arguments, "--stop-after", "7", cwd=trained)
-    assert stopped.returncode == 75 and json.loads(stopped.stdout)["step"] == 7
+    stopped = run_command(*arguments, "--stop-after", "7")
+    assert stopped.code == 75 and json.loads(stopped.out)["step"] == 7
     assert run_command(*arguments).code == 0
 
 

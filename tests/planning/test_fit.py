@@ -71,7 +71,6 @@ def test_not_even_one_sequence() -> None:
         find_fit(Machine(10, fixed=600, each=13.0), budget_bytes=10, share=4)
 
 
-@pytest.mark.timeout(300)
 def test_on_this_machine_it_agrees_with_brute_force(monkeypatch: pytest.MonkeyPatch) -> None:
     """Real probes; the sizes around the answer are tried again, each in a process of its own."""
     monkeypatch.setattr(fit, "SECONDS", 0.0)  # two steps a probe: memory is measured, not speed

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fromscratch.processes.world import World, even_parts
+from fromscratch.processes.world import World, split_evenly
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import read_records
 from tests.small import SMALL_RUN, run_small, write_run_file
@@ -47,8 +47,8 @@ def losses(run: RunDirectory) -> list[float]:
 
 
 @pytest.mark.parametrize(("length", "parts"), [(8, 2), (7, 2), (3, 3), (10, 4), (2, 3)])
-def test_even_parts(length: int, parts: int) -> None:
-    bounds = even_parts(length, parts)
+def test_split_evenly(length: int, parts: int) -> None:
+    bounds = split_evenly(length, parts)
     assert bounds[0][0] == 0 and bounds[-1][1] == length
     assert all(a[1] == b[0] for a, b in pairwise(bounds))
     sizes = [end - begin for begin, end in bounds]
@@ -58,8 +58,8 @@ def test_even_parts(length: int, parts: int) -> None:
 def test_a_process_alone_agrees_with_itself() -> None:
     alone = World()
     assert alone.any(True) and not alone.any(False)
-    assert alone.sum(2.5) == 2.5 and alone.from_main({"a": 1}) == {"a": 1}
-    assert list(alone.share(range(5))) == [0, 1, 2, 3, 4]
+    assert alone.sum(2.5) == 2.5 and alone.broadcast({"a": 1}) == {"a": 1}
+    assert list(alone.local_shard(range(5))) == [0, 1, 2, 3, 4]
 
 
 def test_f11_two_processes_equal_one_and_resume_across(tmp_path: Path) -> None:

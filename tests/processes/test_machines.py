@@ -66,7 +66,7 @@ def start(
     command += ["--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}", "--rdzv-id=run"]
     command += [f"--rdzv-conf=is_host={int(is_host)}", f"--local-addr={machine.address}"]
     command += [*options, str(HERE / "faulty.py"), "train", "small.toml", "--device", "cpu"]
-    environment = {**ENVIRONMENT, "PYTHONPATH": str(HERE.parents[1]), "FAULTS": faults}
+    environment = {**ENVIRONMENT, **PATH, "FAULTS": faults}
     environment["GLOO_SOCKET_IFNAME"] = machine.interface
     pipe = subprocess.PIPE
     return subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True)

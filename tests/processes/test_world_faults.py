@@ -26,7 +26,8 @@ from tests.small import write_run_file
 
 HERE = Path(__file__).parent
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-PATH = {"PYTHONPATH": str(HERE.parents[1])}
+ROOT = HERE.parents[1]
+PATH = {"PYTHONPATH": f"{ROOT}:{ROOT / 'src'}"}
 
 
 @pytest.fixture(scope="module")

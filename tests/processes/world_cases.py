@@ -50,7 +50,7 @@ class Case:
             if world.is_main:
                 open_run_directory(plan, self.path, fresh=False)
         self.training = prepare_training(plan, RunDirectory(self.path), self.placement(), world, observers=[])
-        world.wait()
+        world.barrier()
 
     def placement(self) -> Placement:
         """What a start would choose now."""
@@ -78,7 +78,7 @@ class Case:
     def outcome(self) -> dict[str, Any]:
         """Trains to the end."""
         train(self.training)
-        self.world.wait()
+        self.world.barrier()
         found: dict[str, Any] = {"weights": self.weights(), "step": self.training.state.step, "path": str(self.path)}
         if self.world.is_main:
             found |= {"losses": [r["loss"] for r in self.records()], "outcomes": [r["outcome"] for r in self.records()]}

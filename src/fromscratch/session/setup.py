@@ -168,7 +168,7 @@ def _begin_or_resume(
         if world.is_main:
             name = _checkpoint_to_resume(plan, journal)
             check_crashes(journal.run, step=step_of(Path(name)) if name else 0, num_steps=plan.num_steps)
-    name = world.from_main(name)
+    name = world.broadcast(name)
     if not name:
         begin(model, optimizer, plan.config.model, seed=plan.config.train.seed, parent=plan.parent)
         return TrainingState()

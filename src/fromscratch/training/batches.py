@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fromscratch.data.batches import SequenceBatches
 from fromscratch.errors import UsageError
-from fromscratch.processes.world import ALONE, World, even_parts
+from fromscratch.processes.world import ALONE, World, split_evenly
 from fromscratch.randomness import derive_seed
 from fromscratch.training.prefetch import Prefetcher
 
@@ -103,10 +103,10 @@ class TokenBatches:
     def _places(self, step: int) -> list[tuple[int, Sequence[int]]]:
         """The step and the sequences of each micro-batch."""
         indices = self._share(step)
-        return [(step, indices[begin:end]) for begin, end in even_parts(len(indices), self.num_micro_batches)]
+        return [(step, indices[begin:end]) for begin, end in split_evenly(len(indices), self.num_micro_batches)]
 
     def _share(self, step: int) -> Sequence[int]:
-        return self.world.share(self.sequences.sequence_indices(step))
+        return self.world.local_shard(self.sequences.sequence_indices(step))
 
     def _load(self, step: int, indices: Sequence[int]) -> MicroBatch:
         """A micro-batch in the computer's memory, pinned where a CUDA device will fetch it."""

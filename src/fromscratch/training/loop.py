@@ -99,7 +99,7 @@ def train(training: Training, *, stop_after: int | None = None) -> str:
         on_record=journal.record,
         announce=journal.announce,
     )
-    stop.last_words = lambda name: journal.status(
+    stop.on_forced_exit = lambda name: journal.status(
         FAILED, step=state.step, num_steps=training.num_steps, reason=f"ended at once by another {name}"
     )
     with stop.listening():
@@ -219,7 +219,7 @@ def deal_with_spike(training: Training, recorder: StepRecorder) -> None:
     if not training.spikes.rolls_back or step is None:
         return
     _collect_save(training, wait=True)
-    name = training.world.from_main(_newest_checkpoint_name(training.checkpoints) if training.world.is_main else "")
+    name = training.world.broadcast(_newest_checkpoint_name(training.checkpoints) if training.world.is_main else "")
     if not name:
         training.journal.announce("rollback-impossible", step=step, reason="no checkpoint yet")
         return

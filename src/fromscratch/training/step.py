@@ -172,7 +172,7 @@ class Stepper:
                         self._backward(total)
                 sums.append(total.detach())
                 means.append(total.detach() / batch.targets.numel())
-                self._world.pulse.beat()
+                self._world.heartbeat()
         except RuntimeError as error:
             if not is_memory_error(error):
                 raise

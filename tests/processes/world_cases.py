@@ -1,12 +1,11 @@
-"""What goes wrong in one process of two, one case after another: run by torchrun, in one start of it.
+"""What goes wrong in one process of two, one case after another, in one start of torchrun.
 
-Prints the findings of each process as JSON into ``rank-N.json`` beside the run file.
+Writes the findings of each process as JSON into ``rank-N.json`` beside the run file.
 """
 
 import hashlib
 import json
 import math
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -232,7 +231,3 @@ def main(file: Path) -> None:
         for case in (policies, raises, nan_loss, scale, spikes, memory):
             found[case.__name__] = case(file, world)
         (file.parent / f"rank-{world.rank}.json").write_text(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -3,7 +3,9 @@
 import json
 import os
 import signal
+import socket
 import time
+from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fromscratch.errors import FromScratchError
+from fromscratch.processes.rendezvous import session_store
 from fromscratch.processes.world import World, split_evenly
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import read_records
@@ -51,6 +55,15 @@ def test_a_process_alone_agrees_with_itself() -> None:
     assert list(alone.local_shard(range(5))) == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_waits_in_vain_says_so(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
+    facts = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    for name, value in facts.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(FromScratchError, match=rf"rank {rank}: not all 2 processes joined within 1 s"):
+        session_store(timedelta(seconds=1))
+
+
 def test_f11_two_processes_equal_one_and_resume_across(tmp_path: Path) -> None:
     """Accumulation in both, dropout on, evaluation shared; then 1 -> 2 and 2 -> 1."""
     file = write_run_file(tmp_path)
@@ -82,6 +95,12 @@ def test_bad_input_is_told_once(tmp_path: Path) -> None:
     assert result.stderr.count("error:") == 1 and "over 2 processes; valid values are 1, 2, 4" in result.stderr
     many = launch(tmp_path, "small.toml", processes=9)
     assert many.wait() == 2 and "use at most 8" in many.stderr
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def wait_for_step(metrics: Path, step: int) -> None:

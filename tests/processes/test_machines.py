@@ -4,7 +4,6 @@ import itertools
 import json
 import os
 import shutil
-import socket
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import read_records
 from tests.processes import faulty
 from tests.processes.forked import Command, Fork, agent
-from tests.processes.test_distributed import TIMEOUT, losses
+from tests.processes.test_distributed import TIMEOUT, free_port, losses
 from tests.small import run_small, write_run_file
 
 
@@ -64,12 +63,6 @@ def start(machine: Machine, folder: Path, endpoint: str, *options: str, faults: 
     environment = {**TIMEOUT, "FAULTS": faults, "GLOO_SOCKET_IFNAME": machine.interface}
     arguments = (torchrun, faulty.run, "train", "small.toml", "--device", "cpu")
     return Fork(Command(agent, arguments, folder, environment, machine.network))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @pytest.mark.timeout(240)

@@ -6,6 +6,7 @@ the agent whose worker failed counts a restart, so the counts of several machine
 session name at every start and sends it to the ranks that request it.
 """
 
+import os
 import time
 import uuid
 from datetime import timedelta
@@ -27,17 +28,22 @@ def session_store(timeout: timedelta) -> tuple[Store, int, int]:
     Raises:
         FromScratchError: a rank did not join within the timeout.
     """
-    store, rank, size = next(rendezvous("env://", timeout=timeout))
-    nonce = uuid.uuid4().hex
-    if rank == 0:
-        _send_session(store, nonce, set(range(1, size)), timeout)
-        return PrefixStore(nonce, store), rank, size
-    store.set(f"request/{rank}", nonce)
     try:
-        session = store.get(f"session/{nonce}").decode()
-    except dist.DistStoreError:
-        raise _late(rank, [0], timeout) from None
-    store.set(f"{session}/joined/{rank}", "")
+        store, rank, size = next(rendezvous("env://", timeout=timeout))
+        nonce = uuid.uuid4().hex
+        if rank == 0:
+            session = nonce
+            _send_session(store, session, set(range(1, size)), timeout)
+        else:
+            store.set(f"request/{rank}", nonce)
+            session = store.get(f"session/{nonce}").decode()  # waits for rank 0
+            store.set(f"{session}/joined/{rank}", "")
+    except dist.DistError as error:
+        raise FromScratchError(
+            f"rank {os.environ['RANK']}: not all {os.environ['WORLD_SIZE']} processes joined within "
+            f"{timeout.total_seconds():.0f} s ({str(error).splitlines()[0]}); look at the output of the others, and "
+            "check that their machines reach one another"
+        ) from error
     return PrefixStore(session, store), rank, size
 
 
@@ -46,16 +52,9 @@ def _send_session(store: Store, session: str, missing: set[int], timeout: timede
     deadline = time.monotonic() + timeout.total_seconds()
     while missing:
         if time.monotonic() > deadline:
-            raise _late(0, sorted(missing), timeout)
+            raise dist.DistStoreError(f"no request from rank {', '.join(map(str, sorted(missing)))}")
         for rank in missing:
             if store.check([f"request/{rank}"]):
                 store.set(f"session/{store.get(f'request/{rank}').decode()}", session)
         time.sleep(POLL_SECONDS)
         missing = {rank for rank in missing if not store.check([f"{session}/joined/{rank}"])}
-
-
-def _late(rank: int, missing: list[int], timeout: timedelta) -> FromScratchError:
-    return FromScratchError(
-        f"rank {rank}: no answer from rank {', '.join(map(str, missing))} within {timeout.total_seconds():.0f} s; "
-        "look at the output of that rank, and check that the machines reach one another"
-    )

@@ -116,10 +116,10 @@ def train_with_slow_saves(*arguments: str) -> None:
     """The command line; the save of step 10 takes a minute."""
     fsync = os.fsync
 
-    def slow(descriptor: Any) -> None:
+    def slow(fd: Any) -> None:
         if in_background() and any(Path("runs/small/checkpoints").glob(".step-00000010.tmp-*")):
             time.sleep(60)
-        fsync(descriptor)
+        fsync(fd)
 
     os.fsync = slow
     fromscratch("train", "small.toml", *arguments)

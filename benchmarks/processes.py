@@ -66,7 +66,7 @@ class SharedTokens:
         generator = torch.Generator().manual_seed(step)
         shape = (self.global_batch, self.context_length + 1)
         tokens = torch.randint(0, self.vocab_size, shape, generator=generator)
-        rows = self.world.share(range(self.global_batch))
+        rows = self.world.local_shard(range(self.global_batch))
         for begin in range(0, len(rows), self.micro_batch):
             here = rows[begin : begin + self.micro_batch]
             part = tokens[here[0] : here[-1] + 1]
@@ -96,7 +96,7 @@ def work(request: dict[str, Any]) -> None:
         )
         seconds = []
         for step in range(WARM_UP_STEPS + request["steps"]):
-            world.wait()
+            world.barrier()
             begin = time.perf_counter()
             loss = float(stepper.take(step, 0.1).loss)
             seconds.append(time.perf_counter() - begin)

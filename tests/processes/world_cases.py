@@ -1,12 +1,11 @@
-"""What goes wrong in one process of two, one case after another: run by torchrun, in one start of it.
+"""What goes wrong in one process of two, one case after another, in one start of torchrun.
 
-Prints the findings of each process as JSON into ``rank-N.json`` beside the run file.
+Writes the findings of each process as JSON into ``rank-N.json`` beside the run file.
 """
 
 import hashlib
 import json
 import math
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -53,7 +52,7 @@ class Case:
             if world.is_main:
                 open_run_directory(plan, self.path, fresh=False)
         self.training = prepare_training(plan, RunDirectory(self.path), self.placement(), world, observers=[])
-        world.wait()
+        world.barrier()
 
     def placement(self) -> Placement:
         """What a start would choose now."""
@@ -81,7 +80,7 @@ class Case:
     def outcome(self) -> dict[str, Any]:
         """Trains to the end."""
         train(self.training)
-        self.world.wait()
+        self.world.barrier()
         found: dict[str, Any] = {"weights": self.weights(), "step": self.training.state.step, "path": str(self.path)}
         if self.world.is_main:
             found |= {"losses": [r["loss"] for r in self.records()], "outcomes": [r["outcome"] for r in self.records()]}
@@ -238,7 +237,3 @@ def main(file: Path) -> None:
         for case in (policies, raises, nan_loss, scale, spikes, memory):
             found[case.__name__] = case(file, world)
         (file.parent / f"rank-{world.rank}.json").write_text(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -107,8 +107,8 @@ def measure_loss(
         pieces.append(losses.ravel())
         text_bytes += int(np.sum(byte_lengths[targets]))
     text_bytes = round(world.sum(text_bytes))
-    sequence_nats = world.joined(np.array(sums, dtype=np.float64))
-    sequence_tokens = world.joined(np.array(counts, dtype=np.float64)).astype(np.int64)
+    sequence_nats = world.all_gather(np.array(sums, dtype=np.float64))
+    sequence_tokens = world.all_gather(np.array(counts, dtype=np.float64)).astype(np.int64)
     nats = math.fsum(sequence_nats)
     loss = nats / part.tokens
     interval = bootstrap_interval(sequence_nats, sequence_tokens)

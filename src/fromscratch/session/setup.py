@@ -155,7 +155,7 @@ def _begin_or_resume(plan: PlannedRun, journal: Journal, stepper: Stepper) -> Tr
         if world.is_main:
             name = _checkpoint_to_resume(plan, journal)
             check_crashes(journal.run, step=step_of(Path(name)) if name else 0, num_steps=plan.num_steps)
-    name = world.from_main(name)
+    name = world.broadcast(name)
     if name:
         return stepper.load(journal.run.checkpoints / name)
     begin(stepper, plan.config.model, seed=plan.config.train.seed, parent=plan.parent)

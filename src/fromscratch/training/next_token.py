@@ -12,7 +12,7 @@ from fromscratch.data.batches import SequenceBatches
 from fromscratch.data.verify import one_token_warnings
 from fromscratch.machine.memory import default_micro_batch
 from fromscratch.models.language_model import LanguageModel
-from fromscratch.processes.world import ALONE, World, even_parts
+from fromscratch.processes.world import ALONE, World, split_evenly
 from fromscratch.randomness import derive_seed
 from fromscratch.training.held_out import TokenSlice, mean_loss
 from fromscratch.training.objective import Carry, LossSum, MicroBatch, Runtime
@@ -129,10 +129,10 @@ class TokenBatches:
     def _places(self, step: int) -> list[tuple[int, Sequence[int]]]:
         """The step, and the sequence indices of each micro-batch."""
         indices = self._local_shard(step)
-        return [(step, indices[begin:end]) for begin, end in even_parts(len(indices), self.num_micro_batches)]
+        return [(step, indices[begin:end]) for begin, end in split_evenly(len(indices), self.num_micro_batches)]
 
     def _local_shard(self, step: int) -> Sequence[int]:
-        return self.world.share(self.sequences.sequence_indices(step))
+        return self.world.local_shard(self.sequences.sequence_indices(step))
 
     def _load(self, step: int, indices: Sequence[int]) -> MicroBatch:
         """Reads a micro-batch into host memory, pinned for a CUDA device."""

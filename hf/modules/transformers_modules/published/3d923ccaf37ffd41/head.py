@@ -108,9 +108,7 @@ def _losses_and_gradients(
         if upstream is not None:
             gradient.mul_(upstream[rows, None])
         torch.mm(gradient, weight, out=of_hidden[rows])
-        of_weight.addmm_(
-            gradient.T, hidden[rows], beta=float(rows.start > 0)
-        )  # 0 ignores uninitialised values
+        of_weight.addmm_(gradient.T, hidden[rows], beta=float(rows.start > 0))  # 0 ignores uninitialised values
     return losses, of_hidden, of_weight
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fromscratch.errors import FromScratchError
 from fromscratch.processes.restarts import check_crashes
@@ -23,6 +24,7 @@ from tests.processes import faulty, world_cases
 from tests.processes.forked import Command, Fork, agent, fromscratch
 from tests.processes.test_distributed import TIMEOUT, long_run, losses, wait_for_step, weights
 from tests.small import write_run_file
+from tests.training.test_objective import recurrent as recurrent_steps
 
 TWO = ["--nproc-per-node=2"]
 
@@ -35,6 +37,17 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     torchrun = Fork(Command(agent, (TWO, world_cases.main, Path("small.toml")), folder, TIMEOUT))
     assert torchrun.wait() == 0, torchrun.stderr
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_f11_the_carry_of_two_processes_is_that_of_one(cases: list[dict[str, Any]]) -> None:
+    main, other = (case["carry"] for case in cases)
+    alone = recurrent_steps(2)
+    for step in range(3):
+        alone.take(step, 1.0)
+    assert main["whole"] == main["local"] + other["local"]
+    torch.testing.assert_close(torch.tensor(main["whole"]), alone.carry["hidden"], atol=1e-5, rtol=1e-4)
+    assert (main["loaded"], other["loaded"]) == (main["local"], other["local"])
+    assert main["loss"] == other["loss"] == pytest.approx(float(alone.take(3, 1.0).loss), abs=1e-4)
 
 
 @pytest.mark.parametrize("policy", ["skip", "raise", "random-step", "apply"])

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fromscratch.errors import DivergedError, FromScratchError
-from fromscratch.formats.checkpoints import TrainingState
+from fromscratch.formats.checkpoints import TrainingState, save_checkpoint
 from fromscratch.processes.world import World, joined_world
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import read_records
@@ -27,8 +27,10 @@ from fromscratch.training.loop import Training, take_step, train
 from fromscratch.training.memory_retry import MemoryRetry
 from fromscratch.training.next_token import TokenBatches, next_token_loss
 from fromscratch.training.objective import Carry, Loss, LossSum, MicroBatch
+from fromscratch.training.parallelism import choose_parallelism
 from fromscratch.training.recorder import StepRecorder
 from fromscratch.training.step import Stepper
+from tests.training.test_objective import recurrent as recurrent_steps
 
 SICK_RANK = 1
 BAD_STEP = 33
@@ -224,6 +226,23 @@ def memory(file: Path, world: World) -> dict[str, Any]:
     return found
 
 
+def carry(file: Path, world: World) -> dict[str, Any]:
+    """A recurrent model takes steps; its carry is gathered, and a checkpoint of one process is continued by all."""
+    folder = file.resolve().parent / "carry"
+    steps = recurrent_steps(2, parallelism=choose_parallelism(world))
+    for step in range(3):
+        steps.take(step, 1.0)
+    contents = steps.parallelism.gather(steps.model, steps.optimizer, steps.carry, TrainingState(step=3))
+    found: dict[str, Any] = {"local": steps.carry["hidden"].tolist()}
+    if contents is not None:
+        save_checkpoint(folder, contents)
+        found["whole"] = contents.carry["hidden"].tolist()
+    world.barrier()
+    again = recurrent_steps(2, parallelism=choose_parallelism(world))
+    again.load(folder / "step-00000003")
+    return {**found, "loaded": again.carry["hidden"].tolist(), "loss": float(again.take(3, 1.0).loss)}
+
+
 def recorder_of(training: Training) -> StepRecorder:
     """One that tells nobody."""
     quiet = Journal(training.journal.run, [], writes=False)
@@ -234,6 +253,6 @@ def main(file: Path) -> None:
     """Runs every case in the world that torchrun started."""
     with joined_world("cpu") as world:
         found: dict[str, Any] = {"undisturbed": Case(file, world, "undisturbed").outcome()}
-        for case in (policies, raises, nan_loss, scale, spikes, memory):
+        for case in (policies, raises, nan_loss, scale, spikes, memory, carry):
             found[case.__name__] = case(file, world)
         (file.parent / f"rank-{world.rank}.json").write_text(json.dumps(found))

@@ -1,4 +1,4 @@
-"""Preparation: the same store whoever makes it, however often it is killed."""
+"""Preparation: the same store for any number of workers and any number of interruptions."""
 
 import json
 import multiprocessing

@@ -111,7 +111,7 @@ def _results(pool: list[_Worker], job: Job, tasks: Sequence[Task]) -> Iterator[R
 
 
 def _serve(connection: "Connection[Any, Any]", load: LoadTokenizer, tokenizer_folder: Path) -> None:
-    """Main function of a worker: opens the tokenizer, then runs tasks until the pipe closes."""
+    """Opens the tokenizer, then runs tasks until the pipe closes: the main function of a worker."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the parent handles it
     threading.Thread(target=_exit_with_parent, daemon=True).start()
     limit_threads()

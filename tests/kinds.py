@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fromscratch.config.base import SLOT, Slot, Table
+from fromscratch.config.base import Slot, SlotMarker, Table
 from fromscratch.config.model import GPTConfig
 from fromscratch.config.run import RunConfig
 from fromscratch.config.train import TrainConfig
@@ -25,5 +25,6 @@ def registered(table: type[Table], slot: str, kind: type[Table]) -> Iterator[Non
 
 def _rebuild() -> None:
     for table in (GPTConfig, TrainConfig, RunConfig):
-        assert all(SLOT in field.metadata for field in table.model_fields.values() if isinstance(field.default, Slot))
+        slots = [field for field in table.model_fields.values() if isinstance(field.default, Slot)]
+        assert all(any(isinstance(m, SlotMarker) for m in field.metadata) for field in slots)
         table.model_rebuild(force=True)

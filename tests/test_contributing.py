@@ -79,6 +79,16 @@ def test_the_examples_train_generate_and_publish(package: Path, tmp_path: Path) 
     assert wrong.returncode == 2 and "did you mean 'lion'?" in wrong.stderr
 
 
+def test_run_files_that_named_no_kind_stay_valid(package: Path, tmp_path: Path) -> None:
+    """As they could while a slot had one kind."""
+    script = (
+        "from fromscratch.config.loading import parse_run_config as parse\n"
+        "optimizer = parse({'data': {'store': 's'}, 'train': {'optimizer': {'eps': 1e-6}}}, where='x').train.optimizer\n"
+        "print(optimizer.kind, optimizer.eps)"
+    )
+    assert run(package, tmp_path, "-c", script).stdout.split() == ["adamw", "1e-06"]
+
+
 def test_the_conformance_tests_cover_a_new_kind_at_once(package: Path) -> None:
     tests = REPOSITORY / "tests" / "models" / "test_conformance.py"
     done = run(

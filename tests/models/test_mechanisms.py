@@ -85,10 +85,11 @@ def test_a_window_is_never_looked_beyond(folder: Path) -> None:
 
 def test_rotary_positions_count_from_one_another(folder: Path) -> None:
     attention = open_model(str(folder / "runs" / "rotary"), find_hardware("cpu")).model.blocks[0].attention
-    x, positions = torch.randn(2, 9, 16), torch.arange(9)[None]
+    x = 10 * torch.randn(2, 9, 16, generator=torch.Generator().manual_seed(1))  # large, so that scores differ
+    positions = torch.arange(9)[None]
     with torch.inference_mode():
-        torch.testing.assert_close(attention(x, positions + 50), attention(x, positions), atol=1e-5, rtol=1e-4)
-        assert not torch.allclose(attention(x, 2 * positions), attention(x, positions), atol=1e-3)
+        torch.testing.assert_close(attention(x, positions + 50), attention(x, positions), atol=1e-3, rtol=1e-3)
+        assert not torch.allclose(attention(x, 2 * positions), attention(x, positions), atol=0.1)
 
 
 def test_a_window_costs_less_by_hand() -> None:

@@ -55,15 +55,20 @@ def import_target(name: str) -> Any:
     return getattr(import_module(module_name), attribute)
 
 
-class _SlotMarker:
+class SlotMarker:
     """Lets ``kind`` choose among the members of a union of tables; a single kind is marked in the same way.
 
+    ``Annotated[AdamW, SLOT]`` becomes ``Annotated[AdamW | Lion, SLOT]``: a new kind is one more member.
+
     Args:
-        default: the kind of a table that names none.
+        default: the kind of a table that names none. A slot of one kind names it here, so that run files without
+            ``kind`` stay valid when a second kind joins.
+        short: whether ``attention = "explicit"`` means ``attention = { kind = "explicit" }``.
     """
 
-    def __init__(self, default: str | None = None) -> None:
+    def __init__(self, default: str | None = None, *, short: bool = True) -> None:
         self._default = default
+        self._short = short
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         if get_origin(source) in (Union, UnionType):
@@ -71,19 +76,13 @@ class _SlotMarker:
         return core_schema.no_info_before_validator_function(self._with_kind, handler.generate_schema(source))
 
     def _with_kind(self, value: Any) -> Any:
-        if self._default is not None:
-            return {"kind": self._default, **value} if isinstance(value, dict) else value
-        return {"kind": value} if isinstance(value, str) else value
+        if isinstance(value, str) and self._short:
+            return {"kind": value}
+        return {"kind": self._default, **value} if self._default and isinstance(value, dict) else value
 
 
-SLOT = _SlotMarker()
-"""Marks a slot: ``Annotated[AdamW, SLOT]`` or ``Annotated[AdamW | Lion, SLOT]``. A new kind is one more member.
-
-``attention = "explicit"`` is short for ``attention = { kind = "explicit" }``.
-"""
-
-MODEL_SLOT = _SlotMarker(default="gpt")
-"""Marks ``[model]``, whose kind is a GPT unless the file says otherwise."""
+SLOT = SlotMarker()
+MODEL_SLOT = SlotMarker("gpt", short=False)
 
 LARGEST_WHOLE_NUMBER = 2**63 - 1  # what TOML promises to carry
 

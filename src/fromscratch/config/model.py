@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fromscratch.config.base import SLOT, Positive, Probability, Slot, Table
+from fromscratch.config.base import SLOT, Positive, Probability, Slot, SlotMarker, Table
 
 
 class LayerNorm(Slot):
@@ -146,8 +146,8 @@ class GPTConfig(ModelConfig):
     """Whether the query, key and value projections have a bias."""
     tied_head: bool = True
     """Whether the output head shares the token embedding's matrix."""
-    norm: Annotated[LayerNorm, SLOT] = LayerNorm()
-    position: Annotated[LearnedPosition, SLOT] = LearnedPosition()
+    norm: Annotated[LayerNorm, SlotMarker("layernorm")] = LayerNorm()
+    position: Annotated[LearnedPosition, SlotMarker("learned")] = LearnedPosition()
     attention: Annotated[FusedAttention | ExplicitAttention, SLOT] = FusedAttention()
     feedforward: Annotated[GeluMLP | ExactGeluMLP, SLOT] = GeluMLP()
     head: Annotated[LinearHead | ChunkedHead, SLOT] = ChunkedHead()

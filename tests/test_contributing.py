@@ -54,7 +54,12 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(package: Path, folder: Path, *arguments: object) -> Any:
-    environment = {**os.environ, "PYTHONPATH": str(package), "OMP_NUM_THREADS": "1", "HF_HOME": str(folder / "hf")}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(package),
+        "OMP_NUM_THREADS": "1",
+        "HF_HOME": str(package.parent / "hf"),
+    }
     command = [sys.executable, *map(str, arguments)]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
@@ -82,8 +87,9 @@ def test_the_examples_train_generate_and_publish(package: Path, tmp_path: Path) 
 def test_run_files_that_named_no_kind_stay_valid(package: Path, tmp_path: Path) -> None:
     """As they could while a slot had one kind."""
     script = (
-        "from fromscratch.config.loading import parse_run_config as parse\n"
-        "optimizer = parse({'data': {'store': 's'}, 'train': {'optimizer': {'eps': 1e-6}}}, where='x').train.optimizer\n"
+        "from fromscratch.config.loading import parse_run_config\n"
+        "values = {'data': {'store': 's'}, 'train': {'optimizer': {'eps': 1e-6}}}\n"
+        "optimizer = parse_run_config(values, where='here').train.optimizer\n"
         "print(optimizer.kind, optimizer.eps)"
     )
     assert run(package, tmp_path, "-c", script).stdout.split() == ["adamw", "1e-06"]

@@ -73,12 +73,13 @@ class CausalAttention(nn.Module):
         init.linear(self.output, residual=True)
 
     def forward_flops(self, context_length: int) -> float:
-        """The projections, and per visible key one score and one share of the mean in every head."""
-        positions = torch.arange(context_length, device="cpu")
-        blocks = positions.split(QUERIES_PER_BLOCK)  # no [T, T] is held
-        visible = sum(int(self.sees(block[:, None], positions[None]).sum()) for block in blocks)
-        scores_and_means = 4 * self.output.in_features * visible / context_length
-        return flops_of_children(self, context_length) + scores_and_means
+        """The projections, and for each visible key a score and a term of the weighted mean."""
+        visible = (context_length + 1) / 2
+        if not self._sees_all_earlier:
+            positions = torch.arange(context_length, device="cpu")
+            blocks = positions.split(QUERIES_PER_BLOCK)  # never holds [T, T]
+            visible = sum(int(self.sees(block[:, None], positions[None]).sum()) for block in blocks) / context_length
+        return flops_of_children(self, context_length) + 4 * self.output.in_features * visible
 
 
 class ExplicitAttention(CausalAttention):

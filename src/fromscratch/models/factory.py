@@ -1,9 +1,10 @@
 """From a ``[model]`` table to a model: fills the slots, and draws the first weights."""
 
 from dataclasses import fields
-from typing import overload
+from typing import Any, overload
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from fromscratch.config.base import import_target
 from fromscratch.config.model import GPTConfig, ModelConfig
@@ -25,8 +26,18 @@ def build_model(config: ModelConfig) -> LanguageModel:
     """
     if config.vocab_size is None:
         raise ValueError("the model's vocab_size is not known yet; resolve the run file first")
-    built: LanguageModel = import_target(config.builds)(config)
+    with _NoInit():
+        built: LanguageModel = import_target(config.builds)(config)
     return built
+
+
+class _NoInit(TorchFunctionMode):
+    """Torch's modules leave their parameters unset. On the meta device, setting them loads the compiler (2 s)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
 
 
 def build_gpt(config: GPTConfig) -> GPT:

@@ -125,8 +125,9 @@ def _attend_per_sequence(
     generator = torch.cuda.default_generators[query.device.index or 0]
     masks = [None] * len(query) if mask is None else mask.expand(len(query), *mask.shape[1:]).split(1)
     rows = []
-    tensors = query.split(1), key.split(1), value.split(1)
-    for seed, q, k, v, m in zip(dropout.site_keys or (), *tensors, masks, strict=True):
+    for seed, q, k, v, m in zip(
+        dropout.site_keys or (), query.split(1), key.split(1), value.split(1), masks, strict=True
+    ):
         generator.manual_seed(seed)
         rows.append(F.scaled_dot_product_attention(q, k, v, m, dropout.probability, is_causal))
     return torch.cat(rows)

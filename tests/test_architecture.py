@@ -111,6 +111,7 @@ def test_everything_public_says_what_it_does() -> None:
         for path in SOURCE_FILES
         for node in ast.parse(path.read_text("utf-8")).body
         if isinstance(node, ast.ClassDef | Function) and not node.name.startswith("_") and not ast.get_docstring(node)
+        if "overload" not in map(ast.unparse, node.decorator_list)  # the implementation has the docstring
     ]
     assert silent == []
 

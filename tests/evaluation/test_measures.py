@@ -143,6 +143,7 @@ class Parrot(torch.nn.Module):
     """Writes the word that follows a claim's mark, wherever in its context that is; else full stops."""
 
     context_length = 4_096
+    has_unlimited_context = False
 
     def __init__(self, believes: bool) -> None:
         super().__init__()

@@ -70,21 +70,10 @@ def train(
 
     path = runs_dir / check_run_name(runfile.stem if name is None else name)
     plan = plan_run(runfile, overrides)
-    machine = MachineOptions(
-        device=device,
-        micro_batch=micro_batch,
-        compile=compile_model,
-        activation_checkpointing=activation_checkpointing,
-    )
+    machine = MachineOptions(device, micro_batch, compile_model, activation_checkpointing)
     launches = processes is not None and processes > 1 and not is_launched()
-    placement = place_run(
-        plan,
-        RunDirectory(path),
-        machine,
-        world_size=processes if launches else None,
-        fresh=fresh,
-        tell=partial(note, quiet=quiet),
-    )
+    world_size, tell = processes if launches else None, partial(note, quiet=quiet)
+    placement = place_run(plan, RunDirectory(path), machine, world_size=world_size, fresh=fresh, tell=tell)
     if launches:  # bad input was told once, above
         raise typer.Exit(launch(sys.argv[1:], RunDirectory(path), processes=placement.world_size))
     speaks = started_rank() == 0

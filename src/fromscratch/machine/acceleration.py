@@ -4,6 +4,7 @@ import importlib.util
 import os
 import shutil
 import sysconfig
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,5 +86,7 @@ def accelerate(model: LanguageModel, loss: Loss, acceleration: Acceleration, *, 
     if not acceleration.compile:
         return loss
     prepare_to_compile()
+    # torch itself reads .grad of such tensors where a graph breaks, and warns of it
+    warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
     compiled: Loss = torch.compile(loss, dynamic=False, backend=backend)  # type: ignore[assignment]
     return compiled

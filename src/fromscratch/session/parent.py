@@ -1,4 +1,4 @@
-"""Where a run's weights begin: drawn at random, or taken from another model (``[train] start_from``)."""
+"""Sets a run's first weights: random, or those of another model (``[train] start_from``)."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,26 +15,26 @@ from fromscratch.models.factory import initialise
 from fromscratch.tokenizers.base import Tokenizer
 from fromscratch.training.step import Stepper
 
-FREE_KEYS = ("preset", "dropout", "init", "attention", "head")  # may differ: no weight depends on them
+FREE_KEYS = ("preset", "dropout", "init", "attention", "head")  # may differ, because no weight depends on them
 
 
 @dataclass(frozen=True)
 class Parent:
-    """The model that a run goes on from."""
+    """The model whose weights a run continues from."""
 
     loaded: LoadedModel
     with_optimizer: bool
 
     def identity(self) -> dict[str, Any]:
-        """What names it, wherever it lies: recorded in the run and part of the run's identity."""
+        """Returns the parent's part of the run's identity. It does not depend on the parent's path."""
         return {"weights_sha256": self.loaded.fingerprint(), "with_optimizer": self.with_optimizer}
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields of the ``parent`` event."""
+        """Returns the fields of the ``parent`` event."""
         return {"source": self.loaded.source, "step": self.loaded.step, **self.identity()}
 
     def fill(self, stepper: Stepper) -> None:
-        """Copies weights, and the optimiser's state where that was asked for. Raises DataError."""
+        """Copies the weights, and the optimiser state if ``with_optimizer``. Raises DataError."""
         if self.with_optimizer:
             stepper.load(self.loaded.checkpoint)
         else:
@@ -42,11 +42,11 @@ class Parent:
 
 
 def open_parent(start: StartFrom | None, config: ModelConfig, tokenizer: Tokenizer, where: Path) -> Parent | None:
-    """The parent that a run file names, looked for beside the file too; None where it names none.
+    """Opens the parent that a run file names, relative to the file if it exists there; None if it names none.
 
     Raises:
-        UsageError: its shape or tokenizer is another, or it has no optimiser state.
-        DataError: it is damaged.
+        UsageError: the parent's architecture or tokenizer differs, or it has no optimiser state.
+        DataError: the parent is damaged.
     """
     if start is None:
         return None
@@ -55,24 +55,24 @@ def open_parent(start: StartFrom | None, config: ModelConfig, tokenizer: Tokeniz
     source = str(beside) if is_beside else start.model
     loaded = open_model(source, find_hardware("cpu"), runs_dir=where.parent / "runs")
     old, new = (shape.model_dump(exclude=set(FREE_KEYS)) for shape in (loaded.config, config))
-    changes = [f"model.{key}: {old[key]!r} there, {new[key]!r} here" for key in new if old[key] != new[key]]
+    changes = [f"model.{key}: {old[key]!r} in the parent, {new[key]!r} here" for key in new if old[key] != new[key]]
     if changes:
-        raise UsageError(f"{where}: train.start_from = {start.model}: another architecture ({'; '.join(changes)})")
+        raise UsageError(f"{where}: train.start_from = {start.model}: its architecture differs ({'; '.join(changes)})")
     if loaded.tokenizer.fingerprint != tokenizer.fingerprint:
         raise UsageError(
-            f"{where}: train.start_from = {start.model}: it knows tokenizer {loaded.tokenizer.name}, but the store was "
-            f"made with {tokenizer.name}; prepare the text with the model's tokenizer"
+            f"{where}: train.start_from = {start.model}: its tokenizer is {loaded.tokenizer.name}, but the tokenizer "
+            f"of the store is {tokenizer.name}; prepare the text with the model's tokenizer"
         )
     if start.optimizer and not (loaded.checkpoint / STATE_FILE).is_file():
         raise UsageError(
-            f"{where}: train.start_from = {start.model}: it is no checkpoint of a run and has no optimiser state; "
-            "leave out optimizer = true"
+            f"{where}: train.start_from = {start.model}: it has no optimiser state, because it is not a checkpoint "
+            "of a run; remove optimizer = true"
         )
     return Parent(loaded, start.optimizer)
 
 
 def begin(stepper: Stepper, config: ModelConfig, *, seed: int, parent: Parent | None) -> None:
-    """Gives a model its first weights."""
+    """Sets a model's first weights: random, or the parent's."""
     if parent is None:
         initialise(stepper.model, config, seed=seed)  # type: ignore[arg-type]
     else:

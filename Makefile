@@ -21,7 +21,7 @@ quickstart: $(VENV)/.installed
 	$(BIN)/fromscratch quickstart
 
 test: $(VENV)/.installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -61,6 +61,6 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(PIP_INSTALL) --editable .
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
+$(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(PIP_INSTALL) --editable ".[dev]"
-	@touch $@
+	@touch $(VENV)/.installed $@

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fromscratch.config.model import ModelConfig
+from fromscratch.config.model import GPTConfig
 from fromscratch.config.train import TrainConfig
 from fromscratch.files import flush_file, sha256_of, verify_folder
 from fromscratch.formats.checkpoints import TrainingState
@@ -65,7 +65,7 @@ def main() -> None:
 
 def trained(preset: str, device: torch.device) -> tuple[GPT, CompositeOptimizer]:
     """Returns a model and its optimiser after one step."""
-    model = build_empty(ModelConfig(preset=preset, vocab_size=50_257, tied_head=False), device)
+    model = build_empty(GPTConfig(preset=preset, vocab_size=50_257, tied_head=False), device)
     optimizer = as_composite(TrainConfig().optimizer.build(list(model.named_parameters())))
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter)

@@ -39,7 +39,7 @@ SECONDS_BETWEEN_SAMPLES = 0.05
 class Stopwatch(PreparationObserver):
     """Records when the workers are ready."""
 
-    def begin(self, *, total_bytes: int, done_bytes: int, tokens: int) -> None:
+    def begin(self, *, total_bytes: int, done_bytes: int) -> None:
         self.began_at = time.perf_counter()
 
 
@@ -166,7 +166,9 @@ def main() -> None:
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--larger", type=int, default=20, help="Factor of the larger input for the memory test; 1 skips it.")
+    parser.add_argument(
+        "--larger", type=int, default=20, help="Factor of the larger input for the memory test; 1 skips it."
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     load_gpt2()  # fails here if the vocabulary is missing, not in a worker process

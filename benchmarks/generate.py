@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from fromscratch.config.model import ModelConfig
+from fromscratch.config.model import GPTConfig
 from fromscratch.files import to_strict_json
 from fromscratch.generation.decoders import GUESSED_TOKENS, CachedDecoder
 from fromscratch.generation.generate import generate_batch
@@ -77,7 +77,7 @@ def make_candidates(options: argparse.Namespace) -> Candidates:
     return candidates
 
 
-def find_model(source: str | None) -> tuple[GPT, ModelConfig]:
+def find_model(source: str | None) -> tuple[GPT, GPTConfig]:
     """Opens the named model, or creates GPT-2 small with random weights."""
     if source is not None:
         from fromscratch.formats.model_sources import open_model
@@ -85,7 +85,7 @@ def find_model(source: str | None) -> tuple[GPT, ModelConfig]:
 
         loaded = open_model(source, find_hardware("cpu"))
         return loaded.model.eval(), loaded.config
-    config = ModelConfig(preset="gpt2-small", vocab_size=50_257, dropout=0.0)
+    config = GPTConfig(preset="gpt2-small", vocab_size=50_257, dropout=0.0)
     model = build_empty(config, "cpu")
     initialise(model, config, seed=1)
     return model.eval(), config
@@ -109,7 +109,7 @@ def ours(
     )
 
 
-def transformers_model(model: GPT, config: ModelConfig) -> torch.nn.Module:
+def transformers_model(model: GPT, config: GPTConfig) -> torch.nn.Module:
     """Returns a ``GPT2LMHeadModel`` with the same weights."""
     from transformers import GPT2Config, GPT2LMHeadModel
 

@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from fromscratch.config.model import ModelConfig
+from fromscratch.config.model import GPTConfig
 from fromscratch.config.train import TrainConfig
 from fromscratch.machine.allocator import keep_freed_memory
 from fromscratch.machine.hardware import find_hardware
@@ -66,7 +66,7 @@ class SharedTokens:
         generator = torch.Generator().manual_seed(step)
         shape = (self.global_batch, self.context_length + 1)
         tokens = torch.randint(0, self.vocab_size, shape, generator=generator)
-        rows = self.world.share(range(self.global_batch))
+        rows = self.world.local_shard(range(self.global_batch))
         for begin in range(0, len(rows), self.micro_batch):
             here = rows[begin : begin + self.micro_batch]
             part = tokens[here[0] : here[-1] + 1]
@@ -77,7 +77,7 @@ def work(request: dict[str, Any]) -> None:
     """Runs the steps; the main process prints the seconds of each."""
     torch.set_num_threads(request["threads"])
     keep_freed_memory()
-    config, train = ModelConfig.model_validate(request["model"]), TrainConfig()
+    config, train = GPTConfig.model_validate(request["model"]), TrainConfig()
     assert config.vocab_size is not None
     with joined_world("cpu") as world:
         model = build_empty(config, "cpu")
@@ -96,7 +96,7 @@ def work(request: dict[str, Any]) -> None:
         )
         seconds = []
         for step in range(WARM_UP_STEPS + request["steps"]):
-            world.wait()
+            world.barrier()
             begin = time.perf_counter()
             loss = float(stepper.take(step, 0.1).loss)
             seconds.append(time.perf_counter() - begin)

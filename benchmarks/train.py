@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from fromscratch.config.model import ModelConfig
+from fromscratch.config.model import GPTConfig
 from fromscratch.config.train import TrainConfig
 from fromscratch.machine.acceleration import compile_problem
 from fromscratch.machine.hardware import find_hardware
@@ -65,9 +65,9 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def model_of(arguments: argparse.Namespace) -> ModelConfig:
+def model_of(arguments: argparse.Namespace) -> GPTConfig:
     """Returns the model's config, the same for both recipes."""
-    return ModelConfig.model_validate(
+    return GPTConfig.model_validate(
         {
             "preset": arguments.preset,
             "vocab_size": VOCABULARY[arguments.preset],

@@ -21,10 +21,10 @@ class Answer:
     err: str
 
 
-def run_command(*arguments: object) -> Answer:
+def run_command(*arguments: object, typed: str = "") -> Answer:
     """Runs ``fromscratch ARGUMENTS`` here; an exception that gets out of it fails the test."""
-    before, out, err = sys.argv, io.StringIO(), io.StringIO()
-    sys.argv = ["fromscratch", *map(str, arguments)]
+    before, out, err = (sys.argv, sys.stdin), io.StringIO(), io.StringIO()
+    sys.argv, sys.stdin = ["fromscratch", *map(str, arguments)], io.StringIO(typed)
     code = 0
     try:
         with redirect_stdout(out), redirect_stderr(err):
@@ -32,7 +32,7 @@ def run_command(*arguments: object) -> Answer:
     except SystemExit as end:
         code = int(end.code or 0)
     finally:
-        sys.argv = before
+        sys.argv, sys.stdin = before
     return Answer(code, out.getvalue(), err.getvalue())
 
 

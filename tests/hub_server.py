@@ -1,8 +1,8 @@
-"""A local server that speaks the Hugging Face Hub's protocol for datasets and models, with faults to order.
+"""A local server with the Hugging Face Hub's protocol for datasets and models, and with faults on request.
 
-Enough of it for ``huggingface_hub`` to list, download (with ranges), create repositories and commit.
-``huggingface_hub`` reads its environment when it is imported, so whoever uses the server runs in a
-process of its own, with ``HubServer.environment``.
+It implements what ``huggingface_hub`` needs to list, download (with ranges), create repositories and
+commit. ``huggingface_hub`` reads its environment when it is imported: another process is given
+``HubServer.environment``, and this one is connected by ``HubServer.connect``.
 """
 
 import base64
@@ -17,6 +17,9 @@ from pathlib import Path
 from typing import Any, Self
 from urllib.parse import unquote, urlsplit
 
+import pytest
+from huggingface_hub import constants
+
 REPOSITORY = r"[\w.-]+/[\w.-]+"
 KIND = "(?:datasets|models)"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -25,7 +28,7 @@ TOKEN = "hf_fake_token_for_tests"
 
 @dataclass
 class Fault:
-    """What happens to the next downloads of a file."""
+    """A fault of the next downloads of a file."""
 
     kind: str
     """``cut`` (closes the connection at half), ``short`` (a wrong length), or a status code."""
@@ -35,7 +38,7 @@ class Fault:
 
 @dataclass
 class HubServer:
-    """Repositories in memory, and what was asked of them."""
+    """Repositories in memory, and a record of the requests."""
 
     repositories: dict[str, dict[str, bytes]] = field(default_factory=dict)
     faults: dict[str, Fault] = field(default_factory=dict)
@@ -63,8 +66,17 @@ class HubServer:
     def url(self) -> str:
         return f"http://127.0.0.1:{self._server.server_port}"
 
+    def connect(self, patch: pytest.MonkeyPatch, home: Path, *, offline: bool = False) -> None:
+        """Makes this process use this server and a cache in ``home``, until the patch is undone."""
+        patch.setattr(constants, "ENDPOINT", self.url)
+        patch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", self.url + "/{repo_id}/resolve/{revision}/{filename}")
+        patch.setattr(constants, "HF_HUB_CACHE", str(home / "hub"))
+        patch.setattr(constants, "HF_HUB_OFFLINE", offline)
+        patch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        patch.setenv("HF_TOKEN", TOKEN)
+
     def environment(self, home: Path) -> dict[str, str]:
-        """What a client's process needs to find this server and nothing else."""
+        """Returns the environment with which another process uses this server and nothing else."""
         return {
             "HF_ENDPOINT": self.url,
             "HF_HOME": str(home),
@@ -75,7 +87,7 @@ class HubServer:
         }
 
     def fault_for(self, file: str) -> str:
-        """The fault that this download meets, if any is left."""
+        """Returns the fault of this download, if any is left."""
         fault = self.faults.get(file)
         if fault is None or fault.times == 0:
             return ""

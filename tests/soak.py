@@ -318,8 +318,8 @@ def finish(folder: Path, name: str) -> None:
     if not session.wait(1200.0):
         raise SystemExit(f"{name}: did not finish")
     status = session.run.read_status()
-    if status["state"] != "done":
-        raise SystemExit(f"{name}: ended as {status['state']}: {status['reason']}")
+    if status.state != "done":
+        raise SystemExit(f"{name}: ended as {status.state}: {status.reason}")
 
 
 def compare(one: RunDirectory, other: RunDirectory) -> list[str]:

@@ -7,15 +7,17 @@ import pytest
 from fromscratch.quickstart import QuickstartReport, Scale, quickstart
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.training.observers import SilentObserver
+from tests.conftest import drawn_charts
 from tests.training.test_loop import SignalAt
 
-SMALL = Scale(packages=("numpy", "not-installed"), vocabulary_size=512, tokens=110 * 1024)
+SMALL = Scale(packages=("pydantic", "not-installed"), vocabulary_size=512, tokens=110 * 1024)
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, QuickstartReport]:
     folder = tmp_path_factory.mktemp("quickstart")
-    return folder, quickstart(folder, observers=[SilentObserver()], scale=SMALL)
+    with drawn_charts():
+        return folder, quickstart(folder, observers=[SilentObserver()], scale=SMALL)
 
 
 def test_it_learns_and_shows_it(finished: tuple[Path, QuickstartReport]) -> None:
@@ -28,7 +30,7 @@ def test_it_learns_and_shows_it(finished: tuple[Path, QuickstartReport]) -> None
     assert report.samples_before != report.samples_after
     assert all(text.startswith(("Return the", "Every effort moves you")) for text in report.samples_after)
     assert all(Path(chart).is_file() for chart in report.charts) and len(report.charts) == 3
-    assert RunDirectory(folder / "runs" / "quickstart").read_status()["state"] == "done"
+    assert RunDirectory(folder / "runs" / "quickstart").read_status().state == "done"
 
 
 def test_a_second_time_it_only_measures(finished: tuple[Path, QuickstartReport]) -> None:
@@ -43,6 +45,6 @@ def test_a_second_time_it_only_measures(finished: tuple[Path, QuickstartReport])
 def test_it_stops_when_asked_and_goes_on(tmp_path: Path) -> None:
     import signal
 
-    small = Scale(packages=("numpy",), vocabulary_size=300, tokens=110 * 1024)
+    small = Scale(packages=("pydantic",), vocabulary_size=300, tokens=110 * 1024)
     stopped = quickstart(tmp_path, observers=[SignalAt(2, signal.SIGINT)], scale=small)
     assert stopped.after is None and stopped.training.step < 10

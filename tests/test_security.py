@@ -101,9 +101,9 @@ def test_shards_that_an_index_names_elsewhere_are_refused(tmp_path: Path, monkey
 
 @pytest.mark.parametrize("name", ["../../etc", "a/b/c", "a/..", "-x/y", "a/b?x=/etc", "a//b", "a/b\n"])
 def test_names_on_the_hub_are_names(name: str) -> None:
-    from fromscratch.hub.models import parse_name
+    from fromscratch.hub.names import model_name
 
-    assert parse_name(f"hf://{name}") is None
+    assert model_name(f"hf://{name}") is None
 
 
 def test_a_store_with_links_to_elsewhere_is_not_uploaded(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from fromscratch.formats.model_sources import open_model
 from fromscratch.machine.hardware import Hardware, find_hardware
 from fromscratch.machine.precision import fast_16bit_precision
 from fromscratch.models.factory import build_empty, initialise
-from fromscratch.models.gpt import GPT
+from fromscratch.models.language_model import LanguageModel
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.session.placement import MachineOptions, place_run
 from fromscratch.session.plan import PlannedRun, plan_run
@@ -157,13 +157,13 @@ def write_run_file(path: Path, scale: Scale, hardware: Hardware) -> Path:
     return path
 
 
-def untrained_model(plan: PlannedRun, hardware: Hardware) -> GPT:
+def untrained_model(plan: PlannedRun, hardware: Hardware) -> LanguageModel:
     """Returns the model with its first weights."""
     model = build_empty(plan.config.model, hardware.device)
     initialise(model, plan.config.model, seed=plan.config.train.seed)
     return model.eval()
 
 
-def sample_texts(model: GPT, tokenizer: Tokenizer) -> list[str]:
+def sample_texts(model: LanguageModel, tokenizer: Tokenizer) -> list[str]:
     """Returns a continuation of each prompt."""
     return [continue_text(model, tokenizer, prompt, max_new_tokens=SAMPLE_TOKENS, seed=1) for prompt in PROMPTS]

@@ -1,4 +1,4 @@
-"""The command line as a user meets it: separate processes, exit codes, streams."""
+"""The command line as a user meets it: exit codes and streams, in this process and in one of its own."""
 
 import json
 import os
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.command import refused, run_command
 from tests.small import SMALL_RUN, make_store, write_run_file
 
 VERBS = [
@@ -38,7 +39,7 @@ VERBS = [
 ]
 
 
-def fromscratch(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def in_a_process(*arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "fromscratch", *arguments],
         cwd=cwd,
@@ -51,49 +52,63 @@ def fromscratch(*arguments: str, cwd: Path, **environment: str) -> subprocess.Co
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder where the small run was trained by the command line."""
+def _trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder where the small run was trained by a process of its own."""
     folder = tmp_path_factory.mktemp("cli")
     write_run_file(folder)
-    result = fromscratch("train", "small.toml", "--json", cwd=folder)
+    result = in_a_process("train", "small.toml", "--json", cwd=folder)
     assert result.returncode == 0, result.stderr
     summary = json.loads(result.stdout)
     assert summary["outcome"] == "done" and summary["step"] == 20 and summary["tokens_per_second"] > 0
     return folder
 
 
+@pytest.fixture
+def trained(_trained: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """That folder, the current one of the test."""
+    monkeypatch.chdir(_trained)
+    return _trained
+
+
 @pytest.mark.parametrize("verb", VERBS, ids=" ".join)
-def test_help_of_every_verb(verb: list[str], tmp_path: Path) -> None:
-    result = fromscratch(*verb, "--help", cwd=tmp_path)
-    assert result.returncode == 0 and result.stderr == ""
+def test_help_of_every_verb(verb: list[str]) -> None:
+    answer = run_command(*verb, "--help")
+    assert answer.code == 0 and answer.err == ""
     if verb not in (["data"], ["eval"], ["runs"]):
-        assert "Example: fromscratch" in result.stdout
+        assert "Example: fromscratch" in answer.out
 
 
-def test_version(tmp_path: Path) -> None:
-    assert re.fullmatch(r"fromscratch \d+\.\d+\.\d+\n", fromscratch("--version", cwd=tmp_path).stdout)
+def test_in_a_process_of_its_own(_trained: Path) -> None:
+    """Exit codes and streams are those that the other tests find in this process."""
+    version = in_a_process("--version", cwd=_trained)
+    assert re.fullmatch(r"fromscratch \d+\.\d+\.\d+\n", version.stdout) and version.stderr == ""
+    help_of_a_verb = in_a_process("train", "--help", cwd=_trained)
+    assert help_of_a_verb.returncode == 0 and help_of_a_verb.stderr == ""
+    assert "Example: fromscratch" in help_of_a_verb.stdout
+    missing = in_a_process("train", "missing.toml", cwd=_trained)
+    assert (missing.returncode, missing.stdout) == (2, "")
+    assert missing.stderr.startswith("error: ") and missing.stderr.count("\n") == 1
+    assert "Traceback" in in_a_process("train", "missing.toml", "--debug", cwd=_trained).stderr
 
 
 def test_evaluate_and_generate(trained: Path) -> None:
     reports = [
-        json.loads(
-            fromscratch("eval", "loss", "small", "--store", "store", "--batch", batch, "--json", cwd=trained).stdout
-        )
+        json.loads(run_command("eval", "loss", "small", "--store", "store", "--batch", batch, "--json").out)
         for batch in ("1", "32")
     ]
     assert reports[0]["loss"] == pytest.approx(reports[1]["loss"], abs=1e-6)
     assert {"loss", "perplexity", "bits_per_byte", "tokens", "bytes", "seconds"} <= reports[0].keys()
     assert list((trained / "runs" / "small" / "evaluations").glob("loss-*.json"))
     arguments = ("generate", "runs/small", "--prompt", "the cat", "--tokens", "20", "--seed", "3")
-    texts = [fromscratch(*arguments, cwd=trained).stdout for _ in range(2)]
-    assert texts[0] == texts[1] and texts[0].startswith("the cat")
+    texts = [run_command(*arguments).out, in_a_process(*arguments, cwd=trained).stdout]
+    assert texts[0].splitlines() == texts[1].splitlines() and texts[0].startswith("the cat")
 
 
 def test_b23_long_and_empty_prompts(trained: Path) -> None:
-    long = fromscratch("generate", "small", "--prompt", "the cat " * 10, "--tokens", "3", cwd=trained)
-    assert long.returncode == 0 and "sees only the last 16" in long.stderr
-    assert fromscratch("generate", "small", "--tokens", "5", cwd=trained).returncode == 0
-    assert fromscratch("generate", "small", "--tokens", "0", "-p", "a", cwd=trained).stdout == "a\n"
+    long = run_command("generate", "small", "--prompt", "the cat " * 10, "--tokens", "3")
+    assert long.code == 0 and "sees only the last 16" in long.err
+    assert run_command("generate", "small", "--tokens", "5").code == 0
+    assert run_command("generate", "small", "--tokens", "0", "-p", "a").out == "a\n"
 
 
 @pytest.mark.parametrize(
@@ -131,39 +146,33 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(
     trained: Path, arguments: list[str], code: int, message: str
 ) -> None:
     before = sorted(str(p) for p in trained.rglob("*"))
-    result = fromscratch(*arguments, cwd=trained)
-    assert (result.returncode, result.stdout) == (code, ""), result.stderr
-    assert message in result.stderr and "Traceback" not in result.stderr
+    refused(*arguments, code=code, says=message)
     assert sorted(str(p) for p in trained.rglob("*")) == before
 
 
 def test_b18_a_store_of_another_tokenizer_names_both(trained: Path, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("some words to learn from, some words to read\n\n" * 600)
-    made = fromscratch("data", "prepare", str(text), "--out", "other", "--tokenizer", "train:300", cwd=tmp_path)
-    assert made.returncode == 0, made.stderr
-    result = fromscratch("eval", "loss", "small", "--store", str(tmp_path / "other"), "--split", "train", cwd=trained)
-    assert result.returncode == 3
-    assert "bytes (257 ids)" in result.stderr and "bpe-" in result.stderr
-
-
-def test_debug_shows_the_traceback(trained: Path) -> None:
-    assert "Traceback" in fromscratch("train", "missing.toml", "--debug", cwd=trained).stderr
+    made = run_command("data", "prepare", text, "--out", tmp_path / "other", "--tokenizer", "train:300")
+    assert made.code == 0, made.err
+    answer = run_command("eval", "loss", "small", "--store", tmp_path / "other", "--split", "train")
+    assert answer.code == 3
+    assert "bytes (257 ids)" in answer.err and "bpe-" in answer.err
 
 
 def test_fresh_sets_the_old_run_aside(trained: Path) -> None:
     arguments = ("train", "small.toml", "--name", "twice", "--set", "data.tokens=512", "-q")
-    assert fromscratch(*arguments, cwd=trained).returncode == 0
-    assert fromscratch(*arguments, "--fresh", cwd=trained).returncode == 0
+    assert run_command(*arguments).code == 0
+    assert run_command(*arguments, "--fresh").code == 0
     assert (trained / "runs" / "twice.old-1" / "checkpoints" / "latest").exists()
     assert (trained / "runs" / "twice" / "checkpoints" / "latest").exists()
 
 
 def test_stop_after_and_the_same_command_again(trained: Path) -> None:
     arguments = ("train", "small.toml", "--name", "halves", "--json")
-    stopped = fromscratch(*arguments, "--stop-after", "7", cwd=trained)
-    assert stopped.returncode == 75 and json.loads(stopped.stdout)["step"] == 7
-    assert fromscratch(*arguments, cwd=trained).returncode == 0
+    stopped = run_command(*arguments, "--stop-after", "7")
+    assert stopped.code == 75 and json.loads(stopped.out)["step"] == 7
+    assert run_command(*arguments).code == 0
 
 
 def test_interrupt_from_the_keyboard(tmp_path: Path) -> None:
@@ -185,7 +194,7 @@ def test_interrupt_from_the_keyboard(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 75, errors
-    assert "the same command goes on" in errors
+    assert "the same command continues" in errors
     assert json.loads((tmp_path / "runs" / "small" / "status.json").read_text())["state"] == "stopped"
 
 
@@ -193,5 +202,5 @@ def test_b42_a_closed_pipe_and_plain_text(trained: Path) -> None:
     command = f"{sys.executable} -m fromscratch eval loss small --store store --json | head -c 1"
     result = subprocess.run(command, shell=True, cwd=trained, capture_output=True, text=True, check=False, timeout=100)
     assert "BrokenPipe" not in result.stderr and result.stdout == "{"
-    plain = fromscratch("train", "small.toml", cwd=trained, LANG="C", NO_COLOR="1")
+    plain = in_a_process("train", "small.toml", cwd=trained, LANG="C", NO_COLOR="1")
     assert "\x1b" not in plain.stdout + plain.stderr

@@ -209,6 +209,14 @@ def test_runs_set_aside_go_only_when_asked(world: Path) -> None:
     assert sorted(path.name for path in Path("runs").iterdir()) == ["half", "whole", "whole.old-2"]
 
 
+def test_clean_finishes_the_interrupted_removal_of_a_run(world: Path) -> None:
+    renamed = Path("runs/.whole.old-1.tmp-5")
+    renamed.mkdir()
+    with nothing_written(world):
+        assert [one["path"] for one in asked("clean")["items"]] == [str(renamed)]
+    assert [one["path"] for one in asked("clean", "--yes")["items"]] == [str(renamed)] and not renamed.exists()
+
+
 def test_clean_follows_no_links(world: Path) -> None:
     Path("elsewhere").mkdir()
     Path("elsewhere/kept").write_text("kept")
@@ -219,7 +227,7 @@ def test_clean_follows_no_links(world: Path) -> None:
     shutil.move("runs/half/checkpoints", "elsewhere/checkpoints")
     Path("runs/half/checkpoints").symlink_to(world / "elsewhere" / "checkpoints")
     with nothing_written(world / "elsewhere"):
-        refused("runs", "clean", "half", "--keep", "1", "--yes", code=2, says="what lies there is not removed")
+        refused("runs", "clean", "half", "--keep", "1", "--yes", code=2, says="nothing there is removed")
 
 
 def in_a_process(shell: str, **environment: str) -> Answer:

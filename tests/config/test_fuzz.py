@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import tomli_w
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fromscratch.config.loading import load_run_config, parse_override, parse_run_config
@@ -33,7 +33,7 @@ VALUES = st.recursive(
 )
 TABLES = st.dictionaries(KEYS, VALUES, max_size=5)
 BASE = {"data": {"store": "corpus"}}
-FUZZ = settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+FUZZ = settings(max_examples=100)
 
 
 def config_or_sentence(values: dict[str, Any]) -> None:
@@ -118,7 +118,6 @@ def test_any_overrides(fuzz_file: Path, overrides: list[str]) -> None:
     load_or_sentence(fuzz_file, overrides)
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_any_override_is_parsed_or_refused(item: str) -> None:
     try:

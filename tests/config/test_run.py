@@ -4,7 +4,7 @@ import importlib
 import inspect
 import tomllib
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import pytest
 import tomli_w
@@ -15,9 +15,12 @@ from pydantic import ValidationError
 from fromscratch.config import model, train
 from fromscratch.config.base import Slot
 from fromscratch.config.loading import load_run_config, parse_run_config
-from fromscratch.config.model import PRESETS, ModelConfig
+from fromscratch.config.model import PRESETS, GPTConfig
+from fromscratch.config.reference import reference
 from fromscratch.config.run import RunConfig
-from fromscratch.config.train import AdamW, Schedule, WarmupStableDecay
+from fromscratch.config.train import AdamW, Schedule, TrainConfig, WarmupStableDecay
+from fromscratch.errors import UsageError
+from tests.kinds import registered
 
 from .conftest import WriteRunFile
 
@@ -50,7 +53,7 @@ def test_every_default_is_written_out() -> None:
     assert plain["data"] == {"store": "corpus", "tokens": "20x", "start_token": 0, "shuffle": False, "epochs": 1}
     assert set(plain) == {"model", "data", "train", "eval"}
     absent = {"preset", "vocab_size"}
-    assert set(plain["model"]) == set(ModelConfig.model_fields) - absent
+    assert set(plain["model"]) == set(GPTConfig.model_fields) - absent
     assert set(plain["train"]) == set(train.TrainConfig.model_fields) - {"start_from"}
 
 
@@ -205,10 +208,72 @@ def test_what_a_slot_builds_exists_and_takes_its_fields(kind: type[Slot]) -> Non
 
 
 def test_slots_build_with_their_fields_and_the_context() -> None:
-    rate = train.Linear(warmup_steps=0, min_learning_rate=0.0).build(step=5, num_steps=10, learning_rate=1.0)
-    assert rate == pytest.approx(0.5)
+    clip = train.ClipByNorm(max_norm=2.0).build()
+    assert clip.max_norm == 2.0
+    factor = train.Linear(warmup_steps=0, min_learning_rate=0.2).rate_factor(1.0)(step=5, num_steps=10)
+    assert factor == pytest.approx(0.6)
+
+
+class Lion(Slot):
+    """A second optimiser, which exists in this test alone."""
+
+    builds: ClassVar[str] = "fromscratch.optim.adamw:build_adamw"
+    kind: Literal["lion"] = "lion"
+    learning_rate: float = 1e-4
+    momentum: float = 0.9
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "alone", "of_two"),
+    [
+        ("lion", 'train.optimizer.kind = "lion": must be "adamw"', None),
+        ({"kind": "lion", "momentum": 0.5}, 'train.optimizer.kind = "lion": must be "adamw"', None),
+        (
+            "lio",
+            'train.optimizer.kind = "lio": must be "adamw"',
+            'kind = "lio": unknown kind, must be one of adamw, lion',
+        ),
+        (3, 'must be "adamw", or a table', 'must be one of "adamw", "lion", or a table'),
+        ({"kind": "adamw", "momentum": 1.0}, "momentum: unknown key", 'it belongs to kind = "lion"'),
+    ],
+)
+def test_a_second_kind_of_a_slot_is_one_more_member_of_its_union(
+    optimizer: Any, alone: str, of_two: str | None
+) -> None:
+    def told() -> str:
+        try:
+            return repr(run_config(train={"optimizer": optimizer}).train.optimizer)
+        except UsageError as error:
+            return str(error)
+
+    assert alone in told()
+    with registered(TrainConfig, "optimizer", Lion):
+        assert (of_two or "kind='lion'") in told()
+        assert "| `lion` | `learning_rate` (number, `0.0001`)" in reference()
+    assert alone in told() and "`lion`" not in reference()
+
+
+def test_what_must_agree_for_weights_to_fit() -> None:
+    settings = GPTConfig().weight_settings()
+    assert settings["attention.kind"] == "multi-head" and settings["feedforward.ratio"] == 4
+    free: list[dict[str, Any]] = [
+        {"attention": "explicit"},
+        {"head": "linear"},
+        {"init": "torch"},
+        {"dropout": 0.5},
+        {"preset": "gpt2-small"},
+    ]
+    for values in free:
+        assert GPTConfig.model_validate(values).weight_settings() == settings, values
+    for name, value in (
+        ("norm", {"eps": 1e-3}),
+        ("feedforward", "exact-gelu-mlp"),
+        ("num_heads", 6),
+        ("tied_head", False),
+    ):
+        assert GPTConfig.model_validate({name: value}).weight_settings() != settings, name
 
 
 def test_field_docstrings_reach_the_schema() -> None:
-    described = ModelConfig.model_json_schema()["properties"]["dropout"]["description"]
+    described = GPTConfig.model_json_schema()["properties"]["dropout"]["description"]
     assert "0 is off" in described

@@ -17,6 +17,8 @@ from fromscratch.data.store import TokenStore
 from fromscratch.sources import Files, InMemory
 from fromscratch.tokenizers.bytes import BytesTokenizer
 
+NUMBERED_TEXTS = [f"{number}: " + "words and more words " * (number % 7 + 1) for number in range(400)]
+
 
 def write_parquet(path: Path, texts: Sequence[str | None], *, row_group_size: int = 1_000) -> Path:
     """A parquet file as FineWeb has them: the text and another column."""

@@ -1,7 +1,5 @@
 """Batches: a function of the step alone, and never one more than the data holds."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -10,7 +8,6 @@ from hypothesis import strategies as st
 from fromscratch.data.batches import SequenceBatches
 from fromscratch.data.store import TokenSplit
 from fromscratch.errors import DataError
-from tests.data.helpers import store_of
 
 
 def split_of(tokens: int, *, shards: int = 1) -> TokenSplit:
@@ -31,12 +28,12 @@ def test_all_steps_can_be_read_and_no_further_one(
     tokens: int, context: int, batch: int, start: int, epochs: int
 ) -> None:
     sequences = SequenceBatches(split_of(tokens), context, batch, start_token=start, epochs=epochs, shuffle_seed=1)
-    for step in range(sequences.most_steps):
+    for step in range(sequences.max_steps):
         assert sequences.read(sequences.sequence_indices(step)).shape == (batch, context + 1)
-    assert sequences.steps_for(sequences.most_steps * sequences.tokens_per_step) == sequences.most_steps
+    assert sequences.steps_for(sequences.max_steps * sequences.tokens_per_step) == sequences.max_steps
     with pytest.raises(DataError, match="the run needs"):
-        sequences.steps_for(sequences.most_steps * sequences.tokens_per_step + 1)
-    unused = sequences.sequences_per_epoch * epochs - sequences.most_steps * batch
+        sequences.steps_for(sequences.max_steps * sequences.tokens_per_step + 1)
+    unused = sequences.sequences_per_epoch * epochs - sequences.max_steps * batch
     assert unused < batch  # not one batch too few either
 
 
@@ -48,8 +45,8 @@ def test_a_budget_is_rounded_up_to_whole_global_batches(budget: int) -> None:
 
 
 def test_the_last_sequence_needs_one_token_more_than_its_inputs() -> None:
-    assert SequenceBatches(split_of(16), context_length=4, global_batch=1).most_steps == 3
-    assert SequenceBatches(split_of(17), context_length=4, global_batch=1).most_steps == 4
+    assert SequenceBatches(split_of(16), context_length=4, global_batch=1).max_steps == 3
+    assert SequenceBatches(split_of(17), context_length=4, global_batch=1).max_steps == 4
 
 
 def test_the_error_says_how_many_tokens_there_are_and_how_many_are_needed() -> None:
@@ -57,7 +54,7 @@ def test_the_error_says_how_many_tokens_there_are_and_how_many_are_needed() -> N
     with pytest.raises(DataError, match=r"has 100 tokens but the run needs 121 \(5 steps of 20 tokens from token 20"):
         sequences.steps_for(81)
     assert SequenceBatches(split_of(121), 10, 2, start_token=20).steps_for(81) == 5
-    assert SequenceBatches(split_of(120), 10, 2, start_token=20).most_steps == 4
+    assert SequenceBatches(split_of(120), 10, 2, start_token=20).max_steps == 4
 
 
 def test_start_token_continues_on_fresh_data() -> None:
@@ -68,7 +65,7 @@ def test_start_token_continues_on_fresh_data() -> None:
 
 def test_a_start_beyond_the_data_is_an_error_and_not_a_crash() -> None:
     sequences = SequenceBatches(split_of(100), context_length=10, global_batch=2, start_token=1_000)
-    assert sequences.most_steps == 0
+    assert sequences.max_steps == 0
     with pytest.raises(DataError, match=r"lower data\.start_token"):
         sequences.steps_for(1)
 
@@ -93,10 +90,3 @@ def test_reading_crosses_shards(begin: int, count: int, shards: int) -> None:
             split.read(begin, count)
     else:
         np.testing.assert_array_equal(split.read(begin, count), np.arange(begin, begin + count))
-
-
-def test_document_numbers_change_after_each_end_of_text(tmp_path: Path) -> None:
-    store = store_of(["ab", "c", "defgh"], tmp_path / "store", validation=0.0)
-    sequences = SequenceBatches(store.split("train"), context_length=5, global_batch=2)
-    assert sequences.read([0, 1])[:, :-1].tolist() == [[97, 98, 256, 99, 256], [100, 101, 102, 103, 104]]
-    assert sequences.document_numbers([0, 1], 256).tolist() == [[0, 0, 0, 1, 1], [0, 0, 0, 0, 0]]

@@ -4,14 +4,26 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
+from huggingface_hub import constants
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalTokenNotFoundError
 
-from fromscratch.data.store import open_store
+from fromscratch.data.prepare import SplitRule, prepare_store
+from fromscratch.data.store import TokenStore, open_store
 from fromscratch.errors import UsageError
-from fromscratch.hub.datasets import HubName, try_again
+from fromscratch.hub import requests
+from fromscratch.hub.downloads import download_file
+from fromscratch.hub.names import dataset_name
+from fromscratch.hub.requests import HubError, ask_hub
+from fromscratch.sources import open_source
+from fromscratch.tokenizers.bytes import BytesTokenizer
+from tests.command import refused, run_command
 from tests.data.helpers import command, content_of, store_of, texts_in, write_parquet
 from tests.hub_server import TOKEN, Fault, HubServer
 
@@ -28,112 +40,115 @@ configs:
 ---
 # Texts
 """
+SAMPLE = "sample/10BT/000_00000.parquet"
+SOURCE = "hf://me/texts?name=sample-10BT"
 TEXTS = [f"document {number} of the sample" for number in range(50)]
 
 
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """A dataset with a card and two configurations."""
+    folder = tmp_path_factory.mktemp("dataset")
+    sample = write_parquet(folder / "sample.parquet", TEXTS).read_bytes()
+    other = write_parquet(folder / "other.parquet", ["not in the sample"]).read_bytes()
+    return {"README.md": CARD.encode(), "data/a/000.parquet": other, SAMPLE: sample}
+
+
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[HubServer]:
-    sample = write_parquet(tmp_path / "sample.parquet", TEXTS).read_bytes()
-    other = write_parquet(tmp_path / "other.parquet", ["not in the sample"]).read_bytes()
-    files = {"README.md": CARD.encode(), "data/a/000.parquet": other, "sample/10BT/000_00000.parquet": sample}
-    with HubServer({"me/texts": files}) as server:
+def hub(files: dict[str, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A Hub with that dataset, which this process uses; waits between attempts are short."""
+    monkeypatch.setattr(requests, "FIRST_WAIT_SECONDS", 0.01)
+    with HubServer({"me/texts": dict(files)}) as server:
+        server.connect(monkeypatch, tmp_path / "home")
         yield server
 
 
-def prepare(hub: HubServer, tmp_path: Path, *more: object, **env: str) -> subprocess.CompletedProcess[str]:
-    arguments = ("--out", tmp_path / "store", "--tokenizer", "bytes", "--workers", 1, "--json", "-q")
-    source = "hf://me/texts?name=sample-10BT"
-    return command("data", "prepare", source, *arguments, *more, env=hub.environment(tmp_path / "home") | env)
+@pytest.fixture(scope="module")
+def mine(tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
+    """A store to push, which no test changes."""
+    return store_of(TEXTS, tmp_path_factory.mktemp("mine") / "mine")
+
+
+def prepare(out: Path) -> TokenStore:
+    """Prepares a configuration of the dataset in this process."""
+    return prepare_store([open_source(SOURCE)], BytesTokenizer(), out, rule=SplitRule(0.01))
 
 
 def test_a_configuration_of_a_dataset_becomes_a_store_and_is_downloaded_once(hub: HubServer, tmp_path: Path) -> None:
-    done = prepare(hub, tmp_path)
+    arguments = ("--out", tmp_path / "store", "--tokenizer", "bytes", "--workers", 1, "--json", "-q")
+    done = command("data", "prepare", SOURCE, *arguments, env=hub.environment(tmp_path / "home"))
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["source"] == ["hf://me/texts?name=sample-10BT"]
+    assert json.loads(done.stdout)["source"] == [SOURCE]
     assert sorted(texts_in(open_store(tmp_path / "store"))) == sorted(TEXTS)
-    again = prepare(hub, tmp_path, "--out", tmp_path / "second")
-    assert again.returncode == 0, again.stderr
-    assert hub.downloads["sample/10BT/000_00000.parquet"] == 1
+    assert content_of(prepare(tmp_path / "second").path) == content_of(tmp_path / "store")
+    assert hub.downloads[SAMPLE] == 1
     assert hub.downloads["data/a/000.parquet"] == 0
 
 
 @pytest.mark.parametrize("kind", ["cut", "short", "500", "429"])
 def test_f25_a_download_that_fails_for_a_while_is_finished(hub: HubServer, tmp_path: Path, kind: str) -> None:
-    hub.faults["sample/10BT/000_00000.parquet"] = Fault(kind, times=2)
-    done = prepare(hub, tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert sorted(texts_in(open_store(tmp_path / "store"))) == sorted(TEXTS)
+    hub.faults[SAMPLE] = Fault(kind, times=2)
+    assert sorted(texts_in(prepare(tmp_path / "store"))) == sorted(TEXTS)
+    assert hub.faults[SAMPLE].times == 0
 
 
-def test_f25_a_large_download_goes_on_where_it_was_cut(hub: HubServer, tmp_path: Path) -> None:
-    large = os.urandom(32 << 20)  # the Hub's library keeps what came in steps of 10 MiB
+def test_f25_a_large_download_goes_on_where_it_was_cut(hub: HubServer) -> None:
+    large = os.urandom(24 << 20)  # the Hub's library keeps what came in steps of 10 MiB
     hub.repositories["me/texts"]["large.parquet"] = large
     hub.faults["large.parquet"] = Fault("cut", times=1)
-    script = "from fromscratch.hub.datasets import *; print(download(HubName('me/texts'), 'large.parquet'))"
-    env = {**os.environ, **hub.environment(tmp_path / "home")}
-    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=True)
-    assert Path(done.stdout.strip()).read_bytes() == large
+    assert download_file(dataset_name("hf://me/texts"), "large.parquet").read_bytes() == large
     assert hub.ranges == ["large.parquet"]
 
 
 def test_f25_a_download_that_never_works_names_the_file_and_no_token(hub: HubServer, tmp_path: Path) -> None:
-    hub.faults["sample/10BT/000_00000.parquet"] = Fault("500", times=99)
-    done = prepare(hub, tmp_path)
-    assert done.returncode == 1
-    assert "/datasets/me/texts/resolve/main/sample/10BT/000_00000.parquet: failed after 5 attempts" in done.stderr
-    assert TOKEN not in done.stderr + done.stdout
-    assert "Traceback" not in done.stderr
+    hub.faults[SAMPLE] = Fault("500", times=99)
+    url = f"/datasets/me/texts/resolve/main/{SAMPLE}: failed after 5 attempts (the Hub answered 500)"
+    errors = refused("data", "prepare", SOURCE, "--out", tmp_path / "store", "--tokenizer", "bytes", code=1, says=url)
+    assert TOKEN not in errors
     assert not (tmp_path / "store").exists()
 
 
-def test_b31_offline_names_what_is_missing_and_where_at_once(hub: HubServer, tmp_path: Path) -> None:
-    done = prepare(hub, tmp_path, HF_HUB_OFFLINE="1")
-    assert done.returncode == 2
-    assert "hf://me/texts" in done.stderr
-    assert str(tmp_path / "home") in done.stderr
+def test_b31_offline_names_what_is_missing_and_where_at_once(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hub.connect(monkeypatch, tmp_path / "home", offline=True)
+    arguments = ("data", "prepare", SOURCE, "--out", tmp_path / "store", "--tokenizer", "bytes")
+    assert str(tmp_path / "home") in refused(*arguments, code=2, says="hf://me/texts: not in the cache")
     assert hub.requests == []
 
 
-def test_b31_offline_with_a_full_cache_works(hub: HubServer, tmp_path: Path) -> None:
-    assert prepare(hub, tmp_path).returncode == 0
+def test_b31_offline_with_a_full_cache_works(hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(tmp_path / "store")
     hub.requests.clear()
-    done = prepare(hub, tmp_path, "--out", tmp_path / "second", HF_HUB_OFFLINE="1")
-    assert done.returncode == 0, done.stderr
-    assert content_of(tmp_path / "second") == content_of(tmp_path / "store")
+    hub.connect(monkeypatch, tmp_path / "home", offline=True)
+    assert content_of(prepare(tmp_path / "second").path) == content_of(tmp_path / "store")
     assert hub.requests == []
 
 
-def test_a_store_is_pushed_pulled_and_used_by_name(hub: HubServer, tmp_path: Path) -> None:
-    store_of(TEXTS, tmp_path / "mine")
-    env = hub.environment(tmp_path / "home")
-    pushed = command("data", "push", tmp_path / "mine", "hf://me/tokens", "--license", "cc0-1.0", env=env)
-    assert pushed.returncode == 0, pushed.stderr
+def test_a_store_is_pushed_pulled_and_used_by_name(hub: HubServer, mine: TokenStore, tmp_path: Path) -> None:
+    pushed = run_command("data", "push", mine.path, "hf://me/tokens", "--license", "cc0-1.0")
+    assert pushed.code == 0, pushed.err
     card = hub.repositories["me/tokens"]["README.md"].decode()
     assert "license: cc0-1.0" in card
     assert "| train |" in card
     assert hub.commits == 1
-    pulled = command("data", "pull", "hf://me/tokens", "--out", tmp_path / "theirs", env=env)
-    assert pulled.returncode == 0, pulled.stderr
-    assert content_of(tmp_path / "theirs") == content_of(tmp_path / "mine")
-    shown = command("data", "verify", "hf://me/tokens", "--json", env=env)
-    assert json.loads(shown.stdout)["valid"], shown.stderr
+    pulled = run_command("data", "pull", "hf://me/tokens", "--out", tmp_path / "theirs")
+    assert pulled.code == 0, pulled.err
+    assert content_of(tmp_path / "theirs") == content_of(mine.path)
+    shown = run_command("data", "verify", "hf://me/tokens", "--json")
+    assert json.loads(shown.out)["valid"], shown.err
 
 
-def test_f27_a_push_that_fails_changes_nothing_and_can_be_repeated(hub: HubServer, tmp_path: Path) -> None:
-    store_of(TEXTS, tmp_path / "mine")
-    env = hub.environment(tmp_path / "home")
+def test_f27_a_push_that_fails_changes_nothing_and_can_be_repeated(hub: HubServer, mine: TokenStore) -> None:
     hub.faults["commit"] = Fault("403", times=1)
-    failed = command("data", "push", tmp_path / "mine", "hf://me/tokens", env=env)
-    assert failed.returncode == 2
-    assert "Traceback" not in failed.stderr
-    assert TOKEN not in failed.stderr
+    errors = refused("data", "push", mine.path, "hf://me/tokens", code=2, says="hf://me/tokens: the Hub answered 403")
+    assert TOKEN not in errors
     assert hub.repositories["me/tokens"] == {}
-    assert command("data", "push", tmp_path / "mine", "hf://me/tokens", env=env).returncode == 0
+    assert run_command("data", "push", mine.path, "hf://me/tokens").code == 0
     assert "manifest.json" in hub.repositories["me/tokens"]
 
 
-def test_processes_that_pull_at_once_download_once(hub: HubServer, tmp_path: Path) -> None:
-    mine = store_of(TEXTS, tmp_path / "mine")
+def test_processes_that_pull_at_once_download_once(hub: HubServer, mine: TokenStore, tmp_path: Path) -> None:
     files = {path.relative_to(mine.path).as_posix(): path for path in mine.path.rglob("*") if path.is_file()}
     hub.repositories["me/tokens"] = {name: path.read_bytes() for name, path in files.items()}
     arguments = [sys.executable, "-m", "fromscratch", "data", "pull", "hf://me/tokens", "--out", "pulled"]
@@ -147,24 +162,95 @@ def test_processes_that_pull_at_once_download_once(hub: HubServer, tmp_path: Pat
 
 
 def test_a_store_that_is_not_there_is_said_so(hub: HubServer, tmp_path: Path) -> None:
-    done = command("data", "pull", "hf://me/nothing", "--out", tmp_path / "x", env=hub.environment(tmp_path / "home"))
-    assert done.returncode == 2
-    assert "hf://me/nothing" in done.stderr
+    refused(
+        "data", "pull", "hf://me/nothing", "--out", tmp_path / "x", code=2, says="hf://me/nothing: the Hub answered"
+    )
     assert not (tmp_path / "x").exists()
 
 
-@pytest.mark.parametrize("word", ["hf://", "hf://one", "hf://a/b/c", "hf://../etc", "hf://a/b?nme=x"])
-def test_a_malformed_name_is_refused(word: str) -> None:
+@pytest.mark.parametrize(
+    "name",
+    ["hf://", "hf://one", "hf://a/b/c", "hf://../etc", "hf://a/b?nme=x", "hf://a/b@", "hf://a/b@x y", "hf://a/b\n"],
+)
+def test_a_malformed_name_is_refused(name: str) -> None:
     with pytest.raises(UsageError):
-        HubName.parse(word, known=("name",))
+        dataset_name(name, allowed=("name", "revision"))
 
 
-def test_waits_grow_between_attempts() -> None:
-    waits: list[float] = []
+@pytest.mark.parametrize(
+    "name", ["hf://a/b@v1", "hf:/a/b@v1", "hf://datasets/a/b@v1/", "hf://a/b?revision=v1", "a/b@v1"]
+)
+def test_one_repository_and_revision_however_they_are_written(name: str) -> None:
+    parsed = dataset_name(name, allowed=("revision",))
+    assert (str(parsed), parsed.revision) == ("hf://a/b", "v1")
+    assert dataset_name("hf://a/b").revision == "main"
+    with pytest.raises(UsageError, match="unknown parameter 'revision'"):
+        dataset_name(name)
+
+
+def failing(error: Exception) -> Callable[[], None]:
+    """A request that always fails, in the same way."""
 
     def fail() -> None:
-        raise ConnectionError("no")
+        raise error
 
+    return fail
+
+
+def test_offline_nothing_is_tried_again() -> None:
+    waits: list[float] = []
     with pytest.raises(UsageError, match="not in the cache"):
-        try_again("x", fail, sleep=waits.append)  # this process is offline: it does not even wait
+        ask_hub("x", failing(ConnectionError("no")), sleep=waits.append)
     assert waits == []
+
+
+def answer(status: int, **headers: str) -> Exception:
+    """The error of ``huggingface_hub`` for an answer of the Hub."""
+    response = SimpleNamespace(status_code=status, headers=headers, request=None)
+    return HfHubHTTPError(f"{status} for {TOKEN}", response=cast("Any", response))
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ConnectionError(TOKEN), "no connection to http.*: ConnectionError"),
+        (answer(503), "the Hub answered 503"),
+        (OSError("the content does not match its SHA-256"), "OSError: the content does not match"),
+    ],
+)
+def test_waits_grow_between_attempts_and_the_last_error_is_told(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    waits: list[float] = []
+    with pytest.raises(HubError, match=rf"^x: failed after 5 attempts \({reason}.*\); try again later$") as caught:
+        ask_hub("x", failing(error), sleep=waits.append)
+    assert TOKEN not in str(caught.value)
+    assert len(waits) == 4 and all(1.3 < later / earlier < 3.0 for earlier, later in pairwise(waits)), waits
+
+
+def test_the_server_says_how_long_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    for asked, seconds in (("7", 7.0), ("9999", 60.0)):
+        waits: list[float] = []
+        with pytest.raises(HubError):
+            ask_hub("x", failing(answer(429, **{"Retry-After": asked})), sleep=waits.append)
+        assert waits == [seconds] * 4
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (answer(404), "^x: the Hub answered 404: no such repository"),
+        (LocalTokenNotFoundError("no"), "^x: needs a token; log in"),
+        (HFValidationError("Cannot have -- in a--b"), "^x: not a name that the Hub allows"),
+    ],
+)
+def test_what_the_user_must_change_is_said_at_once(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, says: str
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    waits: list[float] = []
+    with pytest.raises(UsageError, match=says) as caught:
+        ask_hub("x", failing(error), sleep=waits.append)
+    assert waits == [] and TOKEN not in str(caught.value)

@@ -1,4 +1,4 @@
-"""Preparation: the same store whoever makes it, however often it is killed."""
+"""Preparation: the same store for any number of workers and any number of interruptions."""
 
 import json
 import multiprocessing
@@ -23,40 +23,44 @@ from fromscratch.data.encode import EncodePart
 from fromscratch.data.engines import Task, WorkerProcesses
 from fromscratch.data.prepare import SplitRule, prepare_store
 from fromscratch.data.scan import documents_of
+from fromscratch.data.store import TokenStore
 from fromscratch.data.verify import verify_store
 from fromscratch.errors import DataError, UsageError
 from fromscratch.sources import Files
 from fromscratch.sources.base import TextsPart
 from fromscratch.tokenizers.bytes import BytesTokenizer
-from fromscratch.tokenizers.gpt2 import load_gpt2
+from fromscratch.tokenizers.gpt2 import GPT2Tokenizer
 from fromscratch.tokenizers.loading import load
-from tests.data.helpers import command, content_of, store_of, store_of_files, texts_in, write_parquet
+from tests.command import run_command
+from tests.data.helpers import NUMBERED_TEXTS, content_of, store_of, store_of_files, texts_in
 
-TEXTS = [f"{number}: " + "words and more words " * (number % 7 + 1) for number in range(400)]
+RULE = DocumentRule(min_characters=30, deduplicate=True)
 
 
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    """A folder of parquet and JSON Lines files, several parts in all, with duplicates across files."""
-    folder = tmp_path / "corpus"
-    folder.mkdir()
-    for number in range(4):
-        write_parquet(folder / f"{number:03}_00000.parquet", TEXTS[number * 100 : number * 100 + 120])
-    lines = [json.dumps({"text": text}) for text in TEXTS[::3]]
-    (folder / "more.jsonl").write_text("\n".join(lines) + "\n")
-    return folder
+@pytest.fixture(scope="module")
+def whole(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
+    """The store of the corpus, prepared without interruption in one process."""
+    return store_of_files(corpus, tmp_path_factory.mktemp("whole") / "store")
+
+
+@pytest.fixture(scope="module")
+def deduplicated(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> TokenStore:
+    """The same without duplicates and short documents."""
+    return store_of_files(corpus, tmp_path_factory.mktemp("deduplicated") / "store", documents=RULE)
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
-def test_worker_processes_make_the_same_store_as_this_process(corpus: Path, tmp_path: Path, workers: int) -> None:
-    rule = DocumentRule(minimum_characters=30, deduplicate=True)
-    alone = store_of_files(corpus, tmp_path / "alone", documents=rule)
-    engine = WorkerProcesses(workers, load)
-    together = store_of_files(corpus, tmp_path / "together", documents=rule, engine=engine)
-    assert content_of(together.path) == content_of(alone.path)
-    assert sorted(texts_in(alone)) == sorted(text for text in TEXTS if len(text) >= 30)
-    assert alone.manifest.skipped["duplicate"] > 0
-    assert alone.manifest.skipped["too short"] > 0
+def test_worker_processes_make_the_same_store_as_this_process(
+    corpus: Path, deduplicated: TokenStore, tmp_path: Path, workers: int
+) -> None:
+    store = store_of_files(corpus, tmp_path / "store", documents=RULE, engine=WorkerProcesses(workers, load))
+    assert content_of(store.path) == content_of(deduplicated.path)
+
+
+def test_short_and_repeated_documents_are_left_out_and_counted(deduplicated: TokenStore) -> None:
+    assert sorted(texts_in(deduplicated)) == sorted(text for text in NUMBERED_TEXTS if len(text) >= 30)
+    assert deduplicated.manifest.skipped["duplicate"] > 0
+    assert deduplicated.manifest.skipped["too short"] > 0
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -74,32 +78,31 @@ def test_a_store_gives_back_every_document(texts: list[str], tmp_path: Path) -> 
     assert verify_store(store).problems == []
 
 
-def test_the_books_come_back_byte_for_byte(shared_data: Path, tmp_path: Path) -> None:
+def test_the_books_come_back_byte_for_byte(shared_data: Path, gpt2: GPT2Tokenizer, tmp_path: Path) -> None:
     import pyarrow.parquet as pq
 
     file = shared_data / "books" / "000_00000.parquet"
-    tokenizer = load_gpt2(shared_data / "gpt2")
-    store = prepare_store([Files(file)], tokenizer, tmp_path / "books", rule=SplitRule(0.01))
-    decoded = [
-        tokenizer.decode(ids) for split in ("train", "validation") for ids in documents_of(store.split(split), 50256)
-    ]
+    store = prepare_store([Files(file)], gpt2, tmp_path / "books", rule=SplitRule(0.01))
+    decoded = [gpt2.decode(ids) for split in ("train", "validation") for ids in documents_of(store.split(split), 50256)]
     assert sorted(decoded) == sorted(pq.read_table(file, columns=["text"]).column(0).to_pylist())
 
 
-def test_b19_b21_the_hostile_file_is_text_and_nothing_else(shared_data: Path, tmp_path: Path) -> None:
+def test_b19_b21_the_hostile_file_is_text_and_nothing_else(
+    shared_data: Path, gpt2: GPT2Tokenizer, tmp_path: Path
+) -> None:
     import pyarrow.parquet as pq
 
     file = shared_data / "books" / "hostile.parquet"
-    tokenizer = load_gpt2(shared_data / "gpt2")
-    store = prepare_store([Files(file)], tokenizer, tmp_path / "hostile", rule=SplitRule(0.0))
+    store = prepare_store([Files(file)], gpt2, tmp_path / "hostile", rule=SplitRule(0.0))
     texts = [text for text in pq.read_table(file, columns=["text"]).column(0).to_pylist() if text]
-    assert [tokenizer.decode(ids) for ids in documents_of(store.split("train"), 50256)] == texts
+    assert [gpt2.decode(ids) for ids in documents_of(store.split("train"), 50256)] == texts
     assert store.manifest.skipped == {"empty": 1, "null": 1}
     assert verify_store(store).problems == []
 
 
-def test_f24_an_interrupted_preparation_redoes_only_the_parts_that_were_not_done(corpus: Path, tmp_path: Path) -> None:
-    whole = store_of_files(corpus, tmp_path / "whole")
+def test_f24_an_interrupted_preparation_redoes_only_the_parts_that_were_not_done(
+    corpus: Path, whole: TokenStore, tmp_path: Path
+) -> None:
     out = tmp_path / "interrupted"
     victim = corpus / "002_00000.parquet"
     good = victim.read_bytes()
@@ -115,8 +118,7 @@ def test_f24_an_interrupted_preparation_redoes_only_the_parts_that_were_not_done
     assert {path: path.stat().st_mtime_ns for path in shards} == shards  # good output was left alone
 
 
-def test_f24_a_record_whose_shard_is_gone_or_short_is_redone(corpus: Path, tmp_path: Path) -> None:
-    whole = store_of_files(corpus, tmp_path / "whole")
+def test_f24_a_record_whose_shard_is_gone_or_short_is_redone(corpus: Path, whole: TokenStore, tmp_path: Path) -> None:
     out = tmp_path / "interrupted"
     _interrupt_after(3, lambda: store_of_files(corpus, out))
     first, second, *_ = sorted(out.glob("train-*.safetensors"))
@@ -150,11 +152,11 @@ def _interrupt_after(parts: int, prepare: Callable[[], Any]) -> bool:
 
 @pytest.mark.parametrize("attempt", range(3))
 def test_f24_kill_9_at_a_random_moment_and_finishing_gives_the_same_store(
-    corpus: Path, tmp_path: Path, attempt: int
+    corpus: Path, whole: TokenStore, tmp_path: Path, attempt: int
 ) -> None:
-    whole = store_of_files(corpus, tmp_path / "whole", validation=0.01)
     out = tmp_path / "killed"
-    arguments = ("data", "prepare", str(corpus), "--out", str(out), "--tokenizer", "bytes", "--workers", "2", "-q")
+    options = ("--tokenizer", "bytes", "--validation", "0.3", "--workers", "2", "-q")
+    arguments = ("data", "prepare", str(corpus), "--out", str(out), *options)
     process = subprocess.Popen([sys.executable, "-m", "fromscratch", *arguments])
     generator = random.Random(attempt)
     while not (out / ".preparing").is_dir() and process.poll() is None:
@@ -162,8 +164,8 @@ def test_f24_kill_9_at_a_random_moment_and_finishing_gives_the_same_store(
     time.sleep(generator.uniform(0.0, 1.2))
     process.send_signal(signal.SIGKILL)
     process.wait()
-    done = command(*arguments)
-    assert done.returncode == 0, done.stderr
+    done = run_command(*arguments)
+    assert done.code == 0, done.err
     assert content_of(out) == content_of(whole.path)
 
 
@@ -202,13 +204,13 @@ def test_a_worker_that_dies_is_reported_with_its_part(corpus: Path, tmp_path: Pa
 
 
 def test_a_finished_store_is_found_done_and_another_is_refused(tmp_path: Path) -> None:
-    first = store_of(TEXTS, tmp_path / "store")
+    first = store_of(NUMBERED_TEXTS, tmp_path / "store")
     before = content_of(first.path)
-    store_of(TEXTS, tmp_path / "store")
+    store_of(NUMBERED_TEXTS, tmp_path / "store")
     with pytest.raises(UsageError, match="made of something else"):
-        store_of(TEXTS[1:], tmp_path / "store")
+        store_of(NUMBERED_TEXTS[1:], tmp_path / "store")
     with pytest.raises(UsageError, match="made of something else"):
-        store_of(TEXTS, tmp_path / "store", validation=0.1)
+        store_of(NUMBERED_TEXTS, tmp_path / "store", validation=0.1)
     assert content_of(first.path) == before
 
 
@@ -232,7 +234,7 @@ def test_a_preparation_under_way_is_not_disturbed(corpus: Path, tmp_path: Path) 
 def test_a_folder_with_something_else_is_refused(tmp_path: Path) -> None:
     (tmp_path / "precious.txt").write_text("mine")
     with pytest.raises(UsageError, match="not empty"):
-        store_of(TEXTS, tmp_path)
+        store_of(NUMBERED_TEXTS, tmp_path)
     assert (tmp_path / "precious.txt").read_text() == "mine"
 
 
@@ -242,17 +244,17 @@ def test_too_little_disk_space_is_said_before_anything_is_written(
     usage = shutil.disk_usage(tmp_path)._replace(free=10_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _path: usage)
     with pytest.raises(UsageError, match=r"needs about .* GB"):
-        store_of(TEXTS, tmp_path / "store")
+        store_of(NUMBERED_TEXTS, tmp_path / "store")
     assert not list((tmp_path / "store").glob("*.safetensors"))
 
 
 def test_shards_are_bounded_and_end_at_documents(tmp_path: Path) -> None:
     work = tmp_path / "work"
     work.mkdir()
-    job = EncodePart(tmp_path, work, SplitRule(0.0), DocumentRule(), most_shard_tokens=1_000)
-    facts = job(Task(0, TextsPart("texts", tuple(TEXTS))), BytesTokenizer())
+    job = EncodePart(tmp_path, work, SplitRule(0.0), DocumentRule(), max_shard_tokens=1_000)
+    facts = job(Task(0, TextsPart("texts", tuple(NUMBERED_TEXTS))), BytesTokenizer())
     assert all(shard["tokens"] <= 1_000 for shard in facts["shards"])
-    assert sum(shard["documents"] for shard in facts["shards"]) == len(TEXTS)
+    assert sum(shard["documents"] for shard in facts["shards"]) == len(NUMBERED_TEXTS)
     assert len({shard["file"] for shard in facts["shards"]}) == len(facts["shards"]) > 10
 
 
@@ -267,7 +269,7 @@ def test_the_first_of_identical_documents_stays_in_the_order_of_the_corpus(tmp_p
 
 @pytest.mark.parametrize("hashes_per_slice", [1, 7, 1_000])
 def test_duplicates_are_the_same_however_few_hashes_are_compared_at_once(tmp_path: Path, hashes_per_slice: int) -> None:
-    from fromscratch.data.deduplicate import HashPart, duplicates_of, mark_duplicates
+    from fromscratch.data.deduplicate import HashPart, mark_duplicates, read_duplicates
 
     generator = random.Random(1)
     parts = [tuple(str(generator.randrange(30)) for _ in range(20)) for _ in range(5)]
@@ -280,38 +282,37 @@ def test_duplicates_are_the_same_however_few_hashes_are_compared_at_once(tmp_pat
         for text in texts:
             expected.append(text in seen)
             seen.add(text)
-        assert duplicates_of(tmp_path, index).tolist() == expected
+        assert read_duplicates(tmp_path, index).tolist() == expected
 
 
 def test_the_summary_says_what_was_made_and_skipped(corpus: Path, tmp_path: Path) -> None:
     arguments = ("data", "prepare", corpus, "--out", tmp_path / "s", "--tokenizer", "bytes", "--min-characters", 30)
-    done = command(*arguments, "--json", "--workers", 2)
-    assert done.returncode == 0, done.stderr
-    facts = json.loads(done.stdout)
+    done = run_command(*arguments, "--json", "--workers", 2)
+    assert done.code == 0, done.err
+    facts = json.loads(done.out)
     assert facts["tokens"] == sum(split["tokens"] for split in facts["splits"].values())
     assert facts["tokens_per_byte"] == pytest.approx(facts["tokens"] / facts["bytes"])
     assert facts["skipped"]["too short"] > 0
     assert facts["bytes_per_second"] > 0
-    again = command(*arguments)
-    assert again.returncode == 0
-    assert "nothing was left to do" in again.stdout
+    again = run_command(*arguments)
+    assert again.code == 0
+    assert "nothing was left to do" in again.out
 
 
 def test_a_tokenizer_is_learnt_from_what_is_not_held_out_and_a_restart_learns_the_same(
     corpus: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "s"
-    run = partial(command, "data", "prepare", corpus, "--out", out, "--tokenizer", "train:300", "--workers", 1)
-    assert run().returncode == 0
+    run = partial(run_command, "data", "prepare", corpus, "--out", out, "--tokenizer", "train:300", "--workers", 1)
+    assert run().code == 0
     done = run()
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     assert json.loads((out / "manifest.json").read_text())["tokenizer"]["vocab_size"] == 300
 
 
-def test_ray_makes_the_same_store(corpus: Path, tmp_path: Path) -> None:
+def test_ray_makes_the_same_store(corpus: Path, whole: TokenStore, tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="needs Ray: pip install 'fromscratch[cluster]'")
     script = Path(__file__).with_name("ray_trial.py")
-    alone = store_of_files(corpus, tmp_path / "alone")
     done = subprocess.run(
         [sys.executable, "-W", "ignore", str(script), str(corpus), str(tmp_path / "ray")],
         capture_output=True,
@@ -321,4 +322,4 @@ def test_ray_makes_the_same_store(corpus: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["nodes"] == 2
-    assert content_of(tmp_path / "ray") == content_of(alone.path)
+    assert content_of(tmp_path / "ray") == content_of(whole.path)

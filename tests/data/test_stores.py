@@ -23,8 +23,9 @@ from fromscratch.errors import DataError, UsageError
 from fromscratch.files import sha256_of
 from fromscratch.sources import InMemory
 from fromscratch.tokenizers.bytes import BytesTokenizer
-from fromscratch.tokenizers.gpt2 import load_gpt2
-from tests.data.helpers import command, store_of, texts_in
+from fromscratch.tokenizers.gpt2 import GPT2Tokenizer
+from tests.command import refused, run_command
+from tests.data.helpers import store_of, texts_in
 
 TEXTS = [chr(97 + number % 26) * (number + 1) + f" {number}" for number in range(120)]
 
@@ -55,10 +56,8 @@ def test_one_flipped_bit_is_found_and_named(store: TokenStore) -> None:
     content = bytearray(shard.read_bytes())
     content[-100] ^= 1
     shard.write_bytes(content)
-    done = command("data", "verify", store.path)
-    assert done.returncode == 3
-    assert f"{shard.name}: its content does not match the SHA-256" in done.stderr
-    assert "Traceback" not in done.stderr
+    says = f"{shard.name}: its content does not match the SHA-256"
+    refused("data", "verify", store.path, code=3, says=says)
 
 
 def test_b16_an_id_outside_the_vocabulary_is_found(store: TokenStore) -> None:
@@ -167,18 +166,18 @@ def test_statistics_agree_with_counting_by_hand(store: TokenStore) -> None:
 
 def test_statistics_of_a_store_and_of_its_source_are_printed_and_drawn(store: TokenStore, tmp_path: Path) -> None:
     picture = tmp_path / "lengths.png"
-    done = command("data", "stats", store.path, "--context", 64, "--json", "--picture", picture)
-    assert done.returncode == 0, done.stderr
-    facts = json.loads(done.stdout)
+    done = run_command("data", "stats", store.path, "--context", 64, "--json", "--picture", picture)
+    assert done.code == 0, done.err
+    facts = json.loads(done.out)
     assert facts["context"] == 64
     assert facts["picture"] == str(picture)
     assert picture.read_bytes().startswith(b"\x89PNG")
     (tmp_path / "x.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
-    source = command(
+    source = run_command(
         "data", "stats", tmp_path / "x.jsonl", "--tokenizer", "bytes", "--context", 64, "--json", "--picture", picture
     )
     same = ("documents", "tokens", "bytes", "length_quantiles", "tokens_lost_by_cropping", "frequent_tokens")
-    assert {key: json.loads(source.stdout)[key] for key in same} == {key: facts[key] for key in same}
+    assert {key: json.loads(source.out)[key] for key in same} == {key: facts[key] for key in same}
 
 
 def test_tokens_are_shown_with_their_boundaries_or_plain(tmp_path: Path) -> None:
@@ -189,8 +188,8 @@ def test_tokens_are_shown_with_their_boundaries_or_plain(tmp_path: Path) -> None
     assert plain_text(shown) == "hé\n\nx\n\n"
     with pytest.raises(UsageError, match="has 6 tokens, counted from 0"):
         show_tokens(store.split("train"), table, start=6, tokens=1, end_of_text=256)
-    done = command("data", "show", store.path, "--start", 4, "--tokens", 1)
-    assert done.stdout == "x|\n"
+    done = run_command("data", "show", store.path, "--start", 4, "--tokens", 1)
+    assert done.out == "x|\n"
 
 
 def plain_folder(folder: Path, **splits: Any) -> Path:
@@ -201,21 +200,22 @@ def plain_folder(folder: Path, **splits: Any) -> Path:
     return folder
 
 
-def test_a_folder_of_two_plain_files_is_a_store(tmp_path: Path, shared_data: Path) -> None:
-    tokenizer = load_gpt2(shared_data / "gpt2")
-    assert tokenizer.description() == GPT2_DESCRIPTION
-    train = np.array([*tokenizer.encode("Every effort moves you"), 50256, 11], dtype=np.uint16)
+def test_a_folder_of_two_plain_files_is_a_store(
+    tmp_path: Path, shared_data: Path, gpt2: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert gpt2.description() == GPT2_DESCRIPTION
+    train = np.array([*gpt2.encode("Every effort moves you"), 50256, 11], dtype=np.uint16)
     folder = plain_folder(tmp_path / "theirs", train=train, validation=np.array([262, 50256], np.uint16))
     store = open_store(folder)
     assert store.split("train").read(0, 4).tolist() == [6109, 3626, 6100, 345]
     assert store.manifest.splits["train"].documents is None
     assert verify_store(store).problems == []
     assert any("no checksum was recorded" in warning for warning in verify_store(store).warnings)
-    env = {"FROMSCRATCH_GPT2_VOCABULARY": str(shared_data / "gpt2")}
-    done = command("data", "show", folder, "--tokens", 5, "--plain", env=env)
-    assert done.stdout == "Every effort moves you\n\n\n"
-    stats = command("data", "stats", folder, "--json", "--picture", tmp_path / "p.png", env=env)
-    assert json.loads(stats.stdout)["bytes"] is None
+    monkeypatch.setenv("FROMSCRATCH_GPT2_VOCABULARY", str(shared_data / "gpt2"))
+    done = run_command("data", "show", folder, "--tokens", 5, "--plain")
+    assert done.out == "Every effort moves you\n\n\n"
+    stats = run_command("data", "stats", folder, "--json", "--picture", tmp_path / "p.png")
+    assert json.loads(stats.out)["bytes"] is None
 
 
 def test_plain_files_are_known_by_their_content(tmp_path: Path) -> None:
@@ -262,9 +262,9 @@ precision = "fp32"
 evaluate_every = 2
 """
     )
-    done = command("train", tmp_path / "run.toml", "--runs-dir", tmp_path / "runs", "--json", "--device", "cpu")
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["tokens"] == 64
+    done = run_command("train", tmp_path / "run.toml", "--runs-dir", tmp_path / "runs", "--json", "--device", "cpu")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["tokens"] == 64
 
 
 def test_texts_survive_the_store(store: TokenStore) -> None:

@@ -26,6 +26,7 @@ from fromscratch.generation.sampling import Sampling
 from fromscratch.generation.texts import Settings
 from fromscratch.machine.hardware import find_hardware
 from fromscratch.training.held_out import TokenSlice
+from tests.command import run_command
 from tests.publishing.models import make_loaded
 from tests.small import run_small, write_run_file
 
@@ -184,19 +185,20 @@ def test_smoke_texts_are_kept_in_the_run(loaded: LoadedModel, tmp_path: Path) ->
     assert keep_evaluation(make_loaded(tmp_path / "m"), "smoke", {}) is None
 
 
-def run(folder: Path, *arguments: str, typed: str = "") -> subprocess.CompletedProcess[str]:
+def test_on_the_command_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    compared = run_command("eval", "compare", "run", "imported", "--store", "store", "--json")
+    assert json.loads(compared.out)["verdict"] == "A is better on this text", compared.err
+    assert list((folder / "runs" / "run" / "evaluations").glob("*.json")) or compared.code == 0
+    injected = run_command("eval", "injection", "run")
+    assert injected.code == 0 and "smuggled  0 of 20" in injected.out, injected.err
+    talked = run_command("chat", "run", "--tokens", "5", typed="the cat\n\na dog\n")
+    assert talked.code == 0 and "Ctrl-D" in talked.err and talked.out.count("\n") >= 2
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "fromscratch", *arguments]
-    return subprocess.run(command, cwd=folder, input=typed, capture_output=True, text=True, timeout=100, check=False)
-
-
-def test_on_the_command_line(folder: Path) -> None:
-    compared = run(folder, "eval", "compare", "run", "imported", "--store", "store", "--json")
-    assert json.loads(compared.stdout)["verdict"] == "A is better on this text", compared.stderr
-    assert list((folder / "runs" / "run" / "evaluations").glob("*.json")) or compared.returncode == 0
-    injected = run(folder, "eval", "injection", "run")
-    assert injected.returncode == 0 and "smuggled  0 of 20" in injected.stdout, injected.stderr
-    talked = run(folder, "chat", "run", "--tokens", "5", typed="the cat\n\na dog\n")
-    assert talked.returncode == 0 and "Ctrl-D" in talked.stderr and talked.stdout.count("\n") >= 2
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=100, check=False)
 
 
 def test_the_harness_on_a_task_file_of_ones_own(folder: Path, tmp_path: Path) -> None:

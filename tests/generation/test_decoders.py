@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from fromscratch.config.model import ExplicitAttention, FusedAttention, ModelConfig
+from fromscratch.config.model import ExplicitAttention, FusedAttention, GPTConfig
 from fromscratch.generation.decoders import CachedDecoder, PlainDecoder, window_start
 from fromscratch.generation.generate import generate_batch, generate_tokens
 from fromscratch.generation.packed import packed_twin, packing_pays
@@ -19,7 +19,7 @@ PROMPTS = [[1, 2, 3], [4], list(range(20)), [7, 8, 9, 10, 11, 12, 13], []]
 
 def make(**changes: Any) -> GPT:
     shape = {"vocab_size": VOCABULARY, "context_length": CONTEXT, "num_layers": 2, "num_heads": 4, "embedding_dim": 32}
-    config = ModelConfig.model_validate({**shape, "init": {"kind": "gpt2", "std": 0.3}, **changes})
+    config = GPTConfig.model_validate({**shape, "init": {"kind": "gpt2", "std": 0.3}, **changes})
     model = build_empty(config, "cpu")
     initialise(model, config, seed=5)
     return model.eval()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fromscratch.config.model import ModelConfig
+from fromscratch.config.model import GPTConfig
 from fromscratch.generation.generate import generate_tokens
 from fromscratch.generation.sampling import Sampling
 from fromscratch.models.factory import build_empty, initialise
@@ -14,7 +14,7 @@ END = 30
 
 @pytest.fixture(scope="module")
 def model() -> GPT:
-    config = ModelConfig(vocab_size=31, context_length=8, num_layers=1, num_heads=2, embedding_dim=16, dropout=0.5)
+    config = GPTConfig(vocab_size=31, context_length=8, num_layers=1, num_heads=2, embedding_dim=16, dropout=0.5)
     built = build_empty(config, "cpu")
     initialise(built, config, seed=3)
     return built
@@ -69,7 +69,7 @@ def test_b23_an_empty_prompt_starts_a_document(model: GPT) -> None:
 def test_the_end_of_the_text_ends_it(model: GPT) -> None:
     with torch.no_grad():
         biased = build_empty(
-            ModelConfig(vocab_size=31, context_length=8, num_layers=1, num_heads=2, embedding_dim=16), "cpu"
+            GPTConfig(vocab_size=31, context_length=8, num_layers=1, num_heads=2, embedding_dim=16), "cpu"
         )
         biased.load_state_dict(model.state_dict())
         biased.final_norm.bias.copy_(biased.token_embedding.weight[END] * 1e3)

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fromscratch.config.model import ModelConfig
+from fromscratch.config.model import GPTConfig
 from fromscratch.errors import UsageError
 from fromscratch.generation.sampling import Sampling
 from fromscratch.generation.texts import GrowingText, Settings, continue_prompts
@@ -50,7 +50,7 @@ def test_nothing_of_a_stop_string_is_shown(text: str, stop: list[str]) -> None:
 
 @pytest.fixture(scope="module")
 def model() -> GPT:
-    config = ModelConfig(vocab_size=257, context_length=32, num_layers=1, num_heads=2, embedding_dim=32, dropout=0.0)
+    config = GPTConfig(vocab_size=257, context_length=32, num_layers=1, num_heads=2, embedding_dim=32, dropout=0.0)
     built = build_empty(config, "cpu")
     initialise(built, config, seed=1)
     return built.eval()

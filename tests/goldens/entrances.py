@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fromscratch.config.model import ModelConfig
+from fromscratch.config.model import GPTConfig
 from fromscratch.data.store import open_store
 from fromscratch.machine.precision import Precision
 from fromscratch.models.factory import build_empty, initialise
@@ -30,7 +30,7 @@ class GlobalBatch:
 
 def initial_weights(model: dict[str, Any], *, seed: int) -> dict[str, Tensor]:
     """The parameters with which a run begins, by name; a tied matrix once."""
-    config = ModelConfig.model_validate(model)
+    config = GPTConfig.model_validate(model)
     built = build_empty(config, "cpu")
     initialise(built, config, seed=seed)
     return {name: parameter.detach() for name, parameter in built.named_parameters()}
@@ -40,7 +40,7 @@ def losses_and_gradients(
     model: dict[str, Any], weights: dict[str, Tensor], inputs: Tensor, targets: Tensor
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The losses [B, T] of one batch, and the gradients of their mean by parameter, for the given weights."""
-    built = build_empty(ModelConfig.model_validate(model), "cpu")
+    built = build_empty(GPTConfig.model_validate(model), "cpu")
     with torch.no_grad():
         for name, parameter in built.named_parameters():
             parameter.copy_(weights[name])

@@ -42,8 +42,8 @@ RELATIVE_TOLERANCES = {"fp32": 1e-5, "bf16": 2e-3}
 """Between processors. Recorded on AVX-512 with bf16 instructions and computed anew without them, with AVX2 and with
 SSE, fp32 differed by at most 1.2e-6 and bf16 by at most 4.7e-4, both in the gradient norm."""
 VECTORISED = ("AVX2", "AVX512")
-"""Capabilities of a processor under which torch draws the same normal numbers to the bit; others round them
-differently."""
+"""Capabilities of a processor under which torch draws the same normal numbers to the bit. Without them it rounds
+differently: by at most 1.2e-7 for numbers of standard deviation 1."""
 
 
 def golden(name: str) -> Any:
@@ -86,7 +86,7 @@ def test_initial_weights(case: str) -> None:
     assert list(found) == list(wanted)
     for name, facts in wanted.items():
         assert found[name]["shape"] == facts["shape"], name
-        assert found[name]["first"] == pytest.approx(facts["first"], rel=1e-5, abs=1e-8), name
+        assert found[name]["first"] == pytest.approx(facts["first"], rel=1e-6, abs=1e-6), name
     if torch.backends.cpu.get_cpu_capability() in VECTORISED:
         assert found == wanted
 

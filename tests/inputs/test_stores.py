@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from fromscratch.data.store import TokenSplit
-from fromscratch.data.verify import sampled_monotony
+from fromscratch.data.verify import one_token_warnings
 from fromscratch.files import sha256_of
 from tests.command import nothing_written, refused, run_command
 
@@ -126,7 +126,7 @@ def test_b16_an_id_that_no_vocabulary_has(world: Path) -> None:
 
 def test_b16_the_look_at_a_store_before_training_takes_no_memory_for_huge_ids() -> None:
     shard = np.full(5_000, 2**32 - 1, dtype=np.uint32)  # counting by id would take 32 GB
-    warnings = list(sampled_monotony(TokenSplit("train", (shard,), (0,))))
+    warnings = list(one_token_warnings(TokenSplit("train", (shard,), (0,))))
     assert warnings == ["split 'train': 100% of its tokens are the id 4294967295; is this text?"]
 
 

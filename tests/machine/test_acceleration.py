@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fromscratch.config.model import ModelConfig
+from fromscratch.config.model import GPTConfig
 from fromscratch.errors import UsageError
 from fromscratch.machine import emulation
 from fromscratch.machine.acceleration import Acceleration, accelerate, choose_acceleration
@@ -37,7 +37,7 @@ class Trained(NamedTuple):
 
 
 def model(acceleration: Acceleration, *, backend: str = "eager", **changes: object) -> Trained:
-    config = ModelConfig.model_validate({**SHAPE, **changes})
+    config = GPTConfig.model_validate({**SHAPE, **changes})
     built = build_empty(config, "cpu")
     loss = accelerate(built, next_token_loss, acceleration, backend=backend)
     initialise(built, config, seed=1)
@@ -166,7 +166,7 @@ def test_prefetched_batches_are_the_same_ones(tmp_path: Path) -> None:
     sequences = objective.sequences
     plain = TokenBatches(sequences, 3, 7, CPU)
     ahead = dataclasses.replace(plain, prefetch=True)
-    last = sequences.most_steps - 1
+    last = sequences.max_steps - 1
     for step in (0, 1, 2, 7, 3, last):  # a run may go back, or jump
         pairs = zip(plain.micro_batches(step), ahead.micro_batches(step), strict=True)
         for wanted, found in pairs:

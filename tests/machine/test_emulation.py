@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fromscratch.config.model import ModelConfig
+from fromscratch.config.model import GPTConfig
 from fromscratch.machine.emulation import EmulatedProducts, needs_emulation
 from fromscratch.machine.precision import Precision
 from fromscratch.models.factory import build_empty, initialise
@@ -57,7 +57,7 @@ def test_results_go_where_they_are_wanted_and_overflow_as_they_would() -> None:
 @pytest.mark.parametrize("kind", ["bf16", "fp16"])
 def test_a_model_computes_what_it_computes_natively(kind: str) -> None:
     shape = {"vocab_size": 61, "context_length": 16, "num_layers": 2, "num_heads": 2, "embedding_dim": 16}
-    config = ModelConfig.model_validate({**shape, "dropout": 0.0})
+    config = GPTConfig.model_validate({**shape, "dropout": 0.0})
     tokens = torch.randint(0, 61, (2, 17), generator=torch.Generator().manual_seed(2))
     losses, gradients = [], []
     for emulated in (False, True):

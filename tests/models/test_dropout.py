@@ -6,19 +6,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from fromscratch.config.model import ModelConfig
+from fromscratch.config.model import GPTConfig
 from fromscratch.models import attention as attention_module
 from fromscratch.models.attention import ExplicitAttention, FusedAttention
 from fromscratch.models.compiling import prepare_to_compile
 from fromscratch.models.dropout import Dropout, hashed_numbers, put_keys_on_device, set_sequence_keys
 from fromscratch.models.factory import build_empty, initialise
 from fromscratch.models.gpt import GPT
+from fromscratch.models.mechanism import Sizes
 
 KEYS = (11, 22, 33, 44)
 
 
 def model_with_dropout(attention: str) -> GPT:
-    config = ModelConfig.model_validate(
+    config = GPTConfig.model_validate(
         {
             "vocab_size": 61,
             "context_length": 16,
@@ -93,17 +94,21 @@ def test_keys_for_another_number_of_sequences_are_a_mistake() -> None:
 @pytest.mark.parametrize("time", [1, 7, 8, 20])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("masked", [False, True])
 def test_fused_attention_is_the_explicit_form(
-    dropout: float, time: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    masked: bool, dropout: float, time: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(attention_module, "QUERIES_PER_BLOCK", 8)
+    sizes = Sizes(2, time, 1, 3, 12, dropout=dropout, attention_bias=False, tied_head=False)
+    age = torch.arange(time)[:, None] - torch.arange(time)
+    mask = ((age >= 0) & (age < 5))[None, None] if masked else None
     results = []
     for kind in (ExplicitAttention, FusedAttention):
-        attention = kind(embedding_dim=12, num_heads=3, bias=False, dropout=dropout)
+        attention = kind(sizes, 0)
         attention.probability_dropout.set_keys((3, 4))
         generator = torch.Generator().manual_seed(1)
         inputs = [torch.randn(2, 3, time, 4, generator=generator).to(dtype).requires_grad_() for _ in range(3)]
-        mixed = attention.attend(*inputs)
+        mixed = attention.attend(*inputs, mask=mask, is_causal=mask is None)
         (mixed * torch.arange(4)).sum().backward()
         results.append([mixed.detach(), *(tensor.grad for tensor in inputs)])
     tolerance = 1e-5 if dtype == torch.float32 else 0.1

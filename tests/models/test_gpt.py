@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fromscratch.config.model import ExplicitAttention, FusedAttention, ModelConfig, TorchInit
+from fromscratch.config.model import ExplicitAttention, FusedAttention, GPTConfig, TorchInit
 from fromscratch.models.costs import model_costs
 from fromscratch.models.factory import build_empty, build_gpt, initialise
 from fromscratch.models.gpt import GPT
@@ -17,11 +17,11 @@ TINY = {"vocab_size": 61, "context_length": 16, "num_layers": 2, "num_heads": 4,
 ATTENTIONS = [FusedAttention(), ExplicitAttention()]
 
 
-def tiny(**changes: object) -> ModelConfig:
-    return ModelConfig.model_validate({**TINY, **changes})
+def tiny(**changes: object) -> GPTConfig:
+    return GPTConfig.model_validate({**TINY, **changes})
 
 
-def initialised(config: ModelConfig, seed: int = 1) -> GPT:
+def initialised(config: GPTConfig, seed: int = 1) -> GPT:
     model = build_empty(config, "cpu")
     initialise(model, config, seed=seed)
     return model
@@ -39,17 +39,16 @@ def initialised(config: ModelConfig, seed: int = 1) -> GPT:
     ],
 )
 def test_parameters_are_those_of_the_released_models(preset: str, changes: dict[str, bool], parameters: int) -> None:
-    config = ModelConfig.model_validate({"preset": preset, "vocab_size": GPT2_VOCABULARY, **changes})
+    config = GPTConfig.model_validate({"preset": preset, "vocab_size": GPT2_VOCABULARY, **changes})
     assert model_costs(config).parameters == parameters
 
 
 def test_flops_per_token_by_hand() -> None:
     costs = model_costs(tiny(tied_head=False))
     embedding, layers, context = 32, 2, 16
-    per_block = 12 * embedding**2 + 13 * embedding  # 4 D^2 + 8 D^2, their biases, two norms
-    matrices = layers * per_block + 2 * embedding + 61 * embedding
-    assert costs.matrix_parameters == matrices
-    assert costs.forward_flops_per_token == 2 * matrices + layers * 2 * context * embedding
+    matrices = layers * 12 * embedding**2 + 61 * embedding  # 4 D^2 + 8 D^2 per block, and the head
+    mean_visible_keys = (context + 1) / 2
+    assert costs.forward_flops_per_token == 2 * matrices + layers * 4 * embedding * mean_visible_keys
     assert costs.training_flops_per_token == 3 * costs.forward_flops_per_token
 
 
@@ -71,7 +70,7 @@ def test_logits_equal_transformers(attention: FusedAttention | ExplicitAttention
             attn_pdrop=0,
         )
     ).eval()
-    config = ModelConfig(
+    config = GPTConfig(
         vocab_size=211, context_length=32, num_layers=3, num_heads=4, embedding_dim=48, dropout=0, attention=attention
     )
     ours = build_empty(config, "cpu").eval()
@@ -145,7 +144,7 @@ def test_too_many_positions_are_refused_with_both_numbers() -> None:
 
 
 @pytest.mark.parametrize("build", [build_gpt, lambda config: build_empty(config, "cpu")])
-def test_a_tied_head_is_one_tensor(build: Callable[[ModelConfig], GPT]) -> None:
+def test_a_tied_head_is_one_tensor(build: Callable[[GPTConfig], GPT]) -> None:
     tied, untied = build(tiny()), build(tiny(tied_head=False))
     assert tied.head.weight is tied.token_embedding.weight
     assert untied.head.weight is not untied.token_embedding.weight
@@ -153,7 +152,7 @@ def test_a_tied_head_is_one_tensor(build: Callable[[ModelConfig], GPT]) -> None:
 
 class TestInitialisation:
     def test_gpt2_scales_residual_projections_by_depth(self) -> None:
-        config = ModelConfig(vocab_size=512, num_layers=8, num_heads=4, embedding_dim=128, context_length=64)
+        config = GPTConfig(vocab_size=512, num_layers=8, num_heads=4, embedding_dim=128, context_length=64)
         model = initialised(config)
         for block in model.blocks:
             assert block.attention.query_key_value.weight.std().item() == pytest.approx(0.02, rel=0.05)

@@ -4,13 +4,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fromscratch.config.model import ModelConfig
+from fromscratch.config.model import GPTConfig
 from fromscratch.models import head as head_module
 from fromscratch.models.factory import build_empty, initialise
 from fromscratch.models.head import ChunkedHead
 from fromscratch.models.layers import LinearHead
+from fromscratch.models.mechanism import Sizes
 
 EMBEDDING_DIM, VOCABULARY, BATCH, TIME = 24, 301, 3, 7
+SIZES = Sizes(VOCABULARY, TIME, 1, 1, EMBEDDING_DIM, dropout=0.0, attention_bias=True, tied_head=False)
 TOLERANCES = {"fp32": 2e-6, "bf16": 1e-2, "fp16": 2e-3}
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -24,8 +26,8 @@ def _chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 def heads() -> tuple[LinearHead, ChunkedHead]:
     torch.manual_seed(3)
-    linear = LinearHead(embedding_dim=EMBEDDING_DIM, vocab_size=VOCABULARY)
-    chunked = ChunkedHead(embedding_dim=EMBEDDING_DIM, vocab_size=VOCABULARY)
+    linear = LinearHead(SIZES)
+    chunked = ChunkedHead(SIZES)
     chunked.load_state_dict(linear.state_dict())
     return linear, chunked
 
@@ -62,7 +64,7 @@ def test_a_model_trains_alike_with_either_head(tied: bool) -> None:
     results = []
     for kind in ("linear", "chunked"):
         values = {"vocab_size": 61, "context_length": 16, "num_layers": 1, "num_heads": 2, "embedding_dim": 16}
-        config = ModelConfig.model_validate({**values, "dropout": 0.0, "tied_head": tied, "head": kind})
+        config = GPTConfig.model_validate({**values, "dropout": 0.0, "tied_head": tied, "head": kind})
         model = build_empty(config, "cpu")
         initialise(model, config, seed=1)
         tokens = torch.randint(0, 61, (2, 17), generator=torch.Generator().manual_seed(2))

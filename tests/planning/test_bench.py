@@ -1,14 +1,12 @@
 """The speed table: cases, figures, a worker process that really measures, a picture."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from fromscratch.config.model import ModelConfig
+from fromscratch.config.model import GPTConfig
 from fromscratch.config.train import TrainConfig
 from fromscratch.machine.hardware import Hardware, find_hardware
 from fromscratch.planning import bench, bench_worker
@@ -26,11 +24,12 @@ from fromscratch.planning.bench import (
     summarise,
 )
 from fromscratch.planning.bench_chart import draw_speed
+from tests.command import refused, run_command
 from tests.small import write_run_file
 
 SHAPE = {"vocab_size": 61, "context_length": 16, "num_layers": 1, "num_heads": 2, "embedding_dim": 16}
 CPU = find_hardware("cpu")
-WORKLOAD = Workload(ModelConfig.model_validate(SHAPE), TrainConfig())
+WORKLOAD = Workload(GPTConfig.model_validate(SHAPE), TrainConfig())
 
 
 def test_cases_are_every_combination_once() -> None:
@@ -55,11 +54,10 @@ def test_figures_by_hand() -> None:
 
 
 def test_a_case_is_measured_in_a_process_of_its_own_and_a_bad_one_says_why() -> None:
-    cases = [Case(2, "fp32"), Case(2, "fp32", recipe=REFERENCE)]
-    for measurement in measure(WORKLOAD, cases, CPU, steps=2, rounds=2):
-        assert measurement.error is None
-        assert len(measurement.step_seconds) == 4 and min(measurement.step_seconds) > 0
-        assert measurement.peak_memory_bytes is not None and measurement.peak_memory_bytes > 2**20
+    (measurement,) = measure(WORKLOAD, [Case(2, "fp32")], CPU, steps=2, rounds=2)
+    assert measurement.error is None
+    assert len(measurement.step_seconds) == 4 and min(measurement.step_seconds) > 0
+    assert measurement.peak_memory_bytes is not None and measurement.peak_memory_bytes > 2**20
     (bad,) = measure(WORKLOAD, [Case(2, "fp32")], Hardware(torch.device("cuda", 77), "none", None), steps=1)
     assert bad.error is not None and "CUDA devices" in bad.error
 
@@ -102,6 +100,8 @@ def test_the_peak_of_a_cpu_is_measured_once() -> None:
 def test_the_highest_peak_counts_and_a_gpu_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     found = [3e9, 5e9, 4e9]
     monkeypatch.setattr(bench, "measured_peak_flops", lambda _precision: found.pop(0))
+    told = json.dumps({"error": None, "step_seconds": [0.1], "first_step_seconds": 0.1, "peak_memory_bytes": 1})
+    monkeypatch.setattr(bench, "WORKER", ["sh", "-c", 'cat > /dev/null; echo "$0"', told])
     peak = PeakFlops(CPU)
     measure(WORKLOAD, [Case(1, "fp32")], CPU, steps=1, rounds=3, peak=peak)
     assert peak("fp32") == 5e9 and not found
@@ -124,11 +124,11 @@ def test_the_picture_is_drawn_without_what_failed(tmp_path: Path) -> None:
 
 def test_the_verb_prints_a_table_predicts_hours_and_writes_json(tmp_path: Path) -> None:
     file = write_run_file(tmp_path)
-    command = [sys.executable, "-m", "fromscratch", "bench", str(file), "--micro-batch", "4", "--steps", "1"]
-    done = subprocess.run([*command, "--json", "--reference"], capture_output=True, text=True, check=True)
-    facts = json.loads(done.stdout)
+    command = ("bench", file, "--micro-batch", "4", "--steps", "1")
+    done = run_command(*command, "--json", "--reference")
+    facts = json.loads(done.out)
     assert [row["recipe"] for row in facts["rows"]] == ["engine", "reference"]
     assert all(row["tokens_per_second"] > 0 and 0 < row["mfu"] < 1 for row in facts["rows"])
+    assert all(row["peak_memory_bytes"] > 2**20 and row["error"] is None for row in facts["rows"])
     assert facts["predicted_hours"] == pytest.approx(20 * 8 * 16 / facts["rows"][0]["tokens_per_second"] / 3600)
-    wrong = subprocess.run([*command, "--precision", "int3"], capture_output=True, text=True, check=False)
-    assert wrong.returncode == 2 and "--precision int3" in wrong.stderr and not wrong.stdout
+    refused(*command, "--precision", "int3", code=2, says="--precision int3")

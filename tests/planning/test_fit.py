@@ -7,17 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from fromscratch.config.model import ModelConfig
+from fromscratch.config.model import GPTConfig
 from fromscratch.config.train import TrainConfig
 from fromscratch.errors import FromScratchError
 from fromscratch.machine.acceleration import Acceleration
 from fromscratch.machine.hardware import find_hardware
+from fromscratch.planning import fit
 from fromscratch.planning.bench import Workload
 from fromscratch.planning.fit import Fit, MemoryLine, Probe, find_fit, memory_budget_bytes, probe_in_process
 from fromscratch.planning.fit_cache import cache_file, cache_fit, cached_micro_batch
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.session.placement import MachineOptions, place_run
 from fromscratch.session.plan import plan_run
+from tests.command import refused, run_command
 from tests.small import write_run_file
 
 CPU = find_hardware("cpu")
@@ -69,17 +71,17 @@ def test_not_even_one_sequence() -> None:
         find_fit(Machine(10, fixed=600, each=13.0), budget_bytes=10, local_batch=4)
 
 
-@pytest.mark.timeout(300)
-def test_on_this_machine_it_agrees_with_brute_force() -> None:
+def test_on_this_machine_it_agrees_with_brute_force(monkeypatch: pytest.MonkeyPatch) -> None:
     """Real probes; the sizes around the answer are tried again, each in a process of its own."""
-    shape = {"vocab_size": 512, "context_length": 128, "num_layers": 6, "num_heads": 4, "embedding_dim": 256}
+    monkeypatch.setattr(fit, "MAX_SECONDS", 0.0)  # two steps a probe: memory is measured, not speed
+    shape = {"vocab_size": 64, "context_length": 256, "num_layers": 24, "num_heads": 2, "embedding_dim": 64}
     workload = Workload(
-        ModelConfig.model_validate({**shape, "dropout": 0.0}), TrainConfig.model_validate({"precision": "fp32"})
+        GPTConfig.model_validate({**shape, "dropout": 0.0}), TrainConfig.model_validate({"precision": "fp32"})
     )
     tried = probe_in_process(workload, CPU, Acceleration(), budget_bytes=2**40)(8)
     budget = round(1.1 * (tried.peak_memory_bytes or 0))  # what a process has before it begins is the machine's affair
     probe = probe_in_process(workload, CPU, Acceleration(), budget_bytes=budget)
-    found = find_fit(probe, budget_bytes=budget, local_batch=4)
+    found = find_fit(probe, budget_bytes=budget, local_batch=1)
     assert found.largest >= 8 and found.line.bytes_per_sequence > MIB
     around = {size: probe(size).peak_memory_bytes or 0 for size in (found.largest - 1, found.largest + 2)}
     assert around[found.largest - 1] < 1.01 * budget < 1.02 * around[found.largest + 2]  # to what a process repeats
@@ -96,8 +98,8 @@ def test_an_answer_is_remembered_and_used_for_this_model_only(tmp_path: Path, ho
     plan, run = plan_run(file), RunDirectory(tmp_path / "runs" / "x")
     workload = Workload(plan.config.model, plan.config.train)
     assert cached_micro_batch(workload, CPU, Acceleration()) is None
-    fit = Fit(64, 3, 1_000.0, MemoryLine(1.0, 2.0), 100, [])
-    cache_fit(fit, workload, CPU, Acceleration())
+    found = Fit(64, 3, 1_000.0, MemoryLine(1.0, 2.0), 100, [])
+    cache_fit(found, workload, CPU, Acceleration())
     assert cache_file().parent == home and cached_micro_batch(workload, CPU, Acceleration()) == 3
     assert cached_micro_batch(workload, CPU, Acceleration(activation_checkpointing=True)) is None
     machine = MachineOptions(device="cpu")
@@ -112,13 +114,11 @@ def test_an_answer_is_remembered_and_used_for_this_model_only(tmp_path: Path, ho
 
 
 def test_the_verb_prints_the_line_and_remembers(tmp_path: Path, home: Path) -> None:
-    write_run_file(tmp_path)
-    command = [sys.executable, "-m", "fromscratch", "fit", "small.toml", "--memory", "0.001", "--json"]
-    none = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=100)
-    assert none.returncode == 2 and not home.exists()  # --memory is below what can be asked
-    command[6] = "0.02"
-    little = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=100)
-    assert little.returncode == 1 and "not even one sequence fits into 20 MiB" in little.stderr
+    command = ("fit", write_run_file(tmp_path), "--json", "--memory")
+    refused(*command, "0.001", code=2, says="--memory")
+    assert not home.exists()
+    little = run_command(*command, "0.02")
+    assert little.code == 1 and "not even one sequence fits into 20 MiB" in little.err
 
 
 def test_the_budget_is_a_part_of_what_is_free() -> None:

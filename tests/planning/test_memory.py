@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 
-from fromscratch.config.model import ModelConfig
+from fromscratch.config.model import GPTConfig
 from fromscratch.config.train import TrainConfig
 from fromscratch.errors import UsageError
 from fromscratch.machine.acceleration import Acceleration
@@ -21,7 +21,7 @@ from tests.training.test_step import model, snapshot, stepper
 
 CUBLAS = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
 SHAPE = {"vocab_size": 61, "context_length": 16, "num_layers": 1, "num_heads": 2, "embedding_dim": 16}
-WORKLOAD = Workload(ModelConfig.model_validate(SHAPE), TrainConfig())
+WORKLOAD = Workload(GPTConfig.model_validate(SHAPE), TrainConfig())
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
-"""``fromscratch`` with a fault in one process: what torchrun starts in tests instead of ``-m fromscratch``.
+"""``fromscratch`` with a fault in one process: what torchrun's workers run in tests.
 
 ``FAULTS`` in the environment is a JSON list of [attempt, rank, step, kind]: in that attempt (0 is the
-first, torchrun's restarts follow), the process of that rank suffers at that step, in the middle of it.
+first, torchrun's restarts follow), the process of that rank fails at that step, in the middle of it.
 """
 
 import json
@@ -10,21 +10,21 @@ import signal
 import time
 from typing import Any
 
-from fromscratch.cli.main import main
 from fromscratch.processes.restarts import restarts
 from fromscratch.training.step import Stepper, StepResult
+from tests.processes.forked import fromscratch
 
 EVERY_ATTEMPT = -1
 
 
 def suffer(kind: str) -> None:
-    """Raises, dies or hangs."""
+    """Raises, is killed, or hangs."""
     if kind == "raise":
         raise ValueError("a made-up fault")
     if kind == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     while True:
-        time.sleep(3600)  # a signal does not end it: the handlers of training only take note
+        time.sleep(3600)  # a signal does not end it: training's handlers only set a flag
 
 
 def insert_faults(faults: list[tuple[int, int, int, str]]) -> None:
@@ -45,6 +45,7 @@ def insert_faults(faults: list[tuple[int, int, int, str]]) -> None:
     Stepper.take, Stepper._gather_losses = take, gather  # type: ignore[method-assign,assignment]
 
 
-if __name__ == "__main__":
+def run(*arguments: str) -> None:
+    """The command line, with the faults of the environment."""
     insert_faults(json.loads(os.environ.get("FAULTS", "[]")))
-    main()
+    fromscratch(*arguments)

@@ -3,9 +3,9 @@
 import json
 import os
 import signal
-import subprocess
-import sys
+import socket
 import time
+from datetime import timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,28 +14,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fromscratch.processes.world import World, even_parts
+from fromscratch.errors import FromScratchError
+from fromscratch.processes.rendezvous import session_store
+from fromscratch.processes.world import World, split_evenly
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import read_records
+from tests.processes.forked import Command, Fork, agent, fromscratch
 from tests.small import SMALL_RUN, run_small, write_run_file
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "FROMSCRATCH_TIMEOUT_SECONDS": "20"}
+TIMEOUT = {"FROMSCRATCH_TIMEOUT_SECONDS": "20"}
 
 
-def command(*arguments: str, processes: int = 2) -> list[str]:
-    return [sys.executable, "-m", "fromscratch", "train", *arguments, "--processes", str(processes), "--device", "cpu"]
-
-
-def train(folder: Path, *arguments: str, processes: int = 2) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command(*arguments, processes=processes),
-        cwd=folder,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=110,
-    )
+def launch(folder: Path, *arguments: str, processes: int = 2, **environment: str) -> Fork:
+    """``fromscratch train --processes N``: the launcher is a fork, and starts its workers anew."""
+    words = ("train", *arguments, "--processes", str(processes), "--device", "cpu")
+    return Fork(Command(fromscratch, words, folder, TIMEOUT | environment))
 
 
 def weights(run: RunDirectory) -> dict[str, torch.Tensor]:
@@ -47,8 +40,8 @@ def losses(run: RunDirectory) -> list[float]:
 
 
 @pytest.mark.parametrize(("length", "parts"), [(8, 2), (7, 2), (3, 3), (10, 4), (2, 3)])
-def test_even_parts(length: int, parts: int) -> None:
-    bounds = even_parts(length, parts)
+def test_split_evenly(length: int, parts: int) -> None:
+    bounds = split_evenly(length, parts)
     assert bounds[0][0] == 0 and bounds[-1][1] == length
     assert all(a[1] == b[0] for a, b in pairwise(bounds))
     sizes = [end - begin for begin, end in bounds]
@@ -58,16 +51,25 @@ def test_even_parts(length: int, parts: int) -> None:
 def test_a_process_alone_agrees_with_itself() -> None:
     alone = World()
     assert alone.any(True) and not alone.any(False)
-    assert alone.sum(2.5) == 2.5 and alone.from_main({"a": 1}) == {"a": 1}
-    assert list(alone.share(range(5))) == [0, 1, 2, 3, 4]
+    assert alone.sum(2.5) == 2.5 and alone.broadcast({"a": 1}) == {"a": 1}
+    assert list(alone.local_shard(range(5))) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_waits_in_vain_says_so(monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
+    facts = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    for name, value in facts.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(FromScratchError, match=rf"rank {rank}: not all 2 processes joined within 1 s"):
+        session_store(timedelta(seconds=1))
 
 
 def test_f11_two_processes_equal_one_and_resume_across(tmp_path: Path) -> None:
     """Accumulation in both, dropout on, evaluation shared; then 1 -> 2 and 2 -> 1."""
     file = write_run_file(tmp_path)
     alone, summary = run_small(file, name="alone", micro_batch=2)
-    together = train(tmp_path, "small.toml", "--name", "together", "--micro-batch", "2", "--json")
-    assert together.returncode == 0, together.stderr
+    together = launch(tmp_path, "small.toml", "--name", "together", "--micro-batch", "2", "--json")
+    assert together.wait() == 0, together.stderr
     assert json.loads(together.stdout)["best_loss"] == pytest.approx(summary.best_loss, abs=1e-4)
     run = RunDirectory(tmp_path / "runs" / "together")
     assert losses(run) == pytest.approx(losses(alone), abs=1e-5)
@@ -76,9 +78,11 @@ def test_f11_two_processes_equal_one_and_resume_across(tmp_path: Path) -> None:
     assert not any(name.startswith(("module.", "model.")) for name in weights(run))
 
     run_small(file, name="one-two", stop_after=7)
-    assert train(tmp_path, "small.toml", "--name", "one-two").returncode == 0
-    stopped = train(tmp_path, "small.toml", "--name", "two-one", "--stop-after", "7")
-    assert stopped.returncode == 75, stopped.stderr
+    words = ("train", "small.toml", "--device", "cpu", "--name", "one-two")
+    resumed = Fork(Command(agent, (["--nproc-per-node=2"], fromscratch, *words), tmp_path, TIMEOUT))
+    assert resumed.wait() == 0, resumed.stderr
+    stopped = launch(tmp_path, "small.toml", "--name", "two-one", "--stop-after", "7")
+    assert stopped.wait() == 75, stopped.stderr
     run_small(file, name="two-one")
     for name in ("one-two", "two-one"):
         assert losses(RunDirectory(tmp_path / "runs" / name)) == pytest.approx(losses(alone), abs=1e-5)
@@ -86,11 +90,17 @@ def test_f11_two_processes_equal_one_and_resume_across(tmp_path: Path) -> None:
 
 def test_bad_input_is_told_once(tmp_path: Path) -> None:
     write_run_file(tmp_path)
-    result = train(tmp_path, "small.toml", "--micro-batch", "8")
-    assert result.returncode == 2
+    result = launch(tmp_path, "small.toml", "--micro-batch", "8")
+    assert result.wait() == 2
     assert result.stderr.count("error:") == 1 and "over 2 processes; valid values are 1, 2, 4" in result.stderr
-    many = train(tmp_path, "small.toml", processes=9)
-    assert many.returncode == 2 and "use at most 8" in many.stderr
+    many = launch(tmp_path, "small.toml", processes=9)
+    assert many.wait() == 2 and "use at most 8" in many.stderr
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def wait_for_step(metrics: Path, step: int) -> None:
@@ -110,14 +120,12 @@ def long_run(folder: Path) -> Path:
 
 def test_f13_a_signal_to_the_launcher_stops_all_at_the_same_step(tmp_path: Path) -> None:
     path = long_run(tmp_path)
-    process = subprocess.Popen(
-        command("small.toml"), cwd=tmp_path, env=ENVIRONMENT, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    launcher = launch(tmp_path, "small.toml")
     wait_for_step(path / "metrics.jsonl", 5)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    launcher.send(signal.SIGTERM)
+    code = launcher.wait()
     status = json.loads((path / "status.json").read_text())
-    assert process.returncode == 75, errors
+    assert code == 75, launcher.stderr
     assert status["state"] == "stopped"
     checkpoints = [entry.name for entry in (path / "checkpoints").glob("step-*")]
     assert checkpoints == [f"step-{status['step']:08}"]
@@ -142,16 +150,8 @@ def workers_of(mark: str) -> list[int]:
 def test_f16_a_killed_process_ends_the_others(tmp_path: Path) -> None:
     path = long_run(tmp_path)
     mark = str(tmp_path)
-    process = subprocess.Popen(
-        command("small.toml"),
-        cwd=tmp_path,
-        env={**ENVIRONMENT, "FROMSCRATCH_TEST": mark},
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    launcher = launch(tmp_path, "small.toml", FROMSCRATCH_TEST=mark)
     wait_for_step(path / "metrics.jsonl", 5)
     os.kill(workers_of(mark)[1], signal.SIGKILL)
-    _, errors = process.communicate(timeout=80)
-    assert process.returncode not in (0, 75)
-    assert "rank" in errors and "SIGKILL" in errors
+    assert launcher.wait() not in (0, 75)
+    assert "rank" in launcher.stderr and "SIGKILL" in launcher.stderr

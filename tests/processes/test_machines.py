@@ -4,9 +4,7 @@ import itertools
 import json
 import os
 import shutil
-import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,17 +13,17 @@ import pytest
 
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import read_records
-from tests.processes.test_distributed import ENVIRONMENT, losses
+from tests.processes import faulty
+from tests.processes.forked import Command, Fork, agent
+from tests.processes.test_distributed import TIMEOUT, free_port, losses
 from tests.small import run_small, write_run_file
-
-HERE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
 class Machine:
     """Where a torchrun agent runs."""
 
-    enter: tuple[str, ...]
+    network: str
     address: str
     interface: str
 
@@ -41,7 +39,7 @@ def machines() -> Iterator[list[Machine]]:
     if shutil.which("ip") is None or not all(ip("netns", "add", name) for name in names):
         for name in names:
             ip("netns", "del", name) if shutil.which("ip") else None
-        yield [Machine((), "127.0.0.1", "lo")] * 2
+        yield [Machine("", "127.0.0.1", "lo")] * 2
         return
     try:
         assert ip("link", "add", cable[0], "type", "veth", "peer", "name", cable[1])
@@ -50,7 +48,7 @@ def machines() -> Iterator[list[Machine]]:
             assert ip("-n", name, "address", "add", f"10.213.7.{number}/24", "dev", end)
             assert ip("-n", name, "link", "set", end, "up") and ip("-n", name, "link", "set", "lo", "up")
         yield [
-            Machine(("ip", "netns", "exec", name), f"10.213.7.{number}", end)
+            Machine(name, f"10.213.7.{number}", end)
             for number, name, end in zip(itertools.count(1), names, cable, strict=False)
         ]
     finally:
@@ -58,24 +56,13 @@ def machines() -> Iterator[list[Machine]]:
             ip("netns", "del", name)
 
 
-def start(
-    machine: Machine, folder: Path, endpoint: str, *options: str, faults: str, is_host: bool
-) -> subprocess.Popen[str]:
+def start(machine: Machine, folder: Path, endpoint: str, *options: str, faults: str, is_host: bool) -> Fork:
     """A torchrun agent with one process, which meets the others at the endpoint."""
-    command = [*machine.enter, sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"]
-    command += ["--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}", "--rdzv-id=run"]
-    command += [f"--rdzv-conf=is_host={int(is_host)}", f"--local-addr={machine.address}"]
-    command += [*options, str(HERE / "faulty.py"), "train", "small.toml", "--device", "cpu"]
-    environment = {**ENVIRONMENT, "PYTHONPATH": str(HERE.parents[1]), "FAULTS": faults}
-    environment["GLOO_SOCKET_IFNAME"] = machine.interface
-    pipe = subprocess.PIPE
-    return subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    torchrun = ["--nnodes=2", "--nproc-per-node=1", f"--rdzv-endpoint={endpoint}", "--rdzv-id=run"]
+    torchrun += [f"--rdzv-conf=is_host={int(is_host)}", f"--local-addr={machine.address}", *options]
+    environment = {**TIMEOUT, "FAULTS": faults, "GLOO_SOCKET_IFNAME": machine.interface}
+    arguments = (torchrun, faulty.run, "train", "small.toml", "--device", "cpu")
+    return Fork(Command(agent, arguments, folder, environment, machine.network))
 
 
 @pytest.mark.timeout(240)
@@ -90,12 +77,7 @@ def test_two_machines_equal_one_process_and_restart_when_a_process_dies(
         start(machine, tmp_path, endpoint, "--max-restarts=1", faults=faults, is_host=place == 0)
         for place, machine in enumerate(machines)
     ]
-    try:
-        said = [agent.communicate(timeout=200)[1] for agent in agents]
-    finally:
-        for agent in agents:
-            agent.kill()
-    assert [agent.returncode for agent in agents] == [0, 0], "\n".join(said)
+    assert [one.wait(200) for one in agents] == [0, 0], "\n".join(one.stderr for one in agents)
     run = RunDirectory(tmp_path / "runs" / "small")
     assert [event["step"] for event in read_records(run.events) if event["event"] == "resumed"] == [5]
     alone, _ = run_small(file, name="alone")

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -21,8 +19,9 @@ from fromscratch.runs.records import read_records
 from fromscratch.runs.retention import checkpoints_in, leftovers_in, newest_valid, step_of
 from fromscratch.session import parent, setup
 from fromscratch.training.observers import SilentObserver
+from tests.processes.forked import Command, Fork, fromscratch
 from tests.small import run_small, write_run_file
-from tests.training.in_saves import call_in_save
+from tests.training.in_saves import call_in_save, in_background
 from tests.training.test_resume import assert_same_end
 
 
@@ -84,7 +83,7 @@ def test_f14_sigterm_at_any_moment_leaves_one_whole_checkpoint(
     evaluated = [event["step"] for event in read_records(run.events) if event["event"] == "evaluation"]
     assert evaluated == ([0, 5] if where == "evaluation" else [0, 5, 10]), "an evaluation ends at the next batch"
     status = run.read_status()
-    assert (status["state"], status["step"], status["reason"]) == ("stopped", summary.step, "SIGTERM")
+    assert (status.state, status.step, status.reason) == ("stopped", summary.step, "SIGTERM")
     assert_same_end(untouched, run_small(file)[0])
 
 
@@ -101,7 +100,7 @@ def test_f14_sigterm_before_step_0_leaves_no_checkpoint(
         patched.setattr(setup, "begin", signalled)
         run, summary = run_small(file)
     assert (summary.outcome, summary.step) == ("stopped", 0)
-    assert checkpoints_in(run.checkpoints) == [] and run.read_status()["state"] == "stopped"
+    assert checkpoints_in(run.checkpoints) == [] and run.read_status().state == "stopped"
     assert_same_end(untouched, run_small(file)[0])
 
 
@@ -113,19 +112,17 @@ def test_stopping_where_a_checkpoint_was_just_written_writes_no_other(tmp_path: 
     assert (run.checkpoints / "step-00000005" / "manifest.json").stat().st_ino == written
 
 
-SLOW_SAVES = """
-import glob, os, sys, threading, time
-sys.argv[0] = "fromscratch"
-fsync = os.fsync
-def slow(descriptor):
-    in_background = threading.current_thread().name.startswith("checkpoint")
-    if in_background and glob.glob("runs/small/checkpoints/.step-00000010.tmp-*"):
-        time.sleep(60)
-    fsync(descriptor)
-os.fsync = slow
-from fromscratch.cli.main import main
-main()
-"""
+def train_with_slow_saves(*arguments: str) -> None:
+    """The command line; the save of step 10 takes a minute."""
+    fsync = os.fsync
+
+    def slow(fd: Any) -> None:
+        if in_background() and any(Path("runs/small/checkpoints").glob(".step-00000010.tmp-*")):
+            time.sleep(60)
+        fsync(fd)
+
+    os.fsync = slow
+    fromscratch("train", "small.toml", *arguments)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
@@ -133,24 +130,21 @@ def test_f15_a_second_signal_ends_at_once_with_the_older_checkpoint_whole(
     tmp_path: Path, number: signal.Signals, untouched: RunDirectory
 ) -> None:
     file = write_run_file(tmp_path)
-    command = [sys.executable, "-c", SLOW_SAVES, "train", "small.toml", "--device", "cpu", "--micro-batch", "8"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    arguments, threads = ("--device", "cpu", "--micro-batch", "8"), torch.get_num_threads()
+    process = Fork(Command(train_with_slow_saves, arguments, tmp_path, threads=threads))
     run = RunDirectory(tmp_path / "runs" / "small")
     deadline = time.monotonic() + 80
     while not any(run.checkpoints.glob(".step-00000010.tmp-*")) and time.monotonic() < deadline:
         time.sleep(0.02)
-    process.send_signal(number)
+    process.send(number)
     time.sleep(0.3)
-    assert process.poll() is None, "the first signal waits for the save"
+    assert process.is_alive(), "the first signal waits for the save"
     sent_at = time.monotonic()
-    process.send_signal(number)
-    try:
-        code = process.wait(20)
-    finally:
-        process.kill()
+    process.send(number)
+    code = process.wait(20)
     assert code == 128 + number and time.monotonic() - sent_at < 5
     status = run.read_status()
-    assert status["state"] == "failed" and f"another {number.name}" in status["reason"]
+    assert status.state == "failed" and f"another {number.name}" in status.reason
     newest, _ = newest_valid(run.checkpoints)
     assert newest is not None and step_of(newest) == 5 and leftovers_in(run.checkpoints)
     assert_same_end(untouched, run_small(file, name="small")[0])
@@ -169,7 +163,7 @@ def test_a_crash_is_in_the_status_and_the_save_before_it_is_whole(tmp_path: Path
         run_small(file, observers=[Crash()])
     run = RunDirectory(tmp_path / "runs" / "run")
     status = run.read_status()
-    assert status["state"] == "failed" and "ValueError: something that nobody foresaw" in status["reason"]
+    assert status.state == "failed" and "ValueError: something that nobody foresaw" in status.reason
     newest, _ = newest_valid(run.checkpoints)
     assert newest is not None and step_of(newest) == 5
     assert_same_end(untouched, run_small(file)[0])
@@ -182,4 +176,4 @@ def test_a_run_that_cannot_resume_says_so_in_its_status(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no checkpoint is valid"):
         run_small(file)
     status = run.read_status()
-    assert status["state"] == "failed" and "no checkpoint is valid" in status["reason"]
+    assert status.state == "failed" and "no checkpoint is valid" in status.reason

@@ -1,32 +1,32 @@
 """What goes wrong in one process of two, and what both do about it. Real torchrun, real gloo.
 
-The cases themselves are in ``world_cases.py`` (one start of two processes for all of them) and, where
-a process must die or hang, in ``faulty.py``.
+The cases are in ``world_cases.py`` (one start of two processes for all of them) and, where a process
+must die or hang, in ``faulty.py``.
 """
 
 import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fromscratch.errors import FromScratchError
 from fromscratch.processes.restarts import check_crashes
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import read_records
 from fromscratch.training.gradients import Outcome
-from tests.processes.test_distributed import ENVIRONMENT, long_run, losses, wait_for_step, weights, workers_of
+from tests.processes import faulty, world_cases
+from tests.processes.forked import Command, Fork, agent, fromscratch
+from tests.processes.test_distributed import TIMEOUT, long_run, losses, wait_for_step, weights
 from tests.small import write_run_file
+from tests.training.test_objective import recurrent as recurrent_steps
 
-HERE = Path(__file__).parent
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-PATH = {"PYTHONPATH": str(HERE.parents[1])}
+TWO = ["--nproc-per-node=2"]
 
 
 @pytest.fixture(scope="module")
@@ -34,10 +34,20 @@ def cases(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """The findings of both processes, the main one's first."""
     folder = tmp_path_factory.mktemp("cases")
     write_run_file(folder)
-    command = [*TORCHRUN, str(HERE / "world_cases.py"), "small.toml"]
-    done = subprocess.run(command, cwd=folder, env=ENVIRONMENT | PATH, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    torchrun = Fork(Command(agent, (TWO, world_cases.main, Path("small.toml")), folder, TIMEOUT))
+    assert torchrun.wait() == 0, torchrun.stderr
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(2)]
+
+
+def test_f11_the_carry_of_two_processes_is_that_of_one(cases: list[dict[str, Any]]) -> None:
+    main, other = (case["carry"] for case in cases)
+    alone = recurrent_steps(2)
+    for step in range(3):
+        alone.take(step, 1.0)
+    assert main["whole"] == main["local"] + other["local"]
+    torch.testing.assert_close(torch.tensor(main["whole"]), alone.carry["hidden"], atol=1e-5, rtol=1e-4)
+    assert (main["loaded"], other["loaded"]) == (main["local"], other["local"])
+    assert main["loss"] == other["loss"] == pytest.approx(float(alone.take(3, 1.0).loss), abs=1e-4)
 
 
 @pytest.mark.parametrize("policy", ["skip", "raise", "random-step", "apply"])
@@ -98,10 +108,10 @@ def test_no_memory_in_the_last_backward_pass_leaves_word(cases: list[dict[str, A
 def run_faulty(folder: Path, faults: list[Any], *options: str, seconds: float = 20) -> tuple[int, str]:
     """torchrun with faults: its exit code and what it said."""
     write_run_file(folder)
-    environment = {**ENVIRONMENT, **PATH, "FAULTS": json.dumps(faults), "FROMSCRATCH_TIMEOUT_SECONDS": str(seconds)}
-    command = [*TORCHRUN, *options, str(HERE / "faulty.py"), "train", "small.toml", "--device", "cpu"]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    return done.returncode, done.stderr
+    environment = {"FAULTS": json.dumps(faults), "FROMSCRATCH_TIMEOUT_SECONDS": str(seconds)}
+    arguments = (list(options), faulty.run, "train", "small.toml", "--device", "cpu")
+    torchrun = Fork(Command(agent, arguments, folder, environment))
+    return torchrun.wait(), torchrun.stderr
 
 
 def events_of(run: RunDirectory, kind: str) -> list[dict[str, Any]]:
@@ -109,8 +119,8 @@ def events_of(run: RunDirectory, kind: str) -> list[dict[str, Any]]:
 
 
 def test_f16_f17_torchrun_restarts_from_the_last_checkpoint(tmp_path: Path, cases: list[dict[str, Any]]) -> None:
-    """Rank 1 raises in the first attempt and is killed in the second; the third ends as if nothing had been."""
-    code, said = run_faulty(tmp_path, [[0, 1, 6, "raise"], [1, 1, 12, "kill"]], "--max-restarts=2")
+    """Rank 1 raises in the first attempt and is killed in the second; the third ends like an undisturbed run."""
+    code, said = run_faulty(tmp_path, [[0, 1, 6, "raise"], [1, 1, 12, "kill"]], *TWO, "--max-restarts=2")
     assert code == 0, said
     run = RunDirectory(tmp_path / "runs" / "small")
     raised, killed = (event["reason"] for event in events_of(run, "failed"))
@@ -118,7 +128,7 @@ def test_f16_f17_torchrun_restarts_from_the_last_checkpoint(tmp_path: Path, case
     assert "rank 1 is gone" in killed
     assert [event["step"] for event in events_of(run, "resumed")] == [5, 10]
     assert losses(run) == cases[0]["undisturbed"]["losses"]
-    assert run.read_status()["state"] == "done"
+    assert run.read_status().state == "done"
     undisturbed = RunDirectory(Path(cases[0]["undisturbed"]["path"]))
     assert all((tensor == weights(undisturbed)[name]).all() for name, tensor in weights(run).items())
 
@@ -133,39 +143,37 @@ def test_f17_a_crash_at_the_same_step_is_not_repeated_for_ever(tmp_path: Path, m
     run.log_event("resumed", step=5)
     with pytest.raises(FromScratchError, match=r"crashed 3 times in a row after step 5.*a made-up fault"):
         check_crashes(run, step=5, num_steps=20)
-    assert run.read_status()["state"] == "failed" and "3 times" in run.read_status()["reason"]
+    assert run.read_status().state == "failed" and "3 times" in run.read_status().reason
     check_crashes(run, step=10, num_steps=20)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
     check_crashes(run, step=5, num_steps=20)
 
 
 def test_f18_a_process_that_hangs_ends_and_says_where(tmp_path: Path) -> None:
-    code, said = run_faulty(tmp_path, [[0, 1, 6, "hang"]], seconds=6)
+    """Of three processes, so that the two others wait for it at the same time."""
+    code, said = run_faulty(tmp_path, [[0, 1, 6, "hang"]], "--nproc-per-node=3", seconds=6)
     assert code == 1
     assert "the process of rank 1 hangs: it did not answer for 6 s" in said
+    assert not re.search(r"rank [02] hangs", said)
     run = RunDirectory(tmp_path / "runs" / "small")
-    assert run.read_status()["state"] == "failed" and "rank 1 hangs" in run.read_status()["reason"]
+    assert run.read_status().state == "failed" and "rank 1 hangs" in run.read_status().reason
     stacks = (run.path / "stacks" / "rank-1.txt").read_text()
     assert "in suffer" in stacks and "in take_step" in stacks, "where it hangs"
     assert re.search(r"faulty\.py.* in suffer", said)
 
 
-@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc to find the processes")
 def test_f13_a_signal_to_one_process_stops_all(tmp_path: Path) -> None:
     """And torchrun must not take the end of both for a crash and restart them."""
     path = long_run(tmp_path)
-    mark = {"FROMSCRATCH_TEST": str(tmp_path)}
-    command = [*TORCHRUN, "--max-restarts=2", "-m", "fromscratch", "train", "small.toml", "--device", "cpu"]
-    process = subprocess.Popen(
-        command, cwd=tmp_path, env=ENVIRONMENT | mark, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
+    arguments = ([*TWO, "--max-restarts=2"], fromscratch, "train", "small.toml", "--device", "cpu")
+    torchrun = Fork(Command(agent, arguments, tmp_path, TIMEOUT))
     wait_for_step(path / "metrics.jsonl", 5)
     signalled_at = time.time()
-    os.kill(workers_of(str(tmp_path))[1], signal.SIGTERM)
-    _, errors = process.communicate(timeout=60)
+    os.kill(int((tmp_path / "pid-1").read_text()), signal.SIGTERM)
+    code = torchrun.wait()
     status = json.loads((path / "status.json").read_text())
     assert (path / "status.json").stat().st_mtime - signalled_at < 10, "all is saved within ten seconds"
-    assert status["state"] == "stopped", errors
+    assert status["state"] == "stopped", torchrun.stderr
     assert [entry.name for entry in (path / "checkpoints").glob("step-*")] == [f"step-{status['step']:08}"]
-    assert process.returncode == 0
+    assert code == 0
     assert len(events_of(RunDirectory(path), "started")) == 1 and not events_of(RunDirectory(path), "resumed")

@@ -1,22 +1,21 @@
-"""What goes wrong in one process of two, one case after another: run by torchrun, in one start of it.
+"""What goes wrong in one process of two, one case after another, in one start of torchrun.
 
-Prints the findings of each process as JSON into ``rank-N.json`` beside the run file.
+Writes the findings of each process as JSON into ``rank-N.json`` beside the run file.
 """
 
 import hashlib
 import json
 import math
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fromscratch.errors import DivergedError, FromScratchError
-from fromscratch.formats.checkpoints import TrainingState
+from fromscratch.formats.checkpoints import TrainingState, save_checkpoint
 from fromscratch.processes.world import World, joined_world
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import read_records
@@ -28,8 +27,10 @@ from fromscratch.training.loop import Training, take_step, train
 from fromscratch.training.memory_retry import MemoryRetry
 from fromscratch.training.next_token import TokenBatches, next_token_loss
 from fromscratch.training.objective import Carry, Loss, LossSum, MicroBatch
+from fromscratch.training.parallelism import choose_parallelism
 from fromscratch.training.recorder import StepRecorder
 from fromscratch.training.step import Stepper
+from tests.training.test_objective import recurrent as recurrent_steps
 
 SICK_RANK = 1
 BAD_STEP = 33
@@ -53,7 +54,7 @@ class Case:
             if world.is_main:
                 open_run_directory(plan, self.path, fresh=False)
         self.training = prepare_training(plan, RunDirectory(self.path), self.placement(), world, observers=[])
-        world.wait()
+        world.barrier()
 
     def placement(self) -> Placement:
         """What a start would choose now."""
@@ -81,7 +82,7 @@ class Case:
     def outcome(self) -> dict[str, Any]:
         """Trains to the end."""
         train(self.training)
-        self.world.wait()
+        self.world.barrier()
         found: dict[str, Any] = {"weights": self.weights(), "step": self.training.state.step, "path": str(self.path)}
         if self.world.is_main:
             found |= {"losses": [r["loss"] for r in self.records()], "outcomes": [r["outcome"] for r in self.records()]}
@@ -137,7 +138,7 @@ def raises(file: Path, world: World) -> str:
     return "nothing"
 
 
-def nan_loss_of(model: nn.Module, batch: MicroBatch, carry: Carry) -> LossSum:
+def nan_loss_of(model: Any, batch: MicroBatch, carry: Carry) -> LossSum:
     result = next_token_loss(model, batch, carry)
     return result._replace(total=result.total * math.nan)
 
@@ -193,7 +194,7 @@ def spikes(file: Path, world: World) -> dict[str, Any]:
 def lacking(state: TrainingState, first_step: int) -> Loss:
     """A loss that from a step on has no memory for more than one sequence."""
 
-    def loss(model: nn.Module, batch: MicroBatch, carry: Carry) -> LossSum:
+    def loss(model: Any, batch: MicroBatch, carry: Carry) -> LossSum:
         if len(batch.inputs) > 1 and state.step >= first_step:
             raise torch.OutOfMemoryError("made up")
         return next_token_loss(model, batch, carry)
@@ -225,6 +226,23 @@ def memory(file: Path, world: World) -> dict[str, Any]:
     return found
 
 
+def carry(file: Path, world: World) -> dict[str, Any]:
+    """A recurrent model takes steps; its carry is gathered, and a checkpoint of one process is continued by all."""
+    folder = file.resolve().parent / "carry"
+    steps = recurrent_steps(2, parallelism=choose_parallelism(world))
+    for step in range(3):
+        steps.take(step, 1.0)
+    contents = steps.parallelism.gather(steps.model, steps.optimizer, steps.carry, TrainingState(step=3))
+    found: dict[str, Any] = {"local": steps.carry["hidden"].tolist()}
+    if contents is not None:
+        save_checkpoint(folder, contents)
+        found["whole"] = contents.carry["hidden"].tolist()
+    world.barrier()
+    again = recurrent_steps(2, parallelism=choose_parallelism(world))
+    again.load(folder / "step-00000003")
+    return {**found, "loaded": again.carry["hidden"].tolist(), "loss": float(again.take(3, 1.0).loss)}
+
+
 def recorder_of(training: Training) -> StepRecorder:
     """One that tells nobody."""
     quiet = Journal(training.journal.run, [], writes=False)
@@ -235,10 +253,6 @@ def main(file: Path) -> None:
     """Runs every case in the world that torchrun started."""
     with joined_world("cpu") as world:
         found: dict[str, Any] = {"undisturbed": Case(file, world, "undisturbed").outcome()}
-        for case in (policies, raises, nan_loss, scale, spikes, memory):
+        for case in (policies, raises, nan_loss, scale, spikes, memory, carry):
             found[case.__name__] = case(file, world)
         (file.parent / f"rank-{world.rank}.json").write_text(json.dumps(found))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

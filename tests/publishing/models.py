@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from fromscratch.config.model import ModelConfig
+from fromscratch.config.model import GPTConfig
 from fromscratch.formats.model_folder import ModelFolder
 from fromscratch.formats.model_sources import LoadedModel, open_model
 from fromscratch.machine.hardware import find_hardware
@@ -31,11 +31,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def make_model(**changes: Any) -> tuple[ModelConfig, GPT]:
+def make_model(**changes: Any) -> tuple[GPTConfig, GPT]:
     """Random weights, biases and norms included: nothing is zero or one by chance."""
     import torch
 
-    config = ModelConfig.model_validate({**SHAPE, **changes})
+    config = GPTConfig.model_validate({**SHAPE, **changes})
     model = build_empty(config, "cpu")
     initialise(model, config, seed=7)
     generator = torch.Generator().manual_seed(1)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from fromscratch.config.model import PRESETS, ModelConfig
+from fromscratch.config.model import PRESETS, GPTConfig
 from fromscratch.errors import DataError, UsageError
 from fromscratch.formats.model_sources import LoadedModel, open_model
 from fromscratch.generation.generate import generate_batch
@@ -43,7 +43,7 @@ def test_logits_agree(published: tuple[LoadedModel, Path]) -> None:
     with torch.inference_mode():
         torch.testing.assert_close(theirs(TOKENS).logits, loaded.model(TOKENS), atol=1e-4, rtol=0)
     tied = theirs.get_output_embeddings().weight is theirs.get_input_embeddings().weight
-    assert tied == loaded.config.tied_head
+    assert isinstance(loaded.config, GPTConfig) and tied == loaded.config.tied_head
 
 
 def test_what_is_published_is_read_back_exactly(published: tuple[LoadedModel, Path]) -> None:
@@ -224,7 +224,7 @@ def test_it_runs_where_fromscratch_is_not(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_has_the_parameters_it_should_in_both_formats(preset: str, tmp_path: Path) -> None:
-    config = ModelConfig.model_validate({"preset": preset, "vocab_size": 50_257, "tied_head": False})
+    config = GPTConfig.model_validate({"preset": preset, "vocab_size": 50_257, "tied_head": False})
     expected = model_costs(config).parameters
     with torch.device("meta"):
         native = transformers.GPT2LMHeadModel(transformers.GPT2Config(**native_config(config)))
@@ -239,7 +239,7 @@ def test_every_preset_has_the_parameters_it_should_in_both_formats(preset: str, 
 
 
 def test_the_format_is_chosen_or_refused() -> None:
-    config = ModelConfig(vocab_size=257)
+    config = GPTConfig(vocab_size=257)
     assert choose_format(config, None) == "native"
     assert choose_format(config, "custom") == "custom"
     with pytest.raises(UsageError, match="--format onnx: must be native or custom"):

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fromscratch.config.loading import load_run_config
+from fromscratch.config.model import GPTConfig
 from fromscratch.errors import DataError, UsageError
 from fromscratch.formats.gpt2 import to_gpt2_tensors
 from fromscratch.formats.model_sources import open_model
@@ -87,7 +88,7 @@ class TestBook:
         with torch.inference_mode():
             torch.testing.assert_close(logits_of(tmp_path / "out"), model(TOKENS), atol=1e-4, rtol=0)
         config = open_model(str(tmp_path / "out"), CPU).config
-        assert (config.tied_head, config.attention_bias) == (tied, bias)
+        assert isinstance(config, GPTConfig) and (config.tied_head, config.attention_bias) == (tied, bias)
 
     def test_the_number_of_heads_is_asked_for_never_guessed(self, tmp_path: Path) -> None:
         _, model = make_model(tied_head=False, attention_bias=False)
@@ -151,7 +152,8 @@ class TestBook:
         }
         (tmp_path / "config.json").write_text(json.dumps(settings))
         assert run(tmp_path, tmp_path / "out").largest_logit_difference < 1e-5
-        assert open_model(str(tmp_path / "out"), CPU).config.num_heads == 4
+        config = open_model(str(tmp_path / "out"), CPU).config
+        assert isinstance(config, GPTConfig) and config.num_heads == 4
 
 
 class TestNanoGPT:

@@ -12,7 +12,14 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from fromscratch.runs import charts
-from fromscratch.runs.charts import draw_charts, draw_gradient_norm, draw_learning_rate, draw_loss, figure_of, smoothed
+from fromscratch.runs.charts import (
+    draw_charts,
+    draw_gradient_norm,
+    draw_learning_rate,
+    draw_loss,
+    figure_of,
+    running_median,
+)
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import read_outcomes
 
@@ -81,8 +88,9 @@ def test_b40_b41_any_records_give_three_pictures(
     assert [path.name for path in paths] == NAMES
     assert sorted(path.name for path in run.charts.iterdir()) == sorted(NAMES)
     for path in paths:
-        assert imread(path).shape[:2] == (135, 240)
-        assert imread(path).std() > 0.01
+        image = imread(path)
+        assert image.shape[:2] == (135, 240)
+        assert image.std() > 0.01
 
 
 def test_no_records_are_said_in_words() -> None:
@@ -152,9 +160,9 @@ def test_steps_that_were_not_normal_are_marked_and_counted(run: RunDirectory) ->
     axes = drawn(lambda axes: draw_gradient_norm(axes, [record(1), record(2)], None, outcomes))
     assert labels(axes)[1:] == [
         "not finite: 1 step",
-        "finite, but not their norm: 1 step",
+        "finite gradients, infinite norm: 1 step",
         "overflow of the loss scale: 1 step",
-        "spike of the loss: 1 step",
+        "loss spike: 1 step",
         "clipped: 498 steps",
     ]
     assert [line.get_xdata()[0] for line in axes.get_lines()[1:5]] == list(odd)
@@ -171,14 +179,17 @@ def test_a_spike_does_not_flatten_the_rest() -> None:
 
 def test_running_median_neither_lags_nor_smears_a_spike() -> None:
     line = [(float(step), 2.0 * step) for step in range(300)]
-    assert smoothed(line) == line[2:-2]
+    assert running_median(line) == line[2:-2]
     flat = [(float(step), 900.0 if step == 150 else 1.0) for step in range(300)]
-    assert {value for _, value in smoothed(flat)} == {1.0}
-    assert smoothed([(1.0, 7.0)]) == [(1.0, 7.0)]
-    assert [value for _, value in smoothed([*flat[:-1], (flat[-1][0], 9.0)])] == [1.0] * (len(flat) - 4), "no jump"
+    assert {value for _, value in running_median(flat)} == {1.0}
+    assert running_median([(1.0, 7.0)]) == [(1.0, 7.0)]
+    assert [value for _, value in running_median([*flat[:-1], (flat[-1][0], 9.0)])] == [1.0] * (len(flat) - 4), (
+        "no jump"
+    )
 
 
 def test_charts_are_replaced_whole(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(charts, "DOTS_PER_INCH", 30)
     write(run, [record(1), record(2)])
     before = draw_charts(run)[0].read_bytes()
     write(run, [record(1), record(2, loss=99.0)])

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from fromscratch.errors import DataError, UsageError
-from fromscratch.runs.directory import RunDirectory, check_run_name, find_run
+from fromscratch.runs.directory import RunDirectory, RunStatus, check_run_name, find_run
 from fromscratch.runs.records import read_records
+from fromscratch.runs.states import Event, RunState, StepOutcome
+from fromscratch.training.gradients import Outcome
 
 HOLD_THE_LOCK = """
 import sys
@@ -97,17 +99,42 @@ def test_status(run: RunDirectory) -> None:
         run.read_status()
     run.write_status("running", step=3, num_steps=10)
     run.write_status("stopped", step=4, num_steps=10, reason="interrupted")
-    expected = {"state": "stopped", "step": 4, "num_steps": 10, "reason": "interrupted", "pid": os.getpid()}
-    assert run.read_status() == expected
+    assert run.read_status() == RunStatus(RunState.STOPPED, 4, 10, "interrupted", os.getpid())
+    facts = f'"step": 4,\n "num_steps": 10,\n "reason": "interrupted",\n "pid": {os.getpid()}'
+    assert run.status.read_text() == f'{{\n "state": "stopped",\n {facts}\n}}'
+    with pytest.raises(ValueError, match="finished"):
+        run.write_status("finished", step=4, num_steps=10)
+
+
+@pytest.mark.parametrize(
+    ("state", "read"),
+    [
+        ("", "running"),
+        ('"state": "odd", ', "unknown"),
+        ('"state": ["done"], ', "unknown"),
+        ('"state": null, ', "unknown"),
+    ],
+)
+def test_b40_invalid_values_in_a_status_are_unknown(run: RunDirectory, state: str, read: str) -> None:
+    run.status.write_text(f'{{{state}"step": "x", "num_steps": -1, "pid": true}}')
+    assert run.read_status() == RunStatus(RunState(read), None, None, "", None)
 
 
 def test_events_are_appended(run: RunDirectory) -> None:
-    run.log_event("started", step=0)
+    run.log_event(Event.STARTED, step=0)
     run.log_event("evaluation", step=5, loss=float("nan"))
+    assert (
+        run.events.read_bytes()
+        == b'{"event": "started", "step": 0}\n{"event": "evaluation", "step": 5, "loss": null}\n'
+    )
     assert list(read_records(run.events)) == [
         {"event": "started", "step": 0},
         {"event": "evaluation", "step": 5, "loss": None},
     ]
+
+
+def test_the_labels_of_the_engine_are_those_of_the_records() -> None:
+    assert {outcome.label for outcome in Outcome} | {"spike"} == set(StepOutcome)
 
 
 def test_forget_after_drops_what_will_be_done_again(run: RunDirectory) -> None:

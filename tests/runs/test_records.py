@@ -99,9 +99,9 @@ def test_reading_in_blocks_finds_what_reading_line_by_line_would(
     for length in (0, 1, 2, 9, 10, 11, 31, 200):
         lines = [{"step": n, "outcome": outcomes.choice(["normal", "normal", "clipped"])} for n in range(length)]
         path.write_text("\n".join(map(json.dumps, lines)) + end * bool(lines))
-        for most in (1, 3, 10, 100):
-            stride = max(1, length // most)
-            assert records.read_thinned(path, most) == [
+        for max_records in (1, 3, 10, 100):
+            stride = max(1, length // max_records)
+            assert records.read_thinned(path, max_records) == [
                 line for n, line in enumerate(lines) if n % stride == 0 or n == length - 1
             ]
         clipped = [line["step"] for line in lines if line["outcome"] == "clipped"]

@@ -12,13 +12,13 @@ from fromscratch.files import MANIFEST, sealed_folder
 from fromscratch.runs.retention import (
     checkpoints_in,
     leftovers_in,
-    mend_links,
     newest_valid,
-    odd_links,
     plan_retention,
     recover_leftovers,
     remove_checkpoint,
+    repair_links,
     step_of,
+    wrong_links,
 )
 
 
@@ -107,20 +107,20 @@ def test_leftovers_go_and_what_had_stepped_aside_comes_back(tmp_path: Path) -> N
     assert newest == tmp_path / "step-00000010" and skipped == []
 
 
-def test_f9_links_that_lead_elsewhere_are_told_and_mended(tmp_path: Path) -> None:
+def test_f9_links_that_point_elsewhere_are_reported_and_repaired(tmp_path: Path) -> None:
     runs = tmp_path / "checkpoints"
     make(runs, 5, 10)
     make(tmp_path, 99)
     for target in ("step-00000007", str(tmp_path / "step-00000099"), "../step-00000099", str(runs / "step-00000010")):
         (runs / "latest").unlink(missing_ok=True)
         (runs / "latest").symlink_to(target)
-        (odd,) = odd_links(runs)
-        assert target in odd
+        (wrong,) = wrong_links(runs)
+        assert target in wrong
         newest, _ = newest_valid(runs)
         assert newest is not None and newest == runs / "step-00000010"
-        mend_links(runs, latest=newest, best_step=5)
-        assert odd_links(runs) == [] and (runs / "latest").readlink().name == "step-00000010"
-    mend_links(runs, latest=runs / "step-00000010", best_step=3)
+        repair_links(runs, latest=newest, best_step=5)
+        assert wrong_links(runs) == [] and (runs / "latest").readlink().name == "step-00000010"
+    repair_links(runs, latest=runs / "step-00000010", best_step=3)
     assert not (runs / "best").is_symlink(), "its checkpoint is gone"
 
 

@@ -2,8 +2,7 @@
 
 import os
 import re
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -11,30 +10,41 @@ import torch
 
 from fromscratch.files import read_json_object
 from fromscratch.session.placement import THREADS_VARIABLES, Threads
+from tests.command import run_command
 from tests.small import write_run_file
 
 
-def train(folder: Path, *arguments: str, threads: int | None) -> str:
+@pytest.fixture
+def _own_threads() -> Iterator[None]:
+    """Puts the number of threads of this process back."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def train(*arguments: str, threads: int) -> str:
     """Runs ``fromscratch train`` where torch finds so many cores; returns what it told the user."""
-    environment = {name: value for name, value in os.environ.items() if name not in THREADS_VARIABLES}
-    begin = f"import torch; torch.set_num_threads({threads})" if threads else "import torch"
-    code = f"{begin}; import sys; sys.argv[0] = 'fromscratch'; from fromscratch.cli.main import main; main()"
-    command = [sys.executable, "-c", code, "train", "small.toml", "--device", "cpu", *arguments]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode in (0, 75), done.stderr
-    return done.stderr
+    torch.set_num_threads(threads)
+    answer = run_command("train", "small.toml", "--device", "cpu", *arguments)
+    assert answer.code in (0, 75), answer.err
+    return answer.err
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
-def test_a_resume_has_as_many_threads(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("_own_threads")
+def test_a_resume_has_as_many_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in THREADS_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
     write_run_file(tmp_path)
     machine = tmp_path / "runs" / "small" / "machine.json"
-    train(tmp_path, "--stop-after", "2", threads=2)
+    train("--stop-after", "2", threads=2)
     assert read_json_object(machine)["threads"] == 2
-    assert "continues with its earlier 2 threads" in train(tmp_path, "--stop-after", "4", threads=1)
-    assert "threads" not in train(tmp_path, "--stop-after", "5", threads=2)
+    assert "continues with its earlier 2 threads" in train("--stop-after", "4", threads=1)
+    assert torch.get_num_threads() == 2
+    assert "threads" not in train("--stop-after", "5", threads=2)
     assert read_json_object(machine)["threads"] == 2
-    train(tmp_path, "--fresh", "--stop-after", "2", threads=1)
+    train("--fresh", "--stop-after", "2", threads=1)
     assert read_json_object(machine)["threads"] == 1, "another run, another choice"
 
 

@@ -16,7 +16,8 @@ from fromscratch.data.documents import DocumentRule, SplitRule, training_documen
 from fromscratch.errors import DataError, UsageError
 from fromscratch.sources import Files, PythonDocs, base, open_source, text_files
 from fromscratch.sources.base import InMemory, Unusable, usable
-from tests.data.helpers import command, store_of_files, texts_in, write_parquet
+from tests.command import refused
+from tests.data.helpers import store_of_files, texts_in, write_parquet
 
 TEXTS = [f"{number} " + "words " * (number % 50) for number in range(2_000)]
 
@@ -29,8 +30,7 @@ def read(path: Path) -> list[str]:
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Divides test files as if they were large."""
-    monkeypatch.setattr(base, "LEAST_PART_BYTES", 5_000)
-    monkeypatch.setattr(text_files, "LEAST_PART_BYTES", 5_000)
+    monkeypatch.setattr(base, "MIN_PART_BYTES", 5_000)
 
 
 @pytest.mark.parametrize("row_group_size", [10, 333, 5_000])
@@ -80,7 +80,7 @@ def test_ranges_of_bytes_give_every_line_once(tmp_path: Path, texts: list[str], 
     path = tmp_path / "x.jsonl"
     path.write_text("\n".join(json.dumps({"text": text}) for text in texts) + "\n" * last_feed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fromscratch.sources.jsonl.part_bytes_for", lambda _size: step)
+        patch.setattr("fromscratch.sources.base.part_bytes_for", lambda _size: step)
         parts = Files(path).parts()
     assert [text for part in parts for text in part.documents()] == texts
 
@@ -94,10 +94,9 @@ def test_a_long_text_is_cut_without_loss_wherever_it_is_divided(tmp_path: Path, 
     path = tmp_path / "x.txt"
     path.write_bytes(text.encode())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(text_files, "LEAST_PART_BYTES", step)
-        patch.setattr(text_files, "part_bytes_for", lambda _size: step)
-        patch.setattr(text_files, "PIECE_BYTES", 5)
-        patch.setattr(text_files, "MOST_PIECE_BYTES", 12)
+        patch.setattr(base, "part_bytes_for", lambda _size: step)
+        patch.setattr(text_files, "MIN_PIECE_BYTES", 5)
+        patch.setattr(text_files, "MAX_PIECE_BYTES", 12)
         pieces = [piece for part in text_files.long_text_parts(path) for piece in part.documents()]
     assert all(isinstance(piece, str) and 0 < len(piece.encode()) <= 12 for piece in pieces)
     assert "".join(map(str, pieces)) == text
@@ -115,9 +114,8 @@ def test_a_folder_mixes_kinds_in_the_order_of_names(tmp_path: Path) -> None:
 
 def test_b19_parquet_without_the_text_column_names_the_columns(tmp_path: Path) -> None:
     pq.write_table(pa.table({"body": ["x"], "n": [1]}), tmp_path / "x.parquet")
-    done = command("data", "prepare", tmp_path / "x.parquet", "--out", tmp_path / "s", "--tokenizer", "bytes")
-    assert done.returncode == 3
-    assert "has no column 'text'; it has body, n (--text-column names one)" in done.stderr
+    arguments = ("data", "prepare", tmp_path / "x.parquet", "--out", tmp_path / "s", "--tokenizer", "bytes", "-q")
+    refused(*arguments, code=3, says="has no column 'text'; it has body, n (--text-column names one)")
     assert not (tmp_path / "s").exists()
     renamed = Files(tmp_path / "x.parquet", "body")
     assert [*renamed.parts()[0].documents()] == ["x"]
@@ -205,16 +203,16 @@ def test_b21_lone_surrogates_become_question_marks(tmp_path: Path) -> None:
 
 
 def test_documents_longer_than_the_limit_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fromscratch.data.documents.MOST_DOCUMENT_BYTES", 10)
+    monkeypatch.setattr("fromscratch.data.documents.MAX_DOCUMENT_BYTES", 10)
     skipped: Counter[str] = Counter()
-    assert [*DocumentRule(minimum_characters=2).kept(["x" * 11, "x" * 10, "x", ""], skipped)] == ["x" * 10]
+    assert [*DocumentRule(min_characters=2).kept(["x" * 11, "x" * 10, "x", ""], skipped)] == ["x" * 10]
     assert skipped == {"too long": 1, "too short": 1, "empty": 1}
 
 
 def test_a_tokenizer_learns_from_a_bounded_sample_of_every_part(monkeypatch: pytest.MonkeyPatch) -> None:
     sources = [InMemory(str(n), tuple(f"{n} {i} " + "x" * 96 for i in range(100))) for n in range(4)]
     assert len([*training_documents(sources, SplitRule(0.0))]) == 400
-    monkeypatch.setattr("fromscratch.data.documents.MOST_TRAINING_BYTES", 8_000)
+    monkeypatch.setattr("fromscratch.data.documents.MAX_TRAINING_BYTES", 8_000)
     assert [text[0] for text in training_documents(sources, SplitRule(0.0))] == sorted("0123" * 20)
 
 

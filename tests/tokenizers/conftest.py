@@ -1,6 +1,5 @@
 """Tokenizers and texts that several files test."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -36,10 +35,21 @@ def trained() -> HuggingFaceTokenizer:
     return train_byte_pairs(CORPUS, vocab_size=320)
 
 
-@pytest.fixture(params=["bytes", "trained", "gpt2"])
-def tokenizer(request: pytest.FixtureRequest) -> Iterator[Tokenizer]:
-    """Each of the tokenizers that spell every text."""
-    yield BytesTokenizer() if request.param == "bytes" else request.getfixturevalue(request.param)
+@pytest.fixture(scope="session", params=["bytes", "trained", "gpt2"])
+def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
+    """Each of the tokenizers that encode every text without loss."""
+    if request.param == "bytes":
+        return BytesTokenizer()
+    found: Tokenizer = request.getfixturevalue(request.param)
+    return found
+
+
+@pytest.fixture(scope="session")
+def saved(tokenizer: Tokenizer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a saved tokenizer, which no test changes."""
+    folder = tmp_path_factory.mktemp("saved") / "tokenizer"
+    tokenizer.save(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -1,19 +1,14 @@
 """GPT-2's tokenizer: the same ids as everybody's, from wherever its vocabulary lies."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-import threading
-from collections.abc import Iterator
 from hashlib import sha1
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+import tiktoken
+from tiktoken_ext import openai_public
 
 import tokenizers as hf
 from fromscratch.errors import DataError, UsageError
@@ -26,12 +21,9 @@ from fromscratch.tokenizers.gpt2 import (
 )
 from fromscratch.tokenizers.huggingface import TOKENIZER_FILE, HuggingFaceTokenizer, load_huggingface
 from fromscratch.tokenizers.loading import open_tokenizer
+from tests.hub_server import HubServer
 
 EFFORT = [6109, 3626, 6100, 345]
-PRINT_IDS = (
-    "from fromscratch.tokenizers.gpt2 import load_gpt2; print(load_gpt2().encode('Every effort moves you').tolist())"
-)
-COMMIT = "1" * 40
 
 
 @pytest.fixture
@@ -91,8 +83,9 @@ def test_folder_of_files_is_recognised(gpt2_files: Path, tmp_path: Path, gpt2: G
         folder.mkdir()
         shutil.copy(gpt2_files / "encoder.json", folder / ids_name)
         shutil.copy(gpt2_files / "vocab.bpe", folder / merges_name)
-        assert isinstance(open_tokenizer(str(folder)), GPT2Tokenizer)
-        assert load_gpt2(folder).fingerprint == gpt2.fingerprint
+        found = open_tokenizer(str(folder))
+        assert isinstance(found, GPT2Tokenizer)
+        assert found.fingerprint == gpt2.fingerprint
 
 
 def test_folder_with_a_tokenizer_json_is_read_from_that(
@@ -138,68 +131,27 @@ def test_from_tiktokens_own_cache(nowhere: Path, tiktoken_cache: Path, monkeypat
     assert open_tokenizer("gpt2").encode("Every effort moves you").tolist() == EFFORT
 
 
-def test_tiktoken_reads_the_same_cache(tiktoken_cache: Path, gpt2: GPT2Tokenizer) -> None:
+def test_tiktoken_reads_the_same_cache(
+    tiktoken_cache: Path, gpt2: GPT2Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Our copy of its addresses is right, and so are our ids."""
-    script = "import tiktoken; print(tiktoken.get_encoding('gpt2').encode_ordinary('naive caf\u00e9 <|endoftext|>  x'))"
-    environment = os.environ | {"TIKTOKEN_CACHE_DIR": str(tiktoken_cache), "https_proxy": "http://127.0.0.1:9"}
-    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == gpt2.encode("naive caf\u00e9 <|endoftext|>  x").tolist()
+    monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(tiktoken_cache))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    theirs = tiktoken.Encoding(**openai_public.gpt2())
+    text = "naive caf\u00e9 <|endoftext|>  x"
+    assert theirs.encode_ordinary(text) == gpt2.encode(text).tolist()
 
 
-class Hub(BaseHTTPRequestHandler):
-    """As much of the Hugging Face Hub as one download asks of it."""
-
-    content: bytes
-
-    def do_HEAD(self) -> None:
-        self._answer()
-
-    def do_GET(self) -> None:
-        self._answer()
-        self.wfile.write(self.content)
-
-    def _answer(self) -> None:
-        found = self.path == "/openai-community/gpt2/resolve/main/tokenizer.json"
-        self.send_response(200 if found else 404)
-        if found:
-            self.send_header("ETag", '"' + sha1(self.content).hexdigest() + '"')
-            self.send_header("X-Repo-Commit", COMMIT)
-            self.send_header("Content-Length", str(len(self.content)))
-        self.end_headers()
-
-    def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002
-        """Says nothing."""
-
-
-@pytest.fixture
-def hub(gpt2: GPT2Tokenizer, tmp_path: Path) -> Iterator[str]:
-    """The address of a local Hub that has the tokenizer."""
+def test_from_the_hub_and_then_from_its_cache(
+    nowhere: Path, gpt2: GPT2Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     gpt2.save(tmp_path / "served")
-    handler = type("FilledHub", (Hub,), {"content": (tmp_path / "served" / TOKENIZER_FILE).read_bytes()})
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
-
-
-def test_from_the_hub_and_then_from_its_cache(hub: str, tmp_path: Path) -> None:
-    clean = {key: value for key, value in os.environ.items() if key not in (GPT2_FOLDER_VARIABLE, "HF_HUB_OFFLINE")}
-    environment = clean | {
-        "HF_ENDPOINT": hub,
-        "HF_HOME": str(tmp_path / "hf"),
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "TIKTOKEN_CACHE_DIR": str(tmp_path / "none"),
-        "no_proxy": "127.0.0.1",
-    }
-    for extra in ({}, {"HF_HUB_OFFLINE": "1"}):
-        command = [sys.executable, "-c", PRINT_IDS]
-        done = subprocess.run(command, env=environment | extra, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        assert json.loads(done.stdout) == EFFORT
+    content = (tmp_path / "served" / TOKENIZER_FILE).read_bytes()
+    with HubServer({"openai-community/gpt2": {TOKENIZER_FILE: content}}) as hub:
+        for offline in (False, True):
+            hub.connect(monkeypatch, nowhere, offline=offline)
+            assert load_gpt2().encode("Every effort moves you").tolist() == EFFORT
+            assert hub.downloads[TOKENIZER_FILE] == 1
 
 
 def broken(gpt2_files: Path, folder: Path, *, ids: object = None, merges: str | None = None) -> Path:

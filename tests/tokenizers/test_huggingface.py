@@ -1,5 +1,6 @@
 """Any ``tokenizer.json``, and byte-level BPE trained from a corpus."""
 
+import json
 import os
 import subprocess
 import sys
@@ -16,8 +17,9 @@ from fromscratch.tokenizers.loading import load, open_tokenizer
 from .conftest import CORPUS
 
 TRAIN_AND_PRINT = """
-from tests.tokenizers.conftest import CORPUS, train_byte_pairs
-print(train_byte_pairs(CORPUS, vocab_size=320).fingerprint)
+import json, sys
+from fromscratch.tokenizers.huggingface import train_byte_pairs
+print(train_byte_pairs(json.load(sys.stdin), vocab_size=320).fingerprint)
 """
 
 
@@ -80,11 +82,11 @@ def test_truncation_and_padding_in_the_file_are_ignored(trained: HuggingFaceToke
 
 
 def test_training_is_the_same_in_every_process(trained: HuggingFaceTokenizer) -> None:
-    root = Path(__file__).parents[2]
     for threads in ("1", "3"):
         environment = os.environ | {"RAYON_NUM_THREADS": threads, "PYTHONHASHSEED": threads}
         command = [sys.executable, "-c", TRAIN_AND_PRINT]
-        done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
+        corpus = json.dumps(CORPUS)
+        done = subprocess.run(command, input=corpus, env=environment, capture_output=True, text=True, check=False)
         assert done.stdout.strip() == trained.fingerprint, done.stderr
 
 
@@ -138,7 +140,7 @@ def test_words_that_mean_no_tokenizer(word: str, message: str) -> None:
 
 
 def test_training_without_documents() -> None:
-    with pytest.raises(UsageError, match="tokenizer train:300: there are no documents here to learn it from"):
+    with pytest.raises(UsageError, match="tokenizer train:300: there are no documents here to train it on"):
         open_tokenizer("train:300")
 
 

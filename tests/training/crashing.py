@@ -1,6 +1,6 @@
 """A program that saves checkpoints and is killed at every system call that matters; prints what remains.
 
-    python -m tests.training.crashing FOLDER replaced|new
+    python -m tests.training.crashing FOLDER
 
 It forks a child per crash point, which kills itself with SIGKILL just before the call of that number. Its own
 process has no threads, so forking is safe; that is why it is a program and not a part of a test.
@@ -78,12 +78,11 @@ def remains(folder: Path) -> dict[str, Any]:
     }
 
 
-def main() -> None:
+def crash(place: Path, *, kind: str) -> None:
     """Crashes at the first call, at the second, and so on, until a child survives."""
-    place, replaced = Path(sys.argv[1]), sys.argv[2] == "replaced"
     (place / "before").mkdir(parents=True)
     save(place / "before", 5, 1.0)
-    if replaced:
+    if kind == "replaced":
         save(place / "before", 10, 1.0)
     for number in range(1000):
         folder = place / f"crash-{number}"
@@ -95,10 +94,11 @@ def main() -> None:
             os._exit(0)
         _, status = os.waitpid(child, 0)
         survived = os.waitstatus_to_exitcode(status) == 0
-        print(json.dumps({**remains(folder), "survived": survived}), flush=True)
+        print(json.dumps({"kind": kind, **remains(folder), "survived": survived}), flush=True)
         if survived:
             return
 
 
 if __name__ == "__main__":
-    main()
+    for name in ("new", "replaced"):
+        crash(Path(sys.argv[1]) / name, kind=name)

@@ -40,6 +40,7 @@ def train(**changes: Any) -> dict[str, Any]:
     return {**SMALL_RUN["train"], **changes}
 
 
+@pytest.mark.usefixtures("charts")
 def test_records_and_status(tmp_path: Path) -> None:
     run, summary = run_small(write_run_file(tmp_path, train=train(sample_every=10)))
     records = list(read_records(run.metrics))
@@ -47,7 +48,7 @@ def test_records_and_status(tmp_path: Path) -> None:
     assert all(set(r) == METRICS for r in records)
     assert records[4]["tokens"] == 5 * 8 * 16
     assert records[0]["learning_rate"] == pytest.approx(0.01 / 4)
-    assert run.read_status()["state"] == "done"
+    assert run.read_status().state == "done"
     evaluated = [e["step"] for e in read_records(run.events) if e["event"] == "evaluation"]
     assert evaluated == [0, 5, 10, 15, 20]
     assert summary.best_loss == min(e["loss"] for e in read_records(run.events) if e["event"] == "evaluation")
@@ -95,6 +96,7 @@ class NanFrom(SilentObserver):
         self._step = record["step"] + 1  # results arrive a step late
 
 
+@pytest.mark.usefixtures("charts")
 def test_f21_ten_bad_steps_in_a_row_end_the_run_with_its_last_checkpoint_intact(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,6 +114,7 @@ def test_f21_ten_bad_steps_in_a_row_end_the_run_with_its_last_checkpoint_intact(
     assert "NaN" not in lines and "Infinity" not in lines and '"loss": null' in lines
 
 
+@pytest.mark.usefixtures("charts")
 def test_f23_a_bad_loss_at_a_checkpoint_is_null_and_training_goes_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,7 +148,7 @@ def test_a_signal_finishes_the_step_and_saves(tmp_path: Path, number: signal.Sig
     file = write_run_file(tmp_path)
     run, summary = run_small(file, observers=[SignalAt(7, number)])
     assert summary.outcome == "stopped" and summary.step in (7, 8)
-    assert run.read_status()["state"] == "stopped" and run.read_status()["reason"] == number.name
+    assert run.read_status().state == "stopped" and run.read_status().reason == number.name
     assert (run.checkpoints / "latest").resolve().name == f"step-{summary.step:08}"
     assert run_small(file)[1].outcome == "done"
 

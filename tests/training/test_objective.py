@@ -15,9 +15,11 @@ from fromscratch.errors import DataError
 from fromscratch.formats.checkpoints import TrainingState, save_checkpoint
 from fromscratch.machine.precision import Precision
 from fromscratch.optim.composite import CompositeOptimizer
+from fromscratch.processes.world import ALONE, World
 from fromscratch.training.gradients import Gradients, NoClip
 from fromscratch.training.nonfinite import Skip
 from fromscratch.training.objective import Batches, Carry, Loss, LossSum, MicroBatch
+from fromscratch.training.parallelism import Parallelism, SingleProcess
 from fromscratch.training.step import GlobalOutOfMemoryError, GradientRules, Stepper
 
 VOCABULARY, SEQUENCES, TIME = 11, 6, 5
@@ -61,12 +63,13 @@ class TinyBatches:
 
     micro_batch: int
     masked: bool = False
+    world: World = ALONE
     max_steps: int = 1_000
     targets_per_step: int = SEQUENCES * TIME
 
     @property
     def num_micro_batches(self) -> int:
-        return math.ceil(SEQUENCES / self.micro_batch)
+        return math.ceil(len(self.world.local_shard(range(SEQUENCES))) / self.micro_batch)
 
     def smaller(self) -> "Batches | None":
         return TinyBatches(self.micro_batch // 2, self.masked) if self.micro_batch > 1 else None
@@ -81,8 +84,9 @@ class TinyBatches:
 
     def micro_batches(self, step: int) -> Iterator[MicroBatch]:
         inputs, targets = self.global_batch(step)
-        for begin in range(0, SEQUENCES, self.micro_batch):
-            rows = slice(begin, begin + self.micro_batch)
+        shard = self.world.local_shard(range(SEQUENCES))
+        for begin in range(shard[0], shard[-1] + 1, self.micro_batch):
+            rows = slice(begin, min(begin + self.micro_batch, shard[-1] + 1))
             yield MicroBatch(inputs[rows], targets[rows], tuple(range(len(inputs[rows]))))
 
 
@@ -98,7 +102,13 @@ def recurrent_loss(model: nn.Module, batch: MicroBatch, carry: Carry) -> LossSum
     return LossSum(total, batch.targets.numel(), {"hidden": hidden})
 
 
-def stepper(model: nn.Module, batches: TinyBatches, loss: Loss, carry: Carry | None = None) -> Stepper:
+def stepper(
+    model: nn.Module,
+    batches: TinyBatches,
+    loss: Loss,
+    carry: Carry | None = None,
+    parallelism: Parallelism | None = None,
+) -> Stepper:
     return Stepper(
         model,
         CompositeOptimizer(torch.optim.AdamW(model.parameters(), lr=RATE, fused=True)),
@@ -107,6 +117,7 @@ def stepper(model: nn.Module, batches: TinyBatches, loss: Loss, carry: Carry | N
         rules=GradientRules(NoClip(), Skip(10)),
         precision=Precision("fp32", torch.device("cpu")),
         carry=carry,
+        parallelism=parallelism,
     )
 
 
@@ -115,8 +126,13 @@ def tiny(kind: Callable[[], nn.Module]) -> nn.Module:
     return kind()
 
 
-def recurrent(micro_batch: int = SEQUENCES, loss: Loss = recurrent_loss) -> Stepper:
-    return stepper(tiny(RecurrentModel), TinyBatches(micro_batch), loss, {"hidden": torch.zeros(SEQUENCES, 8)})
+def recurrent(
+    micro_batch: int = SEQUENCES, loss: Loss = recurrent_loss, parallelism: Parallelism | None = None
+) -> Stepper:
+    parallelism = parallelism or SingleProcess()
+    batches = TinyBatches(micro_batch, world=parallelism.world)
+    carry = parallelism.local_carry({"hidden": torch.zeros(SEQUENCES, 8)})
+    return stepper(tiny(RecurrentModel), batches, loss, carry, parallelism)
 
 
 def weights(steps: Stepper) -> list[Tensor]:

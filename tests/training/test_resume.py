@@ -12,7 +12,7 @@ from fromscratch.formats.checkpoints import read_state
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import read_records
 from fromscratch.runs.retention import BEST
-from tests.small import run_small, write_run_file
+from tests.small import SMALL_RUN, run_small, write_run_file
 
 TIMINGS = ("seconds", "tokens_per_second")
 
@@ -37,7 +37,9 @@ def assert_same_end(one: RunDirectory, other: RunDirectory) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("evaluate_every", [5, 0])
 def test_f10_interrupted_at_any_step(tmp_path: Path, precision: str, evaluate_every: int) -> None:
-    file = write_run_file(tmp_path, train={**train_table(), "precision": precision, "evaluate_every": evaluate_every})
+    file = write_run_file(
+        tmp_path, train={**SMALL_RUN["train"], "precision": precision, "evaluate_every": evaluate_every}
+    )
     untouched, summary = run_small(file, name="untouched")
     assert summary.outcome == "done" and summary.step == 20
     for step in (1, 4, 5, 6, 13, 19):
@@ -47,12 +49,6 @@ def test_f10_interrupted_at_any_step(tmp_path: Path, precision: str, evaluate_ev
         resumed, finished = run_small(file, name=name)
         assert finished.outcome == "done"
         assert_same_end(untouched, resumed)
-
-
-def train_table() -> dict[str, Any]:
-    from tests.small import SMALL_RUN
-
-    return dict(SMALL_RUN["train"])
 
 
 def test_interrupted_at_every_step(tmp_path: Path) -> None:
@@ -79,8 +75,8 @@ def test_f7_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path: P
 
 
 def test_looking_at_a_run_does_not_change_it(tmp_path: Path) -> None:
-    quiet = write_run_file(tmp_path, "quiet", train={**train_table(), "evaluate_every": 0, "checkpoint_every": 0})
-    watched = write_run_file(tmp_path, "watched", train={**train_table(), "evaluate_every": 1, "sample_every": 2})
+    quiet = write_run_file(tmp_path, "quiet", train={**SMALL_RUN["train"], "evaluate_every": 0, "checkpoint_every": 0})
+    watched = write_run_file(tmp_path, "watched", train={**SMALL_RUN["train"], "evaluate_every": 1, "sample_every": 2})
     one, _ = run_small(quiet, name="quiet")
     other, _ = run_small(watched, name="watched")
     assert metrics_of(one) == metrics_of(other)

@@ -249,7 +249,7 @@ def test_f4_no_room_for_the_last_save_is_an_error_with_the_bytes_it_needs(
     assert caught.value.exit_code == EXIT_CRASH
     run = RunDirectory(tmp_path / "runs" / "run")
     status = run.read_status()
-    assert status["state"] == "failed" and "it needs" in status["reason"]
+    assert status.state == "failed" and "it needs" in status.reason
     assert (run.checkpoints / "latest").readlink().name == "step-00000015" and not leftovers_in(run.checkpoints)
     resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert_same_end(untouched, run_small(file)[0])
@@ -293,11 +293,17 @@ def test_f4_a_disk_that_is_really_full(
     assert_same_end(untouched, run)  # not one metric is missing either
 
 
-@pytest.mark.parametrize("kind", ["new", "replaced"])
-def test_f1_f2_f3_killed_at_any_moment_of_a_save(tmp_path: Path, kind: str) -> None:
-    command = [sys.executable, "-m", "tests.training.crashing", str(tmp_path / "x"), kind]
+@pytest.fixture(scope="module")
+def crashes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What is left of a save that is killed at every call that matters, of a new checkpoint and of a replaced one."""
+    command = [sys.executable, "-m", "tests.training.crashing", str(tmp_path_factory.mktemp("crashes"))]
     done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    found = [json.loads(line) for line in done.stdout.splitlines()]
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("kind", ["new", "replaced"])
+def test_f1_f2_f3_killed_at_any_moment_of_a_save(crashes: list[dict[str, Any]], kind: str) -> None:
+    found = [state for state in crashes if state["kind"] == kind]
     assert len(found) > 15 and found[-1]["survived"] and not any(state["survived"] for state in found[:-1])
     old = "step-00000010" if kind == "replaced" else "step-00000005"
     newest = [state["newest_after"] for state in found]

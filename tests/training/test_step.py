@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fromscratch.config.model import ModelConfig
+from fromscratch.config.model import GPTConfig
 from fromscratch.config.train import AdamW
 from fromscratch.machine.precision import Precision
 from fromscratch.models.factory import build_empty, initialise
@@ -21,7 +21,7 @@ from fromscratch.training.parallelism import Parallelism
 from fromscratch.training.step import GradientRules, Stepper
 
 CPU = torch.device("cpu")
-CONFIG = ModelConfig.model_validate(
+CONFIG = GPTConfig.model_validate(
     {
         "vocab_size": 31,
         "context_length": 8,

@@ -92,12 +92,12 @@ def bench(
 
 def default_workload(device_type: str) -> Any:
     """Returns GPT-2 small on a GPU, and a model that takes a few seconds elsewhere."""
-    from fromscratch.config.model import ModelConfig
+    from fromscratch.config.model import GPTConfig
     from fromscratch.config.train import TrainConfig
     from fromscratch.planning.bench import Workload
 
     preset, vocab_size = ("gpt2-small", 50_257) if device_type == "cuda" else ("laptop-small", 2_048)
-    return Workload(ModelConfig.model_validate({"preset": preset, "vocab_size": vocab_size}), TrainConfig())
+    return Workload(GPTConfig.model_validate({"preset": preset, "vocab_size": vocab_size}), TrainConfig())
 
 
 def predicted_hours(plan: "PlannedRun | None", rows: "list[Row]") -> float | None:

@@ -12,7 +12,7 @@ from fromscratch.cli.options import JsonFlag, QuietFlag
 from fromscratch.cli.output import note, print_json, print_table
 
 if TYPE_CHECKING:
-    from fromscratch.cli.preparation import Meter
+    from fromscratch.cli.preparation import PreparationProgress
     from fromscratch.data.engines import Engine
     from fromscratch.data.store import TokenStore
     from fromscratch.sources import Source
@@ -22,7 +22,7 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Prepare, ch
 
 
 class EngineName(StrEnum):
-    """Where the work is done."""
+    """Where the work runs."""
 
     LOCAL = "local"
     RAY = "ray"
@@ -59,29 +59,29 @@ def prepare(
 ) -> None:
     """Turn texts into a token store.
 
-    A preparation that was interrupted goes on when the same command is given again; the store is the
-    same whatever the interruptions and the number of workers.
+    The same command continues an interrupted preparation. Interruptions and the number of workers do
+    not change the store.
 
     Example: fromscratch data prepare my-texts/ --out my-store --tokenizer train:8192
     """
-    from fromscratch.cli.preparation import meter
+    from fromscratch.cli.preparation import PreparationProgress
     from fromscratch.data.documents import DocumentRule, SplitRule
     from fromscratch.data.prepare import prepare_store
     from fromscratch.sources import open_source
 
     rule, kept = SplitRule(validation), DocumentRule(min_characters, deduplicate, skip_bad)
-    opened = [open_source(word, text_column=text_column) for word in sources]
+    opened = [open_source(name, text_column=text_column) for name in sources]
     chosen = _open_tokenizer(tokenizer, opened, rule, kept)
-    watching = meter(quiet=quiet)
+    progress = PreparationProgress(quiet=quiet)
     note(f"preparing {out} with tokenizer {chosen.name} ({chosen.vocab_size:,} ids)", quiet=quiet)
     try:
         store = prepare_store(
-            opened, chosen, out, rule=rule, documents=kept, engine=_engine(engine, workers), observer=watching
+            opened, chosen, out, rule=rule, documents=kept, engine=_engine(engine, workers), observer=progress
         )
     except KeyboardInterrupt:
-        note(f"stopped; finished parts are kept in {out}, and the same command goes on", quiet=quiet)
+        note(f"stopped; finished parts are kept in {out}, and the same command continues", quiet=quiet)
         raise
-    facts = summary(store, watching)
+    facts = summary(store, progress)
     if as_json:
         print_json(facts)
     else:
@@ -98,24 +98,24 @@ def _engine(name: EngineName, workers: int | None) -> "Engine":
 
 
 def _cores() -> int:
-    """Cores that this process may use, which in a container can be fewer than there are."""
+    """Returns the number of cores that this process may use; in a container it can be below the machine's."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _open_tokenizer(word: str, opened: "list[Source]", rule: Any, kept: Any) -> "Tokenizer":
+def _open_tokenizer(name: str, opened: "list[Source]", rule: Any, kept: Any) -> "Tokenizer":
     from fromscratch.data.documents import training_documents
     from fromscratch.tokenizers.loading import open_tokenizer
 
-    return open_tokenizer(word, corpus=lambda: training_documents(opened, rule, kept))
+    return open_tokenizer(name, corpus=lambda: training_documents(opened, rule, kept))
 
 
-def summary(store: "TokenStore", watched: "Meter") -> dict[str, Any]:
-    """What was made, and how fast this session made its share of it."""
+def summary(store: "TokenStore", progress: "PreparationProgress") -> dict[str, Any]:
+    """Describes the store, and the speed of this session."""
     manifest = store.manifest
     sums = {
         key: sum(getattr(split, key) for split in manifest.splits.values()) for key in ("documents", "tokens", "bytes")
     }
-    timed = watched.parts > 0
+    is_timed = progress.parts > 0
     return {
         "store": str(store.path),
         **sums,
@@ -125,9 +125,9 @@ def summary(store: "TokenStore", watched: "Meter") -> dict[str, Any]:
         "shards": sum(len(split.shards) for split in manifest.splits.values()),
         "tokenizer": manifest.tokenizer,
         "source": manifest.source,
-        "seconds": watched.seconds if timed else None,
-        "bytes_per_second": watched.text_bytes / watched.seconds if timed else None,
-        "tokens_per_second": watched.tokens / watched.seconds if timed else None,
+        "seconds": progress.seconds if is_timed else None,
+        "bytes_per_second": progress.text_bytes / progress.seconds if is_timed else None,
+        "tokens_per_second": progress.tokens / progress.seconds if is_timed else None,
     }
 
 

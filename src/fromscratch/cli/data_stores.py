@@ -1,4 +1,4 @@
-"""``fromscratch data stats|verify|show|push|pull``: what to do with token stores that are there."""
+"""``fromscratch data stats|verify|show|push|pull``: commands for existing token stores."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -17,9 +17,9 @@ StoreArgument = Annotated[str, typer.Argument(metavar="STORE", help="A folder, o
 
 
 def add_to(app: typer.Typer) -> None:
-    """Registers the verbs."""
-    for verb in (stats, verify, show, push, pull):
-        app.command()(verb)
+    """Registers the commands."""
+    for command in (stats, verify, show, push, pull):
+        app.command()(command)
 
 
 def stats(
@@ -35,7 +35,7 @@ def stats(
     picture: Annotated[Path, typer.Option(help="Where to draw the histogram.")] = Path("document-lengths.png"),
     as_json: JsonFlag = False,
 ) -> None:
-    """Lengths of documents against a context, what cropping would lose, and the most frequent tokens.
+    """Show document lengths, the tokens that cropping at a context would lose, and the most frequent tokens.
 
     Example: fromscratch data stats my-store --context 1024 --picture lengths.png
     """
@@ -53,10 +53,10 @@ def stats(
         from fromscratch.sources import open_source
 
         opened = open_tokenizer(tokenizer)
-        sources = [open_source(word, text_column=text_column) for word in what]
+        sources = [open_source(name, text_column=text_column) for name in what]
         rule = DocumentRule(skip_bad=skip_bad)
         found = source_statistics(sources, opened, context=context, top=top, documents=rule)
-    draw_lengths(found, picture, title=", ".join(Path(word).name for word in what))
+    draw_lengths(found, picture, title=", ".join(Path(name).name for name in what))
     for entry in found.frequent_tokens:
         is_end = entry["id"] == opened.end_of_text
         entry["text"] = "<|endoftext|>" if is_end else opened.decode([entry["id"]])
@@ -67,20 +67,22 @@ def stats(
         print_table(_rows(found, picture))
 
 
-def _store_if_one(word: str) -> "TokenStore | None":
-    """The store that a word names, or None where it names a source."""
+def _store_if_one(name: str) -> "TokenStore | None":
+    """Opens the store of that name; returns None where the name is of a source."""
     from fromscratch.data.plain_store import SPLIT_FILES, is_plain_store
     from fromscratch.files import MANIFEST
     from fromscratch.formats.stores import open_named_store
-    from fromscratch.hub.datasets import HubName, is_hub_name, list_files
+    from fromscratch.hub.downloads import list_files
+    from fromscratch.hub.names import dataset_name, has_hub_prefix
+    from fromscratch.sources.hub import PARAMETERS
 
-    if is_hub_name(word):
-        name = HubName.parse(word, known=("name", "split", "revision"))
-        listed = set(list_files(name))
-        is_store = "name" not in name.parameters and (MANIFEST in listed or set(SPLIT_FILES.values()) <= listed)
+    if has_hub_prefix(name):
+        dataset = dataset_name(name, allowed=PARAMETERS)
+        listed = set(list_files(dataset))
+        is_store = "name" not in dataset.parameters and (MANIFEST in listed or set(SPLIT_FILES.values()) <= listed)
     else:
-        is_store = (Path(word) / MANIFEST).is_file() or is_plain_store(Path(word))
-    return open_named_store(word) if is_store else None
+        is_store = (Path(name) / MANIFEST).is_file() or is_plain_store(Path(name))
+    return open_named_store(name) if is_store else None
 
 
 def _rows(found: "Statistics", picture: Path) -> list[tuple[str, Any]]:
@@ -99,14 +101,14 @@ def _rows(found: "Statistics", picture: Path) -> list[tuple[str, Any]]:
         (f"longer than {found.context:,}", percent(found.documents_over_context)),
         (f"lost by cropping at {found.context:,}", percent(found.tokens_lost_by_cropping)),
     ]
-    for place, entry in enumerate(found.frequent_tokens, start=1):
+    for number, entry in enumerate(found.frequent_tokens, start=1):
         shown = f"{entry['id']:>6} {entry['text']!r:<16} {entry['count']:,} ({entry['share']:.2%})"
-        rows.append((f"frequent token {place}", shown))
+        rows.append((f"frequent token {number}", shown))
     return [*rows, ("picture", str(picture))]
 
 
 def verify(store: StoreArgument, as_json: JsonFlag = False, quiet: QuietFlag = False) -> None:
-    """Check every byte of a store: checksums, ids, end-of-text, and that nothing held out is trained on.
+    """Check every byte of a store: checksums, ids, end-of-text, and that no document is in both splits.
 
     Exits with code 3 where there is a problem.
 
@@ -176,11 +178,10 @@ def push(
     from fromscratch.data.card import dataset_card
     from fromscratch.data.hub_store import push_store
     from fromscratch.formats.stores import open_named_store
-    from fromscratch.hub.datasets import HubName
+    from fromscratch.hub.names import dataset_name
 
     opened = open_named_store(store)
-    repository = HubName.parse(to, known=()).repository
-    card = dataset_card(opened.manifest, repository, licence=licence)
+    card = dataset_card(opened.manifest, dataset_name(to).repository, licence=licence)
     url = push_store(opened, to, card=card, private=not public)
     facts = {"store": store, "url": url, "private": not public}
     print_json(facts) if as_json else print_table(list(facts.items()))
@@ -193,7 +194,7 @@ def pull(
 ) -> None:
     """Download a store from the Hugging Face Hub and verify it.
 
-    An interrupted download goes on when the same command is given again.
+    The same command continues an interrupted download.
 
     Example: fromscratch data pull hf://gpjt/fineweb-gpt2-tokens --out fineweb-gpt2
     """

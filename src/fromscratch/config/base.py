@@ -3,9 +3,11 @@
 from collections.abc import Iterator
 from functools import partial
 from importlib import import_module
-from typing import Annotated, Any, ClassVar, get_args
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic_core import CoreSchema, core_schema
 
 
 class Table(BaseModel):
@@ -27,6 +29,15 @@ class Slot(Table):
     """
 
     builds: ClassVar[str]
+    weights: ClassVar[str] = ""
+    """Names what the weights mean: kinds of one name compute the same from the same weights. If empty, the kind."""
+    free_settings: ClassVar[frozenset[str]] = frozenset()
+    """Settings on which neither the shape nor the meaning of a weight depends."""
+
+    def weight_settings(self) -> dict[str, Any]:
+        """What must agree for the weights of another model to fit."""
+        settings = self.model_dump(exclude={*self.free_settings, "kind"})
+        return {"kind": self.weights or type(self).model_fields["kind"].default, **settings}
 
     def build(self, *arguments: Any, **context: Any) -> Any:
         """Calls what the slot names with the slot's own fields and what the caller knows."""
@@ -34,17 +45,44 @@ class Slot(Table):
 
     def maker(self) -> partial[Any]:
         """What the slot names, with the slot's own fields filled in: to be called any number of times."""
-        module_name, _, attribute = self.builds.partition(":")
         own = {name: getattr(self, name) for name in type(self).model_fields if name != "kind"}
-        return partial(getattr(import_module(module_name), attribute), **own)
+        return partial(import_target(self.builds), **own)
 
 
-def _kind_alone(value: Any) -> Any:
-    return {"kind": value} if isinstance(value, str) else value
+def import_target(name: str) -> Any:
+    """Imports what ``package.module:attribute`` names."""
+    module_name, _, attribute = name.partition(":")
+    return getattr(import_module(module_name), attribute)
 
 
-SlotField = (BeforeValidator(_kind_alone), Field(discriminator="kind"))
-"""Marks a union of slots; ``attention = "explicit"`` is short for ``{ kind = "explicit" }``."""
+class SlotMarker:
+    """Lets ``kind`` choose among the members of a union of tables; a single kind is marked in the same way.
+
+    ``Annotated[AdamW, SLOT]`` becomes ``Annotated[AdamW | Lion, SLOT]``: a new kind is one more member.
+
+    Args:
+        default: the kind of a table that names none. A slot of one kind names it here, so that run files without
+            ``kind`` stay valid when a second kind joins.
+        short: whether ``attention = "explicit"`` means ``attention = { kind = "explicit" }``.
+    """
+
+    def __init__(self, default: str | None = None, *, short: bool = True) -> None:
+        self._default = default
+        self._short = short
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        if get_origin(source) in (Union, UnionType):
+            source = Annotated[source, Field(discriminator="kind")]
+        return core_schema.no_info_before_validator_function(self._with_kind, handler.generate_schema(source))
+
+    def _with_kind(self, value: Any) -> Any:
+        if isinstance(value, str) and self._short:
+            return {"kind": value}
+        return {"kind": self._default, **value} if self._default and isinstance(value, dict) else value
+
+
+SLOT = SlotMarker()
+MODEL_SLOT = SlotMarker("gpt", short=False)
 
 LARGEST_WHOLE_NUMBER = 2**63 - 1  # what TOML promises to carry
 

@@ -1,4 +1,4 @@
-"""Reads run files: TOML, an optional ``base`` file, ``--set key=value``; all problems at once."""
+"""Reads run files: TOML, an optional ``base`` file, ``--set key=value``. Reports all problems at once."""
 
 import tomllib
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from fromscratch.config.problems import sentences, shown
+from fromscratch.config.problems import error_messages, shown
 from fromscratch.config.run import RunConfig
 from fromscratch.errors import UsageError
 
@@ -17,14 +17,14 @@ BYTE_ORDER_MARK = "\ufeff"
 
 
 def load_run_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
-    """A run file as a checked config.
+    """Reads and validates a run file.
 
     Args:
-        path: the TOML file; its ``base`` key may name another, relative to it.
-        overrides: ``key.path=value`` items, the value in TOML (bare words are text).
+        path: the TOML file; its ``base`` key may name another file, relative to it.
+        overrides: ``key.path=value`` items; the value is TOML, a bare word is text.
 
     Raises:
-        UsageError: one sentence per problem, all of them at once.
+        UsageError: the file is invalid; the message has one sentence per problem.
     """
     try:
         values = read_with_bases(path)
@@ -35,12 +35,17 @@ def load_run_config(path: Path, overrides: list[str] | None = None) -> RunConfig
     return parse_run_config(values, where=str(path))
 
 
+def read_run_config(path: Path) -> RunConfig:
+    """Reads and validates the resolved config of a run, which has no ``base``. Raises UsageError."""
+    return parse_run_config(read_toml(path), where=str(path))
+
+
 def parse_run_config(values: dict[str, Any], *, where: str) -> RunConfig:
-    """A config from nested dictionaries; ``where`` begins the error message."""
+    """Validates nested dictionaries; error messages begin with ``where``. Raises UsageError."""
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        problems = sentences(error, RunConfig)
+        problems = error_messages(error, RunConfig)
         if len(problems) == 1:
             raise UsageError(f"{where}: {problems[0]}") from None
         listed = "\n".join(f"  - {problem}" for problem in problems)
@@ -48,19 +53,19 @@ def parse_run_config(values: dict[str, Any], *, where: str) -> RunConfig:
 
 
 def read_with_bases(path: Path) -> dict[str, Any]:
-    """The file's values laid over those of its ``base``, and so on down. Raises UsageError."""
+    """Reads a file and its chain of ``base`` files, and merges their values. Raises UsageError."""
     layers = [read_toml(path)]
     seen = [path.resolve()]
     while (base := layers[-1].pop("base", None)) is not None:
         if not isinstance(base, str):
             raise UsageError(f"{seen[-1]}: base = {shown(base)}: must be the path of another run file, in quotes")
-        below = seen[-1].parent / base
-        layers.append(_read_base(below, named_by=seen[-1]))
-        if below.resolve() in seen:
-            raise UsageError(f"{path}: 'base' leads in a circle back to {below.resolve()}")
+        base_path = seen[-1].parent / base
+        layers.append(_read_base(base_path, named_by=seen[-1]))
+        if base_path.resolve() in seen:
+            raise UsageError(f"{path}: circular 'base': {base_path.resolve()} is read twice")
         if len(seen) == MAX_BASES:
-            raise UsageError(f"{path}: a chain of more than {MAX_BASES} 'base' files; put them together")
-        seen.append(below.resolve())
+            raise UsageError(f"{path}: a chain of more than {MAX_BASES} 'base' files; merge some of them")
+        seen.append(base_path.resolve())
     merged: dict[str, Any] = {}
     for values in reversed(layers):
         merged = merge(merged, values)
@@ -75,7 +80,7 @@ def _read_base(path: Path, *, named_by: Path) -> dict[str, Any]:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The tables of a TOML file. Raises UsageError with line and column where it is malformed."""
+    """Parses a TOML file. Raises UsageError, with line and column if the file is malformed."""
     text = _read_text(path)
     if text.startswith(BYTE_ORDER_MARK):
         raise UsageError(f"{path}: begins with a byte-order mark (line 1, column 1); save it as UTF-8 without BOM")
@@ -83,7 +88,7 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(text)
     except RecursionError:
         raise UsageError(f"{path}: not valid TOML: nested too deeply") from None
-    except ValueError as error:  # TOMLDecodeError, or a number of thousands of digits
+    except ValueError as error:  # TOMLDecodeError, or an integer with thousands of digits
         reason = str(error).replace("Cannot overwrite a value", "A key is given twice")
         raise UsageError(f"{path}: not valid TOML: {reason}") from None
 
@@ -109,10 +114,10 @@ def _read_text(path: Path) -> str:
 
 
 def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
-    """``above`` laid over ``below``, table by table; a slot given another ``kind`` is replaced whole."""
+    """Merges ``above`` into a copy of ``below``; a slot with another ``kind`` is replaced as a whole."""
     merged = dict(below)
     for key, value in above.items():
-        old, new = _alike(merged.get(key), value)
+        old, new = _as_tables(merged.get(key), value)
         if isinstance(old, dict) and isinstance(new, dict) and new.get("kind", old.get("kind")) == old.get("kind"):
             merged[key] = merge(old, new)
         else:
@@ -120,10 +125,10 @@ def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _alike(old: Any, new: Any) -> tuple[Any, Any]:
-    """Two values of a slot, of which one may be the short form: as tables, with the kind that either lacks.
+def _as_tables(old: Any, new: Any) -> tuple[Any, Any]:
+    """Turns two values of a slot into tables if one is the short form ``"kind"``.
 
-    A kind laid over a table without one fills it in, so that the order of two settings does not matter.
+    If only the new one has a kind, the old one gets it: the order of two settings does not matter.
     """
     if isinstance(old, str) and isinstance(new, dict):
         old = {"kind": old}
@@ -135,7 +140,7 @@ def _alike(old: Any, new: Any) -> tuple[Any, Any]:
 
 
 def parse_override(item: str) -> dict[str, Any]:
-    """``a.b=1`` as ``{"a": {"b": 1}}``. Raises UsageError when it has no key or no ``=``."""
+    """Parses ``a.b=1`` into ``{"a": {"b": 1}}``. Raises UsageError if it has no key or no ``=``."""
     key, equals, raw = item.partition("=")
     parts = [part.strip() for part in key.split(".")]
     if not equals or not all(parts) or len(parts) > MAX_KEY_PARTS:
@@ -147,7 +152,7 @@ def parse_override(item: str) -> dict[str, Any]:
 
 
 def _override_value(raw: str) -> Any:
-    """TOML where it is, else text: a bare word, which a shell leaves without its quotes."""
+    """Parses a TOML value; anything else is text, because shells remove quotes."""
     try:
         values = tomllib.loads(f"value = {raw}")
     except (ValueError, RecursionError):

@@ -1,10 +1,10 @@
 """``[model]``: the architecture. Defaults are GPT-2 as OpenAI released it."""
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fromscratch.config.base import Positive, Probability, Slot, SlotField, Table
+from fromscratch.config.base import SLOT, Positive, Probability, Slot, SlotMarker, Table
 
 
 class LayerNorm(Slot):
@@ -27,6 +27,7 @@ class FusedAttention(Slot):
     """Multi-head attention through torch's fused kernels; never holds the score matrix."""
 
     builds: ClassVar[str] = "fromscratch.models.attention:FusedAttention"
+    weights: ClassVar[str] = "multi-head"
     kind: Literal["sdpa"] = "sdpa"
 
 
@@ -34,6 +35,7 @@ class ExplicitAttention(Slot):
     """Multi-head attention spelled out: scores, mask, softmax. For readers, and fast for short contexts on CPUs."""
 
     builds: ClassVar[str] = "fromscratch.models.attention:ExplicitAttention"
+    weights: ClassVar[str] = "multi-head"
     kind: Literal["explicit"] = "explicit"
 
 
@@ -59,6 +61,7 @@ class LinearHead(Slot):
     """Scores of the whole vocabulary at once."""
 
     builds: ClassVar[str] = "fromscratch.models.layers:LinearHead"
+    weights: ClassVar[str] = "linear"
     kind: Literal["linear"] = "linear"
 
 
@@ -66,13 +69,14 @@ class ChunkedHead(Slot):
     """The same scores and the same loss, which is computed a few tokens at a time: never holds it all in fp32."""
 
     builds: ClassVar[str] = "fromscratch.models.head:ChunkedHead"
+    weights: ClassVar[str] = "linear"
     kind: Literal["chunked"] = "chunked"
 
 
 class GPT2Init(Slot):
     """Normal weights, residual projections scaled down by depth (Radford et al. 2019, 2.3)."""
 
-    builds: ClassVar[str] = "fromscratch.models.initialisation:initialise_gpt2"
+    builds: ClassVar[str] = "fromscratch.models.initialisation:GPT2Init"
     kind: Literal["gpt2"] = "gpt2"
     std: float = Field(default=0.02, gt=0.0)
     """Standard deviation of embeddings and matrices."""
@@ -81,7 +85,7 @@ class GPT2Init(Slot):
 class TorchInit(Slot):
     """The framework's defaults, which introductory code uses."""
 
-    builds: ClassVar[str] = "fromscratch.models.initialisation:initialise_torch"
+    builds: ClassVar[str] = "fromscratch.models.initialisation:TorchInit"
     kind: Literal["torch"] = "torch"
 
 
@@ -98,15 +102,39 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class ModelConfig(Table):
-    """The architecture of a GPT. ``preset`` fills the shape; any field may still be given."""
+    """What every kind of model has. A kind is a subclass with its ``kind``, ``builds`` and an ``init`` slot."""
 
-    kind: Literal["gpt"] = "gpt"
-    preset: Literal[tuple(PRESETS)] | None = None  # type: ignore[valid-type]
+    builds: ClassVar[str]
+    """Names what builds the model from its config (``package.module:function``); see ``models/language_model.py``."""
+    free_settings: ClassVar[frozenset[str]] = frozenset({"preset", "dropout", "init"})
+    """Settings on which neither the shape nor the meaning of a weight depends."""
+    kind: str
+    preset: str | None = None
     """A shape by name; what the file gives beside it wins."""
     vocab_size: Positive | None = None
     """Token ids the model knows; when absent, the store's tokenizer says."""
     context_length: Positive = 1024
     """Tokens in one sequence."""
+    if TYPE_CHECKING:
+        init: Slot = GPT2Init()
+
+    def weight_settings(self) -> dict[str, Any]:
+        """What must agree for the weights of another model to fit, by key: ``num_layers``, ``attention.kind``."""
+        found: dict[str, Any] = {}
+        for name in type(self).model_fields.keys() - self.free_settings:
+            value = getattr(self, name)
+            inner = value.weight_settings() if isinstance(value, Slot) else {"": value}
+            found |= {f"{name}.{key}".rstrip("."): setting for key, setting in inner.items()}
+        return dict(sorted(found.items()))
+
+
+class GPTConfig(ModelConfig):
+    """The architecture of a GPT. ``preset`` fills the shape; any field may still be given."""
+
+    builds: ClassVar[str] = "fromscratch.models.factory:build_gpt"
+    kind: Literal["gpt"] = "gpt"
+    preset: Literal[tuple(PRESETS)] | None = None  # type: ignore[valid-type]
+    """A shape by name; what the file gives beside it wins."""
     num_layers: Positive = 12
     num_heads: Positive = 12
     """Attention heads per layer; must divide embedding_dim."""
@@ -118,12 +146,12 @@ class ModelConfig(Table):
     """Whether the query, key and value projections have a bias."""
     tied_head: bool = True
     """Whether the output head shares the token embedding's matrix."""
-    norm: Annotated[LayerNorm, SlotField[0]] = LayerNorm()
-    position: Annotated[LearnedPosition, SlotField[0]] = LearnedPosition()
-    attention: Annotated[FusedAttention | ExplicitAttention, *SlotField] = FusedAttention()
-    feedforward: Annotated[GeluMLP | ExactGeluMLP, *SlotField] = GeluMLP()
-    head: Annotated[LinearHead | ChunkedHead, *SlotField] = ChunkedHead()
-    init: Annotated[GPT2Init | TorchInit, *SlotField] = GPT2Init()
+    norm: Annotated[LayerNorm, SlotMarker("layernorm")] = LayerNorm()
+    position: Annotated[LearnedPosition, SlotMarker("learned")] = LearnedPosition()
+    attention: Annotated[FusedAttention | ExplicitAttention, SLOT] = FusedAttention()
+    feedforward: Annotated[GeluMLP | ExactGeluMLP, SLOT] = GeluMLP()
+    head: Annotated[LinearHead | ChunkedHead, SLOT] = ChunkedHead()
+    init: Annotated[GPT2Init | TorchInit, SLOT] = GPT2Init()
 
     @model_validator(mode="before")
     @classmethod

@@ -1,4 +1,4 @@
-"""Turns what pydantic found into sentences for the user: key, value, rule, and what was probably meant."""
+"""Turns pydantic's errors into sentences for the user: key, value, rule, and a suggestion."""
 
 import json
 import re
@@ -10,9 +10,9 @@ from pydantic import BaseModel, ValidationError
 
 from fromscratch.config.base import Slot, tables_in
 
-MOST_SENTENCES = 20
-MOST_SHOWN_CHARACTERS = 60
-CLOSE_ENOUGH = 0.6  # difflib's ratio, from 0 to 1; its own default
+MAX_MESSAGES = 20
+MAX_SHOWN_CHARACTERS = 60
+MIN_SIMILARITY = 0.6  # of difflib's ratio, from 0 to 1; its default
 BARE_KEY = re.compile(r"[A-Za-z0-9_-]{1,100}")
 COMMON_NAMES = {
     "lr": "learning_rate",
@@ -39,46 +39,43 @@ RULES = {
 }
 
 
-class Place(NamedTuple):
-    """Where a key may stand: its path, and the kind of slot that has it (None outside of slots)."""
+class KnownKey(NamedTuple):
+    """A key of the run file, and the kind of slot that has it (None outside of slots)."""
 
+    name: str
     path: str
     kind: str | None
 
-    @property
-    def name(self) -> str:
-        return self.path.rpartition(".")[2]
-
 
 class Finding(NamedTuple):
-    """One problem, with the keys a user wrote and the table and field they lead to, where those exist."""
+    """A pydantic error with the key as the user wrote it, and the table that should have this key."""
 
     item: Any
     key: str
     table: type[BaseModel] | None
     choices: list[type[BaseModel]]
-    """What may fill the field, where it is a table or slot."""
+    """Tables or slots that the field accepts."""
 
 
-def sentences(error: ValidationError, root: type[BaseModel]) -> list[str]:
-    """One sentence per problem, in the order of the file's tables; many are cut short."""
+def error_messages(error: ValidationError, root: type[BaseModel]) -> list[str]:
+    """Returns one sentence per problem, in the order of the fields; after ``MAX_MESSAGES`` only their number."""
     items = error.errors(include_url=False)
-    found = [_sentence(_locate(item, root), root) for item in items[:MOST_SENTENCES]]
-    if len(items) > MOST_SENTENCES:
-        found.append(f"and {len(items) - MOST_SENTENCES} more")
-    return found
+    messages = [_message(_locate(item, root), root) for item in items[:MAX_MESSAGES]]
+    if len(items) > MAX_MESSAGES:
+        messages.append(f"and {len(items) - MAX_MESSAGES} more")
+    return messages
 
 
 def suggestion(name: str, known: list[str]) -> str:
-    """``; did you mean 'x'?`` for a misspelt or shortened name, or nothing."""
-    short = name[:MOST_SHOWN_CHARACTERS]
+    """Returns ``; did you mean 'x'?`` for a misspelt or shortened name; empty if no known name is similar."""
+    short = name[:MAX_SHOWN_CHARACTERS]
     longer = [candidate for candidate in known if short and candidate.startswith(short)]
-    close = longer or get_close_matches(short, known, n=1, cutoff=CLOSE_ENOUGH)
+    close = longer or get_close_matches(short, known, n=1, cutoff=MIN_SIMILARITY)
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def shown(value: Any) -> str:
-    """A value as a run file spells it, cut where it is long."""
+    """Formats a value as in a run file; shortens long ones."""
     if isinstance(value, dict):
         return "a table"
     if isinstance(value, list):
@@ -86,12 +83,12 @@ def shown(value: Any) -> str:
         return f"[{inner}, ...]" if len(value) > 3 else f"[{inner}]"
     try:
         text = json.dumps(value, ensure_ascii=False) if isinstance(value, str | bool) else str(value)
-    except ValueError:  # an integer of thousands of digits
+    except ValueError:  # an integer with thousands of digits
         return "a huge number"
-    return text if len(text) <= MOST_SHOWN_CHARACTERS else f"{text[:MOST_SHOWN_CHARACTERS]}..."
+    return text if len(text) <= MAX_SHOWN_CHARACTERS else f"{text[:MAX_SHOWN_CHARACTERS]}..."
 
 
-def _sentence(found: Finding, root: type[BaseModel]) -> str:
+def _message(found: Finding, root: type[BaseModel]) -> str:
     key, problem, context = found.key, found.item["type"], found.item.get("ctx", {})
     given = found.item["input"]
     if problem == "extra_forbidden":
@@ -134,37 +131,37 @@ def _required_within(choices: list[type[BaseModel]]) -> str:
 
 
 def _unknown_key(found: Finding, root: type[BaseModel]) -> str:
-    """What was probably meant: the same name elsewhere, a similar one here, a similar one elsewhere."""
+    """Suggests the same name in another table, a similar one here, or a similar one in another table."""
     name = found.key.rpartition(".")[2]
     name = COMMON_NAMES.get(name, name)
     known = sorted(found.table.model_fields) if found.table else []
     if name in known:
         return f"; did you mean '{name}'?"
-    places = list(_places(root))
-    same = [place for place in places if place.name == name]
-    siblings = sorted({place.kind for place in same if place.path == found.key and place.kind})
+    keys = list(_known_keys(root))
+    same = [key for key in keys if key.name == name]
+    siblings = sorted({key.kind for key in same if key.path == found.key and key.kind})
     if siblings:
         return f" for kind = {shown(_kind_of(found.table))}; it belongs to kind = {_one_of(siblings, quote=True)}"
     if same:
         return f"; did you mean '{same[0].path}'?"
     if similar := suggestion(name, known):
         return similar
-    close = get_close_matches(name[:MOST_SHOWN_CHARACTERS], [place.name for place in places], 1, CLOSE_ENOUGH)
-    elsewhere = next((place.path for place in places if place.name in close), None)
+    close = get_close_matches(name[:MAX_SHOWN_CHARACTERS], [key.name for key in keys], 1, MIN_SIMILARITY)
+    elsewhere = next((key.path for key in keys if key.name in close), None)
     return f"; did you mean '{elsewhere}'?" if elsewhere else f"; known here: {', '.join(known)}"
 
 
-def _places(table: type[BaseModel], above: str = "") -> Iterator[Place]:
-    """Every key that a run file may have, ``kind`` aside: every kind of slot has it."""
+def _known_keys(table: type[BaseModel], above: str = "") -> Iterator[KnownKey]:
+    """Yields every key of a run file except ``kind``, which every slot has."""
     for name, field in table.model_fields.items():
         if name != "kind":
-            yield Place(above + name, _kind_of(table))
+            yield KnownKey(name, above + name, _kind_of(table))
         for inner in tables_in(field.annotation):
-            yield from _places(inner, f"{above}{name}.")
+            yield from _known_keys(inner, f"{above}{name}.")
 
 
 def _locate(item: Any, root: type[BaseModel]) -> Finding:
-    """Follows an error's path, without the tags that pydantic adds for the kinds of a slot."""
+    """Finds the table and the key of an error; skips the tags that pydantic adds to a path for the kind of a slot."""
     key = ""
     table: type[BaseModel] | None = root
     choices: list[type[BaseModel]] = [root]

@@ -1,4 +1,4 @@
-"""The reference of the run file, written from the config classes themselves by ``make docs``."""
+"""Generates the reference of the run file from the config classes; ``make docs`` writes it."""
 
 import sys
 from collections.abc import Iterator
@@ -15,18 +15,18 @@ from fromscratch.config.run import RunConfig
 INTRODUCTION = """\
 # The run file
 
-A TOML file with four tables. `base = "other.toml"` at its top takes another file first and changes a few keys; `--set train.seed=7` changes one on the command line. A slot is filled by a `kind`: `clip = { kind = "norm", max_norm = 1.0 }`, or `attention = "explicit"` where the kind's own defaults will do. Unknown keys are errors.
+A run file is TOML with four tables. `base = "other.toml"` at its top reads another file first; the keys of this file replace those of the other. `--set train.seed=7` on the command line replaces one key. A slot is filled by a `kind`: `clip = { kind = "norm", max_norm = 1.0 }`. `attention = "explicit"` is short for a kind with its defaults. Unknown keys are errors.
 
-This page is written by `make docs` from the classes in `src/fromscratch/config/`.
+`make docs` generates this page from the classes in `src/fromscratch/config/`.
 """  # noqa: E501
 
 
 def reference() -> str:
-    """The whole page in Markdown."""
+    """Returns the whole page in Markdown."""
     parts = [INTRODUCTION]
     for name, field in RunConfig.model_fields.items():
         (table,) = tables_in(field.annotation)
-        parts.append(f"## [{name}]\n\n{_first_paragraph(table)}\n")
+        parts.append(f"## [{name}]\n\n{_plain(table.__doc__)}\n")
         parts.extend(_table(table))
         if name == "model":
             parts.append(_presets())
@@ -42,7 +42,7 @@ def _table(table: type[BaseModel]) -> Iterator[str]:
             default = f"`{field.default.kind}`"
             rows.append(f"| `{name}` | slot | {default} | see below |")
         else:
-            rows.append(f"| `{name}` | {_type(field)} | {_default(field)} | {_text(field)} |")
+            rows.append(f"| `{name}` | {_type(field)} | {_default(field)} | {_plain(field.description)} |")
     yield "| key | value | default | meaning |\n|---|---|---|---|\n" + "\n".join(rows) + "\n"
     yield from slots
 
@@ -51,12 +51,12 @@ def _slot(name: str, choices: list[type[Slot]]) -> str:
     lines = [f"### {name}\n", "| kind | settings | |", "|---|---|---|"]
     for choice in choices:
         settings = [
-            f"`{key}` ({_type(field)}, {_default(field)}){': ' + _text(field) if field.description else ''}"
+            f"`{key}` ({_type(field)}, {_default(field)}): {_plain(field.description)}".removesuffix(": ")
             for key, field in choice.model_fields.items()
             if key != "kind"
         ]
         kind = choice.model_fields["kind"].default
-        lines.append(f"| `{kind}` | {'<br>'.join(settings)} | {_first_paragraph(choice)} |")
+        lines.append(f"| `{kind}` | {'<br>'.join(settings)} | {_plain(choice.__doc__)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -94,17 +94,9 @@ def _default(field: FieldInfo) -> str:
     return f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
 
 
-def _text(field: FieldInfo) -> str:
-    return _plain(field.description or "")
-
-
-def _first_paragraph(table: type[BaseModel]) -> str:
-    return _plain((table.__doc__ or "").split("\n\n")[0])
-
-
-def _plain(text: str) -> str:
-    """One line of Markdown from a docstring."""
-    return " ".join(text.split()).replace("``", "`")
+def _plain(docstring: str | None) -> str:
+    """Turns the first paragraph of a docstring into one line of Markdown."""
+    return " ".join((docstring or "").split("\n\n")[0].split()).replace("``", "`")
 
 
 if __name__ == "__main__":

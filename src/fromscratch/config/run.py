@@ -1,4 +1,4 @@
-"""The whole run file: ``[model] [data] [train] [eval]``, its resolution and its identity."""
+"""The run file with ``[model] [data] [train] [eval]``: its resolved values and its identity."""
 
 import hashlib
 import json
@@ -7,15 +7,15 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field
 
-from fromscratch.config.base import LARGEST_WHOLE_NUMBER, NonNegative, Positive, Slot, Table
-from fromscratch.config.model import ModelConfig
+from fromscratch.config.base import LARGEST_WHOLE_NUMBER, MODEL_SLOT, NonNegative, Positive, Slot, Table
+from fromscratch.config.model import GPTConfig, ModelConfig
 from fromscratch.config.train import TrainConfig
 
 TOKEN_BUDGET = re.compile(r"([1-9][0-9]{0,8}(\.[0-9]{1,9})?|0\.[0-9]{0,8}[1-9][0-9]{0,8})x|all")
 
 
 def _check_budget(value: Any) -> Any:
-    """Checked before the union is, so that a wrong value gives one sentence and not one per branch."""
+    """Runs before the union is validated, so that a wrong value gives one error and not one per branch."""
     is_count = isinstance(value, int) and not isinstance(value, bool) and 0 < value <= LARGEST_WHOLE_NUMBER
     if not is_count and not (isinstance(value, str) and TOKEN_BUDGET.fullmatch(value)):
         raise ValueError('must be a number of tokens above 0, a multiple of the parameters such as "20x", or "all"')
@@ -26,52 +26,52 @@ TokenBudget = Annotated[int | str, BeforeValidator(_check_budget)]
 
 
 class DataConfig(Table):
-    """Which tokens, how many, in which order."""
+    """The training tokens: where they are, how many are used, in which order."""
 
     store: str = Field(min_length=1)
     """A token store: a folder, relative to the run file or to the current folder, or ``hf://owner/name``."""
     tokens: TokenBudget = "20x"
     """Training budget: a number of tokens, ``"20x"`` for 20 per parameter (Hoffmann et al. 2022), or ``"all"``."""
     start_token: NonNegative = 0
-    """Where in the training split the run begins."""
+    """Index of the first token in the training split."""
     shuffle: bool = False
-    """Whether sequences come in a seeded random order, anew in every epoch, instead of the store's."""
+    """Whether to shuffle the sequences with the run's seed, in each epoch differently."""
     epochs: Positive = 1
-    """Times the training split may be read; a budget beyond them is refused."""
+    """How often the training split may be read; a larger budget of tokens is an error."""
 
 
 class EvalConfig(Table):
-    """The held-out loss and the text sampled while training."""
+    """Held-out loss and sampled text during training."""
 
     store: str | None = None
-    """A store other than the training data's."""
+    """Token store to evaluate on; by default the training store."""
     split: str = "validation"
     start: NonNegative = 0
-    """First token of the slice."""
+    """Index of the first token to evaluate."""
     tokens: Positive = 65_536
-    """Most tokens in the slice; a shorter split is used whole."""
+    """Maximum number of tokens to evaluate; a shorter split is used completely."""
     prompts: tuple[str, ...] = Field(default=("Every effort moves you",), strict=False)
-    """Beginnings of the sampled texts."""
+    """Prompts of the sampled texts."""
     sample_tokens: Positive = 48
     """Tokens sampled after each prompt."""
 
 
 class RunConfig(Table):
-    """What a run file describes: the science of one run, nothing about the machine."""
+    """The content of a run file: everything that determines the result, nothing about the machine."""
 
-    model: ModelConfig = ModelConfig()
+    model: Annotated[GPTConfig, MODEL_SLOT] = GPTConfig()
     data: DataConfig
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
 
     def resolved(self, *, vocab_size: int, tokens: int) -> Self:
-        """The same run with everything written out that only the store and the model could tell."""
+        """Returns a copy with the values that depend on the store and the model: vocabulary size and token budget."""
         model = self.model.model_copy(update={"preset": None, "vocab_size": vocab_size})
         data = self.data.model_copy(update={"tokens": tokens})
         return self.model_copy(update={"model": model, "data": data})
 
     def to_plain(self) -> dict[str, Any]:
-        """Nested dictionaries with every default written out, and no key for what is absent."""
+        """Returns nested dictionaries with every default, without keys that are None."""
         return self.model_dump(mode="json", exclude_none=True)
 
     def identity(self, by_content: dict[str, Any]) -> str:
@@ -90,8 +90,13 @@ class RunConfig(Table):
         return hashlib.sha256(canonical.encode()).hexdigest()
 
 
+def parse_model(values: Any) -> ModelConfig:
+    """A ``[model]`` table by itself, of any kind. Raises pydantic's ValidationError."""
+    return RunConfig.model_validate({"model": values, "data": {"store": "none"}}).model
+
+
 def changed_values(table: Table, above: str = "") -> dict[str, Any]:
-    """``key.path: value`` for everything that differs from the defaults; a slot as its kind and changed fields."""
+    """Maps key paths to values that differ from the defaults; a slot gives its kind and its changed fields."""
     changes: dict[str, Any] = {}
     for name, field in type(table).model_fields.items():
         value, key = getattr(table, name), f"{above}{name}"

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from fromscratch.config.base import NonNegative, Positive, Slot, SlotField, Table
+from fromscratch.config.base import SLOT, NonNegative, Positive, Slot, SlotMarker, Table
 
 
 class AdamW(Slot):
@@ -216,13 +216,11 @@ class TrainConfig(Table):
     """Steps between checkpoints; 0 saves only at the end."""
     keep_checkpoints: Positive = 2
     """Newest checkpoints kept, beside the best one."""
-    optimizer: Annotated[AdamW, SlotField[0]] = AdamW()
-    schedule: Annotated[Constant | Linear | WarmupCosine | WarmupStableDecay, *SlotField] = Constant()
-    clip: Annotated[NoClip | ClipByNorm | ClipByValue, *SlotField] = NoClip()
-    nonfinite: Annotated[SkipNonfinite | RaiseNonfinite | RandomStepNonfinite | ApplyNonfinite, *SlotField] = (
-        SkipNonfinite()
-    )
-    spike: Annotated[NoSpikes | WarnOfSpikes | SkipSpikes | RollBackSpikes, *SlotField] = NoSpikes()
+    optimizer: Annotated[AdamW, SlotMarker("adamw")] = AdamW()
+    schedule: Annotated[Constant | Linear | WarmupCosine | WarmupStableDecay, SLOT] = Constant()
+    clip: Annotated[NoClip | ClipByNorm | ClipByValue, SLOT] = NoClip()
+    nonfinite: Annotated[SkipNonfinite | RaiseNonfinite | RandomStepNonfinite | ApplyNonfinite, SLOT] = SkipNonfinite()
+    spike: Annotated[NoSpikes | WarnOfSpikes | SkipSpikes | RollBackSpikes, SLOT] = NoSpikes()
 
     @model_validator(mode="after")
     def _minimum_below_maximum(self) -> Self:

@@ -1,1 +1,1 @@
-"""Texts to tokens: sources, preparation, the token store, and the batches of a run."""
+"""Texts to tokens: preparation, the token store, and the batches of a run."""

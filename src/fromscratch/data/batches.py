@@ -1,8 +1,8 @@
-"""Which tokens a training step sees: a function of the step alone.
+"""The tokens of a training step, as a function of the step alone.
 
-Sequence *i* of a run is tokens ``[start + i*T, start + (i+1)*T]`` and one more, the last target
-(T: context length). Step *s* takes sequences ``[s*G, (s+1)*G)`` (G: global batch). Processes and
-micro-batches only divide that range, so neither a resume nor another machine can disturb it.
+Sequence *i* of a run is tokens ``[start + i*T, start + (i+1)*T]``: T inputs (T: context length) and
+one more, the last target. Step *s* takes sequences ``[s*G, (s+1)*G)`` (G: global batch). Ranks and
+micro-batches only divide that range, so a resume or another machine cannot change the data.
 """
 
 from collections.abc import Sequence
@@ -41,22 +41,22 @@ class SequenceBatches:
         return self.global_batch * self.context_length
 
     @property
-    def most_steps(self) -> int:
+    def max_steps(self) -> int:
         """Steps until the split, read ``epochs`` times, is used up."""
         return self.sequences_per_epoch * self.epochs // self.global_batch
 
     def steps_for(self, tokens: int) -> int:
-        """Steps that train on at least ``tokens`` tokens: rounded up to whole global batches.
+        """Returns the steps that train on at least ``tokens`` tokens, rounded up to whole global batches.
 
         Raises:
             DataError: the split does not hold that many.
         """
         steps = -(-tokens // self.tokens_per_step)
-        if steps > self.most_steps:
-            raise DataError(self._what_is_missing(steps))
+        if steps > self.max_steps:
+            raise DataError(self._too_few_tokens(steps))
         return steps
 
-    def _what_is_missing(self, steps: int) -> str:
+    def _too_few_tokens(self, steps: int) -> str:
         sequences = -(-steps * self.global_batch // self.epochs)  # per epoch
         needed = self.start_token + sequences * self.context_length + 1
         times = f", read {self.epochs} times," if self.epochs > 1 else ""
@@ -64,35 +64,24 @@ class SequenceBatches:
         return (
             f"split '{self.split.name}' has {self.split.tokens:,} tokens{times} but the run needs {needed:,} "
             f"({steps:,} steps of {self.tokens_per_step:,} tokens from token {self.start_token:,}, and the one after "
-            f'the last); {advice}, or use tokens = "all" (that is {self.most_steps:,} steps)'
+            f'the last); {advice}, or use tokens = "all" (that is {self.max_steps:,} steps)'
         )
 
     def sequence_indices(self, step: int) -> range:
-        """The places in the run's order that a step takes."""
+        """Returns the indices of a step's sequences in the run's order."""
         return range(step * self.global_batch, (step + 1) * self.global_batch)
 
     def read(self, indices: Sequence[int]) -> NDArray[np.int64]:
-        """Sequences by their place in the run's order: [len(indices), T + 1]."""
+        """Reads sequences by their index in the run's order: [len(indices), T + 1]."""
         length = self.context_length
         starts = [self.start_token + self._sequence_at(index) * length for index in indices]
         return np.stack([self.split.read(start, length + 1) for start in starts])
 
-    def document_numbers(self, indices: Sequence[int], end_of_text: int) -> NDArray[np.int64]:
-        """Which document each input belongs to, counted from 0 in every sequence: [len(indices), T].
-
-        A model may use it as an attention mask: position i sees j only where both numbers are equal
-        (and j <= i). The end-of-text belongs to the document it ends.
-        """
-        inputs = self.read(indices)[:, :-1]  # [len(indices), T]
-        begins = np.zeros_like(inputs)
-        begins[:, 1:] = inputs[:, :-1] == end_of_text
-        return np.cumsum(begins, axis=1)
-
     def _sequence_at(self, index: int) -> int:
-        epoch, place = divmod(index, self.sequences_per_epoch)
+        epoch, position = divmod(index, self.sequences_per_epoch)
         if self.shuffle_seed is None:
-            return place
-        return int(_permutation(self.sequences_per_epoch, derive_seed(self.shuffle_seed, "shuffle", epoch))[place])
+            return position
+        return int(_permutation(self.sequences_per_epoch, derive_seed(self.shuffle_seed, "shuffle", epoch))[position])
 
 
 @lru_cache(maxsize=2)  # a batch may span the end of an epoch

@@ -1,4 +1,4 @@
-"""The card of a token store on the Hub: what it is, how it was made, how to use it."""
+"""The dataset card of a token store on the Hub: contents, origin, use."""
 
 from fromscratch.data.store import Manifest
 
@@ -6,7 +6,7 @@ LIBRARY = "fromscratch"
 
 
 def dataset_card(manifest: Manifest, repository: str, *, licence: str | None) -> str:
-    """A README with the metadata that the Hub reads."""
+    """Writes a README with the metadata that the Hub reads."""
     tokenizer = manifest.tokenizer
     rows = "\n".join(
         f"| {name} | {_number(split.documents)} | {split.tokens:,} | {_number(split.bytes)} | {len(split.shards):,} |"
@@ -33,7 +33,7 @@ def dataset_card(manifest: Manifest, repository: str, *, licence: str | None) ->
             f"- Tokenizer: {tokenizer['name']}, {tokenizer['vocab_size']:,} ids, end-of-text {tokenizer['end_of_text']}"
             " (in `tokenizer/`)",
             f"- Held out: {_split_rule(manifest)}",
-            f"- Documents left out: {skipped}",
+            f"- Documents skipped: {skipped}",
             f"- Each shard is a safetensors file with one 1-D tensor, `tokens` ({manifest.dtype}); every document is "
             "followed by the end-of-text id. `manifest.json` lists the shards in order with their SHA-256.",
             "",

@@ -1,8 +1,8 @@
-"""One part of a corpus into shards of its own, wherever that is done.
+"""Encodes one part of a corpus into shards of its own.
 
-A part's shards depend on nothing but its text and the settings, so they are the same whoever makes
-them, in whatever order, and a second time. ``part-NNNNN.json`` is written last: where it is, and the
-shards it names are, the part is done.
+The shards depend on the text of the part and the settings alone, so they are the same for any number
+of workers, any order and any number of attempts. ``part-NNNNN.json`` is written last: a part is done
+where that file and the shards that it names exist.
 """
 
 from collections import Counter
@@ -14,80 +14,79 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fromscratch.data.deduplicate import duplicates_of, without
-from fromscratch.data.documents import DUPLICATE, TRAIN, VALIDATION, DocumentRule, SplitRule
-from fromscratch.data.engines.base import DocumentEncoder, Facts, Task
+from fromscratch.data.deduplicate import drop_duplicates, read_duplicates
+from fromscratch.data.documents import DUPLICATE, SPLITS, DocumentRule, SplitRule
+from fromscratch.data.engines.base import DocumentEncoder, Record, Task
 from fromscratch.data.shards import ShardWriter, dtype_for
 from fromscratch.errors import DataError
 from fromscratch.files import read_json_object, sha256_of, to_strict_json, write_atomically
 
-BATCH_CHARACTERS = 4 << 20  # text handed to the tokenizer at once
-MOST_SHARD_TOKENS = 100_000_000
-SPLITS = (TRAIN, VALIDATION)
+BATCH_CHARACTERS = 4 << 20  # text per call of the tokenizer
+MAX_SHARD_TOKENS = 100_000_000
 
 
 @dataclass(frozen=True)
 class EncodePart:
-    """The job of encoding one part into ``out``."""
+    """The job that encodes one part into ``out``."""
 
     out: Path
     work: Path
-    """Where ``part-NNNNN.json`` goes."""
+    """Folder of ``part-NNNNN.json``."""
     split_rule: SplitRule
     documents: DocumentRule
-    most_shard_tokens: int = MOST_SHARD_TOKENS
+    max_shard_tokens: int = MAX_SHARD_TOKENS
 
-    def __call__(self, task: Task, tokenizer: DocumentEncoder) -> Facts:
-        """Writes the part's shards; returns their records, and what was skipped by reason.
+    def __call__(self, task: Task, tokenizer: DocumentEncoder) -> Record:
+        """Writes the shards of the part; returns their records, and the skipped documents by reason.
 
         Raises:
-            DataError: damaged input, unless bad input is skipped.
+            DataError: damaged input, unless it is skipped.
         """
         skipped: Counter[str] = Counter()
         dtype = dtype_for(tokenizer.vocab_size)
         writers = {split: _SplitWriter(self, split, task.index, dtype) for split in SPLITS}
         end = np.array([tokenizer.end_of_text], dtype=np.uint32)
         try:
-            for batch in in_batches(self._kept(task, skipped)):
+            for batch in batch_documents(self._kept(task, skipped)):
                 for text, ids in zip(batch, tokenizer.encode_documents(batch), strict=True):
                     data = text.encode("utf-8", "replace")
                     writers[self.split_rule.split_of(data)].add(np.concatenate([ids, end]), len(data))
             shards = [record for writer in writers.values() for record in writer.close()]
         except BaseException:
             for writer in writers.values():
-                writer.abandon()
+                writer.discard()
             raise
-        facts = {"part": task.part.name, "shards": shards, "skipped": dict(sorted(skipped.items()))}
-        write_atomically(part_record(self.work, task.index), to_strict_json(facts))
-        return {"index": task.index, **facts}
+        record = {"part": task.part.name, "shards": shards, "skipped": dict(sorted(skipped.items()))}
+        write_atomically(_record_path(self.work, task.index), to_strict_json(record))
+        return {"index": task.index, **record}
 
     def _kept(self, task: Task, skipped: Counter[str]) -> Iterator[str]:
         kept = self.documents.kept(task.part.documents(), skipped)
         if not self.documents.deduplicate:
             return kept
-        return without(kept, duplicates_of(self.work, task.index), on_skip=lambda: skipped.update([DUPLICATE]))
+        duplicates = read_duplicates(self.work, task.index)
+        return drop_duplicates(kept, duplicates, on_skip=lambda: skipped.update([DUPLICATE]))
 
 
-def part_record(work: Path, index: int) -> Path:
-    """Where a finished part says so."""
+def _record_path(work: Path, index: int) -> Path:
     return work / f"part-{index:05}.json"
 
 
-def finished_part(out: Path, work: Path, index: int) -> Facts | None:
-    """What an earlier session recorded of a part, if all its shards are there in full length."""
-    path = part_record(work, index)
+def read_finished_part(out: Path, work: Path, index: int) -> Record | None:
+    """Reads the record of a part; returns None unless all its shards exist in full length."""
+    path = _record_path(work, index)
     if not path.is_file():
         return None
     try:
-        facts = read_json_object(path)
-        whole = all((out / s["file"]).stat().st_size == s["file_bytes"] for s in facts["shards"])
+        record = read_json_object(path)
+        is_whole = all((out / s["file"]).stat().st_size == s["file_bytes"] for s in record["shards"])
     except (DataError, OSError, KeyError):
         return None
-    return {"index": index, **facts} if whole else None
+    return {"index": index, **record} if is_whole else None
 
 
-def in_batches(documents: Iterable[str]) -> Iterator[list[str]]:
-    """Documents in groups of about four million characters."""
+def batch_documents(documents: Iterable[str]) -> Iterator[list[str]]:
+    """Groups documents into batches of about four million characters."""
     batch: list[str] = []
     characters = 0
     for text in documents:
@@ -101,19 +100,19 @@ def in_batches(documents: Iterable[str]) -> Iterator[list[str]]:
 
 
 class _SplitWriter:
-    """The shards of one part and one split, each of bounded size."""
+    """Writes the shards of one part and one split, each of bounded size."""
 
     def __init__(self, job: EncodePart, split: str, part_index: int, dtype: str) -> None:
-        self._out, self._most_tokens = job.out, job.most_shard_tokens
+        self._out, self._max_tokens = job.out, job.max_shard_tokens
         self._stem, self._split, self._dtype = f"{split}-{part_index:05}", split, dtype
         self._records: list[dict[str, Any]] = []
         self._writer: ShardWriter | None = None
         self._documents = self._bytes = 0
 
     def add(self, ids: NDArray[np.uint32], text_bytes: int) -> None:
-        """Appends a document; it begins a new shard where it would make this one too long."""
-        if self._writer is not None and self._writer.tokens + len(ids) > self._most_tokens:
-            self._end_shard()
+        """Appends a document, to a new shard where the current one would become too long."""
+        if self._writer is not None and self._writer.tokens + len(ids) > self._max_tokens:
+            self._close_shard()
         if self._writer is None:
             self._writer = ShardWriter(self._out / f"{self._stem}-{len(self._records):03}.safetensors", self._dtype)
         self._writer.write(ids)
@@ -121,23 +120,23 @@ class _SplitWriter:
         self._bytes += text_bytes
 
     def close(self) -> list[dict[str, Any]]:
-        """Finishes the last shard; returns the records of all."""
-        self._end_shard()
+        """Closes the last shard; returns the records of all."""
+        self._close_shard()
         return self._records
 
-    def abandon(self) -> None:
-        """Deletes what a part that failed has written."""
+    def discard(self) -> None:
+        """Deletes all shards of a part that failed."""
         if self._writer is not None:
-            self._writer.abandon()
+            self._writer.discard()
         for record in self._records:
             (self._out / record["file"]).unlink(missing_ok=True)
 
-    def _end_shard(self) -> None:
+    def _close_shard(self) -> None:
         if self._writer is None:
             return
         self._writer.close()
         path = self._writer.path
         counts = {"tokens": self._writer.tokens, "documents": self._documents, "bytes": self._bytes}
-        facts = {"split": self._split, "file": path.name, **counts, "file_bytes": path.stat().st_size}
-        self._records.append(facts | {"sha256": sha256_of(path)})
+        record = {"split": self._split, "file": path.name, **counts, "file_bytes": path.stat().st_size}
+        self._records.append(record | {"sha256": sha256_of(path)})
         self._writer, self._documents, self._bytes = None, 0, 0

@@ -1,4 +1,4 @@
-"""Token stores on the Hugging Face Hub: fetched when a run names one, pushed and pulled by hand."""
+"""Token stores on the Hugging Face Hub: found by name, pulled and pushed."""
 
 import fcntl
 import shutil
@@ -11,46 +11,47 @@ from fromscratch.data.store import TokenStore, open_store
 from fromscratch.data.verify import verify_store
 from fromscratch.errors import DataError, UsageError
 from fromscratch.files import MANIFEST
-from fromscratch.hub.datasets import DATASET, HubName, download, is_hub_name, list_files, try_again
-from fromscratch.hub.errors import HUB_PREFIX
+from fromscratch.hub.downloads import download_file, download_snapshot, list_files
+from fromscratch.hub.names import REVISION, HubName, dataset_name, has_hub_prefix
+from fromscratch.hub.requests import ask_hub
 
-STORE_FILES = [MANIFEST, "*.safetensors", "tokenizer/*"]
+STORE_FILES = (MANIFEST, "*.safetensors", "tokenizer/*")
 CARD = "README.md"
 
 
-def locate_store(word: str, *beside: Path) -> Path:
-    """The folder of the store that a word names: a path (also beside some folder), or ``hf://owner/name``.
+def locate_store(name: str, *folders: Path) -> Path:
+    """Returns the folder of a store: a path, relative to this folder or one of ``folders``, or ``hf://owner/name``.
 
-    A store on the Hub is downloaded into the Hub's cache, once per machine however many processes ask.
+    A store on the Hub is downloaded into the Hub's cache, once per machine for any number of processes.
 
     Raises:
-        UsageError: a Hub name that is malformed or not there.
+        UsageError: a malformed name, or no such store on the Hub.
         HubError: the Hub cannot be reached.
     """
-    if is_hub_name(word):
-        return _downloaded(HubName.parse(word, known=("revision",)))
-    path = Path(word).expanduser()
-    return next((folder / path for folder in beside if (folder / path).is_dir()), path)
+    if has_hub_prefix(name):
+        return download_snapshot(dataset_name(name, allowed=(REVISION,)), STORE_FILES)
+    path = Path(name).expanduser()
+    return next((folder / path for folder in folders if (folder / path).is_dir()), path)
 
 
-def pull_store(word: str, out: Path) -> TokenStore:
-    """Downloads a store into a folder that appears only when it is whole and verified.
+def pull_store(source: str, out: Path) -> TokenStore:
+    """Downloads a store into a folder that appears only when it is complete and verified.
 
-    What was downloaded before an interruption is kept; of several processes one downloads.
+    An interrupted download continues. Processes that pull to the same folder at once download once.
 
     Raises:
         UsageError: no such store, or ``out`` holds something else.
-        DataError: what was downloaded is no valid store.
+        DataError: the download is not a valid store.
     """
-    name = HubName.parse(word, known=("revision",))
+    name = dataset_name(source, allowed=(REVISION,))
     with _locked(out.with_name(f".{out.name}.pull-lock")):
         if out.is_dir() and any(out.iterdir()):
-            if _is_already(name, out):
+            if _is_store_of(name, out):
                 return open_store(out)
             raise UsageError(f"{out}: holds another store; choose another --out, or delete it")
         partial = out.with_name(f".{out.name}.pulling")
-        _downloaded(name, STORE_FILES, folder=partial)
-        check_whole(open_store(partial))
+        download_snapshot(name, STORE_FILES, folder=partial)
+        check_store(open_store(partial))
         shutil.rmtree(partial / ".cache", ignore_errors=True)
         if out.is_dir():
             out.rmdir()
@@ -58,10 +59,10 @@ def pull_store(word: str, out: Path) -> TokenStore:
     return open_store(out)
 
 
-def push_store(store: TokenStore, word: str, *, card: str, private: bool) -> str:
-    """Uploads a verified store and its card in one commit; returns the dataset's address.
+def push_store(store: TokenStore, destination: str, *, card: str, private: bool) -> str:
+    """Uploads a verified store and its card in one commit; returns the address of the dataset.
 
-    A failure leaves the dataset as it was, and the same call goes on.
+    A failure leaves the dataset unchanged; the call can be repeated.
 
     Raises:
         DataError: the store is damaged.
@@ -70,70 +71,53 @@ def push_store(store: TokenStore, word: str, *, card: str, private: bool) -> str
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
-    name = HubName.parse(word, known=())
-    check_whole(store)
-    _refuse_links_out(store)
-    api = HfApi()
-    what = f"{HUB_PREFIX}{name.repository}"
-    url = try_again(what, lambda: api.create_repo(name.repository, repo_type=DATASET, private=private, exist_ok=True))
+    name = dataset_name(destination)
+    check_store(store)
+    _reject_outside_links(store)
+    api, repository = HfApi(), name.repository
+    url = ask_hub(str(name), lambda: api.create_repo(repository, repo_type=name.kind, private=private, exist_ok=True))
     operations = [CommitOperationAdd(CARD, card.encode())]
     operations += [CommitOperationAdd(p.relative_to(store.path).as_posix(), p) for p in store_files(store)]
     message = f"Upload a token store of {sum(s.tokens for s in store.manifest.splits.values()):,} tokens"
-    try_again(what, lambda: api.create_commit(name.repository, operations, commit_message=message, repo_type=DATASET))
+    ask_hub(str(name), lambda: api.create_commit(repository, operations, commit_message=message, repo_type=name.kind))
     return str(url)
 
 
 def store_files(store: TokenStore) -> list[Path]:
-    """Every file that belongs to a store."""
+    """Lists the files of a store."""
     shards = [store.shard_path(shard) for split in store.manifest.splits.values() for shard in split.shards]
     tokenizer = sorted(p for p in store.tokenizer_folder.rglob("*") if p.is_file())
     manifest = store.path / MANIFEST
     return ([manifest] if manifest.is_file() else []) + shards + tokenizer
 
 
-def _refuse_links_out(store: TokenStore) -> None:
-    """A link in a store that somebody else made could lead to any file of this machine."""
+def _reject_outside_links(store: TokenStore) -> None:
+    """Raises DataError at a link out of the store, which could publish any file of this machine."""
     inside = store.path.resolve()
     for path in store_files(store):
         if not path.resolve().is_relative_to(inside):
             raise DataError(f"{path}: is a link to a file outside of the store; put the file itself there to upload it")
 
 
-def check_whole(store: TokenStore) -> None:
-    """Raises DataError with the first of a store's problems."""
+def check_store(store: TokenStore) -> None:
+    """Raises DataError with the first problem of a store."""
     problems = verify_store(store).problems
     if problems:
         more = f" (and {len(problems) - 1} more problems)" if len(problems) > 1 else ""
         raise DataError(problems[0] + more)
 
 
-def _downloaded(name: HubName, patterns: list[str] | None = None, *, folder: Path | None = None) -> Path:
-    from huggingface_hub import snapshot_download
-
-    def fetched() -> Path:
-        path = snapshot_download(
-            name.repository,
-            repo_type=DATASET,
-            revision=name.revision,
-            allow_patterns=patterns or STORE_FILES,
-            local_dir=folder,
-        )
-        return Path(path)
-
-    return try_again(f"{HUB_PREFIX}{name.repository}", fetched)
-
-
-def _is_already(name: HubName, out: Path) -> bool:
-    """Whether a folder holds the store of that name, judged by its manifest."""
+def _is_store_of(name: HubName, out: Path) -> bool:
+    """Returns whether a folder holds the store of that name, by its manifest."""
     if MANIFEST not in list_files(name):
         return is_plain_store(out)
     manifest = out / MANIFEST
-    return manifest.is_file() and manifest.read_bytes() == download(name, MANIFEST).read_bytes()
+    return manifest.is_file() and manifest.read_bytes() == download_file(name, MANIFEST).read_bytes()
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Waits for other processes of this machine that pull to the same place."""
+    """Waits for other processes of this machine that pull to the same folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

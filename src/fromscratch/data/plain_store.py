@@ -1,8 +1,7 @@
-"""Stores that others made: ``train.safetensors`` and ``validation.safetensors``, each with ``tokens``.
+"""Stores without a manifest: ``train.safetensors`` and ``validation.safetensors``, each with ``tokens``.
 
-This is the layout of ``gpjt/fineweb-gpt2-tokens``. Such a folder carries no tokenizer and no
-manifest: the ids are taken to be GPT-2's, unless a ``tokenizer/`` saved by this package lies there.
-What the files do not tell (documents, bytes of text) stays unknown.
+This is the layout of ``gpjt/fineweb-gpt2-tokens``. The ids are assumed to be GPT-2's, unless the
+folder has a ``tokenizer/`` of this package. The numbers of documents and bytes of text are unknown.
 """
 
 import hashlib
@@ -29,15 +28,15 @@ GPT2_DESCRIPTION: dict[str, Any] = {
 
 
 def is_plain_store(folder: Path) -> bool:
-    """Whether a folder has the two files."""
+    """Returns whether a folder has the two files."""
     return all((folder / file).is_file() for file in SPLIT_FILES.values())
 
 
 def plain_manifest(folder: Path) -> dict[str, Any]:
-    """What a manifest of the folder would say.
+    """Makes the manifest that the folder lacks.
 
     Raises:
-        DataError: a file is no shard, or the two differ in dtype.
+        DataError: a file is not a shard, or the two differ in dtype.
     """
     shards = {split: map_shard(folder / file) for split, file in SPLIT_FILES.items()}
     dtypes = {split: str(tokens.dtype) for split, tokens in shards.items()}
@@ -61,9 +60,9 @@ def _split(file: str, tokens: Tokens) -> dict[str, Any]:
 
 
 def sampled_fingerprint(tokens: Tokens) -> str:
-    """Names the content in milliseconds: a hash of the length and of 64 blocks spread over the tokens.
+    """Hashes the length and 64 blocks that are spread over the tokens, which takes milliseconds.
 
-    It says ``sampled`` so that nobody takes it for a checksum of the whole.
+    The prefix ``sampled`` tells it from a checksum of the whole content.
     """
     digest = hashlib.sha256(f"{len(tokens)} {tokens.dtype}".encode())
     starts = np.linspace(0, max(0, len(tokens) - BLOCK_TOKENS), SAMPLED_BLOCKS).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Reading a whole split once, block by block, in memory that does not grow with it."""
+"""Reads a whole split once, block by block, in memory that does not grow with it."""
 
 import hashlib
 from collections.abc import Iterator
@@ -14,9 +14,9 @@ BLOCK_TOKENS = 1 << 22
 
 
 def blocks_of(shard: Tokens) -> Iterator[Tokens]:
-    """The tokens of a shard in order, a few million at a time.
+    """Yields the tokens of a shard in order, four million at a time.
 
-    Read from the file and not through its memory map, whose pages would count as this process's memory.
+    They are read from the file: pages of the memory map would count as memory of this process.
     """
     for begin in range(0, len(shard), BLOCK_TOKENS):
         count = min(BLOCK_TOKENS, len(shard) - begin)
@@ -28,25 +28,25 @@ def blocks_of(shard: Tokens) -> Iterator[Tokens]:
 
 
 def document_lengths(split: TokenSplit, end_of_text: int) -> Iterator[tuple[Tokens, NDArray[np.int64]]]:
-    """Each block of a split, with the lengths of the documents that end in it, their end-of-text not counted.
+    """Yields each block of a split and the lengths of the documents that end in it, without end-of-text.
 
-    What follows the last end-of-text of the split is no document.
+    Tokens after the last end-of-text of the split are not a document.
     """
-    open_tokens = 0
+    unfinished = 0  # tokens of the document that continues in the next block
     for shard in split.shards:
         for block in blocks_of(shard):
             ends = np.flatnonzero(block == end_of_text)
             lengths = np.diff(ends, prepend=-1) - 1
             if len(ends):
-                lengths[0] += open_tokens
-                open_tokens = len(block) - 1 - int(ends[-1])
+                lengths[0] += unfinished
+                unfinished = len(block) - 1 - int(ends[-1])
             else:
-                open_tokens += len(block)
+                unfinished += len(block)
             yield block, lengths
 
 
 def documents_of(split: TokenSplit, end_of_text: int) -> Iterator[NDArray[Any]]:
-    """The ids of each document, without its end-of-text; what follows the last one comes last."""
+    """Yields the ids of each document without end-of-text, then those after the last end-of-text."""
     pieces: list[NDArray[Any]] = []
     for shard in split.shards:
         for block in blocks_of(shard):
@@ -62,7 +62,7 @@ def documents_of(split: TokenSplit, end_of_text: int) -> Iterator[NDArray[Any]]:
 
 
 def document_hashes(split: TokenSplit, end_of_text: int) -> Iterator[NDArray[np.uint64]]:
-    """64-bit hashes (BLAKE2b) of the documents' ids, many at a time, in order."""
+    """Yields 64-bit hashes (BLAKE2b) of the documents' ids, in order, in arrays of up to 65,536."""
     batch: list[bytes] = []
     for ids in documents_of(split, end_of_text):
         batch.append(hashlib.blake2b(ids.astype("<u4").tobytes(), digest_size=8).digest())

@@ -1,7 +1,7 @@
 """One shard of a token store: a safetensors file with one 1-D tensor, ``tokens``.
 
-Written as a stream, so that a shard's memory does not grow with its length: the header has a fixed
-size, padded with blanks as the format allows, and is filled in at the end. Read by memory map.
+A shard is written as a stream, so memory does not grow with its length: the header has a fixed size,
+padded with blanks as the format allows, and is written at the end. A shard is read by memory map.
 """
 
 import json
@@ -26,7 +26,7 @@ Tokens = NDArray[np.uint16] | NDArray[np.uint32]
 
 
 def dtype_for(vocab_size: int) -> str:
-    """``uint16`` where every id fits, else ``uint32``."""
+    """Returns ``uint16`` where every id fits, else ``uint32``."""
     return "uint16" if vocab_size <= 1 << 16 else "uint32"
 
 
@@ -49,7 +49,7 @@ class ShardWriter:
         self.tokens += int(ids.size)
 
     def close(self) -> None:
-        """Writes the header, waits for the disk, and gives the file its name."""
+        """Writes the header, flushes the file to the disk, and renames it."""
         data_bytes = self.tokens * np.dtype(self._dtype).itemsize
         entry = {"dtype": DTYPE_NAMES[self._dtype], "shape": [self.tokens], "data_offsets": [0, data_bytes]}
         header = json.dumps({TENSOR: entry}).encode().ljust(HEADER_BYTES - LENGTH_FIELD_BYTES)
@@ -60,8 +60,8 @@ class ShardWriter:
         self._file.close()
         self._temporary.replace(self.path)
 
-    def abandon(self) -> None:
-        """Leaves nothing behind."""
+    def discard(self) -> None:
+        """Deletes the unfinished file."""
         self._file.close()
         self._temporary.unlink(missing_ok=True)
 
@@ -74,11 +74,11 @@ class ShardWriter:
         if kind is None:
             self.close()
         else:
-            self.abandon()
+            self.discard()
 
 
 def map_shard(path: Path) -> Tokens:
-    """The tokens of a shard, [n], as a read-only memory map.
+    """Returns the tokens of a shard, [n], as a read-only memory map.
 
     Raises:
         DataError: missing, truncated, not safetensors, or not a 1-D tensor of uint16 or uint32.
@@ -93,7 +93,7 @@ def map_shard(path: Path) -> Tokens:
     except OSError as error:
         raise DataError(f"{path}: shard cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not a safetensors file (its header is no JSON)") from error
+        raise DataError(f"{path}: not a safetensors file (its header is not JSON)") from error
     entry = header.get(TENSOR) if isinstance(header, dict) else None
     if not isinstance(entry, dict):
         raise DataError(f"{path}: holds no tensor named '{TENSOR}'")
@@ -103,7 +103,7 @@ def map_shard(path: Path) -> Tokens:
     if not isinstance(shape, list) or len(shape) != 1 or not isinstance(shape[0], int) or shape[0] < 0:
         raise DataError(f"{path}: tokens of shape {shape}, expected one dimension")
     data_bytes, offsets = shape[0] * np.dtype(dtype).itemsize, entry.get("data_offsets")
-    offset = _begin_of(offsets, data_bytes)
+    offset = _data_offset(offsets, data_bytes)
     if offset is None:
         raise DataError(f"{path}: data_offsets {offsets} do not fit {shape[0]} tokens; its header is damaged")
     begin = LENGTH_FIELD_BYTES + header_bytes + offset
@@ -115,7 +115,7 @@ def map_shard(path: Path) -> Tokens:
     return np.memmap(path, dtype=dtype, mode="r", offset=begin, shape=(shape[0],))
 
 
-def _begin_of(offsets: Any, data_bytes: int) -> int | None:
-    """Where the data begins, if the offsets are the begin and end of so many bytes."""
+def _data_offset(offsets: Any, data_bytes: int) -> int | None:
+    """Returns the offset of the data; None unless the offsets are the begin and end of that many bytes."""
     is_pair = isinstance(offsets, list) and len(offsets) == 2 and all(isinstance(place, int) for place in offsets)
     return int(offsets[0]) if is_pair and offsets[0] >= 0 and offsets[1] - offsets[0] == data_bytes else None

@@ -1,4 +1,4 @@
-"""The text of a few tokens of a store, with the boundaries between them visible."""
+"""Shows a few tokens of a store as text, with or without token boundaries."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ END_OF_TEXT_MARK = "<|endoftext|>"
 
 @dataclass(frozen=True)
 class ShownToken:
-    """One id and what it stands for."""
+    """One id and its bytes."""
 
     id: int
     bytes: bytes
@@ -19,16 +19,16 @@ class ShownToken:
 
     @property
     def text(self) -> str:
-        """Its text; bytes that are no whole character as ``\\xNN``."""
+        """Its text; bytes that are not a whole character appear as ``\\xNN``."""
         return END_OF_TEXT_MARK if self.is_end else self.bytes.decode("utf-8", "backslashreplace")
 
 
 def show_tokens(
     split: TokenSplit, table: Sequence[bytes], *, start: int, tokens: int, end_of_text: int
 ) -> list[ShownToken]:
-    """Tokens ``[start, start + tokens)`` of a split, fewer at its end.
+    """Reads the tokens ``[start, start + tokens)`` of a split, fewer at its end.
 
-    ``table`` holds the bytes of every id. Raises UsageError where the split has no such token.
+    ``table`` holds the bytes of every id. Raises UsageError where ``start`` is outside of the split.
     """
     if start >= split.tokens:
         raise UsageError(f"--start {start:,}: split '{split.name}' has {split.tokens:,} tokens, counted from 0")
@@ -37,10 +37,10 @@ def show_tokens(
 
 
 def plain_text(shown: Sequence[ShownToken]) -> str:
-    """The text alone; a blank line where a document ends."""
+    """Returns the text alone, with a blank line at the end of a document."""
     return b"".join(b"\n\n" if token.is_end else token.bytes for token in shown).decode("utf-8", "replace")
 
 
 def text_with_boundaries(shown: Sequence[ShownToken]) -> str:
-    """The text with ``|`` between tokens; every document begins on a new line."""
+    """Returns the text with ``|`` between tokens and a line feed at the end of a document."""
     return "".join(token.text + ("|\n" if token.is_end else "|") for token in shown).removesuffix("\n")

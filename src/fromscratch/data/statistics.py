@@ -1,7 +1,7 @@
-"""What is in a store or a corpus: lengths of documents, what a context would cut off, frequent tokens.
+"""Statistics of a store or a corpus: document lengths, tokens lost by cropping, frequent tokens.
 
-Everything is counted in one pass, in memory that depends on the vocabulary and on the longest
-document that is counted exactly, not on the number of tokens.
+Everything is counted in one pass, in memory that depends on the size of the vocabulary and not on
+the number of tokens.
 """
 
 from collections import Counter
@@ -13,19 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fromscratch.data.documents import DocumentRule
-from fromscratch.data.encode import in_batches
+from fromscratch.data.encode import batch_documents
 from fromscratch.data.engines.base import DocumentEncoder
 from fromscratch.data.scan import document_lengths
 from fromscratch.data.store import TokenStore
 from fromscratch.errors import DataError
 from fromscratch.sources.base import Source
 
-TABLE_LENGTH = 1 << 16  # longer documents are counted one by one: there are few
+TABLE_LENGTH = 1 << 16  # the few longer documents are counted in a dictionary
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 
 
 class LengthCounts:
-    """How many documents have which length, exactly."""
+    """Exact counts of documents by length."""
 
     def __init__(self) -> None:
         self._table = np.zeros(TABLE_LENGTH, dtype=np.int64)
@@ -37,7 +37,7 @@ class LengthCounts:
         self._longer.update(lengths[lengths >= TABLE_LENGTH].tolist())
 
     def pairs(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The lengths that occur, ascending, and the number of documents of each."""
+        """Returns the lengths that occur, ascending, and the number of documents of each."""
         short = np.flatnonzero(self._table)
         long = sorted(self._longer)
         counts = np.array([self._longer[length] for length in long], dtype=np.int64)
@@ -46,7 +46,7 @@ class LengthCounts:
 
 @dataclass
 class _Counts:
-    """Filled while everything is read once."""
+    """Running counts of one pass."""
 
     vocab_size: int
     lengths: LengthCounts = field(default_factory=LengthCounts)
@@ -68,16 +68,16 @@ class _Counts:
 
 @dataclass(frozen=True)
 class Statistics:
-    """The facts about a store's split or a corpus."""
+    """Statistics of some splits of a store, or of a corpus."""
 
     documents: int
     tokens: int
-    """End-of-text ids among them."""
+    """Includes the end-of-text ids."""
     bytes: int | None
-    """Of UTF-8 text."""
+    """Bytes of UTF-8 text."""
     tokens_per_byte: float | None
     mean_length: float | None
-    """Of a document in tokens, its end-of-text not counted; so are all lengths below."""
+    """Tokens per document without end-of-text, as in all lengths below."""
     shortest: int | None
     longest: int | None
     length_quantiles: dict[str, int]
@@ -85,15 +85,15 @@ class Statistics:
     documents_over_context: float | None
     """Share of the documents that are longer than the context."""
     tokens_lost_by_cropping: float | None
-    """Share of the tokens that would be thrown away if every document were cropped at the context."""
+    """Share of the tokens that would be lost if every document were cropped at the context."""
     frequent_tokens: list[dict[str, Any]]
     """The most frequent ids, with their count and share."""
     histogram: list[dict[str, int]]
-    """Documents and tokens by length, in bins that double."""
+    """Documents and tokens by length, in four bins per doubling of the length."""
 
 
 def store_statistics(store: TokenStore, splits: Sequence[str], *, context: int, top: int = 20) -> Statistics:
-    """Reads some splits of a store once.
+    """Reads the splits of a store once and counts.
 
     Raises:
         DataError: no such split, or an id that is not in the vocabulary.
@@ -116,12 +116,12 @@ def source_statistics(
     top: int = 20,
     documents: DocumentRule | None = None,
 ) -> Statistics:
-    """Reads and encodes a corpus once, keeping nothing. Raises DataError at damaged input."""
+    """Reads and encodes a corpus once and counts; writes nothing. Raises DataError at damaged input."""
     counts = _Counts(tokenizer.vocab_size, text_bytes=0)
     end = np.array([tokenizer.end_of_text], dtype=np.uint32)
     for part in (part for source in sources for part in source.parts()):
         kept = (documents or DocumentRule()).kept(part.documents(), Counter())
-        for batch in in_batches(kept):
+        for batch in batch_documents(kept):
             for ids, text in zip(tokenizer.encode_documents(batch), batch, strict=True):
                 counts.add(np.concatenate([ids, end]), np.array([len(ids)]))
                 counts.text_bytes = (counts.text_bytes or 0) + len(text.encode("utf-8", "replace"))
@@ -157,12 +157,12 @@ def _summary(counts: _Counts, *, context: int, top: int) -> Statistics:
 
 
 def quantile(lengths: NDArray[np.int64], documents: NDArray[np.int64], share: float) -> int:
-    """The smallest length that at least a share of the documents do not exceed."""
+    """Returns the smallest length that at least this share of the documents do not exceed."""
     return int(lengths[np.searchsorted(np.cumsum(documents), share * documents.sum())])
 
 
 def _histogram(lengths: NDArray[np.int64], documents: NDArray[np.int64]) -> list[dict[str, int]]:
-    """Four bins per doubling of the length; the first one holds the documents without any token."""
+    """Returns four bins per doubling of the length; the first bin holds the empty documents."""
     if not len(lengths):
         return []
     edges = np.unique(np.round(2.0 ** np.arange(0, np.log2(max(2, lengths[-1])) + 0.5, 0.25)).astype(np.int64))

@@ -1,4 +1,4 @@
-"""The picture of a corpus: how long its documents are, against the context of a model."""
+"""Draws the lengths of the documents of a corpus and the context of a model."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING

@@ -1,12 +1,14 @@
 """The token store: an immutable folder of tokenised, split, checksummed text.
 
-``manifest.json`` says what is there; the tokens of a split are its shards in order, every document
-followed by the end-of-text id. The tokenizer that made them travels in ``tokenizer/``.
+``manifest.json`` lists the contents. The tokens of a split are its shards in order; the end-of-text
+id follows every document. ``tokenizer/`` holds the tokenizer.
 """
 
 import hashlib
 from bisect import bisect_right
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,7 +23,7 @@ from fromscratch.files import MANIFEST, read_json_object
 
 STORE_FORMAT = 1
 TOKENIZER_FOLDER = "tokenizer"
-MOST_IDS = 1 << 24  # sixty times the largest published vocabulary; counting arrays have a place for each
+MAX_VOCAB_SIZE = 1 << 24  # sixty times the largest published vocabulary; statistics allocate a count per id
 
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 
@@ -31,16 +33,16 @@ class _Record(BaseModel):
 
 
 class ShardRecord(_Record):
-    """One shard file and what is in it."""
+    """One shard file and its contents."""
 
     file: str
     tokens: Count
     documents: Count | None
-    """None is unknown, here and below: others' stores do not say."""
+    """None is unknown, here and below, as in stores without a manifest."""
     bytes: Count | None
-    """Of UTF-8 text, the end-of-text ids not counted."""
+    """Bytes of UTF-8 text; end-of-text ids count as none."""
     sha256: str
-    """``sampled:`` and a hash of some of the content where nobody recorded a checksum."""
+    """``sampled:`` and a hash of a part of the content where no checksum was recorded."""
 
 
 class SplitRecord(_Record):
@@ -53,7 +55,7 @@ class SplitRecord(_Record):
 
 
 class Manifest(_Record):
-    """What a store holds and how it was made."""
+    """The contents and the origin of a store."""
 
     store_format: int
     tokenizer: dict[str, Any]
@@ -62,56 +64,55 @@ class Manifest(_Record):
     source: list[str]
     split_rule: dict[str, Any]
     documents: dict[str, Any] = {}
-    """The rule that decided which documents were kept."""
+    """The rule for keeping documents."""
     skipped: dict[str, int] = {}
-    """Documents left out, by reason."""
+    """Skipped documents by reason."""
     plan_sha256: str = ""
-    """Names the sources and settings: the same plan makes the same store."""
+    """Hash of the sources and settings: the same plan makes the same store."""
 
 
 @dataclass(frozen=True)
 class TokenSplit:
-    """The tokens of one split as one long sequence, whatever shards they lie in."""
+    """The tokens of all shards of a split as one sequence."""
 
     name: str
     shards: tuple[Tokens, ...]
-    begins: tuple[int, ...]
-    """Where in the sequence each shard begins."""
+    offsets: tuple[int, ...]
+    """Position of the first token of each shard in the sequence."""
     vocab_size: int | None = None
-    """Ids at or above it are damage; None where it is not known."""
+    """Ids at or above it are damage; None is unknown."""
 
     @property
     def tokens(self) -> int:
         """Length of the sequence."""
-        return self.begins[-1] + len(self.shards[-1]) if self.shards else 0
+        return self.offsets[-1] + len(self.shards[-1]) if self.shards else 0
 
     def read(self, start: int, count: int) -> NDArray[np.int64]:
-        """Tokens ``[start, start + count)``.
+        """Reads the tokens ``[start, start + count)``.
 
         Raises:
             ValueError: outside the split.
-            DataError: one of them is no id of the vocabulary; on a GPU it would crash far from its cause.
+            DataError: an id outside the vocabulary, which on a GPU would crash far from its cause.
         """
         if start < 0 or start + count > self.tokens:
             raise ValueError(f"tokens {start} to {start + count} of a split with {self.tokens}")
-        pieces, began = [], start
-        index = bisect_right(self.begins, start) - 1
-        while count > 0:
-            offset = start - self.begins[index]
-            piece = self.shards[index][offset : offset + count]
-            pieces.append(piece.astype(np.int64))
-            start, count, index = start + len(piece), count - len(piece), index + 1
-        tokens = np.concatenate(pieces) if pieces else np.zeros(0, dtype=np.int64)
-        if self.vocab_size is not None and len(tokens) and (largest := int(tokens.max())) >= self.vocab_size:
+        tokens, done = np.empty(count, dtype=np.int64), 0
+        index = bisect_right(self.offsets, start) - 1
+        while done < count:
+            begin = start + done - self.offsets[index]
+            found = self.shards[index][begin : begin + count - done]
+            tokens[done : done + len(found)] = found
+            done, index = done + len(found), index + 1
+        if self.vocab_size is not None and count and (largest := int(tokens.max())) >= self.vocab_size:
             raise DataError(
-                f"split '{self.name}': token {began + int(tokens.argmax())} is {largest}, but the vocabulary has only "
+                f"split '{self.name}': token {start + int(tokens.argmax())} is {largest}, but the vocabulary has only "
                 f"{self.vocab_size} ids; 'fromscratch data verify' finds the damage"
             )
         return tokens
 
 
 class TokenStore:
-    """A store opened for reading; its manifest is checked, its shards are mapped on demand."""
+    """A store opened for reading: its manifest is checked, its shards are mapped on demand."""
 
     def __init__(self, path: Path, manifest: Manifest) -> None:
         self.path = path
@@ -127,7 +128,7 @@ class TokenStore:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over the tokenizer and every shard's checksum: the content, wherever it lies."""
+        """SHA-256 over the fingerprint of the tokenizer and the checksums of all shards."""
         digest = hashlib.sha256(str(self.manifest.tokenizer["fingerprint"]).encode())
         for name in sorted(self.manifest.splits):
             for shard in self.manifest.splits[name].shards:
@@ -135,7 +136,7 @@ class TokenStore:
         return digest.hexdigest()
 
     def split(self, name: str) -> TokenSplit:
-        """A split by name.
+        """Opens a split by name.
 
         Raises:
             DataError: no such split, or a shard is missing, damaged or shorter than the manifest says.
@@ -144,37 +145,37 @@ class TokenStore:
         if record is None:
             known = ", ".join(self.manifest.splits) or "none"
             raise DataError(f"store {self.path}: has no split '{name}'; it has {known}")
-        shards, begins, total = [], [], 0
+        shards = []
         for shard in record.shards:
-            tokens = map_shard(self._inside(shard.file))
-            if len(tokens) != shard.tokens:
-                raise DataError(f"{self.path / shard.file}: {len(tokens)} tokens, but the manifest says {shard.tokens}")
-            if tokens.dtype != np.dtype(self.manifest.dtype):
-                raise DataError(
-                    f"{self.path / shard.file}: tokens of {tokens.dtype}, but the manifest says {self.manifest.dtype}"
-                )
+            tokens = map_shard(self.shard_path(shard))
+            for problem in self.shape_problems(shard, tokens):
+                raise DataError(problem)
             shards.append(tokens)
-            begins.append(total)
-            total += len(tokens)
-        return TokenSplit(name, tuple(shards), tuple(begins), self.vocab_size)
+        offsets = list(accumulate(map(len, shards), initial=0))[:-1]
+        return TokenSplit(name, tuple(shards), tuple(offsets), self.vocab_size)
+
+    def shape_problems(self, shard: ShardRecord, tokens: Tokens) -> Iterator[str]:
+        """Yields where the length or the dtype of a shard differs from the manifest."""
+        path = self.path / shard.file
+        if len(tokens) != shard.tokens:
+            yield f"{path}: {len(tokens)} tokens, but the manifest says {shard.tokens}"
+        if tokens.dtype != np.dtype(self.manifest.dtype):
+            yield f"{path}: tokens of {tokens.dtype}, but the manifest says {self.manifest.dtype}"
 
     def shard_path(self, shard: ShardRecord) -> Path:
-        """Where a shard lies. Raises DataError where it is missing."""
-        return self._inside(shard.file)
-
-    def _inside(self, name: str) -> Path:
-        path = self.path / name
+        """Returns the path of a shard. Raises DataError where it is missing or outside of the folder."""
+        path = self.path / shard.file
         try:
-            is_there = Path(name).name == name and path.is_file()
+            exists = Path(shard.file).name == shard.file and path.is_file()
         except OSError:  # no file can have such a name
-            is_there = False
-        if not is_there:
+            exists = False
+        if not exists:
             raise DataError(f"{path}: shard listed in the manifest is missing")
         return path
 
 
 def open_store(path: Path) -> TokenStore:
-    """Opens a store for reading: one made here, or a folder of two plain files (``plain_store``).
+    """Opens a store for reading: a prepared one, or a folder of two plain files (``plain_store``).
 
     Raises:
         DataError: no such folder, no manifest, a malformed one, or one of a newer format.
@@ -183,7 +184,7 @@ def open_store(path: Path) -> TokenStore:
         raise DataError(f"store {path}: no such folder; make one with 'fromscratch data prepare'")
     has_manifest = (path / MANIFEST).is_file()
     if not has_manifest and not is_plain_store(path):
-        raise DataError(f"store {path}: has no {MANIFEST}; its preparation did not finish, or it is no token store")
+        raise DataError(f"store {path}: has no {MANIFEST}; its preparation did not finish, or it is not a token store")
     raw = read_json_object(path / MANIFEST) if has_manifest else plain_manifest(path)
     version = raw.get("store_format")
     if isinstance(version, int) and version > STORE_FORMAT:
@@ -199,22 +200,18 @@ def open_store(path: Path) -> TokenStore:
 
 
 def _check_tokenizer(where: Path, manifest: Manifest) -> None:
-    """What the manifest says of the tokenizer must be complete, and fit the type of the tokens."""
-    told = manifest.tokenizer
+    """Raises DataError where the entry of the tokenizer is incomplete or does not fit the dtype of the tokens."""
+    entry = manifest.tokenizer
     for key, kind in {"name": str, "fingerprint": str, "vocab_size": int, "end_of_text": int}.items():
-        if type(told.get(key)) is not kind:
+        if type(entry.get(key)) is not kind:
             raise DataError(f"{where}: malformed at tokenizer.{key} (expected {kind.__name__})")
-    if not 0 < told["vocab_size"] <= MOST_IDS:
+    vocab_size, end_of_text = entry["vocab_size"], entry["end_of_text"]
+    if not 0 < vocab_size <= MAX_VOCAB_SIZE:
+        raise DataError(f"{where}: malformed at tokenizer.vocab_size ({vocab_size}, expected 1 to {MAX_VOCAB_SIZE:,})")
+    if not 0 <= end_of_text < vocab_size:
+        raise DataError(f"{where}: malformed at tokenizer.end_of_text ({end_of_text}, but there are {vocab_size} ids)")
+    if vocab_size > np.iinfo(manifest.dtype).max + 1:
         raise DataError(
-            f"{where}: malformed at tokenizer.vocab_size ({told['vocab_size']}, expected 1 to {MOST_IDS:,})"
-        )
-    if not 0 <= told["end_of_text"] < told["vocab_size"]:
-        raise DataError(
-            f"{where}: malformed at tokenizer.end_of_text ({told['end_of_text']}, but there are "
-            f"{told['vocab_size']} ids)"
-        )
-    if told["vocab_size"] > np.iinfo(manifest.dtype).max + 1:
-        raise DataError(
-            f"{where}: tokens of {manifest.dtype} cannot hold the {told['vocab_size']} ids of tokenizer "
-            f"{told['name']}; prepare the text again, which writes uint32"
+            f"{where}: tokens of {manifest.dtype} cannot hold the {vocab_size} ids of tokenizer {entry['name']}; "
+            "prepare the text again, which writes uint32"
         )

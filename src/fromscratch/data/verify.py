@@ -1,4 +1,4 @@
-"""Is a store what its manifest says, and can a model be trained and judged on it?"""
+"""Verifies a store: that it matches its manifest, and that a model can be trained and evaluated on it."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,18 +15,17 @@ from fromscratch.errors import DataError
 from fromscratch.files import sha256_of
 
 SAMPLED = "sampled:"
-ONE_TOKEN_SHARE = 0.9  # of a split; text of any language stays far below
+MAX_SHARE_OF_ONE_TOKEN = 0.9  # text of any language stays far below
 SAMPLED_SHARDS, SAMPLES_PER_SHARD, SAMPLE_TOKENS = 8, 8, 1_024
 
 
 @dataclass
 class Verification:
-    """What was found."""
+    """The result of a verification."""
 
     problems: list[str] = field(default_factory=list)
-    """Each makes the store unfit for use."""
+    """Each makes the store unusable."""
     warnings: list[str] = field(default_factory=list)
-    """What a person should know."""
     shards: int = 0
     tokens: int = 0
 
@@ -34,11 +33,12 @@ class Verification:
 def verify_store(store: TokenStore) -> Verification:
     """Reads all of a store and compares it with its manifest.
 
-    Checksums, dtype and length of every shard, ids within the vocabulary, end-of-text after every
-    document and nowhere else, sums, and no document in both training and validation.
+    Checks the checksum, dtype and length of every shard, that ids are within the vocabulary, that
+    end-of-text follows every document and is nowhere else, the sums, and that no document is in both
+    training and validation.
     """
     found = Verification()
-    whole = True
+    is_whole = True
     for name, record in store.manifest.splits.items():
         problems_before = len(found.problems)
         for shard in record.shards:
@@ -53,10 +53,10 @@ def verify_store(store: TokenStore) -> Verification:
                     f"split '{name}': the manifest says {getattr(record, key)} {key}, but its shards have {total}"
                 )
         if len(found.problems) > problems_before:
-            whole = False
+            is_whole = False
             continue
-        found.warnings += list(_monotony(store, name))
-    if whole:
+        found.warnings += list(_one_token_warnings(store, name))
+    if is_whole:
         found.problems += list(_overlap(store))
     return found
 
@@ -68,12 +68,9 @@ def _shard_problems(store: TokenStore, shard: ShardRecord, warnings: list[str]) 
     except DataError as error:
         yield str(error)
         return
-    if len(tokens) != shard.tokens:
-        yield f"{path}: {len(tokens)} tokens, but the manifest says {shard.tokens}"
-    if tokens.dtype != np.dtype(store.manifest.dtype):
-        yield f"{path}: tokens of {tokens.dtype}, but the manifest says {store.manifest.dtype}"
+    yield from store.shape_problems(shard, tokens)
     if shard.sha256.startswith(SAMPLED):
-        warnings.append(f"{path}: no checksum was recorded, so damage cannot be told")
+        warnings.append(f"{path}: no checksum was recorded, so damage cannot be found")
         matches = sampled_fingerprint(tokens) == shard.sha256
     else:
         matches = sha256_of(path) == shard.sha256
@@ -89,8 +86,8 @@ def _id_problems(store: TokenStore, shard: ShardRecord, tokens: Tokens, warnings
     for block in blocks_of(tokens):
         outside = np.flatnonzero(block >= store.vocab_size)
         if len(outside):
-            place, found = begin + int(outside[0]), int(block[outside[0]])
-            yield f"{path}: token {place} is {found}, but the vocabulary has only {store.vocab_size} ids"
+            position, found = begin + int(outside[0]), int(block[outside[0]])
+            yield f"{path}: token {position} is {found}, but the vocabulary has only {store.vocab_size} ids"
             return
         ends += int(np.count_nonzero(block == end_of_text))
         begin, last = begin + len(block), int(block[-1])
@@ -104,35 +101,35 @@ def _id_problems(store: TokenStore, shard: ShardRecord, tokens: Tokens, warnings
         yield f"{path}: {ends} end-of-text ids, but the manifest says {shard.documents} documents"
 
 
-def _monotony(store: TokenStore, name: str) -> Iterator[str]:
-    """A file of zeros, or of one token, is well-formed and useless."""
+def _one_token_warnings(store: TokenStore, name: str) -> Iterator[str]:
+    """Warns of a split that is mostly one token: well-formed, but useless."""
     counts = np.zeros(store.vocab_size, dtype=np.int64)
     for shard in store.split(name).shards:
         for block in blocks_of(shard):
             counts += np.bincount(block, minlength=store.vocab_size)
-    yield from _mostly_one_token(name, np.arange(len(counts)), counts)
+    yield from _warn_of_one_token(name, np.arange(len(counts)), counts)
 
 
-def sampled_monotony(split: TokenSplit) -> Iterator[str]:
-    """The same warning from a small part of a split, at no cost that anybody notices."""
-    pieces = [
+def one_token_warnings(split: TokenSplit) -> Iterator[str]:
+    """Warns of a split that is mostly one token, from a small sample of its tokens."""
+    samples = [
         shard[begin : begin + SAMPLE_TOKENS]
         for shard in split.shards[:: max(1, len(split.shards) // SAMPLED_SHARDS)]
         for begin in np.linspace(0, max(0, len(shard) - SAMPLE_TOKENS), SAMPLES_PER_SHARD, dtype=np.int64).tolist()
     ]
-    if pieces:
-        yield from _mostly_one_token(split.name, *np.unique(np.concatenate(pieces), return_counts=True))
+    if samples:
+        yield from _warn_of_one_token(split.name, *np.unique(np.concatenate(samples), return_counts=True))
 
 
-def _mostly_one_token(name: str, ids: NDArray[Any], counts: NDArray[np.int64]) -> Iterator[str]:
+def _warn_of_one_token(name: str, ids: NDArray[Any], counts: NDArray[np.int64]) -> Iterator[str]:
     total = int(counts.sum())
-    most = int(counts.argmax()) if total else 0
-    if total > 1 and counts[most] > ONE_TOKEN_SHARE * total:
-        yield f"split '{name}': {counts[most] / total:.0%} of its tokens are the id {ids[most]}; is this text?"
+    top = int(counts.argmax()) if total else 0
+    if total > 1 and counts[top] > MAX_SHARE_OF_ONE_TOKEN * total:
+        yield f"split '{name}': {counts[top] / total:.0%} of its tokens are the id {ids[top]}; is this text?"
 
 
 def _overlap(store: TokenStore) -> Iterator[str]:
-    """Documents of the training split that are held out too, by a 64-bit hash of their ids."""
+    """Finds documents of the training split that are also held out, by a 64-bit hash of their ids."""
     splits = store.manifest.splits
     if "train" not in splits or "validation" not in splits:
         return
@@ -143,15 +140,15 @@ def _overlap(store: TokenStore) -> Iterator[str]:
     seen = common = 0
     first = None
     for hashes in document_hashes(store.split("train"), end_of_text):
-        places = np.flatnonzero(np.isin(hashes, held_out))
-        if len(places) and first is None:
-            first = seen + int(places[0])
-        common += len(places)
+        indices = np.flatnonzero(np.isin(hashes, held_out))
+        if len(indices) and first is None:
+            first = seen + int(indices[0])
+        common += len(indices)
         seen += len(hashes)
     if first is not None:
         yield (
             f"store {store.path}: {common:,} documents of 'train' are also in 'validation' "
-            f"(the first is document {first:,} of 'train'), so the held-out loss would flatter; prepare the text anew"
+            f"(the first is document {first:,} of 'train'), so the held-out loss would be too low; prepare it again"
         )
 
 

@@ -12,7 +12,7 @@ from fromscratch.evaluation.keeping import keep_evaluation
 from fromscratch.formats.model_sources import LoadedModel
 from fromscratch.machine.hardware import Hardware
 from fromscratch.machine.precision import Precision
-from fromscratch.models.gpt import GPT
+from fromscratch.models.language_model import LanguageModel
 from fromscratch.processes.world import ALONE, World
 from fromscratch.tokenizers.base import Tokenizer
 from fromscratch.training.held_out import TokenSlice, sequence_losses
@@ -47,7 +47,7 @@ class LossReport:
 
 
 def evaluate_loss(
-    model: GPT,
+    model: LanguageModel,
     tokenizer: Tokenizer,
     part: TokenSlice,
     hardware: Hardware,
@@ -77,7 +77,7 @@ class MeasuredLoss:
 
 
 def measure_loss(
-    model: GPT,
+    model: LanguageModel,
     tokenizer: Tokenizer,
     part: TokenSlice,
     hardware: Hardware,
@@ -107,8 +107,8 @@ def measure_loss(
         pieces.append(losses.ravel())
         text_bytes += int(np.sum(byte_lengths[targets]))
     text_bytes = round(world.sum(text_bytes))
-    sequence_nats = world.joined(np.array(sums, dtype=np.float64))
-    sequence_tokens = world.joined(np.array(counts, dtype=np.float64)).astype(np.int64)
+    sequence_nats = world.all_gather(np.array(sums, dtype=np.float64))
+    sequence_tokens = world.all_gather(np.array(counts, dtype=np.float64)).astype(np.int64)
     nats = math.fsum(sequence_nats)
     loss = nats / part.tokens
     interval = bootstrap_interval(sequence_nats, sequence_tokens)

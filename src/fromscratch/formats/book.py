@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fromscratch.config.model import ModelConfig
+from fromscratch.config.model import GPTConfig
 from fromscratch.errors import UsageError
 from fromscratch.files import read_json_object
 from fromscratch.formats.foreign import ForeignModel, SourceLayer, SourceModel, norm_of
@@ -45,7 +45,7 @@ def read_book(path: Path, *, num_heads: int | None = None) -> ForeignModel:
     found = take(tensors, wanted, path)
     refuse_leftovers(tensors, wanted, path)
     vocab_size, embedding_dim = found[MARK].shape
-    config = ModelConfig(
+    config = GPTConfig(
         vocab_size=vocab_size,
         context_length=found["pos_emb.weight"].shape[0],
         num_layers=num_layers,
@@ -99,7 +99,7 @@ def _block_names(layer: int, bias: bool) -> list[str]:
     return [f"trf_blocks.{layer}.{part}" for part in parts]
 
 
-def _ours(found: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+def _ours(found: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
     ours = {
         "token_embedding.weight": found[MARK],
         "position.embedding.weight": found["pos_emb.weight"],
@@ -121,7 +121,7 @@ def _ours(found: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     return ours
 
 
-def _source(found: dict[str, Tensor], head: Tensor, config: ModelConfig) -> SourceModel:
+def _source(found: dict[str, Tensor], head: Tensor, config: GPTConfig) -> SourceModel:
     def layer(index: int) -> SourceLayer:
         w = {name.split(".", 2)[2]: t for name, t in found.items() if name.startswith(f"trf_blocks.{index}.")}
 

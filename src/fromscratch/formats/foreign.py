@@ -20,7 +20,7 @@ from fromscratch.config.model import ModelConfig
 from fromscratch.errors import DataError
 from fromscratch.formats.weights import fill
 from fromscratch.models.factory import build_empty
-from fromscratch.models.gpt import GPT
+from fromscratch.models.language_model import LanguageModel
 
 Function = Callable[[Tensor], Tensor]
 
@@ -82,13 +82,13 @@ class ForeignModel:
     notes: list[str] = field(default_factory=list)
     """What a person should know of the conversion."""
 
-    def build(self, where: Path) -> GPT:
+    def build(self, where: Path) -> LanguageModel:
         """The model with its weights. Raises DataError where a tensor does not fit."""
         model = build_empty(self.config, "cpu")
         fill(model, self.tensors, where)
         return model.eval()
 
-    def check(self, model: GPT) -> float:
+    def check(self, model: LanguageModel) -> float:
         """The largest difference of a logit before and after, relative to the largest logit.
 
         Raises:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fromscratch.config.model import ExactGeluMLP, GeluMLP, LayerNorm, ModelConfig
+from fromscratch.config.model import ExactGeluMLP, GeluMLP, GPTConfig, LayerNorm
 from fromscratch.errors import DataError, UsageError
 from fromscratch.files import read_json_object
 from fromscratch.formats.foreign import ForeignModel, SourceLayer, SourceModel, norm_of
@@ -91,7 +91,7 @@ def read_gpt2(folder: Path) -> ForeignModel:
     return ForeignModel("GPT-2", config, ours if tied else {**ours, "head.weight": head}, source)
 
 
-def _config(raw: dict[str, Any], folder: Path, *, tied: bool) -> ModelConfig:
+def _config(raw: dict[str, Any], folder: Path, *, tied: bool) -> GPTConfig:
     where = folder / "config.json"
     activation = str(raw.get("activation_function", "gelu_new"))
     if activation not in ACTIVATIONS:
@@ -106,7 +106,7 @@ def _config(raw: dict[str, Any], folder: Path, *, tied: bool) -> ModelConfig:
         inner = int(raw.get("n_inner") or 4 * embedding_dim)
         if inner % embedding_dim:
             raise UsageError(f"{where}: n_inner = {inner}: must be a multiple of n_embd = {embedding_dim} to be read")
-        return ModelConfig(
+        return GPTConfig(
             vocab_size=int(raw["vocab_size"]),
             context_length=int(raw["n_positions"]),
             num_layers=int(raw["n_layer"]),
@@ -131,7 +131,7 @@ def _check_head(tensors: dict[str, Tensor], tied: bool, folder: Path) -> None:
         )
 
 
-def _check_layout(found: dict[str, Tensor], config: ModelConfig, folder: Path) -> None:
+def _check_layout(found: dict[str, Tensor], config: GPTConfig, folder: Path) -> None:
     """Refuses what would only fit by chance: matrices the other way round, another vocabulary than the config's."""
     rows, width = found["wte.weight"].shape[0], config.embedding_dim
     if rows != config.vocab_size:
@@ -150,7 +150,7 @@ def _check_layout(found: dict[str, Tensor], config: ModelConfig, folder: Path) -
                 )
 
 
-def _source(found: dict[str, Tensor], head: Tensor, config: ModelConfig, activation: str) -> SourceModel:
+def _source(found: dict[str, Tensor], head: Tensor, config: GPTConfig, activation: str) -> SourceModel:
     approximate = "none" if activation == "gelu" else "tanh"
     eps = config.norm.eps
 

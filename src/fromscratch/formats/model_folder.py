@@ -14,11 +14,12 @@ from pydantic import ValidationError
 from safetensors.torch import save_file
 
 from fromscratch.config.model import ModelConfig
+from fromscratch.config.run import parse_model
 from fromscratch.errors import DataError
 from fromscratch.files import sealed_folder, to_strict_json, verify_folder
 from fromscratch.formats.foreign import ForeignModel
 from fromscratch.formats.weights import SAFETENSORS, model_tensors, read_weights
-from fromscratch.models.gpt import GPT
+from fromscratch.models.language_model import LanguageModel
 from fromscratch.tokenizers.base import Tokenizer
 
 CONFIG_FILE, ORIGIN_FILE, TOKENIZER_FOLDER = "model.toml", "origin.json", "tokenizer"
@@ -29,7 +30,7 @@ class ModelFolder:
     """What is written."""
 
     config: ModelConfig
-    model: GPT
+    model: LanguageModel
     tokenizer: Tokenizer
     origin: dict[str, Any]
 
@@ -52,7 +53,7 @@ def read_model_folder(folder: Path) -> ForeignModel:
     """Reads it back. Raises DataError where it is damaged or of a newer version."""
     verify_folder(folder)
     try:
-        config = ModelConfig.model_validate(tomllib.loads((folder / CONFIG_FILE).read_text("utf-8"))["model"])
+        config = parse_model(tomllib.loads((folder / CONFIG_FILE).read_text("utf-8"))["model"])
     except (ValidationError, ValueError, KeyError) as error:
         raise DataError(f"{folder / CONFIG_FILE}: not a model this version knows ({error})") from None
     return ForeignModel("fromscratch", config, read_weights(folder))

@@ -20,11 +20,11 @@ from fromscratch.formats.gpt2 import OPENAI_REPOSITORIES
 from fromscratch.formats.model_folder import is_model_folder
 from fromscratch.formats.reading import HUB_CONFIG, read_foreign, tokenizer_of
 from fromscratch.formats.weights import fill
-from fromscratch.hub.errors import HUB_PREFIX
-from fromscratch.hub.models import download_model, parse_name
+from fromscratch.hub.downloads import download_model
+from fromscratch.hub.names import HUB_PREFIX, model_name
 from fromscratch.machine.hardware import Hardware
 from fromscratch.models.factory import build_empty
-from fromscratch.models.gpt import GPT
+from fromscratch.models.language_model import LanguageModel
 from fromscratch.runs.directory import RunDirectory, find_run
 from fromscratch.runs.retention import BEST, checkpoints_in, newest_valid
 from fromscratch.tokenizers.base import Tokenizer
@@ -40,7 +40,7 @@ class LoadedModel:
 
     source: str
     """As the user named it."""
-    model: GPT
+    model: LanguageModel
     config: ModelConfig
     tokenizer: Tokenizer
     checkpoint: Path
@@ -108,7 +108,7 @@ def locate(source: str, *, runs_dir: Path = RUNS_DIR) -> Path:
     if source in OPENAI_REPOSITORIES:
         return _downloaded(OPENAI_REPOSITORIES[source])
     meant_for_the_hub = source.startswith(HUB_PREFIX) or not Path(place).expanduser().parent.is_dir()
-    if parse_name(source) and meant_for_the_hub:
+    if model_name(source) and meant_for_the_hub:
         return _downloaded(source)
     raise UsageError(
         f"model {source}: no such run or checkpoint, here or in {runs_dir}; give a run directory, a run's name, "

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fromscratch.config.model import ExactGeluMLP, ModelConfig
+from fromscratch.config.model import ExactGeluMLP, GPTConfig
 from fromscratch.errors import DataError, UsageError
 from fromscratch.formats.foreign import ForeignModel, SourceLayer, SourceModel, norm_of
 from fromscratch.formats.gpt2 import BUFFER, TRANSFORMER, names
@@ -52,9 +52,9 @@ def read_nanogpt(path: Path) -> ForeignModel:
     return ForeignModel("nanoGPT", config, ours, _source(tensors, config), notes)
 
 
-def _config(arguments: dict[str, Any], path: Path) -> ModelConfig:
+def _config(arguments: dict[str, Any], path: Path) -> GPTConfig:
     try:
-        return ModelConfig(
+        return GPTConfig(
             vocab_size=int(arguments["vocab_size"]),
             context_length=int(arguments["block_size"]),
             num_layers=int(arguments["n_layer"]),
@@ -69,7 +69,7 @@ def _config(arguments: dict[str, Any], path: Path) -> ModelConfig:
         raise DataError(f"{path}: its model_args are not nanoGPT's ({error!r})") from None
 
 
-def _source(tensors: dict[str, Tensor], config: ModelConfig) -> SourceModel:
+def _source(tensors: dict[str, Tensor], config: GPTConfig) -> SourceModel:
     def norm(weight: Tensor, bias: Tensor | None) -> Any:
         return norm_of(weight, torch.zeros_like(weight) if bias is None else bias, EPS)
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from pydantic import ValidationError
 from torch import Tensor
 
-from fromscratch.config.model import ModelConfig
+from fromscratch.config.model import GPTConfig
+from fromscratch.config.run import parse_model
 from fromscratch.errors import DataError
 from fromscratch.files import read_json_object
 from fromscratch.formats.foreign import ForeignModel
@@ -29,7 +30,7 @@ def read_published(folder: Path) -> ForeignModel:
     """A folder in the custom format. Raises DataError where it is damaged."""
     table = read_json_object(folder / "config.json").get(TABLE_KEY)
     try:
-        config = ModelConfig.model_validate(table)
+        config = parse_model(table)
     except ValidationError as error:
         raise DataError(
             f"{folder / 'config.json'}: {TABLE_KEY} is not a model this version knows "
@@ -37,6 +38,6 @@ def read_published(folder: Path) -> ForeignModel:
         ) from None
     tensors = read_weights(folder)
     ours = {HEAD if name == PUBLISHED_HEAD else name.removeprefix(BODY): tensor for name, tensor in tensors.items()}
-    if config.tied_head:
+    if isinstance(config, GPTConfig) and config.tied_head:
         ours.pop(HEAD, None)
     return ForeignModel("fromscratch", config, ours)

@@ -5,6 +5,7 @@ a text is longer, the window drops its oldest quarter at a time, so that the cac
 then. What a text's window is depends on that text alone, never on its neighbours in the batch.
 """
 
+import sys
 from collections.abc import Sequence
 
 import torch
@@ -12,8 +13,7 @@ from torch import Tensor
 
 from fromscratch.generation.lookup import Lookup
 from fromscratch.generation.packed import packed_twin, packing_pays
-from fromscratch.models.cache import KeyValueCache
-from fromscratch.models.gpt import GPT
+from fromscratch.models.language_model import LanguageModel
 
 SHARE_DROPPED = 4  # a quarter of the context
 GUESSED_TOKENS = 7  # one more token makes eight rows, which cost a processor little more than one
@@ -25,6 +25,11 @@ def window_start(num_tokens: int, context_length: int) -> int:
         return 0
     stride = max(1, context_length // SHARE_DROPPED)
     return -(-(num_tokens - context_length) // stride) * stride
+
+
+def max_window(model: LanguageModel) -> int:
+    """Number of tokens of a text that the model can see at once."""
+    return sys.maxsize if model.has_unlimited_context else model.context_length
 
 
 class Texts:
@@ -53,22 +58,23 @@ class CachedDecoder:
 
     def __init__(
         self,
-        model: GPT,
+        model: LanguageModel,
         prompts: Sequence[Sequence[int]],
         *,
         max_new_tokens: int,
         guessed_tokens: int = GUESSED_TOKENS,
     ) -> None:
-        self.texts = Texts(prompts, model.context_length)
+        self.texts = Texts(prompts, max_window(model))
         self._model = model
-        self._device = model.token_embedding.weight.device
-        self._lookup = Lookup(guessed_tokens if len(prompts) == 1 else 0)
-        self._ahead = Ahead()
+        weight = next(model.parameters())
+        self._device = weight.device
         longest = max(len(text) for text in self.texts.ids)
-        self._capacity = min(model.context_length, longest + max_new_tokens + self._lookup.most)
-        self._cache = KeyValueCache(capacity=self._capacity)
+        self._capacity = min(self.texts.context_length, longest + max_new_tokens + guessed_tokens)
+        self._cache = model.new_past(self._capacity)
+        self._lookup = Lookup(guessed_tokens if len(prompts) == 1 and self._cache.can_rewind else 0)
+        self._ahead = Ahead()
         self._starts: list[int] = []
-        pays = packing_pays(model.token_embedding.weight, rows=len(prompts), steps=max_new_tokens)
+        pays = packing_pays(weight, rows=len(prompts), steps=max_new_tokens)
         self._few_tokens_model = packed_twin(model, rows=len(prompts)) if pays else model
 
     def next_logits(self) -> Tensor:
@@ -94,8 +100,7 @@ class CachedDecoder:
         padding = [width - len(window) for window in windows]
         self._cache.begin(padding, self._device)
         padded = [[0] * missing + window for missing, window in zip(padding, windows, strict=True)]
-        hidden = self._model.hidden_states(torch.tensor(padded, device=self._device), self._cache)
-        return self._model.head(hidden[:, -1])
+        return self._model.next_logits(torch.tensor(padded, device=self._device), self._cache)
 
     def _forget_wrong_guesses(self) -> None:
         if self._ahead.is_judged:
@@ -135,8 +140,8 @@ class Ahead:
 class PlainDecoder:
     """Computes the whole window for every token: slow, and nothing to get wrong."""
 
-    def __init__(self, model: GPT, prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> None:
-        self.texts = Texts(prompts, model.context_length)
+    def __init__(self, model: LanguageModel, prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> None:
+        self.texts = Texts(prompts, max_window(model))
         self._model = model
         self._device = next(model.parameters()).device
 

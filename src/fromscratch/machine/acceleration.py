@@ -6,17 +6,15 @@ import shutil
 import sysconfig
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
-from torch.utils.checkpoint import checkpoint
 
 from fromscratch.errors import UsageError
 from fromscratch.machine.emulation import needs_emulation
 from fromscratch.models.compiling import prepare_to_compile
+from fromscratch.models.language_model import LanguageModel
 
 Loss = TypeVar("Loss", bound=Callable[..., Any])
 
@@ -71,26 +69,21 @@ def compile_problem(device: torch.device, precision: str) -> str:
     return ""
 
 
-def accelerate(model: nn.Module, loss: Loss, acceleration: Acceleration, *, backend: str = "inductor") -> Loss:
+def accelerate(model: LanguageModel, loss: Loss, acceleration: Acceleration, *, backend: str = "inductor") -> Loss:
     """Applies activation checkpointing to the model in place; returns the loss, compiled if so configured.
 
     Evaluation does not use the returned loss and stays eager, because its shapes differ. Kernels are compiled
     for fixed shapes, because they are faster; a batch of another size compiles again.
+
+    Raises:
+        UsageError: the model cannot checkpoint activations.
     """
     if acceleration.activation_checkpointing:
-        checkpoint_blocks(model)
+        if model.gradient_checkpointing is None:
+            raise UsageError(f"--activation-checkpointing: {type(model).__name__} models cannot recompute activations")
+        model.gradient_checkpointing = True
     if not acceleration.compile:
         return loss
     prepare_to_compile()
     compiled: Loss = torch.compile(loss, dynamic=False, backend=backend)  # type: ignore[assignment]
     return compiled
-
-
-def checkpoint_blocks(model: nn.Module) -> None:
-    """Wraps each block of ``model.blocks`` so that it keeps only its input and backward recomputes the rest.
-
-    The recomputation draws the same dropout masks: from the keys of the sequences, or from the restored
-    state of the generator.
-    """
-    for block in model.blocks:  # type: ignore[union-attr]
-        block.forward = partial(checkpoint, block.forward, use_reentrant=False)

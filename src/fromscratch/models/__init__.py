@@ -1,1 +1,1 @@
-"""The models, one file per mechanism, and what they cost."""
+"""The models: one file per kind and per mechanism, and what they cost."""

@@ -1,123 +1,125 @@
-"""What a model remembers of a text while it continues it: the keys and values of every position seen.
+"""The memory of generation: keys and values of every earlier token of each text.
 
-The memory is allocated once, for as many positions as will ever be needed, so that a step copies one
-position in and nothing else. Prompts of different length are padded on the left; the padding is
-never looked at.
+A token has a *column*, its index in the remembered tensors, and a *position* in its own text. Prompts of
+different length are padded on the left, so that the first position of a text lies in a later column;
+the columns before it have negative positions and are masked.
 
-Letters: B batch, H heads, S positions remembered, T positions added, C channels of a head.
+Letters: B batch, H heads, S columns remembered, T columns added, C channels of a head.
 """
 
-from typing import Protocol
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-
-class LayerPast(Protocol):
-    """What attention needs to know of earlier positions."""
-
-    def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Takes in new keys and values [B, H, T, C]; returns all of them, [B, H, S, C], and who sees whom.
-
-        The last is True where a new position may look at a remembered one, in a shape that broadcasts
-        to [B, H, T, S]; None where every new position may look at all.
-        """
+Sees = Callable[[Tensor, Tensor], Tensor]
+"""Whether queries at some positions see keys at others: two shapes that broadcast -> booleans."""
 
 
-class Past(Protocol):
-    """The memory of a whole model."""
+def causal(query_positions: Tensor, key_positions: Tensor) -> Tensor:
+    """A token sees itself and all earlier ones."""
+    return key_positions <= query_positions
 
-    @property
-    def length(self) -> int:
-        """Positions remembered so far, padding included."""
+
+def attention_mask(sees: Sees, query_positions: Tensor, key_positions: Tensor) -> Tensor:
+    """True where a query sees a key: positions [B or 1, T] and [B or 1, S] -> [B or 1, 1, T, S].
+
+    Padding is seen only by itself. It needs one visible key, because a softmax over no key is NaN.
+    """
+    query, key = query_positions[:, None, :, None], key_positions[:, None, None, :]
+    return sees(query, key) & (key >= 0) | (query == key)
+
+
+class Past:
+    """Base class of a model's memory, wherever its tensors are."""
+
+    length = 0
+    """Columns remembered so far, padding included."""
+    is_padded = False
+    """Whether a text has padding."""
+    can_rewind = False
+    """Whether ``rewind`` can remove the last columns."""
+    _shared: tuple[tuple[int, int, int], Tensor | None] | None = None
+
+    def begin(self, padding: list[int], device: torch.device) -> None:
+        """Clears the memory. Text ``b`` begins with ``padding[b]`` columns of padding."""
+        raise NotImplementedError
+
+    def rewind(self, length: int) -> None:
+        """Removes all but the first ``length`` columns."""
+        raise NotImplementedError
+
+    def all_positions(self, num_columns: int) -> Tensor:
+        """Positions of the first columns: [B or 1, num_columns]; where there is no token, distinct negative ones."""
+        raise NotImplementedError
+
+    def store(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Appends keys and values [B, H, T, C] to those of a layer; returns all of them, [B, H, S, C]."""
+        raise NotImplementedError
 
     def positions(self, num_new: int) -> Tensor:
-        """Which positions the next ``num_new`` tokens have in their texts: [B or 1, T]."""
+        """Positions of the next ``num_new`` tokens: [B or 1, T]."""
+        return self.all_positions(self.length + num_new)[:, self.length :]
 
-    def layer(self, index: int) -> LayerPast:
-        """The memory of one layer."""
+    def extend(self, layer: int, key: Tensor, value: Tensor, sees: Sees | None) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Appends a layer's new keys and values [B, H, T, C].
+
+        Returns all of them, [B, H, S, C], and the mask for new queries, [B or 1, 1, T, S]; None masks nothing.
+        ``sees`` None is ``causal``, whose mask is computed once for all layers.
+        """
+        num_new = key.shape[2]
+        keys, values = self.store(layer, key, value)
+        asked = (self.length, num_new, keys.shape[2])
+        if sees is not None:
+            return keys, values, self.mask(sees, *asked)
+        if self._shared is None or self._shared[0] != asked:
+            needs_none = num_new == 1 and keys.shape[2] == self.length + 1 and not self.is_padded
+            self._shared = (asked, None if needs_none else self.mask(causal, *asked))
+        return keys, values, self._shared[1]
+
+    def mask(self, sees: Sees, length: int, num_new: int, num_columns: int) -> Tensor:
+        """See ``attention_mask``, for the queries in ``num_new`` columns after the first ``length``."""
+        positions = self.all_positions(num_columns)
+        return attention_mask(sees, positions[:, length : length + num_new], positions)
 
     def advance(self, num_new: int) -> None:
-        """All layers have taken in ``num_new`` positions."""
+        """Called after all layers have appended ``num_new`` columns."""
+        self.length += num_new
 
 
-class KeyValueCache:
-    """A preallocated memory for up to ``capacity`` positions of each text of a batch."""
+class KeyValueCache(Past):
+    """Memory for up to ``capacity`` columns, allocated once. A step copies only its own columns."""
+
+    can_rewind = True
 
     def __init__(self, *, capacity: int) -> None:
         self._capacity = capacity
-        self.length = 0
         self._device: torch.device | None = None
         self._padding: Tensor | None = None
-        self._visible: tuple[tuple[int, int], Tensor | None] = ((0, 0), None)
         self._keys: list[Tensor] = []
         self._values: list[Tensor] = []
 
     def begin(self, padding: list[int], device: torch.device) -> None:
-        """Forgets everything; text ``b`` will begin with ``padding[b]`` tokens that do not count."""
         self.length = 0
         self._device = device
-        self._visible = ((0, 0), None)
-        self._padding = torch.tensor(padding, device=device)[:, None] if any(padding) else None
+        self._shared = None
+        self.is_padded = any(padding)
+        self._padding = torch.tensor(padding, device=device)[:, None] if self.is_padded else None
 
     def rewind(self, length: int) -> None:
-        """Forgets all but the first ``length`` positions, padding included."""
         self.length = min(length, self.length)
 
-    def positions(self, num_new: int) -> Tensor:
-        """[B, T] with padding, else [1, T]; padding itself is given position 0."""
-        columns = torch.arange(self.length, self.length + num_new, device=self._device)[None]
-        return columns if self._padding is None else (columns - self._padding).clamp(min=0)
+    def all_positions(self, num_columns: int) -> Tensor:
+        columns = torch.arange(num_columns, device=self._device)[None]
+        return columns if self._padding is None else columns - self._padding
 
-    def layer(self, index: int) -> "LayerCache":
-        """The memory of one layer."""
-        return LayerCache(self, index)
-
-    def advance(self, num_new: int) -> None:
-        """All layers have taken in ``num_new`` positions."""
-        self.length += num_new
-
-    def store(self, index: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Puts [B, H, T, C] behind what a layer remembers; returns all of it, [B, H, S, C]."""
-        if index == len(self._keys):
+    def store(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        if layer == len(self._keys):
             batch, heads, _, channels = key.shape
             self._keys.append(key.new_empty(batch, heads, self._capacity, channels))
             self._values.append(value.new_empty(batch, heads, self._capacity, channels))
         end = self.length + key.shape[2]
-        keys, values = self._keys[index][:, :, :end], self._values[index][:, :, :end]
+        keys, values = self._keys[layer][:, :, :end], self._values[layer][:, :, :end]
         keys[:, :, self.length :] = key
         values[:, :, self.length :] = value
         return keys, values
-
-    def visible(self, num_new: int) -> Tensor | None:
-        """Who sees whom, for the next ``num_new`` positions: [T, S], with padding [B, 1, T, S]; None is all."""
-        asked = (self.length, num_new)
-        if self._visible[0] != asked:  # the same for every layer
-            self._visible = (asked, self._who_sees_whom(num_new))
-        return self._visible[1]
-
-    def _who_sees_whom(self, num_new: int) -> Tensor | None:
-        if num_new == 1 and self._padding is None:
-            return None
-        end = self.length + num_new
-        remembered = torch.arange(end, device=self._device)
-        new = remembered[self.length :, None]
-        causal = remembered <= new
-        if self._padding is None:
-            return causal
-        real = remembered >= self._padding  # [B, S]
-        itself = remembered == new  # a softmax over nothing has no value, so padding sees itself
-        return (causal & real[:, None] | itself)[:, None]
-
-
-class LayerCache:
-    """One layer's part of a ``KeyValueCache``."""
-
-    def __init__(self, cache: KeyValueCache, index: int) -> None:
-        self._cache = cache
-        self._index = index
-
-    def extend(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """See ``LayerPast``."""
-        keys, values = self._cache.store(self._index, key, value)
-        return keys, values, self._cache.visible(key.shape[2])

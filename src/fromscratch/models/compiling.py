@@ -1,7 +1,7 @@
-"""What compiled code must call as it stands, at no cost to those who do not compile.
+"""Keeps functions out of compiled code without loading the compiler.
 
-``torch.compiler.disable`` says so too, but loads the compiler where the function is defined: more than
-a second at the start of every command.
+``torch.compiler.disable`` does the same, but loads the compiler when the function is defined, which takes
+more than a second at the start of every command.
 """
 
 import sys
@@ -15,7 +15,7 @@ _marked: list[Callable[..., Any]] = []
 
 
 def outside_compiled_code(function: Function) -> Function:
-    """Marks a function or a method that ``torch.compile`` must not look into."""
+    """Marks a function or method that ``torch.compile`` must not trace."""
     if "torch._dynamo" in sys.modules:
         return torch.compiler.disable(function)
     _marked.append(function)
@@ -23,7 +23,7 @@ def outside_compiled_code(function: Function) -> Function:
 
 
 def prepare_to_compile() -> None:
-    """Puts every marked function out of the compiler's sight; to be called before compiling."""
+    """Disables compilation of every marked function. Call it before compiling."""
     while _marked:
         function = _marked.pop()
         owner: Any = sys.modules[function.__module__]

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 import torch
 
 from fromscratch.config.model import ModelConfig
-from fromscratch.models.factory import build_gpt
+from fromscratch.models.factory import build_model
+from fromscratch.models.mechanism import forward_flops
 
 
 @dataclass(frozen=True)
@@ -14,14 +15,8 @@ class ModelCosts:
 
     parameters: int
     """All trained numbers; a tied head counts once."""
-    matrix_parameters: int
-    """Those that take part in a matrix product per token: all but the embedding tables looked up."""
-    attention_flops_per_token: int
-    """Forward operations of scores and weighted means per token, averaged over the causal half."""
-
-    @property
-    def forward_flops_per_token(self) -> int:
-        return 2 * self.matrix_parameters + self.attention_flops_per_token
+    forward_flops_per_token: int
+    """Matrix products, with the mean number of positions that attention sees in a full sequence."""
 
     @property
     def training_flops_per_token(self) -> int:
@@ -32,14 +27,8 @@ class ModelCosts:
 def model_costs(config: ModelConfig) -> ModelCosts:
     """Counts on the meta device: exact, and no memory is taken for weights."""
     with torch.device("meta"):
-        model = build_gpt(config)
-    parameters = sum(p.numel() for p in model.parameters())
-    looked_up = sum(p.numel() for p in model.position.parameters())
-    if not config.tied_head:
-        looked_up += model.token_embedding.weight.numel()
-    causal_half_of_scores_and_means = 2 * config.context_length * config.embedding_dim
+        model = build_model(config)
     return ModelCosts(
-        parameters=parameters,
-        matrix_parameters=parameters - looked_up,
-        attention_flops_per_token=config.num_layers * causal_half_of_scores_and_means,
+        parameters=sum(p.numel() for p in model.parameters()),
+        forward_flops_per_token=round(forward_flops(model, config.context_length)),
     )

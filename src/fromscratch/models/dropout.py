@@ -1,17 +1,17 @@
-"""Dropout whose masks belong to the sequence, not to the batch it travels in.
+"""Dropout with one mask per sequence, independent of the batch that the sequence is in.
 
-Ordinary dropout draws one stream of random numbers for a whole batch, so another micro-batch size,
-another number of processes or a resume at another point gives other masks and another model. Here
-each sequence has a key (made from the run's seed, the step and the sequence's index in the data),
-and a mask depends on that key and on the place in the network alone. The same run file therefore
-drops the same activations on any machine of one kind, however the global batch is divided.
+Ordinary dropout draws one random stream per batch. Another micro-batch size, another number of processes
+or a resume then gives other masks and another model. Here each sequence has a key, made from the run's
+seed, the step and the sequence's index in the data. A mask depends only on that key and on the place in
+the network. So a run file drops the same activations on every machine with the same kind of device,
+however the global batch is divided.
 
 Without keys (a model used outside a run) it is ``torch.nn.Dropout``.
 
-Two sources of random bits, both without a global generator: on CPUs a Mersenne twister seeded by the
-key, drawn 64 bits at a time (ten times faster than ``bernoulli_``); elsewhere a hash of key and
-position in plain tensor operations, which ``torch.compile`` fuses into what surrounds it, and whose
-keys are a tensor, so that new keys compile nothing anew.
+There are two sources of random bits, neither a global generator. On CPUs it is a Mersenne twister seeded
+by the key and drawn 64 bits at a time, which is ten times faster than ``bernoulli_``. On other devices it
+is a hash of key and position in plain tensor operations, which ``torch.compile`` fuses. The keys are a
+tensor there, so new keys cause no recompilation.
 
 Source: Srivastava et al. 2014, "Dropout: A Simple Way to Prevent Neural Networks from Overfitting".
 """
@@ -48,8 +48,8 @@ class Dropout(nn.Module):
         return self.training and self.probability > 0.0
 
     def set_keys(self, keys: tuple[int, ...] | None) -> None:
-        """The keys of the next batch's sequences, the same at every place in the network; None forgets them."""
-        self.keyed = keys is not None  # compiled code asks this, and would be compiled anew if it saw the keys
+        """Sets the keys of the next batch's sequences, the same at every place in the network; None removes them."""
+        self.keyed = keys is not None  # compiled code reads this flag; reading the keys would recompile it
         offset = (self.site + 1) * GOLDEN_RATIO_64
         self.site_keys = None if keys is None else tuple((key + offset) & MASK_64 for key in keys)
         self.device_keys = None
@@ -63,7 +63,7 @@ class Dropout(nn.Module):
         return torch.where(self.keep_mask(x), x / (1.0 - self.probability), 0.0)
 
     def keep_mask(self, x: Tensor) -> Tensor:
-        """What to keep of ``x`` [batch, ...]: booleans of its shape, row ``b`` drawn from the key of sequence ``b``."""
+        """Booleans of the shape of ``x`` [batch, ...]; True is kept. Row ``b`` depends on the key of sequence ``b``."""
         numbers = -(-math.prod(x.shape[1:]) // ELEMENTS_PER_NUMBER)
         if self.device_keys is None:
             bits = random_numbers(self, numbers, x)
@@ -84,7 +84,7 @@ def number_dropout_sites(model: nn.Module) -> None:
 
 
 def set_sequence_keys(model: nn.Module, keys: tuple[int, ...] | None) -> None:
-    """Tells every dropout which sequences the next batch holds, one 64-bit key each; None forgets them."""
+    """Sets the keys of the next batch's sequences in every dropout, 64 bits each; None removes them."""
     dropouts = [m for m in model.modules() if isinstance(m, Dropout) and m.probability > 0.0]
     for dropout in dropouts:
         dropout.set_keys(keys)
@@ -94,7 +94,7 @@ def set_sequence_keys(model: nn.Module, keys: tuple[int, ...] | None) -> None:
 
 
 def put_keys_on_device(dropouts: list[Dropout], device: torch.device | str) -> None:
-    """Copies the keys of all places to the device at once, without waiting for it."""
+    """Copies the keys of all places to the device in one transfer, without waiting for it."""
     table = torch.tensor([[_signed(key) for key in dropout.site_keys or ()] for dropout in dropouts])
     if torch.device(device).type == "cuda":
         table = table.pin_memory()
@@ -133,13 +133,13 @@ def _lanes(bits: Tensor) -> Tensor:
     """Four signed 16-bit numbers from each of 64 bits, lowest first: [batch, n] -> [batch, 4 n]."""
     if not torch.compiler.is_compiling():
         return bits.view(torch.int16)
-    shifts = torch.arange(0, 64, BITS_PER_ELEMENT, device=bits.device)  # the compiler of torch 2.13 views wrongly
+    shifts = torch.arange(0, 64, BITS_PER_ELEMENT, device=bits.device)  # torch 2.13 compiles this view wrongly
     lanes = (bits[:, :, None] >> shifts) & 0xFFFF
     return torch.where(lanes >= 0x8000, lanes - 0x10000, lanes).flatten(1)
 
 
 def _shifted_right(z: Tensor, bits: int) -> Tensor:
-    """Zeros come in from the left, as for an unsigned number."""
+    """Logical shift: fills with zeros from the left."""
     return (z >> bits) & ((1 << (64 - bits)) - 1)
 
 

@@ -1,54 +1,73 @@
-"""From a ``[model]`` table to a model: fills the slots, counts, and draws the first weights."""
+"""From a ``[model]`` table to a model: fills the slots, and draws the first weights."""
 
 from dataclasses import fields
+from typing import Any, overload
 
 import torch
+from torch.overrides import TorchFunctionMode
 
-from fromscratch.config.model import ModelConfig
-from fromscratch.models.assembly import Slots, assemble_gpt
+from fromscratch.config.base import import_target
+from fromscratch.config.model import GPTConfig, ModelConfig
 from fromscratch.models.gpt import GPT
+from fromscratch.models.language_model import LanguageModel
+from fromscratch.models.mechanism import Sizes, Slots
 from fromscratch.randomness import derive_seed
 
 SLOT_NAMES = tuple(field.name for field in fields(Slots))
-SIZE_NAMES = (
-    "vocab_size",
-    "context_length",
-    "num_layers",
-    "num_heads",
-    "embedding_dim",
-    "dropout",
-    "attention_bias",
-    "tied_head",
-)
-"""What ``assemble_gpt`` needs beside the slots, under the names of the ``[model]`` table."""
 
 
-def build_gpt(config: ModelConfig) -> GPT:
-    """The model on torch's current default device (``with torch.device("meta")`` allocates nothing).
+def build_model(config: ModelConfig) -> LanguageModel:
+    """Builds the model on torch's current default device (``with torch.device("meta")`` allocates nothing).
 
-    Its weights are whatever the memory held; ``initialise`` or a checkpoint must fill them.
+    Its weights are not set: ``initialise`` or a checkpoint must fill them.
 
     Raises:
         ValueError: the vocabulary size is still unknown.
     """
     if config.vocab_size is None:
         raise ValueError("the model's vocab_size is not known yet; resolve the run file first")
-    return assemble_gpt(
+    with _NoInit():
+        built: LanguageModel = import_target(config.builds)(config)
+    return built
+
+
+class _NoInit(TorchFunctionMode):
+    """Torch's modules leave their parameters unset. On the meta device, setting them loads the compiler (2 s)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else (kwargs or {})["tensor"]
+        return func(*args, **(kwargs or {}))
+
+
+def build_gpt(config: GPTConfig) -> GPT:
+    """Builds the kind ``gpt``: fills its slots."""
+    return GPT(
+        Sizes(**{field.name: getattr(config, field.name) for field in fields(Sizes)}),
         Slots(**{name: getattr(config, name).maker() for name in SLOT_NAMES}),
-        **{name: getattr(config, name) for name in SIZE_NAMES},
     )
 
 
-def build_empty(config: ModelConfig, device: torch.device | str) -> GPT:
-    """The model on a device with unset weights, without the time that throw-away random ones take."""
+@overload
+def build_empty(config: GPTConfig, device: torch.device | str) -> GPT: ...
+
+
+@overload
+def build_empty(config: ModelConfig, device: torch.device | str) -> LanguageModel: ...
+
+
+def build_empty(config: ModelConfig, device: torch.device | str) -> LanguageModel:
+    """Builds the model on a device with unset weights, without drawing random ones."""
     with torch.device("meta"):
-        model = build_gpt(config)
+        model = build_model(config)
     model.to_empty(device=device)
-    model.tie_head()
+    model.tie_parameters()
     return model
 
 
-def initialise(model: GPT, config: ModelConfig, *, seed: int) -> None:
+def initialise(model: LanguageModel, config: ModelConfig, *, seed: int) -> None:
     """Draws the first weights. The same seed gives the same weights on every device."""
     generator = torch.Generator().manual_seed(derive_seed(seed, "initial-weights"))
-    config.init.build(model, generator)
+    init = config.init.build(model.num_layers, generator)
+    model.reset(init)
+    init.finish()

@@ -1,15 +1,14 @@
 """A vocabulary head whose loss never holds the logits of a batch in fp32.
 
-Cross-entropy over 50,000 entries is where a small model's memory goes: the plain head holds
-[B, T, V] four times over in fp32 (logits, log-probabilities, and both gradients). Here the loss and
-its gradients are computed for a few tokens at a time. Logits of 16 bits are kept from forward to
-backward, where they turn into their own gradients in place. Logits of fp32 are never kept: on a CPU
-the gradients are computed while they are there, but for the factor that backward brings, which is the
-same for all tokens whenever the losses are added up; otherwise they are computed again.
+Cross-entropy over 50,000 entries takes most of a small model's memory: the plain head holds [B, T, V]
+four times in fp32 (logits, log-probabilities, and both gradients). Here the loss and its gradients are
+computed for a few tokens at a time. 16-bit logits are kept from forward to backward, where their own
+gradients overwrite them. fp32 logits are never kept. On a CPU, forward also computes unscaled gradients;
+backward multiplies them by the upstream gradient if that is the same for all tokens, as it is for a sum
+or a mean. Otherwise backward computes the logits again.
 
-torch's own ``linear_cross_entropy`` (2.13) is not used: losses per token come back from it rounded
-to 16 bits, it computes 16-bit logits a second time too, and it was slower wherever it was measured
-(docs/speed.md).
+torch's own ``linear_cross_entropy`` (2.13) is not used: it rounds the losses per token to 16 bits,
+computes 16-bit logits twice, and was slower wherever it was measured (docs/speed.md).
 
 Letters: B batch, T time, D embedding, V vocabulary, N = B x T tokens.
 
@@ -19,13 +18,14 @@ Source of the idea: Wijmans et al. 2024, "Cut Your Losses in Large-Vocabulary La
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from .compiling import outside_compiled_code
+from .layers import LinearHead
 
 CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**26}
-"""fp32 numbers per chunk, by device: 32 MiB about fills a processor's cache, 256 MiB occupies a GPU."""
+"""fp32 numbers per chunk, by device: 32 MiB fill a processor's cache, 256 MiB occupy a GPU."""
 ALIGNMENT = 64
 """Logits of 16 bits have rows of a multiple of so many entries: tensor cores read and write aligned rows, and
 GPT-2's vocabulary of 50,257 is odd (NVIDIA, "Matrix Multiplication Background User's Guide", section 3)."""
@@ -34,19 +34,16 @@ VOCABULARY_PER_PRODUCT = {4: 512, 2: 2_048}
 """By bytes of a number, on a CPU, where one product for all 50,000 entries runs at half of the speed of many."""
 
 
-class ChunkedHead(nn.Linear):
+class ChunkedHead(LinearHead):
     """The linear head, with the same weights, loss and gradients, in much less memory."""
 
-    def __init__(self, *, embedding_dim: int, vocab_size: int) -> None:
-        super().__init__(embedding_dim, vocab_size, bias=False)
-
-    @outside_compiled_code  # it writes into memory of its own
+    @outside_compiled_code  # it writes into preallocated tensors
     def losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Nats per target: hidden [B, T, D] and ids [B, T] -> fp32 [B, T]."""
         kind = hidden.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
         tokens = hidden.flatten(0, 1).to(dtype)
-        with torch.autocast(kind, enabled=False):  # the function chooses its own arithmetic
+        with torch.autocast(kind, enabled=False):  # the function chooses its own types
             losses: Tensor = _ChunkedCrossEntropy.apply(tokens, self.weight, targets.flatten())  # type: ignore[no-untyped-call]
         return losses.view(targets.shape)
 
@@ -57,7 +54,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         ctx.save_for_backward(hidden, weight, targets)
-        ctx.kept = ctx.unweighted = None  # not saved tensors: backward uses them up
+        ctx.kept = ctx.unweighted = None  # not saved tensors, because backward overwrites them
         if not any(ctx.needs_input_grad):
             return _losses(hidden, weight, targets, None)
         if hidden.dtype != torch.float32:
@@ -73,13 +70,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         hidden, weight, targets = ctx.saved_tensors
         if hidden.dtype == torch.float32:
             unweighted, ctx.unweighted = ctx.unweighted, None
-            if unweighted is not None and bool((upstream == upstream[0]).all()):  # a sum or a mean: what training takes
+            if unweighted is not None and bool((upstream == upstream[0]).all()):  # the gradient of a sum or a mean
                 return *(gradient.mul_(upstream[0]) for gradient in unweighted), None
             del unweighted
             return *_losses_and_gradients(hidden, weight, targets, upstream)[1:], None
         gradient, ctx.kept = ctx.kept, None
         if gradient is None:
-            raise RuntimeError("the chunked head was asked for its gradients twice; it keeps its logits for one time")
+            raise RuntimeError("the chunked head keeps its logits for one backward pass, and this is the second")
         return *_gradients_of_kept(gradient, hidden, weight, targets, upstream), None
 
 
@@ -96,9 +93,9 @@ def _losses(hidden: Tensor, weight: Tensor, targets: Tensor, kept: Tensor | None
 def _losses_and_gradients(
     hidden: Tensor, weight: Tensor, targets: Tensor, upstream: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses [N] and, while each chunk's logits are there, the gradients of hidden [N, D] and weight [V, D] in fp32.
+    """Losses [N] and the gradients of hidden [N, D] and weight [V, D] in fp32, chunk by chunk.
 
-    ``upstream`` None leaves out the factor that the chain rule puts before each token's loss.
+    ``upstream`` is the gradient of each token's loss; None takes 1.
     """
     losses = hidden.new_empty(len(hidden))
     of_hidden, of_weight = torch.empty_like(hidden), torch.empty_like(weight)
@@ -111,14 +108,14 @@ def _losses_and_gradients(
         if upstream is not None:
             gradient.mul_(upstream[rows, None])
         torch.mm(gradient, weight, out=of_hidden[rows])
-        of_weight.addmm_(gradient.T, hidden[rows], beta=float(rows.start > 0))  # 0 does not read what is there
+        of_weight.addmm_(gradient.T, hidden[rows], beta=float(rows.start > 0))  # 0 ignores uninitialised values
     return losses, of_hidden, of_weight
 
 
 def _gradients_of_kept(
     gradient: Tensor, hidden: Tensor, weight: Tensor, targets: Tensor, upstream: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of hidden [N, D] and weight [V, D] from 16-bit logits [N, aligned V], which turn into their own.
+    """Gradients of hidden [N, D] and weight [V, D] from 16-bit logits [N, aligned V], which are overwritten.
 
     The columns beyond the vocabulary are zero as logits and stay so as gradients.
     """
@@ -164,7 +161,7 @@ def _subtract_targets(probabilities: Tensor, targets: Tensor) -> Tensor:
 
 
 def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
-    """Rows of tokens whose logits are held in fp32 together."""
+    """The rows of each chunk, whose logits are held in fp32 together."""
     size = max(1, CHUNK_ELEMENTS.get(hidden.device.type, CHUNK_ELEMENTS["cpu"]) // len(weight))
     if hidden.device.type != "cpu" and size > ROWS_PER_TILE:
         size -= size % ROWS_PER_TILE
@@ -172,6 +169,6 @@ def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
 
 
 def _vocabulary_blocks(hidden: Tensor, weight: Tensor) -> list[slice]:
-    """Entries of the vocabulary that one matrix product computes; on a GPU all of them."""
+    """The entries of the vocabulary that each matrix product computes; on a GPU one product computes all."""
     size = VOCABULARY_PER_PRODUCT[min(4, hidden.itemsize)] if hidden.device.type == "cpu" else len(weight)
     return [slice(begin, begin + size) for begin in range(0, len(weight), size)]

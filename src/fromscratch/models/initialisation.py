@@ -1,7 +1,8 @@
-"""How weights begin. Every parameter is drawn from one seeded generator, in a fixed order, on the CPU.
+"""How weights begin: each module sets its own parameters (``reset``) with the methods of one of these classes.
 
-So the same seed gives the same weights on every device, and drawing them disturbs no other random
-stream.
+Every parameter is drawn from one seeded generator, in the order of the modules, on the CPU. So the same
+seed gives the same weights on every device, and drawing them disturbs no other random stream. What the
+methods are for stands in ``mechanism.Init``.
 """
 
 import math
@@ -9,50 +10,65 @@ import math
 import torch
 from torch import Tensor, nn
 
-RESIDUAL_PROJECTION = "output"  # the module name of the last linear layer of each branch of a block
 
-
-def initialise_gpt2(model: nn.Module, generator: torch.Generator, *, std: float) -> None:
+class GPT2Init:
     """Normal(0, std) matrices, zero biases; residual projections divided by sqrt(2 x blocks).
 
     Source: Radford et al. 2019, section 2.3 (residual scaling), and OpenAI's released code (0.02).
     """
-    num_blocks = sum(1 for name, _ in model.named_modules() if name.endswith(".attention"))
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Linear | nn.Embedding):
-            is_residual = name.rpartition(".")[2] == RESIDUAL_PROJECTION
-            scale = 1.0 / math.sqrt(2 * num_blocks) if is_residual else 1.0
-            _normal(module.weight, std * scale, generator)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-        elif isinstance(module, nn.LayerNorm):
-            module.reset_parameters()  # ones and zeros, no chance involved
+
+    def __init__(self, num_layers: int, generator: torch.Generator, *, std: float) -> None:
+        self._generator = generator
+        self._std = std
+        self._residual_scale = 1.0 / math.sqrt(2 * num_layers)
+
+    def linear(self, layer: nn.Linear, *, residual: bool = False) -> None:
+        self.matrix(layer.weight, fan_in=layer.in_features, residual=residual)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
+
+    def matrix(self, parameter: Tensor, *, fan_in: int, residual: bool = False) -> None:
+        _normal(parameter, self._std * (self._residual_scale if residual else 1.0), self._generator)
+
+    def embedding(self, parameter: Tensor) -> None:
+        _normal(parameter, self._std, self._generator)
+
+    def finish(self) -> None:
+        """Nothing was left to the end."""
 
 
-def initialise_torch(model: nn.Module, generator: torch.Generator) -> None:
+class TorchInit:
     """The framework's own defaults: uniform(+-1/sqrt(fan_in)) linear layers, Normal(0, 1) embeddings.
 
-    This is what a model gets when nobody chooses, as in the code of introductory books. A tied head
-    shares the embedding's Normal(0, 1) matrix, as it does there.
+    This is what a model gets when nobody chooses, as in the code of introductory books. Embeddings are
+    drawn last, so that a tied matrix ends as an embedding, as it does there.
     """
-    for module in model.modules():
-        if isinstance(module, nn.Linear):
-            bound = 1.0 / math.sqrt(module.in_features)
-            _uniform(module.weight, bound, generator)
-            if module.bias is not None:
-                _uniform(module.bias, bound, generator)
-        elif isinstance(module, nn.LayerNorm):
-            module.reset_parameters()
-    for module in model.modules():  # after the linear layers, so that a tied matrix ends as an embedding
-        if isinstance(module, nn.Embedding):
-            _normal(module.weight, 1.0, generator)
+
+    def __init__(self, num_layers: int, generator: torch.Generator) -> None:
+        self._generator = generator
+        self._embeddings: list[Tensor] = []
+
+    def linear(self, layer: nn.Linear, *, residual: bool = False) -> None:
+        self.matrix(layer.weight, fan_in=layer.in_features)
+        if layer.bias is not None:
+            self.matrix(layer.bias, fan_in=layer.in_features)
+
+    def matrix(self, parameter: Tensor, *, fan_in: int, residual: bool = False) -> None:
+        bound = 1.0 / math.sqrt(fan_in)
+        _copy(torch.empty(parameter.shape).uniform_(-bound, bound, generator=self._generator), parameter)
+
+    def embedding(self, parameter: Tensor) -> None:
+        self._embeddings.append(parameter)
+
+    def finish(self) -> None:
+        for parameter in self._embeddings:
+            _normal(parameter, 1.0, self._generator)
 
 
-@torch.no_grad()
 def _normal(parameter: Tensor, std: float, generator: torch.Generator) -> None:
-    parameter.copy_(torch.empty(parameter.shape).normal_(0.0, std, generator=generator))
+    _copy(torch.empty(parameter.shape).normal_(0.0, std, generator=generator), parameter)
 
 
 @torch.no_grad()
-def _uniform(parameter: Tensor, bound: float, generator: torch.Generator) -> None:
-    parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
+def _copy(drawn: Tensor, parameter: Tensor) -> None:
+    parameter.copy_(drawn)

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from fromscratch.config.model import ExplicitAttention, LinearHead, ModelConfig
+from fromscratch.config.model import ExplicitAttention, GPTConfig, LinearHead, ModelConfig
+from fromscratch.config.run import parse_model
 from fromscratch.config.train import TrainConfig
+from fromscratch.errors import UsageError
 from fromscratch.machine.acceleration import Acceleration, accelerate
 from fromscratch.machine.allocator import keep_freed_memory
 from fromscratch.machine.hardware import Hardware, find_hardware
@@ -57,6 +59,8 @@ def build_stepper(model_config: ModelConfig, train: TrainConfig, case: Case, har
     """Builds a randomly initialised model and its stepper, by the engine or the reference recipe."""
     reference = case.recipe == REFERENCE
     if reference:
+        if not isinstance(model_config, GPTConfig):
+            raise UsageError(f"--reference: there is no plain recipe for a model of kind {model_config.kind!r}")
         model_config = model_config.model_copy(update={"attention": ExplicitAttention(), "head": LinearHead()})
     else:
         keep_freed_memory()
@@ -111,7 +115,7 @@ def run_request(request: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(request["threads"])
     hardware = find_hardware(request["device"])
     try:
-        model, case = ModelConfig.model_validate(request["model"]), Case(**request["case"])
+        model, case = parse_model(request["model"]), Case(**request["case"])
         stepper = build_stepper(model, TrainConfig.model_validate(request["train"]), case, hardware)
         found = time_steps(
             stepper,

@@ -1,6 +1,6 @@
-"""``--processes N``: torchrun's launcher, inside this process, and what its end means.
+"""``--processes N``: torchrun's launcher in this process, and the exit code of the run.
 
-torchrun reports every way to end as exit code 1; the run's own status says which it was.
+torchrun reports every failure as exit code 1. The run's status tells a stop from a crash.
 """
 
 import os
@@ -13,32 +13,33 @@ from torch.distributed.run import parse_args, run
 from fromscratch.errors import EXIT_CRASH, EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, DataError, FromScratchError
 from fromscratch.processes.stopping import SIGNALS
 from fromscratch.runs.directory import RunDirectory
+from fromscratch.runs.states import RunState
 
 LAUNCHED_VARIABLE = "FROMSCRATCH_LAUNCHED"
-EXIT_CODES = {"done": EXIT_DONE, "stopped": EXIT_STOPPED, "diverged": EXIT_DIVERGED}
+EXIT_CODES = {RunState.DONE: EXIT_DONE, RunState.STOPPED: EXIT_STOPPED, RunState.DIVERGED: EXIT_DIVERGED}
 
 
 def is_launched() -> bool:
-    """Whether this process is one of those that ``launch`` started."""
+    """Whether ``launch`` started this process."""
     return LAUNCHED_VARIABLE in os.environ
 
 
 def launch(arguments: list[str], directory: RunDirectory, *, processes: int) -> int:
-    """Runs ``fromscratch`` with the arguments in several processes; returns the exit code to pass on.
+    """Runs ``fromscratch`` with the arguments in several processes; returns the exit code.
 
-    Signals are handed to every process.
+    torchrun's agent forwards signals to every process.
 
     Raises:
-        FromScratchError: a process failed; the message names its rank, its own output says why.
+        FromScratchError: a process failed; the message names its rank, and the output of that rank says why.
     """
     try:
         _start(arguments, processes)
     except SignalException:
-        pass  # the processes have saved and ended, or their status says that they did not
+        pass  # the status says whether the processes have saved
     except ChildFailedError as error:
         code = exit_code_of(directory, otherwise=EXIT_CRASH)
         if code != EXIT_DIVERGED:
-            reason = _who_failed(error)
+            reason = _describe_failure(error)
             _record_failure(directory, reason)
             raise FromScratchError(f"{reason}; the others were stopped, and the same command goes on") from None
         return code
@@ -46,16 +47,16 @@ def launch(arguments: list[str], directory: RunDirectory, *, processes: int) -> 
 
 
 def launch_measurement(arguments: list[str], *, processes: int) -> int:
-    """As ``launch``, for a verb that has no run directory to say how it ended; returns the exit code to pass on."""
+    """As ``launch``, for a verb without a run directory."""
     try:
         _start(arguments, processes)
-    except SignalException as stopped:
-        return 128 + stopped.sigval.value  # as shells report it
+    except SignalException as signalled:
+        return 128 + signalled.sigval.value  # as shells report it
     except ChildFailedError as error:
         code = error.get_first_failure()[1].exitcode
         if code > 0:
-            return code  # the process has said why
-        raise FromScratchError(_who_failed(error)) from None
+            return code  # the output of the process says why
+        raise FromScratchError(_describe_failure(error)) from None
     return EXIT_DONE
 
 
@@ -72,14 +73,14 @@ def _start(arguments: list[str], processes: int) -> None:
 
 
 def exit_code_of(directory: RunDirectory, *, otherwise: int) -> int:
-    """The exit code that the run's status stands for."""
+    """The exit code for the state in the run's status."""
     try:
-        return EXIT_CODES.get(str(directory.read_status().get("state")), otherwise)
+        return EXIT_CODES.get(directory.read_status().state, otherwise)
     except DataError:
         return otherwise
 
 
-def _who_failed(error: ChildFailedError) -> str:
+def _describe_failure(error: ChildFailedError) -> str:
     rank, failure = error.get_first_failure()
     if failure.exitcode < 0:
         how = f"was ended by {failure.signal_name()}"
@@ -89,20 +90,10 @@ def _who_failed(error: ChildFailedError) -> str:
 
 
 def _record_failure(directory: RunDirectory, reason: str) -> None:
-    """Says so in the status, where the main process was killed before it could."""
+    """Writes the failure to the status, where the main process was killed before it could."""
     try:
         status = directory.read_status()
     except DataError:
         return
-    if status.get("state") == "running" and not _is_alive(status["pid"]):
-        directory.write_status("failed", step=status["step"], num_steps=status["num_steps"], reason=reason)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return True
+    if status.state == RunState.RUNNING and not directory.holder():
+        directory.write_status(RunState.FAILED, step=status.step or 0, num_steps=status.num_steps or 0, reason=reason)

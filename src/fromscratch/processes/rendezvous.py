@@ -1,75 +1,60 @@
-"""How the processes of a run meet, in torchrun's store.
+"""A store that only the workers of one start share.
 
-The store outlives the processes where torchrun restarts them, and what gloo left there would lead the
-new ones to addresses of the dead (seen in torch 2.13: restarts never connect). So every start agrees
-on a name of its own for all it keeps there. Each process says hello with a word that it has just made
-up; the main one names the session after all the words, and again whenever one of them changes, until
-every process has answered to that name.
+torchrun keeps one store for all restarts. gloo leaves addresses there, and restarted workers would connect to those of
+workers that ended (torch 2.13, ``--max-restarts``). ``TORCHELASTIC_RESTART_COUNT`` cannot tell the starts apart: only
+the agent whose worker failed counts a restart, so the counts of several machines differ. So rank 0 chooses a random
+session name at every start and sends it to the ranks that request it.
 """
 
-import hashlib
-import json
+import os
 import time
 import uuid
 from datetime import timedelta
 
+import torch.distributed as dist
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from fromscratch.errors import FromScratchError
 
-SECONDS_BETWEEN_LOOKS = 0.02
-NAME, AGREED = "session", "agreed"
+POLL_SECONDS = 0.02
 
 
-def meet(timeout: timedelta) -> tuple[Store, int, int]:
-    """A store that the processes of this start alone share, the rank of this one, and their number.
+def session_store(timeout: timedelta) -> tuple[Store, int, int]:
+    """The store of this start, the rank of this process, and the number of processes.
 
     Reads torchrun's environment (``MASTER_ADDR``, ``MASTER_PORT``, ``RANK``, ``WORLD_SIZE``).
 
     Raises:
-        FromScratchError: not all came in time.
+        FromScratchError: a rank did not join within the timeout.
     """
-    store, rank, size = next(rendezvous("env://", timeout=timeout))
-    word = uuid.uuid4().hex
-    store.set(f"hello/{rank}", word)
-    deadline = time.monotonic() + timeout.total_seconds()
-    while time.monotonic() < deadline:
+    try:
+        store, rank, size = next(rendezvous("env://", timeout=timeout))
+        nonce = uuid.uuid4().hex
         if rank == 0:
-            _name_session(store, size)
-        session = _session_of(store, rank, word)
-        if session and store.check([f"{session}/{AGREED}"]):
-            return PrefixStore(session, store), rank, size
-        time.sleep(SECONDS_BETWEEN_LOOKS)
-    raise FromScratchError(
-        f"rank {rank}: the {size} processes did not come together within {timeout.total_seconds():.0f} s; look at the "
-        "output of the others, and whether their machines reach one another"
-    )
+            session = nonce
+            _send_session(store, session, set(range(1, size)), timeout)
+        else:
+            store.set(f"request/{rank}", nonce)
+            session = store.get(f"session/{nonce}").decode()  # waits for rank 0
+            store.set(f"{session}/joined/{rank}", "")
+    except dist.DistError as error:
+        raise FromScratchError(
+            f"rank {os.environ['RANK']}: not all {os.environ['WORLD_SIZE']} processes joined within "
+            f"{timeout.total_seconds():.0f} s ({str(error).splitlines()[0]}); look at the output of the others, and "
+            "check that their machines reach one another"
+        ) from error
+    return PrefixStore(session, store), rank, size
 
 
-def _name_session(store: Store, size: int) -> None:
-    """Names the session after everybody's word, and says so once everybody has answered to it."""
-    hellos = [f"hello/{rank}" for rank in range(size)]
-    if not store.check(hellos):
-        return
-    words = [store.get(key).decode() for key in hellos]
-    store.set(NAME, json.dumps(words))
-    session = _name_of(words)
-    if store.check([f"{session}/answer/{rank}" for rank in range(1, size)]):
-        store.set(f"{session}/{AGREED}", "")
-
-
-def _session_of(store: Store, rank: int, word: str) -> str:
-    """The session that counts this process in, answered to; empty where there is none yet."""
-    if not store.check([NAME]):
-        return ""
-    words = json.loads(store.get(NAME))
-    if rank >= len(words) or words[rank] != word:
-        return ""
-    session = _name_of(words)
-    store.set(f"{session}/answer/{rank}", "")
-    return session
-
-
-def _name_of(words: list[str]) -> str:
-    return hashlib.sha256(" ".join(words).encode()).hexdigest()[:16]
+def _send_session(store: Store, session: str, missing: set[int], timeout: timedelta) -> None:
+    """Answers requests until every missing rank has joined. A request of an earlier start is answered in vain."""
+    deadline = time.monotonic() + timeout.total_seconds()
+    while missing:
+        if time.monotonic() > deadline:
+            raise dist.DistStoreError(f"no request from rank {', '.join(map(str, sorted(missing)))}")
+        for rank in missing:
+            if store.check([f"request/{rank}"]):
+                store.set(f"session/{store.get(f'request/{rank}').decode()}", session)
+        time.sleep(POLL_SECONDS)
+        missing = {rank for rank in missing if not store.check([f"{session}/joined/{rank}"])}

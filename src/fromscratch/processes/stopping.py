@@ -1,4 +1,4 @@
-"""Stopping when asked: the first signal finishes the step and saves, the second ends at once."""
+"""Stop requests: the first signal finishes the step and saves, the second ends the process at once."""
 
 import os
 import signal
@@ -8,25 +8,23 @@ from contextlib import contextmanager
 from types import FrameType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-
-
-LAST_WORDS_SECONDS = 1.0
+MAX_CALLBACK_SECONDS = 1.0  # a disk that hangs must not keep the process alive
 
 
 class StopRequest:
-    """Whether somebody asked the run to stop, and how."""
+    """Whether the run was asked to stop, and by what."""
 
     def __init__(self) -> None:
         self.reason = ""
-        self.last_words: Callable[[str], None] = lambda _name: None
-        """Called with the signal's name before a second one ends the process."""
+        self.on_forced_exit: Callable[[str], None] = lambda _name: None
+        """Called with the signal's name before a second signal ends the process."""
 
     def __call__(self) -> bool:
         return bool(self.reason)
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Catches SIGINT (Ctrl-C), SIGTERM and SIGUSR1 inside the block; handlers before are put back."""
+        """Handles SIGINT (Ctrl-C), SIGTERM and SIGUSR1 in the block. Restores the previous handlers."""
         before = {number: signal.signal(number, self._handle) for number in SIGNALS}
         try:
             yield
@@ -37,8 +35,8 @@ class StopRequest:
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         name = signal.Signals(number).name
         if self.reason:
-            speaker = threading.Thread(target=self.last_words, args=(name,), daemon=True)
-            speaker.start()
-            speaker.join(LAST_WORDS_SECONDS)  # a disk that hangs must not keep the process
+            callback = threading.Thread(target=self.on_forced_exit, args=(name,), daemon=True)
+            callback.start()
+            callback.join(MAX_CALLBACK_SECONDS)
             os._exit(128 + number)
         self.reason = name

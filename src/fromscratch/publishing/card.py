@@ -8,6 +8,7 @@ from typing import Any
 import tomli_w
 
 from fromscratch.config.loading import read_toml
+from fromscratch.config.model import GPTConfig
 from fromscratch.errors import DataError
 from fromscratch.files import read_json_object
 from fromscratch.formats.model_sources import LoadedModel
@@ -53,6 +54,7 @@ def _what_it_is(loaded: LoadedModel) -> str:
 
 def _facts(loaded: LoadedModel) -> dict[str, Any]:
     config = loaded.config
+    assert isinstance(config, GPTConfig)  # the only kind that has an export
     parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
     return {
         "parameters": f"{parameters:,}",

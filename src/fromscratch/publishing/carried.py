@@ -4,10 +4,9 @@ import ast
 from hashlib import sha256
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 from fromscratch.config.base import Slot
-from fromscratch.config.model import ModelConfig
+from fromscratch.config.model import GPTConfig
 from fromscratch.errors import UsageError
 from fromscratch.models.factory import SLOT_NAMES
 
@@ -15,10 +14,9 @@ TEMPLATES = Path(__file__).parent / "templates"
 MODEL_PACKAGE = "fromscratch.models"
 CODE_FILES = ("configuration_fromscratch.py", "modeling_fromscratch.py")
 MARK = "# CARRIED FILES"
-ALWAYS = ("assembly", "gpt")
 
 
-def carried_files(config: ModelConfig) -> dict[str, str]:
+def carried_files(config: GPTConfig) -> dict[str, str]:
     """Names and texts of the Python files that a model needs beside its weights.
 
     transformers keeps one model class per configuration class, and old versions tell local folders apart by
@@ -31,7 +29,7 @@ def carried_files(config: ModelConfig) -> dict[str, str]:
     slots = _slots_text(config)
     slots_module = f"slots_{sha256(slots.encode()).hexdigest()[:8]}"
     files = {f"{slots_module}.py": slots}
-    waiting = [*ALWAYS, *(_place(getattr(config, name))[0] for name in SLOT_NAMES)]
+    waiting = ["gpt", *(_place(getattr(config, name))[0] for name in SLOT_NAMES)]
     while waiting:
         module = waiting.pop()
         if f"{module}.py" not in files:
@@ -60,14 +58,13 @@ def _siblings(text: str) -> list[str]:
     return [str(node.module) for node in nodes if node.level == 1 and node.module]
 
 
-def _slots_text(config: ModelConfig) -> str:
-    imports, makers = {"from .assembly import Slots"}, []
+def _slots_text(config: GPTConfig) -> str:
+    imports, makers = {"from .mechanism import Slots"}, []
     for name in SLOT_NAMES:
         slot = getattr(config, name)
         module, attribute = _place(slot)
         imports.add(f"from .{module} import {attribute}")
-        settings: dict[str, Any] = {key: getattr(slot, key) for key in type(slot).model_fields if key != "kind"}
-        own = "".join(f", {key}={value!r}" for key, value in settings.items())
+        own = "".join(f", {key}={value!r}" for key, value in slot.maker().keywords.items())
         makers.append(f"    {name}=partial({attribute}{own}),")
     lines = [
         '"""What fills the slots of this model; written when it was published."""',

@@ -11,27 +11,27 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fromscratch.config.model import ExactGeluMLP, ModelConfig
+from fromscratch.config.model import ExactGeluMLP, GPTConfig, ModelConfig
 from fromscratch.errors import UsageError
 from fromscratch.files import sealed_folder, to_strict_json
 from fromscratch.formats.gpt2 import to_gpt2_tensors
 from fromscratch.formats.model_sources import LoadedModel
 from fromscratch.formats.published import MODEL_TYPE, TABLE_KEY, to_published_tensors
-from fromscratch.formats.weights import SAFETENSORS
+from fromscratch.formats.weights import SAFETENSORS, model_tensors
 from fromscratch.publishing.card import CardFacts, write_card
 from fromscratch.publishing.carried import carried_files
 from fromscratch.publishing.tokenizer_files import write_tokenizer
 
 NATIVE, CUSTOM = "native", "custom"
 FORMATS = (NATIVE, CUSTOM)
-GPT2_KINDS = {
+GPT2_WEIGHTS = {
     "norm": ("layernorm",),
     "position": ("learned",),
-    "attention": ("sdpa", "explicit"),
+    "attention": ("multi-head",),
     "feedforward": ("gelu-mlp", "exact-gelu-mlp"),
-    "head": None,
+    "head": ("linear",),
 }
-"""What a GPT2LMHeadModel can have in each slot; any head computes the same logits."""
+"""What the weights in each slot must mean for a GPT2LMHeadModel to compute the same."""
 AUTO_CLASSES = {
     "AutoConfig": "configuration_fromscratch.FromScratchConfig",
     "AutoModel": "modeling_fromscratch.FromScratchModel",
@@ -56,7 +56,7 @@ def choose_format(config: ModelConfig, wanted: str | None) -> str:
     Raises:
         UsageError: no such format, or native was asked for and the model is not GPT-2-shaped.
     """
-    reason = why_not_native(config)
+    reason = why_not_native(check_publishable(config))
     if wanted is None:
         return CUSTOM if reason else NATIVE
     if wanted not in FORMATS:
@@ -66,37 +66,44 @@ def choose_format(config: ModelConfig, wanted: str | None) -> str:
     return wanted
 
 
-def why_not_native(config: ModelConfig) -> str:
+def check_publishable(config: ModelConfig) -> GPTConfig:
+    """The config, if its kind has an export. Raises UsageError."""
+    if not isinstance(config, GPTConfig):
+        raise UsageError(f"a model of kind {config.kind!r} cannot be published yet; only kind 'gpt' can")
+    return config
+
+
+def why_not_native(config: GPTConfig) -> str:
     """What GPT-2 does not have, or nothing."""
-    for slot, kinds in GPT2_KINDS.items():
-        kind = getattr(config, slot).kind
-        if kinds is not None and kind not in kinds:
-            return f"{slot} = {kind}"
+    for slot, weights in GPT2_WEIGHTS.items():
+        if getattr(config, slot).weight_settings()["kind"] not in weights:
+            return f"{slot} = {getattr(config, slot).kind}"
     return ""
 
 
 def export_model(loaded: LoadedModel, folder: Path, *, format_name: str, card: CardFacts) -> ExportReport:
     """Writes the folder whole or not at all; an older one is replaced."""
-    tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in loaded.model.named_parameters()}
+    model_config = check_publishable(loaded.config)
+    tensors = {name: tensor.cpu() for name, tensor in model_tensors(loaded.model).items()}
     with sealed_folder(folder, kind=f"published-{format_name}") as temporary:
         if format_name == NATIVE:
-            config, tensors = native_config(loaded.config), _without_tied_head(loaded.config, to_gpt2_tensors(tensors))
+            config, tensors = native_config(model_config), _without_tied_head(model_config, to_gpt2_tensors(tensors))
         else:
-            config, tensors = custom_config(loaded.config), to_published_tensors(tensors)
-            for name, text in carried_files(loaded.config).items():
+            config, tensors = custom_config(model_config), to_published_tensors(tensors)
+            for name, text in carried_files(model_config).items():
                 (temporary / name).write_text(text, "utf-8")
         save_file(tensors, temporary / SAFETENSORS, metadata={"format": "pt"})
         end = loaded.tokenizer.end_of_text
         ids = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
         _write_json(temporary / "config.json", config | ids)
         _write_json(temporary / "generation_config.json", ids | {"do_sample": True, "temperature": 0.8, "top_k": 50})
-        write_tokenizer(loaded.tokenizer, temporary, context_length=loaded.config.context_length)
+        write_tokenizer(loaded.tokenizer, temporary, context_length=model_config.context_length)
         write_card(temporary, loaded, card, format_name)
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     return ExportReport(str(folder), format_name, files)
 
 
-def native_config(config: ModelConfig) -> dict[str, Any]:
+def native_config(config: GPTConfig) -> dict[str, Any]:
     """``config.json`` of a ``GPT2LMHeadModel``."""
     return {
         "architectures": ["GPT2LMHeadModel"],
@@ -117,7 +124,7 @@ def native_config(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def custom_config(config: ModelConfig) -> dict[str, Any]:
+def custom_config(config: GPTConfig) -> dict[str, Any]:
     """``config.json`` with the classes that the folder brings, and the whole ``[model]`` table."""
     return {
         "architectures": ["FromScratchForCausalLM"],
@@ -136,7 +143,7 @@ def custom_config(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _without_tied_head(config: ModelConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _without_tied_head(config: GPTConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if not (config.tied_head and name == "lm_head.weight")}
 
 

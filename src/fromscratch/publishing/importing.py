@@ -9,7 +9,8 @@ from fromscratch.formats.book import settings_folders
 from fromscratch.formats.gpt2 import OPENAI_REPOSITORIES
 from fromscratch.formats.model_folder import ModelFolder
 from fromscratch.formats.reading import read_foreign, tokenizer_of
-from fromscratch.hub.models import download_model, parse_name
+from fromscratch.hub.downloads import download_model
+from fromscratch.hub.names import model_name
 from fromscratch.publishing.seed_runs import BEST_CHECKPOINT, MODEL_JSON, TRAIN_JSON, run_file_of
 
 WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
@@ -78,7 +79,7 @@ def find_source(source: str) -> Path:
         return path
     if source in OPENAI_REPOSITORIES:
         return download_model(OPENAI_REPOSITORIES[source])
-    if parse_name(source):
+    if model_name(source):
         return download_model(source)
     raise UsageError(f"{source}: no such file or folder, and not owner/name on the Hub")
 

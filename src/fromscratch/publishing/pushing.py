@@ -5,8 +5,8 @@ from pathlib import Path
 
 from fromscratch.errors import UsageError
 from fromscratch.files import MANIFEST
-from fromscratch.hub.errors import HUB_PREFIX
-from fromscratch.hub.models import asking_the_hub, parse_name
+from fromscratch.hub.names import HUB_PREFIX, model_name
+from fromscratch.hub.requests import ask_hub
 
 
 @dataclass(frozen=True)
@@ -34,15 +34,15 @@ def push_folder(folder: Path, destination: str, *, private: bool = False, collec
     repository = repository_of(destination)
     what = f"{HUB_PREFIX}{repository}"
     api = HfApi()
-    asking_the_hub(what, lambda: api.create_repo(repository, private=private, exist_ok=True))
-    commit = asking_the_hub(
+    ask_hub(what, lambda: api.create_repo(repository, private=private, exist_ok=True))
+    commit = ask_hub(
         what,
         lambda: api.upload_folder(
             repo_id=repository, folder_path=folder, ignore_patterns=[MANIFEST], commit_message="Publish the model"
         ),
     )
     if collection:
-        asking_the_hub(
+        ask_hub(
             f"collection {collection}", lambda: api.add_collection_item(collection, repository, "model", exists_ok=True)
         )
     return PushReport(repository, f"{api.endpoint}/{repository}", str(commit.oid))
@@ -50,7 +50,7 @@ def push_folder(folder: Path, destination: str, *, private: bool = False, collec
 
 def repository_of(destination: str) -> str:
     """``owner/name`` of ``hf://owner/name``. Raises UsageError."""
-    named = parse_name(destination)
-    if not destination.startswith(HUB_PREFIX) or named is None or named[1] is not None:
+    name = model_name(destination)
+    if not destination.startswith(HUB_PREFIX) or name is None or name.parameters:
         raise UsageError(f"--to {destination}: not a repository's name; write it as hf://owner/name")
-    return named[0]
+    return name.repository

@@ -1,1 +1,1 @@
-"""The run directory on disk: where things are, and how to read and write them without torch."""
+"""The run directory on disk: paths, records, checkpoints, charts. Imports no torch."""

@@ -1,13 +1,14 @@
-"""Pictures of a run, drawn from its records alone: loss, gradient norm, learning rate."""
+"""Charts of a run, drawn from its records: loss, gradient norm, learning rate."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fromscratch.files import write_atomically
 from fromscratch.runs.directory import RunDirectory
-from fromscratch.runs.records import read_outcomes, read_records, read_thinned
+from fromscratch.runs.records import read_outcomes, read_records, read_thinned, to_float
+from fromscratch.runs.states import Event, StepOutcome
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,17 +16,17 @@ if TYPE_CHECKING:
 
 SIZE_INCHES = (8.0, 4.5)
 DOTS_PER_INCH = 120
-MOST_POINTS = 2_000
-LARGEST_DRAWN = 1e100  # what lies beyond is no measurement, and overflows the arithmetic of axes
-LARGEST_STEP = 1e15
+MAX_POINTS = 2_000
+MAX_DRAWN = 1e100  # matplotlib's axes overflow above; no measurement is so large
+MAX_STEP = 1e15
 INK, BAND, ACCENT, WARNING = "#1f4e79", "#9dc3e6", "#c55a11", "#c00000"
 
 OUTCOME_MARKS = {  # label, marker, height as a share of the axis, colour
-    "nonfinite": ("not finite", "x", 0.97, WARNING),
-    "infinite-norm": ("finite, but not their norm", "^", 0.93, WARNING),
-    "scale-overflow": ("overflow of the loss scale", "v", 0.89, "#7030a0"),
-    "spike": ("spike of the loss", "*", 0.85, "#548235"),
-    "clipped": ("clipped", "|", 0.02, ACCENT),
+    StepOutcome.NONFINITE: ("not finite", "x", 0.97, WARNING),
+    StepOutcome.INFINITE_NORM: ("finite gradients, infinite norm", "^", 0.93, WARNING),
+    StepOutcome.SCALE_OVERFLOW: ("overflow of the loss scale", "v", 0.89, "#7030a0"),
+    StepOutcome.SPIKE: ("loss spike", "*", 0.85, "#548235"),
+    StepOutcome.CLIPPED: ("clipped", "|", 0.02, ACCENT),
 }
 
 Series = list[tuple[float, float]]
@@ -33,121 +34,115 @@ Series = list[tuple[float, float]]
 
 def draw_charts(run: RunDirectory, *, clip_norm: float | None = None) -> list[Path]:
     """Writes ``charts/loss.png``, ``gradient-norm.png`` and ``learning-rate.png``; returns their paths."""
-    metrics = read_thinned(run.metrics, MOST_POINTS)
-    evaluations = [record for record in read_records(run.events) if record.get("event") == "evaluation"]
+    metrics = read_thinned(run.metrics, MAX_POINTS)
+    evaluations = [record for record in read_records(run.events) if record.get("event") == Event.EVALUATION]
     held_out = sorted(dict(_points(evaluations, "loss")).items())
     run.charts.mkdir(exist_ok=True)
-    return [
-        _draw(run.charts / "loss.png", f"{run.name}: loss", lambda axes: draw_loss(axes, metrics, held_out)),
-        _draw(
-            run.charts / "gradient-norm.png",
-            f"{run.name}: gradient norm",
-            lambda axes: draw_gradient_norm(axes, metrics, clip_norm, read_outcomes(run.metrics)),
-        ),
-        _draw(
-            run.charts / "learning-rate.png",
-            f"{run.name}: learning rate",
-            lambda axes: draw_learning_rate(axes, metrics),
-        ),
-    ]
+    charts: dict[str, Callable[[Axes], None]] = {
+        "loss": lambda axes: draw_loss(axes, metrics, held_out),
+        "gradient norm": lambda axes: draw_gradient_norm(axes, metrics, clip_norm, read_outcomes(run.metrics)),
+        "learning rate": lambda axes: draw_learning_rate(axes, metrics),
+    }
+    return [_draw(run, name, draw) for name, draw in charts.items()]
 
 
 def draw_loss(axes: "Axes", metrics: list[dict[str, Any]], held_out: Series) -> None:
-    """Training loss with the band of its micro-batches, held-out loss, and where that was lowest."""
+    """Draws the training loss with the range of its micro-batches, the held-out loss and its minimum."""
     low, high = _points(metrics, "loss_min"), dict(_points(metrics, "loss_max"))
-    band = [(step, least, high[step]) for step, least in low if step in high]
-    if any(least != most for _, least, most in band):
+    band = [(step, lowest, high[step]) for step, lowest in low if step in high]
+    if any(lowest != highest for _, lowest, highest in band):
         steps, lowest, highest = zip(*band, strict=True)
         label = "micro-batches, lowest to highest"
         axes.fill_between(steps, lowest, highest, color=BAND, alpha=0.6, linewidth=0, label=label)
     losses = _points(metrics, "loss")
-    smooth = len(losses) > 100
-    _plot(axes, losses, linewidth=0.8, alpha=0.35 if smooth else 1.0, label="training")
-    if smooth:
-        _plot(axes, smoothed(losses), linewidth=1.6, label="training, running median")
+    has_median = len(losses) > 100
+    _plot(axes, losses, linewidth=0.8, alpha=0.35 if has_median else 1.0, label="training")
+    if has_median:
+        _plot(axes, running_median(losses), linewidth=1.6, label="training, running median")
     if held_out:
         axes.plot(*_columns(held_out), color=ACCENT, marker="o", markersize=3.5, linewidth=1.6, label="held out")
         step, loss = min(held_out, key=lambda point: point[1])
         axes.plot([step], [loss], marker="*", markersize=13, color=ACCENT, label=f"best: {loss:.3f} at step {step:.0f}")
-    _mark_nonfinite(axes, metrics, "loss")
+    _mark(axes, _nonfinite_steps(metrics, "loss"), StepOutcome.NONFINITE)
     axes.set_ylabel("loss (nats per token)")
-    _limit_to_typical(axes, [value for _, value in losses + held_out], [value for _, *pair in band for value in pair])
+    _limit_to_percentile(
+        axes, [value for _, value in losses + held_out], [value for _, *pair in band for value in pair]
+    )
 
 
 def draw_gradient_norm(
     axes: "Axes",
     metrics: list[dict[str, Any]],
     clip_norm: float | None,
-    outcomes: dict[str, list[int]] | None = None,
+    outcomes: Mapping[str, Sequence[float]] | None = None,
 ) -> None:
-    """Norm of the gradient before clipping, the clip line, and where and how often a step was not normal.
+    """Draws the gradient norm before clipping, the clip line, and a mark at each step that was not normal.
 
     Args:
-        outcomes: steps by outcome (``read_outcomes``); without them, steps whose norm was not finite are marked.
+        outcomes: steps by outcome (``read_outcomes``); without it, only steps with a non-finite norm are marked.
     """
     norms = _points(metrics, "grad_norm")
     _plot(axes, norms, linewidth=0.8, label="before clipping")
     if norms and clip_norm is not None:
         axes.axhline(clip_norm, color=ACCENT, linestyle="--", linewidth=1.2, label=f"clipped above {clip_norm:g}")
-    if outcomes:
-        _mark_outcomes(axes, outcomes)
-    else:
-        _mark_nonfinite(axes, metrics, "grad_norm")
+    outcomes = outcomes or {StepOutcome.NONFINITE: _nonfinite_steps(metrics, "grad_norm")}
+    for outcome in OUTCOME_MARKS:
+        _mark(axes, outcomes.get(outcome, []), outcome)
     if any(value > 0 for _, value in norms):
         axes.set_yscale("log")
     axes.set_ylabel("gradient norm")
 
 
-def _mark_outcomes(axes: "Axes", outcomes: dict[str, list[int]]) -> None:
-    """A row of marks per outcome along the edge, each with its count."""
-    transform = axes.get_xaxis_transform()
-    for outcome, (label, marker, height, colour) in OUTCOME_MARKS.items():
-        steps = [step for step in outcomes.get(outcome, []) if step < LARGEST_STEP]
-        if steps:
-            drawn = steps[:: max(1, len(steps) // MOST_POINTS)]
-            text = f"{label}: {len(steps):,} {'step' if len(steps) == 1 else 'steps'}"
-            axes.plot(drawn, [height] * len(drawn), marker, color=colour, transform=transform, label=text)
+def _mark(axes: "Axes", steps: Sequence[float], outcome: StepOutcome) -> None:
+    """Draws a row of marks at the steps of one outcome; its label has the count."""
+    steps = [step for step in steps if step < MAX_STEP]
+    if steps:
+        label, marker, height, colour = OUTCOME_MARKS[outcome]
+        drawn = steps[:: max(1, len(steps) // MAX_POINTS)]
+        text = f"{label}: {len(steps):,} {'step' if len(steps) == 1 else 'steps'}"
+        transform = axes.get_xaxis_transform()
+        axes.plot(drawn, [height] * len(drawn), marker, color=colour, transform=transform, label=text)
 
 
 def draw_learning_rate(axes: "Axes", metrics: list[dict[str, Any]]) -> None:
-    """The learning rate of every step."""
+    """Draws the learning rate of every step."""
     _plot(axes, _points(metrics, "learning_rate"), linewidth=1.6, label="learning rate")
     axes.set_ylabel("learning rate")
     axes.set_ylim(bottom=0)
 
 
-def smoothed(points: Series) -> Series:
-    """A running median over about a fiftieth of the points on either side.
+def running_median(points: Series) -> Series:
+    """Computes a centred running median over 2% of the points on each side.
 
-    Centred, so it does not lag; a median, so one spike leaves no plateau. It begins a little late and ends
-    a little early, because few points on either side would make it jump there.
+    The window shrinks near both ends. The first and the last points have no median, because a window of a few
+    points would make it jump.
     """
-    reach = max(1, len(points) // 50)
-    least = reach // 3
-    smooth = []
-    for index, (step, _) in enumerate(points[least : len(points) - least], least):
-        near = min(reach, index, len(points) - 1 - index)
-        window = sorted(value for _, value in points[index - near : index + near + 1])
-        smooth.append((step, window[near]))
-    return smooth
+    max_side = max(1, len(points) // 50)
+    min_side = max_side // 3
+    medians = []
+    for index, (step, _) in enumerate(points[min_side : len(points) - min_side], min_side):
+        side = min(max_side, index, len(points) - 1 - index)
+        window = sorted(value for _, value in points[index - side : index + side + 1])
+        medians.append((step, window[side]))
+    return medians
 
 
 def _plot(axes: "Axes", points: Series, *, linewidth: float, label: str, alpha: float = 1.0) -> None:
-    """A line, or a dot where there is but one point; nothing where there is none."""
+    """Draws a line; a dot if there is one point only."""
     if points:
         marker = "o" if len(points) == 1 else ""
         axes.plot(*_columns(points), color=INK, linewidth=linewidth, alpha=alpha, label=label, marker=marker)
 
 
-def _draw(path: Path, title: str, draw: Callable[["Axes"], None]) -> Path:
-    picture = io.BytesIO()
-    figure_of(title, draw).savefig(picture, format="png")
-    write_atomically(path, picture.getvalue())
+def _draw(run: RunDirectory, name: str, draw: Callable[["Axes"], None]) -> Path:
+    image, path = io.BytesIO(), run.charts / f"{name.replace(' ', '-')}.png"
+    figure_of(f"{run.name}: {name}", draw).savefig(image, format="png")
+    write_atomically(path, image.getvalue())
     return path
 
 
 def figure_of(title: str, draw: Callable[["Axes"], None]) -> "Figure":
-    """A figure over the steps of a run, with a legend, or with words where there is nothing to draw."""
+    """Creates a figure over the steps of a run, with a legend, or with a note if there are no points."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
@@ -168,16 +163,12 @@ def figure_of(title: str, draw: Callable[["Axes"], None]) -> "Figure":
     return figure
 
 
-def _mark_nonfinite(axes: "Axes", metrics: list[dict[str, Any]], key: str) -> None:
-    steps = [step for r in metrics if (step := _step(r)) is not None and r.get(key, 0) is None]
-    if steps:
-        transform = axes.get_xaxis_transform()
-        label = f"not finite: {len(steps)} {'step' if len(steps) == 1 else 'steps'}"
-        axes.plot(steps, [0.97] * len(steps), "x", color=WARNING, transform=transform, label=label)
+def _nonfinite_steps(metrics: list[dict[str, Any]], key: str) -> list[float]:
+    return [step for record in metrics if (step := _step(record)) is not None and record.get(key, 0) is None]
 
 
-def _limit_to_typical(axes: "Axes", values: list[float], band: list[float]) -> None:
-    """Keeps one spike from flattening the rest: such an axis ends a little above the 99.5th percentile."""
+def _limit_to_percentile(axes: "Axes", values: list[float], band: list[float]) -> None:
+    """Ends the axis a little above the 99.5th percentile if there are values far above: one spike flattens the rest."""
     if len(values) <= 50:
         return
     ordered = sorted(values + band)
@@ -188,7 +179,7 @@ def _limit_to_typical(axes: "Axes", values: list[float], band: list[float]) -> N
 
 
 def _points(records: list[dict[str, Any]], key: str) -> Series:
-    pairs = ((_step(r), _number(r.get(key))) for r in records)
+    pairs = ((_step(r), _drawable(r.get(key))) for r in records)
     return [(step, value) for step, value in pairs if step is not None and value is not None]
 
 
@@ -197,12 +188,10 @@ def _columns(points: Series) -> tuple[list[float], list[float]]:
 
 
 def _step(record: dict[str, Any]) -> float | None:
-    step = _number(record.get("step"))
-    return step if step is not None and abs(step) < LARGEST_STEP else None
+    step = _drawable(record.get("step"))
+    return step if step is not None and abs(step) < MAX_STEP else None
 
 
-def _number(value: Any) -> float | None:
-    """A finite number that can be drawn, or None for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if abs(value) < LARGEST_DRAWN else None
+def _drawable(value: Any) -> float | None:
+    number = to_float(value)
+    return number if number is not None and abs(number) < MAX_DRAWN else None

@@ -1,7 +1,6 @@
-"""What a run can do without: checkpoints beyond retention, leftovers of interrupted writes, runs set aside.
+"""Removes what a run does not need: checkpoints beyond retention, leftovers of interrupted writes, runs set aside.
 
-Planning changes nothing. Nothing outside of the runs' folders is ever touched: links are removed, not
-followed.
+Planning changes nothing. Files outside the folders of runs are never changed: links are removed, not followed.
 """
 
 import os
@@ -11,15 +10,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fromscratch.errors import DataError, UsageError
-from fromscratch.files import flush_folder, read_json_object
+from fromscratch.errors import UsageError
+from fromscratch.files import flush_folder
 from fromscratch.runs.directory import RunDirectory
-from fromscratch.runs.overview import STATE_FILE, runs_in, size_of, whole
+from fromscratch.runs.overview import runs_in, size_of
 from fromscratch.runs.retention import (
     leftovers_in,
     newest_valid,
-    place_to_return_to,
+    original_path,
     plan_retention,
+    recorded_best,
     recover_leftovers,
     remove_checkpoint,
 )
@@ -30,7 +30,7 @@ CHECKPOINT, LEFTOVER, OLD_RUN = "checkpoint", "leftover", "run set aside"
 
 @dataclass(frozen=True)
 class Removal:
-    """One thing that can go."""
+    """One file or folder that can be removed."""
 
     path: Path
     kind: str
@@ -39,75 +39,74 @@ class Removal:
 
 
 def refuse_if_trained(run: RunDirectory) -> None:
-    """Raises UsageError where somebody trains the run."""
+    """Raises UsageError if a process trains the run."""
     if holder := run.holder():
         raise UsageError(f"run {run.path}: is being trained by {holder}; nothing was removed, stop it first")
 
 
 def plan_cleaning(run: RunDirectory, *, keep: int, set_aside: bool = False) -> list[Removal]:
-    """What could go of one run.
+    """Lists what can be removed from one run.
 
     Args:
-        keep: newest valid checkpoints to keep, beside the best one.
-        set_aside: whether the runs that ``--fresh`` set aside may go whole.
+        keep: number of newest valid checkpoints to keep, besides the best one.
+        set_aside: whether to remove the runs that ``--fresh`` set aside.
 
     Raises:
-        UsageError: its checkpoints lie elsewhere, or a run set aside is being trained.
+        UsageError: the folder of checkpoints is a link, or a run set aside is being trained.
         NewerFormatError: a later version of this software wrote the checkpoints.
     """
     if run.checkpoints.is_symlink():
-        raise UsageError(f"{run.checkpoints}: is a link to {run.checkpoints.resolve()}; what lies there is not removed")
+        raise UsageError(f"{run.checkpoints}: is a link to {run.checkpoints.resolve()}; nothing there is removed")
     left = [path for folder in _folders_of(run) for path in leftovers_in(folder)]
-    found = [_removal(path, LEFTOVER, "left by an interrupted write") for path in left if not place_to_return_to(path)]
-    plan = plan_retention(run.checkpoints, keep=keep, best_step=_best_step(run))
-    found += [_removal(path, CHECKPOINT, _why(path, plan.damaged, keep)) for path in plan.removed]
+    found = [_removal(path, LEFTOVER, "left by an interrupted write") for path in left if not original_path(path)]
+    newest, _ = newest_valid(run.checkpoints)
+    plan = plan_retention(run.checkpoints, keep=keep, best_step=recorded_best(newest)[1] if newest else None)
+    too_old = f"older than the newest {keep} and not the best"
+    found += [_removal(p, CHECKPOINT, "half deleted" if p in plan.damaged else too_old) for p in plan.removed]
     return found + (list(_runs_set_aside(run)) if set_aside else [])
 
 
 def clean(run: RunDirectory, *, keep: int, set_aside: bool = False) -> tuple[list[Removal], list[Path]]:
-    """Removes what ``plan_cleaning`` finds, under the run's lock.
+    """Removes what ``plan_cleaning`` lists, holding the run's lock.
 
     Returns:
-        What was removed, and the checkpoints that were put back because only their replacement was half written.
+        What was removed, and the checkpoints that were restored because their replacement was never completed.
 
     Raises:
-        UsageError: somebody trains the run.
+        UsageError: a process trains the run.
     """
     refuse_if_trained(run)
     with run.locked():
         removals = plan_cleaning(run, keep=keep, set_aside=set_aside)
-        put_back = [path for folder in _folders_of(run) for path in recover_leftovers(folder)]
+        restored = [path for folder in _folders_of(run) for path in recover_leftovers(folder)]
         for removal in removals:
             if removal.kind == CHECKPOINT:
                 remove_checkpoint(removal.path)
             elif removal.kind == OLD_RUN:
                 _remove_run(RunDirectory(removal.path))
-    return [removal for removal in removals if not removal.path.exists()], put_back
+    return [removal for removal in removals if not removal.path.exists()], restored
 
 
-def half_removed_runs(folder: Path) -> list[Removal]:
-    """Runs whose removal was interrupted: they have lost their name already."""
-    found = (path for path in leftovers_in(folder) if SET_ASIDE.fullmatch(path.name.partition(".tmp-")[0]))
-    return [_removal(path, LEFTOVER, "removal of a run, interrupted") for path in found]
-
-
-def remove_half_removed(removals: list[Removal]) -> None:
-    """Ends those removals."""
-    for removal in removals:
-        shutil.rmtree(removal.path, ignore_errors=True)
+def interrupted_removals(folder: Path, *, finish: bool) -> list[Removal]:
+    """Lists the runs whose removal was interrupted after they were renamed; ``finish`` deletes them."""
+    found = [path for path in leftovers_in(folder) if SET_ASIDE.fullmatch(path.name.partition(".tmp-")[0])]
+    removals = [_removal(path, LEFTOVER, "interrupted removal of a run") for path in found]
+    for path in found if finish else ():
+        shutil.rmtree(path, ignore_errors=True)
+    return removals
 
 
 def _remove_run(run: RunDirectory) -> None:
-    """Takes the run's name away first, so that no half of a run is ever taken for one."""
+    """Renames the run before deleting it, so that a half-deleted folder is not read as a run."""
     with run.locked():
-        gone = run.path.with_name(f".{run.name}.tmp-{os.getpid()}")
-        run.path.rename(gone)
-        flush_folder(gone.parent)
-        shutil.rmtree(gone, ignore_errors=True)
+        renamed = run.path.with_name(f".{run.name}.tmp-{os.getpid()}")
+        run.path.rename(renamed)
+        flush_folder(renamed.parent)
+        shutil.rmtree(renamed, ignore_errors=True)
 
 
 def _folders_of(run: RunDirectory) -> list[Path]:
-    """Where training's interrupted writes leave things; a folder that is a link belongs to somebody else."""
+    """Lists the folders in which interrupted writes leave files, without links."""
     inner = (folder for folder in (run.checkpoints, run.charts) if folder.is_dir() and not folder.is_symlink())
     return [run.path, *inner]
 
@@ -122,17 +121,3 @@ def _runs_set_aside(run: RunDirectory) -> Iterator[Removal]:
 
 def _removal(path: Path, kind: str, why: str) -> Removal:
     return Removal(path, kind, why, size_of(path))
-
-
-def _why(path: Path, damaged: dict[Path, str], kept: int) -> str:
-    return "half deleted" if path in damaged else f"older than the newest {kept} and not the best"
-
-
-def _best_step(run: RunDirectory) -> int | None:
-    newest, _ = newest_valid(run.checkpoints)
-    if newest is None:
-        return None
-    try:
-        return whole(read_json_object(newest / STATE_FILE).get("best_step"))
-    except DataError:
-        return None

@@ -1,4 +1,4 @@
-"""One run in detail, and the check of everything it keeps."""
+"""One run in detail, and the check of its checkpoints and tokenizer."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -15,42 +15,39 @@ from fromscratch.runs.retention import BEST, LATEST, checkpoints_in, step_of
 
 
 @dataclass(frozen=True)
-class CheckpointFacts:
-    """A checkpoint as it lies there."""
+class CheckpointInfo:
+    """A checkpoint as it is on the disk."""
 
     name: str
     step: int
     size_bytes: int
     problems: tuple[str, ...]
-    """What is wrong with its files; empty for a whole one."""
+    """One sentence per missing or damaged file; empty if there is none."""
     latest: bool
     best: bool
-
-    @property
-    def valid(self) -> bool:
-        """Whether a resume would take it."""
-        return not self.problems
+    valid: bool
+    """Whether a resume would use it."""
 
 
 @dataclass(frozen=True)
 class Details:
-    """Everything that ``runs show`` says beside the config."""
+    """Everything that ``runs show`` prints except the config."""
 
     overview: Overview
     machine: dict[str, Any]
-    checkpoints: tuple[CheckpointFacts, ...]
+    checkpoints: tuple[CheckpointInfo, ...]
     evaluations: dict[str, dict[str, Any]]
-    """By name; a file that cannot be read has the key ``problem``."""
+    """By name; an unreadable file has the key ``problem``."""
     events: dict[str, int]
-    """How many of each."""
+    """Count of each event."""
     outcomes: dict[str, int]
-    """How many steps on record were normal, clipped, not finite in one way or another, or spikes."""
+    """Count of recorded steps by ``StepOutcome``."""
     clipped: int
     nonfinite: int
 
 
 def details_of(run: RunDirectory) -> Details:
-    """Reads a run's records; of the checkpoints the sizes, not the checksums."""
+    """Reads the records of a run; checks sizes of checkpoint files, not checksums."""
     outcomes: Counter[str] = Counter()
     clipped = nonfinite = 0
     for record in read_records(run.metrics):
@@ -60,7 +57,7 @@ def details_of(run: RunDirectory) -> Details:
     return Details(
         overview=overview(run),
         machine=_object_in(run.machine),
-        checkpoints=tuple(checkpoint_facts(run, checksums=False)),
+        checkpoints=tuple(list_checkpoints(run, checksums=False)),
         evaluations={path.stem: _object_in(path) for path in sorted(run.evaluations.glob("*.json"))},
         events=dict(Counter(str(record.get("event")) for record in read_records(run.events))),
         outcomes=dict(outcomes),
@@ -69,32 +66,34 @@ def details_of(run: RunDirectory) -> Details:
     )
 
 
-def checkpoint_facts(run: RunDirectory, *, checksums: bool) -> Iterator[CheckpointFacts]:
-    """Every checkpoint, oldest first; with ``checksums`` every byte is read."""
+def list_checkpoints(run: RunDirectory, *, checksums: bool) -> Iterator[CheckpointInfo]:
+    """Yields every checkpoint, oldest first; ``checksums`` reads every byte."""
     links = {name: (run.checkpoints / name).resolve() for name in (LATEST, BEST)}
     for path in checkpoints_in(run.checkpoints):
-        yield CheckpointFacts(
+        problems = tuple(_folder_problems(path, checksums=checksums))
+        yield CheckpointInfo(
             name=path.name,
             step=step_of(path),
             size_bytes=size_of(path),
-            problems=tuple(folder_problems(path, checksums=checksums)),
+            problems=problems,
             latest=path.resolve() == links[LATEST],
             best=path.resolve() == links[BEST],
+            valid=not problems,
         )
 
 
 def other_problems(run: RunDirectory) -> list[str]:
-    """What is wrong with the run's tokenizer, which is sealed as checkpoints are."""
-    return list(folder_problems(run.tokenizer, checksums=True)) if run.tokenizer.is_dir() else []
+    """Checks the tokenizer, a sealed folder like a checkpoint; one sentence per problem."""
+    return list(_folder_problems(run.tokenizer, checksums=True)) if run.tokenizer.is_dir() else []
 
 
-def folder_problems(folder: Path, *, checksums: bool) -> Iterator[str]:
-    """What is wrong with a sealed folder, its manifest included."""
+def _folder_problems(folder: Path, *, checksums: bool) -> Iterator[str]:
+    """Checks a sealed folder and its manifest."""
     try:
         yield from problems_of(folder, checksums=checksums)
     except DataError as error:
         half_deleted = not (folder / MANIFEST).exists()
-        yield f"{folder}: has no {MANIFEST}, so it is not whole" if half_deleted else str(error)
+        yield f"{folder}: has no {MANIFEST}, so it is incomplete" if half_deleted else str(error)
 
 
 def _object_in(path: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A run directory: its name, its paths, its records, and the lock that keeps two trainers apart."""
+"""A run directory: its name, paths, records and status, and the lock that admits one training process."""
 
 import fcntl
 import os
@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -14,14 +15,27 @@ import tomli_w
 
 from fromscratch.errors import DataError, UsageError
 from fromscratch.files import read_json_object, to_strict_json, write_atomically
-from fromscratch.runs.records import RecordWriter, read_records
+from fromscratch.runs.records import RecordWriter, read_records, to_count, to_float
+from fromscratch.runs.states import RunState
 
 LOCK_ATTEMPTS, LOCK_WAIT_SECONDS = 4, 0.05
 NAME_RULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
+@dataclass(frozen=True)
+class RunStatus:
+    """The content of ``status.json``; a number is None if the file holds no valid one."""
+
+    state: RunState
+    step: int | None
+    num_steps: int | None
+    reason: str = ""
+    pid: int | None = None
+    """Process that wrote the file."""
+
+
 class RunDirectory:
-    """``runs/<name>/`` and what is in it. Creating the object touches nothing on disk."""
+    """Paths and files of ``runs/<name>/``. Creating the object does not touch the disk."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -42,15 +56,11 @@ class RunDirectory:
         return self.path.name
 
     def exists(self) -> bool:
-        """Whether a run was begun here."""
+        """Whether the folder holds a run."""
         return self.config.is_file()
 
     def create(self) -> None:
-        """Makes the folder and proves that it can be written.
-
-        Raises:
-            UsageError: it cannot be created or written.
-        """
+        """Creates the folder and checks that it is writable. Raises UsageError if it is not."""
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             probe = self.path / f".probe-{os.getpid()}"
@@ -64,38 +74,46 @@ class RunDirectory:
         write_atomically(self.config, tomli_w.dumps(plain))
 
     def write_status(self, state: str, *, step: int, num_steps: int, reason: str = "") -> None:
-        """``state`` is one of running, done, stopped, failed, diverged."""
-        facts = {"state": state, "step": step, "num_steps": num_steps, "reason": reason, "pid": os.getpid()}
-        write_atomically(self.status, to_strict_json(facts, indent=1))
+        """Replaces the status; ``state`` is a ``RunState`` or its value."""
+        status = RunStatus(RunState(state), step, num_steps, reason, os.getpid())
+        write_atomically(self.status, to_strict_json(asdict(status), indent=1))
 
-    def read_status(self) -> dict[str, Any]:
-        """The last status written. Raises DataError where there is none."""
-        return read_json_object(self.status)
+    def read_status(self) -> RunStatus:
+        """Reads the status: a file without a state means running. Raises DataError if there is no JSON object."""
+        values = read_json_object(self.status)
+        state = values.get("state", RunState.RUNNING)
+        return RunStatus(
+            state=RunState(state) if state in tuple(RunState) else RunState.UNKNOWN,
+            step=to_count(values.get("step")),
+            num_steps=to_count(values.get("num_steps")),
+            reason=str(values.get("reason") or ""),
+            pid=to_count(values.get("pid")),
+        )
 
     def write_machine(self, facts: dict[str, Any]) -> None:
-        """Records what the run runs on."""
+        """Records the hardware, the software versions and the choices made for this machine."""
         write_atomically(self.machine, to_strict_json(facts, indent=1))
 
     def update_machine(self, **facts: Any) -> None:
-        """Changes some of what is recorded of the machine: a resume makes the choices that stand there."""
+        """Changes some values of ``machine.json``; a resume makes the choices recorded there."""
         self.write_machine({**(read_json_object(self.machine) if self.machine.is_file() else {}), **facts})
 
     def log_event(self, event: str, **facts: Any) -> None:
-        """Appends one event, on the disk at once."""
+        """Appends an ``Event`` and waits until it is on the disk."""
         with RecordWriter(self.events) as writer:
             writer.write({"event": event, **facts})
 
     def forget_after(self, step: int) -> None:
-        """Drops the records of steps that a resumed run will do again."""
-        kept = [record for record in read_records(self.metrics) if not _is_after(record, step)]
+        """Drops the metrics of later steps, which a resumed run repeats; keeps lines without a step."""
+        kept = [record for record in read_records(self.metrics) if (to_float(record.get("step")) or 0) <= step]
         write_atomically(self.metrics, "".join(to_strict_json(record) + "\n" for record in kept))
 
     @contextmanager
     def locked(self) -> Iterator[bool]:
-        """Holds the run for this process; yields whether a dead trainer's lock was taken over.
+        """Locks the run for this process; yields whether the last holder died without unlocking it.
 
         Raises:
-            UsageError: another live process is training here.
+            UsageError: another process is training the run.
         """
         with self.lock.open("a+") as file:
             holder = self._take_lock(file)
@@ -107,23 +125,21 @@ class RunDirectory:
                 file.truncate(0)
 
     def holder(self) -> str:
-        """Who is training here now; nothing where nobody is. Changes nothing on the disk."""
+        """Names the process that is training the run; empty if there is none. Writes nothing."""
         try:
             with self.lock.open(encoding="utf-8", errors="replace") as file:
-                named = _content(file)
-                if not named:
-                    return ""
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # let go of when the file is closed
+                if named := _content(file):
+                    fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # released when the file is closed
         except BlockingIOError:
             return named
-        except OSError:  # no lock file, or a disk without locks: nobody can be told
-            return ""
+        except OSError:
+            pass  # no lock file, or a disk without locks
         return ""
 
     def _take_lock(self, file: TextIO) -> str:
-        """Locks the file, empties it, and returns the dead holder it named, if any."""
+        """Locks and empties the file; returns the holder that it named, which has died, or nothing."""
         try:
-            _lock_soon(file)
+            _lock_with_retries(file)
         except BlockingIOError:
             holder = _content(file) or "another process"
             raise UsageError(
@@ -137,8 +153,8 @@ class RunDirectory:
         return holder
 
 
-def _lock_soon(file: TextIO) -> None:
-    """Locks for writing; whoever only looks whether a run is being trained lets go within an instant."""
+def _lock_with_retries(file: TextIO) -> None:
+    """Locks for writing; retries, because ``holder`` takes a shared lock for an instant."""
     for _ in range(LOCK_ATTEMPTS - 1):
         try:
             return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -152,14 +168,8 @@ def _content(file: TextIO) -> str:
     return file.read().strip()
 
 
-def _is_after(record: dict[str, Any], step: int) -> bool:
-    """Whether a record tells of a later step; one whose step is no number tells of none."""
-    found = record.get("step")
-    return isinstance(found, int | float) and found > step
-
-
 def check_run_name(name: str) -> str:
-    """The name, if it can be a folder's on every system. Raises UsageError."""
+    """Returns the name if every system allows it for a folder. Raises UsageError."""
     if not NAME_RULE.fullmatch(name):
         raise UsageError(
             f"run name {name[:120]!r}: must be 1 to 100 letters, digits, dots, dashes or underscores, "
@@ -169,7 +179,7 @@ def check_run_name(name: str) -> str:
 
 
 def find_run(path: Path) -> RunDirectory:
-    """An existing run. Raises DataError when the folder is none."""
+    """Opens an existing run. Raises DataError if the folder holds none."""
     run = RunDirectory(path)
     if not run.exists():
         raise DataError(f"{path}: not a run directory (it has no run.toml)")

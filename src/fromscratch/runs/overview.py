@@ -1,52 +1,45 @@
-"""What runs there are, and how each of them stands. Looking changes nothing, whatever state a run is in."""
+"""The runs of a folder and the state of each. Reads only; a damaged file never raises an error."""
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from fromscratch.errors import DataError, UsageError
-from fromscratch.files import read_json_object
-from fromscratch.runs.directory import RunDirectory
-from fromscratch.runs.records import last_record, read_records
-from fromscratch.runs.retention import checkpoints_in
-
-RUNNING, INTERRUPTED, UNKNOWN = "running", "interrupted", "unknown"
-ENDED = ("done", "stopped", "failed", "diverged")
-STATE_FILE = "state.json"
+from fromscratch.runs.directory import RunDirectory, RunStatus
+from fromscratch.runs.records import last_record, read_records, to_count, to_float
+from fromscratch.runs.retention import checkpoints_in, recorded_best
+from fromscratch.runs.states import ENDED, Event, RunState
 
 
 @dataclass(frozen=True)
 class Overview:
-    """How a run stands; None is unknown."""
+    """The key figures of a run; None means unknown."""
 
     name: str
     path: str
-    state: str
-    """``running``, ``done``, ``stopped``, ``failed``, ``diverged``; ``interrupted`` where nobody trains a run that
-    never ended; ``unknown`` where its status cannot be read."""
+    state: RunState
     reason: str
-    """Why it ended, or who trains it."""
+    """Why the run ended, or which process trains it."""
     step: int | None
     num_steps: int | None
     progress: float | None
-    """Share of the steps that are done, from 0 to 1."""
+    """Completed share of the steps, from 0 to 1."""
     loss: float | None
     """Training loss of the last step on record."""
     best_loss: float | None
-    """Of the best checkpoint; where no checkpoint says, the lowest held-out loss on record."""
+    """Loss of the best checkpoint; if no checkpoint records it, the lowest held-out loss in the events."""
     best_step: int | None
     checkpoints: int
     size_bytes: int
     began_at: str | None
-    """Instants are ISO 8601, UTC."""
+    """ISO 8601 in UTC, as all instants."""
     updated_at: str | None
 
 
 def runs_in(folder: Path) -> list[RunDirectory]:
-    """The runs of a folder by name. Raises UsageError where it is none or cannot be read."""
+    """Lists the runs of a folder by name. Raises UsageError if the folder does not exist or cannot be read."""
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder of runs; train something, or give another --runs-dir")
     try:
@@ -56,115 +49,83 @@ def runs_in(folder: Path) -> list[RunDirectory]:
     return [run for path in paths if not path.name.startswith(".") and (run := RunDirectory(path)).exists()]
 
 
-def named_run(word: str, runs_dir: Path) -> RunDirectory:
-    """The run that a word names: a path, or a name in ``runs_dir``. Raises UsageError where there is none."""
+def resolve_run(run: str, runs_dir: Path) -> RunDirectory:
+    """Finds a run by its path, or by its name in ``runs_dir``. Raises UsageError if there is none."""
     try:
-        for path in (Path(word).expanduser(), runs_dir / word):
-            if word and RunDirectory(path).exists():
+        for path in (Path(run).expanduser(), runs_dir / run):
+            if run and RunDirectory(path).exists():
                 return RunDirectory(path)
     except (OSError, ValueError, RuntimeError):
-        pass  # no file can have such a name
-    raise UsageError(f"run {word[:120]!r}: no such run, here or in {runs_dir}; 'fromscratch runs list' names them")
+        pass  # not a valid file name
+    raise UsageError(f"run {run[:120]!r}: no such run, here or in {runs_dir}; 'fromscratch runs list' lists them")
 
 
 def overview(run: RunDirectory) -> Overview:
-    """How a run stands, from its files and its lock."""
-    state, reason, status = state_of(run)
-    last = last_record(run.metrics)
-    step, num_steps = whole(status.get("step")), whole(status.get("num_steps"))
-    if state not in ENDED:  # the status is as old as the last checkpoint
-        step = max((s for s in (step, whole(last.get("step"))) if s is not None), default=None)
-    best_loss, best_step = best_of(run)
-    instants = [modified_at(path) for path in (run.status, run.metrics, run.events)]
+    """Reads the key figures of a run from its files and its lock."""
+    status, last = observed_status(run), last_record(run.metrics)
+    step, num_steps = status.step, status.num_steps
+    if status.state not in ENDED:  # the status is as old as the last checkpoint
+        step = max((s for s in (step, to_count(last.get("step"))) if s is not None), default=None)
+    best_loss, best_step = _best_of(run)
     return Overview(
         name=run.name,
         path=str(run.path),
-        state=state,
-        reason=reason,
+        state=status.state,
+        reason=status.reason,
         step=step,
         num_steps=num_steps,
         progress=min(1.0, step / num_steps) if step is not None and num_steps else None,
-        loss=number(last.get("loss")),
+        loss=to_float(last.get("loss")),
         best_loss=best_loss,
         best_step=best_step,
         checkpoints=len(checkpoints_in(run.checkpoints)),
         size_bytes=size_of(run.path.resolve()),
-        began_at=instant(modified_at(run.config)),
-        updated_at=instant(max((at for at in instants if at is not None), default=None)),
+        began_at=_written_at(run.config),
+        updated_at=_written_at(run.status, run.metrics, run.events),
     )
 
 
-def state_of(run: RunDirectory) -> tuple[str, str, dict[str, Any]]:
-    """The state, its reason, and the status on the disk; the lock, not the status, says who trains."""
+def observed_status(run: RunDirectory) -> RunStatus:
+    """Reads the status and corrects its state: only the lock says whether a process trains the run."""
     try:
-        status = read_json_object(run.status) if run.status.exists() else {}
+        status = run.read_status() if run.status.exists() else RunStatus(RunState.RUNNING, None, None)
     except DataError as error:
-        return UNKNOWN, str(error), {}
+        return RunStatus(RunState.UNKNOWN, None, None, str(error))
     if holder := run.holder():
-        return RUNNING, f"trained by {holder}", status
-    state = status.get("state", RUNNING)
-    if state == RUNNING:
-        return INTERRUPTED, "nobody trains it, and it did not end by itself; the same command goes on", status
-    if state not in ENDED:
-        return UNKNOWN, f"{run.status}: no state that is known here", status
-    return state, str(status.get("reason") or ""), status
+        return replace(status, state=RunState.RUNNING, reason=f"trained by {holder}")
+    if status.state == RunState.RUNNING:
+        return replace(status, state=RunState.INTERRUPTED, reason="its process was killed; the same command resumes it")
+    if status.state not in ENDED:
+        return replace(status, state=RunState.UNKNOWN, reason=f"{run.status}: unknown state")
+    return status
 
 
-def best_of(run: RunDirectory) -> tuple[float | None, int | None]:
-    """Loss and step of the best checkpoint, as the newest one knows it, or of the lowest evaluation on record."""
+def _best_of(run: RunDirectory) -> tuple[float | None, int | None]:
+    """Finds loss and step of the best checkpoint in the newest one, else in the lowest evaluation."""
     for checkpoint in reversed(checkpoints_in(run.checkpoints)):
-        try:
-            state = read_json_object(checkpoint / STATE_FILE)
-        except DataError:
-            continue
-        if (loss := number(state.get("best_loss"))) is not None:
-            return loss, whole(state.get("best_step"))
-    evaluations = (record for record in read_records(run.events) if record.get("event") == "evaluation")
-    losses = ((number(record.get("loss")), whole(record.get("step"))) for record in evaluations)
+        loss, step = recorded_best(checkpoint)
+        if loss is not None:
+            return loss, step
+    evaluations = (record for record in read_records(run.events) if record.get("event") == Event.EVALUATION)
+    losses = ((to_float(record.get("loss")), to_count(record.get("step"))) for record in evaluations)
     return min(((loss, step) for loss, step in losses if loss is not None), default=(None, None), key=lambda x: x[0])
 
 
 def size_of(path: Path) -> int:
-    """Bytes of a file, or of all files below a folder; links count as themselves and are not followed."""
+    """Returns the bytes of a file, or of all files below a folder, without following links."""
+    size, files = 0, [path]
+    if path.is_dir() and not path.is_symlink():
+        files = [Path(parent, name) for parent, _, names in os.walk(path) for name in names]
+    for file in files:
+        with suppress(OSError):  # the run has just deleted it
+            size += file.lstat().st_size
+    return size
+
+
+def _written_at(*paths: Path) -> str | None:
+    """Returns the latest time of a write to the files, as ISO 8601 in UTC; None if it is unknown."""
     try:
-        return sum(_sizes_below(path)) if path.is_dir() and not path.is_symlink() else path.lstat().st_size
-    except OSError:
-        return 0
-
-
-def _sizes_below(folder: Path) -> Iterator[int]:
-    for parent, _, files in os.walk(folder):  # follows no links
-        for name in files:
-            try:
-                yield Path(parent, name).lstat().st_size
-            except OSError:  # deleted by the run meanwhile
-                continue
-
-
-def whole(value: Any) -> int | None:
-    """The whole number, if it is one that a step can be."""
-    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63 else None
-
-
-def number(value: Any) -> float | None:
-    """The number as a float, if it is one."""
-    try:
-        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-    except OverflowError:
-        return None
-
-
-def modified_at(path: Path) -> float | None:
-    """When a file was last written, in seconds since 1970."""
-    try:
-        return path.stat().st_mtime
-    except OSError:
-        return None
-
-
-def instant(seconds: float | None) -> str | None:
-    """ISO 8601 in UTC, to the second."""
-    try:
-        return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
-    except (ValueError, OverflowError, OSError):
+        seconds = max(path.stat().st_mtime for path in paths if path.exists())
+        return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
+    except (ValueError, OverflowError, OSError):  # no file, or a year after 9999
         return None

@@ -1,4 +1,4 @@
-"""Records in ``.jsonl`` files: one strict-JSON object a line, appended; half lines are never read."""
+"""Records in ``.jsonl`` files: one strict-JSON object per line, appended. Readers skip incomplete lines."""
 
 import json
 import os
@@ -7,23 +7,24 @@ import threading
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from fromscratch.files import to_strict_json
+from fromscratch.runs.states import StepOutcome
 
-OUTCOME, NORMAL = b'"outcome": "', b'"outcome": "normal"'
-LONGEST_OUTCOME = 40
+OUTCOME = b'"outcome": "'
+NORMAL = OUTCOME + StepOutcome.NORMAL.encode() + b'"'
+MAX_OUTCOME_BYTES = 40
 STEP = re.compile(rb'"step": (\d{1,15})\b')
 BLOCK_BYTES = 1 << 18
-TAIL_BYTES = 1 << 16  # a hundred records or more
+TAIL_BYTES = 1 << 16  # at least a hundred records
 
 
 class RecordWriter:
-    """Appends records to a file; ``flush`` puts them on the disk.
+    """Appends records to a file; ``flush`` waits until they are on the disk.
 
-    What the disk does not take (it is full) is kept and written with the next record. One thread may
-    write while another flushes.
+    A record that cannot be written (the disk is full) is kept and written with the next one. One thread
+    may write while another flushes.
     """
 
     def __init__(self, path: Path) -> None:
@@ -33,14 +34,14 @@ class RecordWriter:
         self._lock = threading.Lock()
 
     def write(self, record: dict[str, Any]) -> None:
-        """Adds one line; it can be read by others at once, where the disk takes it."""
+        """Appends one line; other processes can read it at once."""
         with self._lock:
             self._pending += to_strict_json(record).encode() + b"\n"
         with suppress(OSError):
             self._drain()
 
     def flush(self) -> None:
-        """Waits until every line is on the disk. Raises OSError where it does not take them."""
+        """Waits until every line is on the disk. Raises OSError if a line cannot be written."""
         self._drain()
         os.fsync(self._file.fileno())
 
@@ -50,7 +51,7 @@ class RecordWriter:
                 self._pending = self._pending[self._file.write(self._pending) :]
 
     def close(self) -> None:
-        """Flushes and closes. Raises OSError where not everything could be written."""
+        """Flushes and closes. Raises OSError if a line cannot be written."""
         try:
             self.flush()
         finally:
@@ -59,21 +60,19 @@ class RecordWriter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
-    """The records of a file, in order; lines that are no JSON object (a crash's last half) are skipped."""
+    """Yields the records of a file in order; skips lines that are not a JSON object, as a crash may leave."""
     for line in _lines(path):
         if (record := _record_in(line)) is not None:
             yield record
 
 
 def last_record(path: Path) -> dict[str, Any]:
-    """The last record, found from the end, however long the file is; empty where there is none near it."""
+    """Returns the last record, reading only the end of the file; an empty one if there is none."""
     if not path.is_file():
         return {}
     try:
@@ -86,17 +85,17 @@ def last_record(path: Path) -> dict[str, Any]:
     return next((record for line in reversed(lines) if (record := _record_in(line)) is not None), {})
 
 
-def read_thinned(path: Path, most: int) -> list[dict[str, Any]]:
-    """At most about ``2 * most`` records: evenly taken, the last one, and those that hold a null.
+def read_thinned(path: Path, max_records: int) -> list[dict[str, Any]]:
+    """Returns about ``2 * max_records`` records at most: every n-th, the last, and those that hold a null.
 
-    Nulls are what was not finite. Lines not taken are not parsed, so a million take about a second.
+    A null stands for a value that was not finite. Other lines are not parsed: a million take about a second.
     """
     num_lines, num_nulls = 0, 0
     for block in _blocks(path):
         num_lines += block.count(b"\n") + (not block.endswith(b"\n"))
         if b"null" in block:
             num_nulls += sum(b"null" in line for line in block.split(b"\n"))
-    stride, null_stride = max(1, num_lines // most), max(1, num_nulls // most)
+    stride, null_stride = max(1, num_lines // max_records), max(1, num_nulls // max_records)
     if num_nulls == 0:
         return [record for line in _every(stride, _blocks(path)) if (record := _record_in(line)) is not None]
     taken, nulls_seen = [], 0
@@ -109,7 +108,7 @@ def read_thinned(path: Path, most: int) -> list[dict[str, Any]]:
 
 
 def read_outcomes(path: Path) -> dict[str, list[int]]:
-    """The steps of a metrics file by their outcome, without those that were normal. Lines are not parsed."""
+    """Returns the steps of each outcome but normal in a metrics file, without parsing the lines."""
     found: dict[str, list[int]] = {}
     unusual = (block for block in _blocks(path) if block.count(OUTCOME) != block.count(NORMAL))
     for line in (line for block in unusual for line in block.split(b"\n")):
@@ -117,7 +116,7 @@ def read_outcomes(path: Path) -> dict[str, list[int]]:
         if begin < 0 or line.startswith(NORMAL, begin):
             continue
         outcome, step = line[begin + len(OUTCOME) :].partition(b'"')[0], STEP.search(line)
-        if step is not None and len(outcome) <= LONGEST_OUTCOME:
+        if step is not None and len(outcome) <= MAX_OUTCOME_BYTES:
             found.setdefault(outcome.decode(errors="replace"), []).append(int(step[1]))
     return found
 
@@ -129,7 +128,7 @@ def _lines(path: Path) -> Iterator[bytes]:
 
 
 def _blocks(path: Path) -> Iterator[bytes]:
-    """The same lines, many at a time: what most lines are not need not be asked of each."""
+    """Yields many lines at a time: searching a block is faster than searching each line."""
     if path.is_file():
         with path.open("rb") as file:
             while block := file.read(BLOCK_BYTES) + file.readline():
@@ -137,7 +136,7 @@ def _blocks(path: Path) -> Iterator[bytes]:
 
 
 def _every(stride: int, blocks: Iterator[bytes]) -> Iterator[bytes]:
-    """The first line of every ``stride``, and the last line."""
+    """Yields every ``stride``-th line, and the last one."""
     passed, last = 0, b""
     for block in blocks:
         lines = block.removesuffix(b"\n").split(b"\n")
@@ -150,7 +149,7 @@ def _every(stride: int, blocks: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _record_in(line: bytes) -> dict[str, Any] | None:
-    """The JSON object in a line, or None; NaN and Infinity, which are no JSON, become null."""
+    """Parses a line; None if it is not a JSON object. NaN and Infinity, which JSON lacks, become None."""
     try:
         record = json.loads(line, parse_constant=lambda _: None)
     except (ValueError, RecursionError):
@@ -159,10 +158,23 @@ def _record_in(line: bytes) -> dict[str, Any] | None:
 
 
 def _end_last_line(path: Path) -> None:
-    """Closes the half line that a crash may have left, so that the next record begins its own."""
+    """Ends an incomplete line that a crash left, so that the next record begins on a new one."""
     if not path.is_file() or path.stat().st_size == 0:
         return
     with path.open("rb+") as file:
         file.seek(-1, os.SEEK_END)
         if file.read(1) != b"\n":
             file.write(b"\n")
+
+
+def to_count(value: Any) -> int | None:
+    """Returns the value if it is an integer from 0 to 2**63 - 1, as steps are; else None."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63 else None
+
+
+def to_float(value: Any) -> float | None:
+    """Returns the value as a float if it is a number; else None."""
+    try:
+        return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    except OverflowError:
+        return None

@@ -1,7 +1,7 @@
-"""Which checkpoints a run has, which of them are whole, and which may go. Asking changes nothing.
+"""Lists, verifies and removes a run's checkpoints.
 
-A checkpoint is a sealed folder ``step-N``; its manifest says whether it is whole. ``latest`` and
-``best`` are links for people: whoever needs a checkpoint looks for the newest folder that verifies.
+A checkpoint is a sealed folder ``step-N``; it is valid if its manifest verifies. The links ``latest`` and
+``best`` are for people: programs search for the newest folder that verifies.
 """
 
 import re
@@ -11,43 +11,54 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fromscratch.errors import DataError
-from fromscratch.files import MANIFEST, NewerFormatError, flush_folder, point_link, verify_folder
+from fromscratch.files import MANIFEST, NewerFormatError, flush_folder, point_link, read_json_object, verify_folder
+from fromscratch.runs.records import to_count, to_float
 
 LATEST, BEST = "latest", "best"
+STATE_FILE = "state.json"
 FOLDER_NAME = re.compile(r"step-(\d{8})")
 LEFTOVER_NAME = re.compile(r"\.(?P<name>.+?)(?P<old>\.old)?\.tmp-\d+|\.probe-\d+")
 
 
 @dataclass(frozen=True)
 class RetentionPlan:
-    """What would become of a run's checkpoints, oldest first."""
+    """The checkpoints to keep and those to remove, oldest first."""
 
     kept: tuple[Path, ...]
     removed: tuple[Path, ...]
     damaged: dict[Path, str]
-    """Those that do not verify, kept or removed, and why."""
+    """Checkpoints that do not verify, kept or removed, with the reason."""
 
 
 def checkpoint_name(step: int) -> str:
-    """The folder's name; names sort as steps do."""
+    """Returns the folder name; names sort in the order of steps."""
     return f"step-{step:08}"
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step in a checkpoint folder's name."""
+    """Reads the step from the name of a checkpoint folder."""
     return int(checkpoint.name.removeprefix("step-"))
 
 
 def checkpoints_in(folder: Path) -> list[Path]:
-    """Checkpoint folders by step, oldest first; links and leftovers are not among them."""
+    """Lists the checkpoint folders by step, without links and leftovers."""
     found = (p for p in folder.glob("step-*") if FOLDER_NAME.fullmatch(p.name) and p.is_dir() and not p.is_symlink())
     return sorted(found, key=lambda path: path.name)
 
 
-def damage_of(checkpoint: Path, *, checksums: bool = True) -> str:
-    """Why a checkpoint is not whole; nothing where it is. Raises NewerFormatError."""
+def recorded_best(checkpoint: Path) -> tuple[float | None, int | None]:
+    """Reads the loss and the step of the best checkpoint so far, as far as this checkpoint records them."""
     try:
-        verify_folder(checkpoint, checksums=checksums)
+        state = read_json_object(checkpoint / STATE_FILE)
+    except DataError:
+        return None, None
+    return to_float(state.get("best_loss")), to_count(state.get("best_step"))
+
+
+def damage_of(checkpoint: Path) -> str:
+    """Says why a checkpoint is not valid; empty if it is. Raises NewerFormatError."""
+    try:
+        verify_folder(checkpoint)
     except NewerFormatError:
         raise
     except DataError as error:
@@ -56,7 +67,7 @@ def damage_of(checkpoint: Path, *, checksums: bool = True) -> str:
 
 
 def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint that verifies, and why newer ones were passed over. Raises NewerFormatError."""
+    """Finds the newest checkpoint that verifies, and why newer ones do not. Raises NewerFormatError."""
     skipped = []
     for path in reversed(checkpoints_in(folder)):
         if damage := damage_of(path):
@@ -67,14 +78,13 @@ def newest_valid(folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def plan_retention(folder: Path, *, keep: int, best_step: int | None, trusted: Iterable[Path] = ()) -> RetentionPlan:
-    """Keeps the newest ``keep`` valid checkpoints and the best; what is older may go.
+    """Keeps the newest ``keep`` valid checkpoints and the best; removes older ones.
 
-    Everything kept in its own right has been read and verified, so the last good checkpoint stays
-    whatever happened to newer ones. Folders without a manifest (half deleted) may go too. While
-    nothing is valid, nothing goes.
+    The newest ones are verified first, so damaged ones never push out the last valid one. Folders without
+    a manifest (half deleted) are removed too. If no checkpoint is valid, none is removed.
 
     Args:
-        trusted: checkpoints that were sealed a moment ago; they are not read again.
+        trusted: checkpoints that were just written; they are not read again.
     """
     trusted = set(trusted)
     valid: list[Path] = []
@@ -102,37 +112,36 @@ def plan_retention(folder: Path, *, keep: int, best_step: int | None, trusted: I
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Deletes a checkpoint; it becomes invalid before anything else of it goes."""
+    """Deletes a checkpoint; the manifest first, so that a half-deleted one is invalid."""
     (path / MANIFEST).unlink(missing_ok=True)
     flush_folder(path)
     shutil.rmtree(path, ignore_errors=True)
 
 
 def leftovers_in(folder: Path) -> list[Path]:
-    """What interrupted writes left in a folder: temporary files, folders and links."""
+    """Lists the temporary files, folders and links that interrupted writes left in a folder."""
     return sorted(path for path in folder.glob(".*") if LEFTOVER_NAME.fullmatch(path.name))
 
 
-def place_to_return_to(leftover: Path) -> Path | None:
-    """Where a checkpoint belongs that stepped aside for a new one which never arrived; None for other leftovers."""
+def original_path(leftover: Path) -> Path | None:
+    """Where to restore a checkpoint that was renamed for a replacement never completed; None for other leftovers."""
     match = LEFTOVER_NAME.fullmatch(leftover.name)
     if not match or not match["old"]:
         return None
-    place = leftover.with_name(match["name"])
-    return place if not place.exists() and not damage_of(leftover) else None
+    original = leftover.with_name(match["name"])
+    return original if not original.exists() and not damage_of(leftover) else None
 
 
 def recover_leftovers(folder: Path) -> list[Path]:
-    """Deletes what interrupted saves left behind, and returns the checkpoints that were put back.
+    """Deletes what interrupted saves left behind; returns the checkpoints that it restored.
 
-    A checkpoint that had stepped aside for a new one of the same step returns to its place when the
-    new one never arrived.
+    A save renames an older checkpoint of the same step. It is restored if the new one was never completed.
     """
     recovered = []
     for path in leftovers_in(folder):
-        if place := place_to_return_to(path):
-            path.rename(place)
-            recovered.append(place)
+        if original := original_path(path):
+            path.rename(original)
+            recovered.append(original)
         elif path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -141,19 +150,19 @@ def recover_leftovers(folder: Path) -> list[Path]:
     return recovered
 
 
-def odd_links(folder: Path) -> list[str]:
-    """Why ``latest`` or ``best`` lead to no checkpoint beside them; nothing depends on them, so they are only told."""
+def wrong_links(folder: Path) -> list[str]:
+    """Describes each of ``latest`` and ``best`` that points to no checkpoint of the folder."""
     names = {path.name for path in checkpoints_in(folder)}
     links = (folder / name for name in (LATEST, BEST))
     return [
-        f"{link}: leads to {link.readlink()}, which is no checkpoint of this run"
+        f"{link}: points to {link.readlink()}, which is not a checkpoint of this run"
         for link in links
         if link.is_symlink() and str(link.readlink()) not in names
     ]
 
 
-def mend_links(folder: Path, *, latest: Path, best_step: int | None) -> None:
-    """Makes ``latest`` and ``best`` lead where they should; without its checkpoint, ``best`` goes."""
+def repair_links(folder: Path, *, latest: Path, best_step: int | None) -> None:
+    """Points ``latest`` and ``best`` to their checkpoints; removes ``best`` if its checkpoint is gone."""
     point_link(folder / LATEST, latest.name)
     best = folder / checkpoint_name(best_step or 0)
     if best_step is not None and best.is_dir():

@@ -1,10 +1,10 @@
-"""The words that run records use: states of a run, events, outcomes of a step. Files store the values."""
+"""States of a run, events, and outcomes of a step; the files of a run hold these values."""
 
 from enum import StrEnum
 
 
 class RunState(StrEnum):
-    """The state of a run. ``status.json`` never holds the last two; only a reader can tell them."""
+    """The state of a run; the last two are never written, only found by a reader."""
 
     RUNNING = "running"
     DONE = "done"
@@ -12,23 +12,23 @@ class RunState(StrEnum):
     FAILED = "failed"
     DIVERGED = "diverged"
     INTERRUPTED = "interrupted"
-    """The status says running, but no process holds the lock: the process was killed."""
+    """``status.json`` says running, but no process holds the lock: the process was killed."""
     UNKNOWN = "unknown"
-    """The status cannot be read."""
+    """``status.json`` cannot be read."""
 
 
 ENDED = (RunState.DONE, RunState.STOPPED, RunState.FAILED, RunState.DIVERGED)
 
 
 class Event(StrEnum):
-    """The ``event`` of a line in ``events.jsonl``; the comment lists the line's other keys."""
+    """The ``event`` of a line in ``events.jsonl``; each comment lists the line's other keys."""
 
     STARTED = "started"  # step, identity, seed
     RESUMED = "resumed"  # step, identity, seed
-    PARENT = "parent"  # the checkpoint that train.start_from names
-    CHECKPOINT = "checkpoint"  # step, size and times of the save
+    PARENT = "parent"  # source, step and content of the model that train.start_from names
+    CHECKPOINT = "checkpoint"  # step, best, bytes, stall_seconds, write_seconds
     CHECKPOINT_FAILED = "checkpoint-failed"  # step, reason
-    CHECKPOINT_SKIPPED = "checkpoint-skipped"  # reason: damaged, so the resume used an older one
+    CHECKPOINT_SKIPPED = "checkpoint-skipped"  # reason: it is damaged, the resume takes an older one
     CHECKPOINT_RECOVERED = "checkpoint-recovered"  # name
     LINK_IGNORED = "link-ignored"  # reason
     LOCK_TAKEN_OVER = "lock-taken-over"
@@ -44,3 +44,14 @@ class Event(StrEnum):
     DONE = "done"  # step
     FAILED = "failed"  # step, reason
     DIVERGED = "diverged"  # step, reason
+
+
+class StepOutcome(StrEnum):
+    """The ``outcome`` of a line in ``metrics.jsonl``."""
+
+    NORMAL = "normal"
+    CLIPPED = "clipped"
+    INFINITE_NORM = "infinite-norm"
+    NONFINITE = "nonfinite"
+    SCALE_OVERFLOW = "scale-overflow"
+    SPIKE = "spike"

@@ -7,20 +7,18 @@ An event records the changes, and the identity that the earlier checkpoints carr
 from collections.abc import Sequence
 from typing import Any
 
-from fromscratch.config.loading import parse_run_config, read_toml
+from fromscratch.config.loading import read_run_config
 from fromscratch.config.problems import suggestion
 from fromscratch.errors import UsageError
 from fromscratch.files import MANIFEST, read_json_object
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import read_records
 from fromscratch.runs.retention import checkpoints_in
-from fromscratch.session.parent import FREE_KEYS
+from fromscratch.runs.states import Event
 from fromscratch.session.plan import PlannedRun
 
-EVENT = "config-changed"
 STORE = "data.store"
 HARD_KEYS = ("train.optimizer.kind", "train.start_from")
-SOFT_MODEL_KEYS = tuple(f"model.{key}" for key in FREE_KEYS)
 
 
 def accept_changes(plan: PlannedRun, run: RunDirectory, allowed: Sequence[str]) -> None:
@@ -29,11 +27,13 @@ def accept_changes(plan: PlannedRun, run: RunDirectory, allowed: Sequence[str]) 
     Raises:
         UsageError: a difference is not allowed or not soft; the message lists the keys.
     """
-    begun = parse_run_config(read_toml(run.config), where=str(run.config))
+    begun = read_run_config(run.config)
     saved, wanted = begun.to_plain(), plan.config.to_plain()
-    wanted["data"]["store"] = saved["data"]["store"]  # the path may change; the checkpoints' identity holds the content
+    wanted["data"]["store"] = saved["data"]["store"]  # the path may change; the identity holds the content
+    old, new = begun.model.weight_settings(), plan.config.model.weight_settings()
+    weights = [f"model.{key}" for key in {**old, **new} if old.get(key) != new.get(key)]
     for key in allowed:
-        _check_soft(key, saved, wanted)
+        _check_soft(key, [*HARD_KEYS, *weights], saved, wanted)
     changes = differences(saved, wanted)
     refused = [change for change in changes if not any(_covers(key, change.partition(": ")[0]) for key in allowed)]
     if refused:
@@ -48,7 +48,7 @@ def accept_changes(plan: PlannedRun, run: RunDirectory, allowed: Sequence[str]) 
         identities += _identities_of_checkpoints(plan, run)
     if any(identity not in accepted_identities(plan, run) for identity in identities):
         with run.locked():  # a process that trains this run holds the lock
-            run.log_event(EVENT, changes=changes or [f"{STORE}: another content"], identities=identities)
+            run.log_event(Event.CONFIG_CHANGED, changes=changes or [f"{STORE}: another content"], identities=identities)
     if changes:
         with run.locked():
             run.write_config(plan.config.to_plain())
@@ -56,8 +56,8 @@ def accept_changes(plan: PlannedRun, run: RunDirectory, allowed: Sequence[str]) 
 
 def accepted_identities(plan: PlannedRun, run: RunDirectory) -> list[dict[str, Any]]:
     """Returns the identities that a checkpoint may have: the current one, and those before allowed changes."""
-    earlier = (record.get("identities") for record in read_records(run.events) if record.get("event") == EVENT)
-    return [plan.identity, *(identity for identities in earlier for identity in identities or [])]
+    changes = (record for record in read_records(run.events) if record.get("event") == Event.CONFIG_CHANGED)
+    return [plan.identity, *(identity for record in changes for identity in record.get("identities") or [])]
 
 
 def differences(old: Any, new: Any, key: str = "") -> list[str]:
@@ -72,12 +72,11 @@ def differences(old: Any, new: Any, key: str = "") -> list[str]:
     return [] if old == new else [f"{key}: {old!r} -> {new!r}"]
 
 
-def _check_soft(key: str, *configs: dict[str, Any]) -> None:
+def _check_soft(key: str, hard_keys: Sequence[str], *configs: dict[str, Any]) -> None:
     known = {name for config in configs for name in _keys_in(config)}
     if key not in known:
         raise UsageError(f"--allow-change {key}: no such key{suggestion(key, sorted(known))}")
-    is_model = _covers("model", key) and not any(_covers(soft, key) for soft in SOFT_MODEL_KEYS)
-    if is_model or any(_covers(hard, key) or _covers(key, hard) for hard in HARD_KEYS):
+    if any(_covers(hard, key) or _covers(key, hard) for hard in hard_keys):
         raise UsageError(
             f"--allow-change {key}: cannot be allowed, because the checkpoints' tensors depend on it; "
             "start another run, with train.start_from if the shapes agree"

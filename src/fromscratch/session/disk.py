@@ -10,7 +10,7 @@ from fromscratch.errors import UsageError
 from fromscratch.files import readable_bytes
 from fromscratch.formats.checkpoints import TrainingState
 from fromscratch.formats.tensor_files import file_bytes
-from fromscratch.models.factory import build_gpt
+from fromscratch.models.factory import build_model
 from fromscratch.optim.composite import as_composite
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.retention import checkpoints_in
@@ -81,7 +81,7 @@ def plan_disk(plan: PlannedRun, path: Path, *, fresh: bool = False) -> DiskPlan:
 def checkpoint_bytes(plan: PlannedRun) -> int:
     """Computes the size of one checkpoint, by an optimiser step on the meta device, which allocates no memory."""
     with torch.device("meta"):
-        model = build_gpt(plan.config.model)
+        model = build_model(plan.config.model)
     optimizer = as_composite(plan.config.train.optimizer.build(list(model.named_parameters())))
     for parameter in model.parameters():
         parameter.grad = torch.empty_like(parameter)

@@ -15,8 +15,6 @@ from fromscratch.models.factory import initialise
 from fromscratch.tokenizers.base import Tokenizer
 from fromscratch.training.step import Stepper
 
-FREE_KEYS = ("preset", "dropout", "init", "attention", "head")  # may differ, because no weight depends on them
-
 
 @dataclass(frozen=True)
 class Parent:
@@ -54,8 +52,12 @@ def open_parent(start: StartFrom | None, config: ModelConfig, tokenizer: Tokeniz
     is_beside = beside.with_name(beside.name.partition("@")[0]).exists()
     source = str(beside) if is_beside else start.model
     loaded = open_model(source, find_hardware("cpu"), runs_dir=where.parent / "runs")
-    old, new = (shape.model_dump(exclude=set(FREE_KEYS)) for shape in (loaded.config, config))
-    changes = [f"model.{key}: {old[key]!r} in the parent, {new[key]!r} here" for key in new if old[key] != new[key]]
+    old, new = loaded.config.weight_settings(), config.weight_settings()
+    changes = [
+        f"model.{key}: {old.get(key)!r} in the parent, {new.get(key)!r} here"
+        for key in {**old, **new}
+        if old.get(key) != new.get(key)
+    ]
     if changes:
         raise UsageError(f"{where}: train.start_from = {start.model}: its architecture differs ({'; '.join(changes)})")
     if loaded.tokenizer.fingerprint != tokenizer.fingerprint:

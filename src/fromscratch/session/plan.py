@@ -91,9 +91,9 @@ def plan_run(file: Path, overrides: list[str] | None = None) -> PlannedRun:
 
 def _steps(budget: int | str, sequences: SequenceBatches, costs: ModelCosts) -> int:
     if budget == "all":
-        if sequences.most_steps == 0:
+        if sequences.max_steps == 0:
             sequences.steps_for(1)  # raises DataError, because the store is too small
-        return sequences.most_steps
+        return sequences.max_steps
     tokens = budget if isinstance(budget, int) else round(float(budget.removesuffix("x")) * costs.parameters)
     return sequences.steps_for(tokens)
 

@@ -11,12 +11,12 @@ from typing import Any
 from fromscratch.config.train import ClipByNorm
 from fromscratch.errors import DivergedError, FromScratchError, UsageError
 from fromscratch.processes.stopping import StopRequest
-from fromscratch.processes.watchdog import watched
+from fromscratch.processes.watchdog import watchdog
 from fromscratch.processes.world import World, joined_world
 from fromscratch.runs.charts import draw_charts
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import read_records
-from fromscratch.runs.states import RunState
+from fromscratch.runs.states import Event, RunState
 from fromscratch.session.placement import Placement
 from fromscratch.session.plan import PlannedRun
 from fromscratch.session.samples import SamplesFile
@@ -81,7 +81,7 @@ def run_training(
         try:
             training = prepare_training(plan, run, placement, world, observers=observers, stop=stop)
             stuck = partial(_record_end, run, plan, training, RunState.FAILED)
-            with watched(world, run.path, stuck if world.is_main else lambda _reason: None):
+            with watchdog(world, run.path, stuck if world.is_main else lambda _reason: None):
                 outcome = train(training, stop_after=stop_after)
         except BaseException as error:
             if world.is_main and not isinstance(error, UsageError):
@@ -103,7 +103,7 @@ def _locked_by_main(open_run: Callable[[], RunDirectory], path: Path, world: Wor
             if world.is_main:
                 run = open_run()
                 if stack.enter_context(run.locked()):
-                    run.log_event("lock-taken-over")
+                    run.log_event(Event.LOCK_TAKEN_OVER)
         yield RunDirectory(path)
 
 
@@ -151,8 +151,8 @@ def _record_failure(run: RunDirectory, plan: PlannedRun, training: Training | No
     _record_end(run, plan, training, state, reason)
 
 
-def _record_end(run: RunDirectory, plan: PlannedRun, training: Training | None, state: str, reason: str) -> None:
+def _record_end(run: RunDirectory, plan: PlannedRun, training: Training | None, state: RunState, reason: str) -> None:
     step = training.state.step if training else 0
     with suppress(OSError):  # the error itself is reported even if the disk is full
         run.write_status(state, step=step, num_steps=plan.num_steps, reason=reason)
-        run.log_event(state, step=step, reason=reason)
+        run.log_event(Event(state), step=step, reason=reason)

@@ -11,6 +11,7 @@ from fromscratch.generation.generate import generate_tokens
 from fromscratch.generation.sampling import Sampling
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import read_records
+from fromscratch.runs.states import Event
 from fromscratch.tokenizers.base import Tokenizer
 from fromscratch.training.observers import SilentObserver
 
@@ -60,11 +61,11 @@ class SamplesFile(SilentObserver):
 
     def on_event(self, event: str, facts: dict[str, Any]) -> None:
         """Rewrites the file from the events; merges duplicates, because a resumed run may sample a step twice."""
-        if event != "sample":
+        if event != Event.SAMPLE:
             return
         by_step: dict[int, list[str]] = {}
         for record in read_records(self._run.events):
-            if record.get("event") == "sample":
+            if record.get("event") == Event.SAMPLE:
                 texts = by_step.setdefault(record["step"], [])
                 if record["text"] not in texts:
                     texts.append(record["text"])

@@ -20,7 +20,7 @@ from fromscratch.processes.restarts import check_crashes
 from fromscratch.processes.stopping import StopRequest
 from fromscratch.processes.world import World
 from fromscratch.runs.directory import RunDirectory, check_run_name
-from fromscratch.runs.retention import mend_links, newest_valid, odd_links, recover_leftovers, step_of
+from fromscratch.runs.retention import newest_valid, recover_leftovers, repair_links, step_of, wrong_links
 from fromscratch.runs.states import Event
 from fromscratch.session.changes import accept_changes, accepted_identities
 from fromscratch.session.disk import plan_disk
@@ -155,7 +155,7 @@ def _begin_or_resume(plan: PlannedRun, journal: Journal, stepper: Stepper) -> Tr
         if world.is_main:
             name = _checkpoint_to_resume(plan, journal)
             check_crashes(journal.run, step=step_of(Path(name)) if name else 0, num_steps=plan.num_steps)
-    name = world.from_main(name)
+    name = world.broadcast(name)
     if name:
         return stepper.load(journal.run.checkpoints / name)
     begin(stepper, plan.config.model, seed=plan.config.train.seed, parent=plan.parent)
@@ -167,7 +167,7 @@ def _checkpoint_to_resume(plan: PlannedRun, journal: Journal) -> str:
     run = journal.run
     for path in [*recover_leftovers(run.checkpoints), *recover_leftovers(run.path)]:
         journal.record_event(Event.CHECKPOINT_RECOVERED, name=path.name)
-    for reason in odd_links(run.checkpoints):
+    for reason in wrong_links(run.checkpoints):
         journal.record_event(Event.LINK_IGNORED, reason=reason)
     checkpoint, skipped = newest_valid(run.checkpoints)
     for reason in skipped:
@@ -182,7 +182,7 @@ def _checkpoint_to_resume(plan: PlannedRun, journal: Journal) -> str:
             f"{checkpoint}: belongs to another run (the content of store {plan.store.path} or the seed differs); "
             "use the store of that run, or --fresh to start again"
         )
-    mend_links(run.checkpoints, latest=checkpoint, best_step=read_state(checkpoint).best_step)
+    repair_links(run.checkpoints, latest=checkpoint, best_step=read_state(checkpoint).best_step)
     return checkpoint.name
 
 

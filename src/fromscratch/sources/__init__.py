@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
+from fromscratch.hub.names import has_hub_prefix
 from fromscratch.sources.base import InMemory, Part, Source
 from fromscratch.sources.files import Files
-from fromscratch.sources.hub import HubDataset, is_hub_name
+from fromscratch.sources.hub import HubDataset
 from fromscratch.sources.python_docs import PythonDocs
 
 __all__ = ["Files", "HubDataset", "InMemory", "Part", "PythonDocs", "Source", "open_source"]
@@ -12,18 +13,19 @@ __all__ = ["Files", "HubDataset", "InMemory", "Part", "PythonDocs", "Source", "o
 PYTHON_DOCS = "python-docs"
 
 
-def open_source(word: str, *, text_column: str = "text") -> Source:
-    """The source that a command line names.
+def open_source(name: str, *, text_column: str = "text") -> Source:
+    """Returns the source that a command line names.
 
-    ``python-docs[:package,...]``, ``hf://owner/name[?name=CONFIG]``, or the path of a file or folder.
-    ``text_column`` is the column of parquet files, and the key of JSON Lines, that holds the text.
+    Args:
+        name: ``python-docs[:package,...]``, ``hf://owner/name[?name=CONFIG]``, or the path of a file or folder.
+        text_column: the column of parquet files, and the key of JSON Lines, that holds the text.
 
     Raises:
-        UsageError: a Hub name that is malformed.
+        UsageError: a malformed name on the Hub.
     """
-    if is_hub_name(word):
-        return HubDataset.parse(word, text_column=text_column)
-    name, _, packages = word.partition(":")
-    if name == PYTHON_DOCS:
+    if has_hub_prefix(name):
+        return HubDataset.parse(name, text_column=text_column)
+    kind, _, packages = name.partition(":")
+    if kind == PYTHON_DOCS:
         return PythonDocs(tuple(p for p in packages.split(",") if p))
-    return Files(Path(word).expanduser(), text_column)
+    return Files(Path(name).expanduser(), text_column)

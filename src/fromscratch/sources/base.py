@@ -1,78 +1,83 @@
-"""What a source of text is: a description, and an ordered list of parts, each read on its own.
+"""What a source of text is: a description, and an ordered list of parts that are read independently.
 
-A part can be sent to another process or machine. How a corpus is divided into parts depends on the
-corpus alone, never on who reads it, so that the store made from it is the same everywhere.
+A part can be sent to another process or machine. The division of a corpus into parts depends on the
+corpus alone, so the store made from it is the same everywhere.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
 from fromscratch.errors import DataError
 
 PARTS_PER_FILE = 16
-LEAST_PART_BYTES, MOST_PART_BYTES = 3 << 20, 64 << 20
-MOST_DOCUMENT_BYTES = 64 << 20
-"""Longer documents are left out and counted: encoding one takes many times its size in memory."""
-
-NULL, EMPTY, DAMAGED, TOO_LONG = "null", "empty", "damaged", "too long"
+MIN_PART_BYTES, MAX_PART_BYTES = 3 << 20, 64 << 20
+MAX_DOCUMENT_BYTES = 64 << 20
+"""Longer documents are skipped and counted: encoding one takes many times its size in memory."""
 
 
 @dataclass(frozen=True)
 class Unusable:
-    """Stands in the place of a document that is none."""
+    """Takes the place of a document that cannot be used."""
 
     reason: str
-    """Under which the summary counts it."""
+    """The summary counts skipped documents by reason."""
     error: str = ""
-    """A sentence for the user where the input is damaged; nothing where it is merely absent."""
+    """A sentence for the user where the input is damaged; empty where the text is merely absent."""
 
 
+NULL, TOO_LONG = Unusable("null"), Unusable("too long")
 Document = str | Unusable
 
 
+def damaged(error: str) -> Unusable:
+    """Returns the stand-in for damaged input."""
+    return Unusable("damaged", error)
+
+
 class Part(Protocol):
-    """A unit of work: one file, a piece of one, or a group of them."""
+    """A unit of work: a file, a range of one, or a group of files."""
 
     @property
     def name(self) -> str:
-        """Says which part it is, in messages and in the plan."""
+        """Name of the part in messages and in the plan."""
 
     @property
     def text_bytes(self) -> int:
-        """About how much text it holds: for progress and disk space; 0 is unknown."""
+        """Approximate size of its text, for progress and disk space; 0 is unknown."""
 
     def documents(self) -> Iterator[Document]:
-        """Opens the part and yields its documents in order, in memory that does not grow with it."""
+        """Yields the documents in order, in memory that does not grow with the part."""
 
 
 class Source(Protocol):
-    """Where documents come from. Parts are in a fixed order, whoever reads them and whenever."""
+    """Where documents come from. The order of the parts is always the same."""
 
     @property
     def description(self) -> str:
-        """How the manifest names the source."""
+        """Name of the source in the manifest."""
 
     def parts(self) -> list[Part]:
-        """The parts in order. Raises UsageError where the source does not exist."""
+        """Lists the parts in order. Raises UsageError where the source does not exist."""
 
 
 @dataclass(frozen=True)
 class DamagedFile:
-    """The part that a file becomes when it cannot even be divided."""
+    """The part that stands for a file that cannot even be divided."""
 
     name: str
     error: str
     text_bytes: int = 0
 
     def documents(self) -> Iterator[Document]:
-        yield Unusable(DAMAGED, self.error)
+        yield damaged(self.error)
 
 
 @dataclass(frozen=True)
 class TextsPart:
-    """Documents at hand."""
+    """Documents in memory."""
 
     name: str
     texts: tuple[str, ...]
@@ -87,7 +92,7 @@ class TextsPart:
 
 @dataclass(frozen=True)
 class InMemory:
-    """Documents at hand, as a source of one part: for corpora small enough to read only once."""
+    """Documents in memory, as a source of one part: for small corpora that are expensive to read."""
 
     description: str
     texts: tuple[str, ...]
@@ -98,12 +103,12 @@ class InMemory:
         return cls(source.description, tuple(text for part in source.parts() for text in usable(part.documents())))
 
     def parts(self) -> list[Part]:
-        """All documents as one part."""
+        """Returns all documents as one part."""
         return [TextsPart(self.description, self.texts)]
 
 
 def usable(documents: Iterator[Document]) -> Iterator[str]:
-    """The documents that hold text. Raises DataError at damaged input."""
+    """Yields the documents that hold text. Raises DataError at damaged input."""
     for document in documents:
         if isinstance(document, Unusable):
             if document.error:
@@ -113,12 +118,18 @@ def usable(documents: Iterator[Document]) -> Iterator[str]:
 
 
 def part_bytes_for(file_bytes: int) -> int:
-    """Bytes of text per part of one file: up to 16 parts, but none below 3 MiB or above 64 MiB."""
-    return max(LEAST_PART_BYTES, min(MOST_PART_BYTES, -(-file_bytes // PARTS_PER_FILE)))
+    """Returns the bytes of text per part of a file: up to 16 parts of 3 to 64 MiB each."""
+    return max(MIN_PART_BYTES, min(MAX_PART_BYTES, -(-file_bytes // PARTS_PER_FILE)))
+
+
+def byte_ranges(name: str, size: int, step: int) -> Iterator[tuple[str, int, int]]:
+    """Yields the name, begin and end of the parts of a file that is divided every ``step`` bytes."""
+    for begin, end in pairwise([*range(0, size, step), size]):
+        yield f"{name} from byte {begin}", begin, end
 
 
 def files_below(folder: Path, accepts: Callable[[Path], bool]) -> list[Path]:
-    """The files below a folder that are accepted, in the order of their names; hidden ones left out."""
+    """Lists the accepted files below a folder by name, without hidden ones."""
     found = (p for p in folder.rglob("*") if accepts(p) and p.is_file())
     visible = (p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
     return sorted(visible, key=lambda p: p.relative_to(folder).as_posix())

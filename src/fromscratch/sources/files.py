@@ -1,4 +1,4 @@
-"""Files and folders of text in any of the known forms, told apart by their names."""
+"""Files and folders of text. The suffix of a file's name decides how it is read."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ class Files:
         return f"files:{self.path.name}"
 
     def parts(self) -> list[Part]:
-        """The parts of every file. Raises UsageError where there is nothing to read."""
+        """Lists the parts of every file. Raises UsageError where there is nothing to read."""
         if self.path.is_file():
             return table_parts(self.path, self.path.name, self.text_column) or text_files.long_text_parts(self.path)
         if not self.path.is_dir():
@@ -42,12 +42,12 @@ class Files:
 
 
 def is_table(path: Path) -> bool:
-    """Whether a file holds many documents, in rows or lines."""
+    """Returns whether a file holds one document per row or line."""
     return path.suffix.lower() == PARQUET_SUFFIX or jsonl.is_json_lines(path)
 
 
 def table_parts(path: Path, name: str, text_column: str) -> list[Part]:
-    """The parts of a file of rows or lines; nothing for any other file."""
+    """Divides a file of rows or lines; returns no parts for any other file."""
     if path.suffix.lower() == PARQUET_SUFFIX:
         return parquet_parts(path, name, text_column)
     return jsonl.json_lines_parts(path, name, text_column) if jsonl.is_json_lines(path) else []

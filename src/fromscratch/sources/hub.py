@@ -1,8 +1,8 @@
 """A dataset on the Hugging Face Hub, by name: ``hf://HuggingFaceFW/fineweb?name=sample-10BT``.
 
-``name`` is a configuration, which the dataset's card maps to files, or a folder of the repository;
-``split`` is one of its splits (``train`` by default) and ``revision`` a branch, tag or commit. Files
-are downloaded into the Hub's cache before they are divided; those that are there are not again.
+``name`` is a configuration, which the dataset's card maps to files, or a folder of the repository.
+``split`` is one of its splits (``train`` by default). ``revision`` is a branch, tag or commit. All
+files are downloaded into the Hub's cache before they are divided.
 """
 
 from dataclasses import dataclass
@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from fromscratch.errors import UsageError
-from fromscratch.hub.datasets import HubName, download, is_hub_name, list_files
+from fromscratch.hub.downloads import download_file, list_files
+from fromscratch.hub.names import HubName, dataset_name
 from fromscratch.sources.base import Part
 from fromscratch.sources.files import is_table, table_parts
-
-__all__ = ["HubDataset", "is_hub_name"]
 
 PARAMETERS = ("name", "split", "revision")
 CARD = "README.md"
@@ -30,17 +29,17 @@ class HubDataset:
     text_column: str = "text"
 
     @classmethod
-    def parse(cls, word: str, *, text_column: str) -> "HubDataset":
-        """From ``hf://owner/name?...``. Raises UsageError."""
-        return cls(HubName.parse(word, known=PARAMETERS), text_column)
+    def parse(cls, text: str, *, text_column: str) -> "HubDataset":
+        """Parses ``hf://owner/name?...``. Raises UsageError."""
+        return cls(dataset_name(text, allowed=PARAMETERS), text_column)
 
     @property
     def description(self) -> str:
         query = "&".join(f"{key}={value}" for key, value in sorted(self.name.parameters.items()))
-        return f"hf://{self.name.repository}" + (f"?{query}" if query else "")
+        return str(self.name) + (f"?{query}" if query else "")
 
     def parts(self) -> list[Part]:
-        """Downloads what is missing, then divides every file.
+        """Downloads the files that are not in the cache, then divides every file.
 
         Raises:
             UsageError: no such dataset, configuration or split, or offline with an incomplete cache.
@@ -48,20 +47,20 @@ class HubDataset:
         """
         parts: list[Part] = []
         for file in self.files():
-            parts += table_parts(download(self.name, file), file, self.text_column)
+            parts += table_parts(download_file(self.name, file), file, self.text_column)
         return parts
 
     def files(self) -> list[str]:
-        """Paths in the repository, sorted."""
+        """Lists the paths in the repository, sorted."""
         listed = list_files(self.name)
         tables = [file for file in listed if is_table(Path(file))]
-        chosen = self._chosen(tables, listed)
+        chosen = self._choose(tables, listed)
         if not chosen:
             raise UsageError(f"{self.description}: has no parquet or JSON Lines files there")
         return chosen
 
-    def _chosen(self, tables: list[str], listed: list[str]) -> list[str]:
-        configurations = _configurations(download(self.name, CARD)) if CARD in listed else {}
+    def _choose(self, tables: list[str], listed: list[str]) -> list[str]:
+        configurations = _configurations(download_file(self.name, CARD)) if CARD in listed else {}
         wanted = self.name.parameters.get("name")
         split = self.name.parameters.get("split", TRAINING_SPLIT)
         if wanted is None and configurations:
@@ -72,21 +71,21 @@ class HubDataset:
                 raise UsageError(f"{self.description}: has no split '{split}'; it has {', '.join(patterns)}")
             return [f for f in tables if any(_matches(f, pattern) for pattern in patterns[split])]
         if wanted is None:
-            return [f for f in tables if _of_split(f, split)] or tables
+            return [f for f in tables if _is_of_split(f, split)] or tables
         below = [f for f in tables if f.startswith(f"{wanted.rstrip('/')}/")]
         if not below:
-            known = ", ".join(configurations) or "none that its card names"
+            known = ", ".join(configurations) or "no configuration in its card"
             raise UsageError(f"{self.description}: has no configuration or folder '{wanted}'; it has {known}")
-        return [f for f in below if _of_split(f, split)] or below
+        return [f for f in below if _is_of_split(f, split)] or below
 
 
 def _configurations(card: Path) -> dict[str, dict[str, list[str]]]:
-    """Per configuration and split the patterns of its files, as the card's ``configs`` say; the default first."""
+    """Reads the card's ``configs``: file patterns by configuration and split, the default configuration first."""
     from huggingface_hub import metadata_load
 
     try:
         entries: Any = (metadata_load(card) or {}).get("configs") or []
-    except ValueError:  # a card that is no YAML describes nothing
+    except ValueError:  # not YAML
         return {}
     entries = [entry for entry in entries if isinstance(entry, dict) and entry.get("data_files")]
     entries.sort(key=lambda entry: not entry.get("default", False))
@@ -104,11 +103,11 @@ def _patterns_by_split(data_files: Any) -> dict[str, list[str]]:
 
 
 def _matches(file: str, pattern: str) -> bool:
-    """Shell patterns in which ``*`` crosses folders, as in ``data/CC-MAIN-2013-20/*``."""
+    """Matches a shell pattern whose ``*`` also matches slashes, as in ``data/CC-MAIN-2013-20/*``."""
     return fnmatchcase(file, pattern) or fnmatchcase(file, pattern.replace("**/", ""))
 
 
-def _of_split(file: str, split: str) -> bool:
-    """Whether a path's folder or file name says that it belongs to a split (``data/train-00000-of-2.parquet``)."""
+def _is_of_split(file: str, split: str) -> bool:
+    """Returns whether a folder or the file name names the split, as in ``data/train-00000-of-2.parquet``."""
     *folders, name = file.split("/")
     return split in folders or name.startswith((f"{split}-", f"{split}.", f"{split}_"))

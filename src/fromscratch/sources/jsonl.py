@@ -1,7 +1,7 @@
 """JSON Lines: one object per line, its text under one key; plain, gzip or zstd.
 
-A plain file is divided by bytes, each part taking the lines that begin in its range; a compressed
-one cannot be entered in the middle and is one part.
+A plain file is divided into ranges of bytes; a part reads the lines that begin in its range. A
+compressed file is one part, because it can only be read from its beginning.
 """
 
 import gzip
@@ -14,28 +14,19 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from fromscratch.sources.base import (
-    DAMAGED,
-    MOST_DOCUMENT_BYTES,
-    NULL,
-    TOO_LONG,
-    DamagedFile,
-    Document,
-    Part,
-    Unusable,
-    part_bytes_for,
-)
+from fromscratch.sources import base
+from fromscratch.sources.base import Document, Part, damaged
 from fromscratch.sources.lines import LineTooLongError, Readable, lines_of
 
 SUFFIXES = (".jsonl", ".ndjson")
 COMPRESSED_SUFFIXES = {".gz": "gzip", ".zst": "zstd"}
-USUAL_COMPRESSION = 3  # of English text by either; only for progress and disk space
+TYPICAL_COMPRESSION = 3  # ratio for English text; only for progress and disk space
 READ_ERRORS = (OSError, EOFError, zlib.error, LineTooLongError, pa.ArrowException)
 
 
 @dataclass(frozen=True)
 class JsonLinesPart:
-    """The lines of a file that begin at byte ``begin`` or later, and before ``end``."""
+    """The lines of a file that begin in the bytes ``[begin, end)``."""
 
     name: str
     path: Path
@@ -49,7 +40,7 @@ class JsonLinesPart:
 
     def documents(self) -> Iterator[Document]:
         try:
-            with _opened(self.path, self.compression) as stream:
+            with _open(self.path, self.compression) as stream:
                 begin = _next_line(self.path, self.begin) if self.begin else 0
                 if begin:
                     stream.seek(begin)  # type: ignore[attr-defined]
@@ -57,52 +48,45 @@ class JsonLinesPart:
                     if line.strip():
                         yield self._document(offset, line)
         except READ_ERRORS as error:
-            yield Unusable(DAMAGED, f"{self.path}: cannot be read to its end ({error})")
+            yield damaged(f"{self.path}: cannot be read to its end ({error})")
 
     def _document(self, offset: int, line: bytes) -> Document:
-        if len(line) > MOST_DOCUMENT_BYTES:
-            return Unusable(TOO_LONG)
+        if len(line) > base.MAX_DOCUMENT_BYTES:
+            return base.TOO_LONG
         where = f"{self.path}: the line at byte {offset:,}"
         try:
             record = json.loads(line)
         except (ValueError, RecursionError) as error:
-            return Unusable(DAMAGED, f"{where} is not valid JSON ({error})")
+            return damaged(f"{where} is not valid JSON ({error})")
         if not isinstance(record, dict) or self.key not in record:
-            return Unusable(DAMAGED, f"{where} is no object with the key '{self.key}' (--text-column names another)")
+            return damaged(f"{where} is not an object with the key '{self.key}' (--text-column names another)")
         text = record[self.key]
-        if text is None:
-            return Unusable(NULL)
-        if not isinstance(text, str):
-            return Unusable(DAMAGED, f"{where} has {type(text).__name__} under '{self.key}', expected text")
-        return text
+        if text is not None and not isinstance(text, str):
+            return damaged(f"{where} has {type(text).__name__} under '{self.key}', expected text")
+        return base.NULL if text is None else text
 
 
 def json_lines_parts(path: Path, name: str, key: str) -> list[Part]:
-    """The parts of one file; an empty one becomes a damaged one."""
+    """Divides one file; an empty file counts as damaged."""
     size = path.stat().st_size
     if size == 0:
-        return [DamagedFile(name, f"{path}: is empty")]
+        return [base.DamagedFile(name, f"{path}: is empty")]
     compression = COMPRESSED_SUFFIXES.get(path.suffix.lower(), "")
     if compression:
-        return [JsonLinesPart(name, path, key, compression, 0, None, size * USUAL_COMPRESSION)]
-    step = part_bytes_for(size)
-    return [
-        JsonLinesPart(
-            f"{name} from byte {begin}", path, key, "", begin, min(size, begin + step), min(step, size - begin)
-        )
-        for begin in range(0, size, step)
-    ]
+        return [JsonLinesPart(name, path, key, compression, 0, None, size * TYPICAL_COMPRESSION)]
+    ranges = base.byte_ranges(name, size, base.part_bytes_for(size))
+    return [JsonLinesPart(label, path, key, "", begin, end, end - begin) for label, begin, end in ranges]
 
 
 def is_json_lines(path: Path) -> bool:
-    """Whether a file's name says that it holds JSON Lines."""
+    """Returns whether the suffix is one of JSON Lines."""
     if path.suffix.lower() in COMPRESSED_SUFFIXES:
         return path.with_suffix("").suffix.lower() in (*SUFFIXES, ".json")  # C4 names its files .json.gz
     return path.suffix.lower() in SUFFIXES
 
 
 def _next_line(path: Path, position: int) -> int:
-    """Where the first line at ``position`` or after it begins."""
+    """Returns the offset of the first line that begins at ``position`` or later."""
     with path.open("rb") as file:
         file.seek(position - 1)
         offset, line = next(lines_of(file, begin=position - 1), (position - 1, b""))
@@ -110,7 +94,7 @@ def _next_line(path: Path, position: int) -> int:
 
 
 @contextmanager
-def _opened(path: Path, compression: str) -> Iterator[Readable]:
+def _open(path: Path, compression: str) -> Iterator[Readable]:
     if compression == "zstd":
         with pa.OSFile(str(path)) as raw, pa.CompressedInputStream(raw, "zstd") as stream:
             yield stream

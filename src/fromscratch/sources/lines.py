@@ -1,26 +1,26 @@
-"""Lines of a byte stream, with a bound on how long one may be, and where each begins."""
+"""Lines of a byte stream and their offsets, with a maximum length."""
 
 from collections.abc import Iterator
 from typing import Protocol
 
-MOST_LINE_BYTES = 128 << 20
+MAX_LINE_BYTES = 128 << 20
 BLOCK_BYTES = 1 << 20
 
 
 class Readable(Protocol):
-    """What is needed of an open file."""
+    """An open file."""
 
     def read(self, size: int, /) -> bytes: ...
 
 
 class LineTooLongError(ValueError):
-    """A line longer than any document may be: this is no JSON Lines file."""
+    """A line is longer than any document may be: this is not a JSON Lines file."""
 
 
 def lines_of(stream: Readable, *, begin: int = 0, end: int | None = None) -> Iterator[tuple[int, bytes]]:
-    """Offset and bytes of each line that starts in ``[begin, end)``, without its line feed.
+    """Yields offset and bytes of each line that begins in ``[begin, end)``, without its line feed.
 
-    The stream stands at ``begin``. Raises LineTooLongError.
+    The position of the stream must be ``begin``. Raises LineTooLongError.
     """
     buffer, position = bytearray(), begin
     while end is None or position < end:
@@ -33,8 +33,8 @@ def lines_of(stream: Readable, *, begin: int = 0, end: int | None = None) -> Ite
             if end is not None and position >= end:
                 return
         del buffer[:used]
-        if len(buffer) > MOST_LINE_BYTES:
-            raise LineTooLongError(f"the line at byte {position} is longer than {MOST_LINE_BYTES >> 20} MiB")
+        if len(buffer) > MAX_LINE_BYTES:
+            raise LineTooLongError(f"the line at byte {position} is longer than {MAX_LINE_BYTES >> 20} MiB")
         if not block:
             if buffer:
                 yield position, bytes(buffer)

@@ -1,7 +1,7 @@
-"""Parquet files, the form in which large corpora are published: one column read, streamed.
+"""Parquet files, the usual format of large corpora: streams the text column.
 
-A file is divided at its row groups, and a large row group by rows, into parts of bounded size.
-Memory is bounded by rows too: a page may expand a thousandfold, so few rows are decoded at a time.
+A file is divided at its row groups, and a large row group by rows, into parts of bounded size. Few
+rows are decoded at a time: a page may expand a thousandfold, so its size does not bound the memory.
 """
 
 from collections.abc import Iterator
@@ -15,21 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fromscratch.errors import DataError
-from fromscratch.sources.base import (
-    DAMAGED,
-    MOST_DOCUMENT_BYTES,
-    NULL,
-    TOO_LONG,
-    DamagedFile,
-    Document,
-    Part,
-    Unusable,
-    part_bytes_for,
-)
+from fromscratch.sources import base
+from fromscratch.sources.base import DamagedFile, Document, Part, damaged
 
 READ_BUFFER_BYTES = 1 << 16
-DECODED_BYTES = 64 << 20  # most text decoded at a time, were every row as long as its column chunk
-MOST_ROWS_DECODED = 1_024
+MAX_DECODED_BYTES = 64 << 20  # upper bound: assumes that one row holds the whole column chunk
+MAX_DECODED_ROWS = 1_024
 
 
 @dataclass(frozen=True)
@@ -56,22 +47,22 @@ class ParquetPart:
                     yield _text(value)
                 first, left = 0, left - read
         except (OSError, ValueError, pa.ArrowException, DataError) as error:  # UnicodeDecodeError is a ValueError
-            _left_off.clear()
-            yield Unusable(DAMAGED, f"{self.path}: cannot be read in {self.name} ({_first_line(error)})")
+            _last_cursor.clear()
+            yield damaged(f"{self.path}: cannot be read in {self.name} ({_first_line(error)})")
 
 
 class _Cursor:
-    """A row group that is being read. The pages before a row must be decoded to reach it."""
+    """A row group that is being read, row by row: to reach a row, all pages before it must be decoded."""
 
     def __init__(self, path: Path, group: int, column: str) -> None:
         self.key = (path, group, column)
         file = pq.ParquetFile(path, buffer_size=READ_BUFFER_BYTES, pre_buffer=False)
         self.rows = file.metadata.row_group(group).num_rows
         self.row = 0
-        self._values = _row_group_values(file, group, column)  # knows nothing of self, so both are freed at once
+        self._values = _row_group_values(file, group, column)  # no reference cycle, so both are freed at once
 
     def values(self, begin: int, end: int) -> Iterator[Any]:
-        """Rows ``[begin, end)``, none of which was read before."""
+        """Yields the rows ``[begin, end)``; none of them was read before."""
         for value in islice(self._values, end - self.row):
             self.row += 1
             if self.row > begin:
@@ -81,26 +72,27 @@ class _Cursor:
 
 
 def _row_group_values(file: Any, group: int, column: str) -> Iterator[Any]:
-    batch_size = _rows_at_a_time(_text_bytes(file.metadata, group, column))
+    chunk_bytes = _text_bytes(file.metadata, group, column)  # no value is longer than its column chunk
+    batch_size = max(1, min(MAX_DECODED_ROWS, MAX_DECODED_BYTES // max(1, chunk_bytes)))
     with file:
         for batch in file.iter_batches(batch_size, row_groups=[group], columns=[column], use_threads=False):
             yield from batch.column(0)
 
 
-_left_off: list[_Cursor] = []
-"""Where this process stopped reading: its next part usually begins there, and nothing is decoded twice."""
+_last_cursor: list[_Cursor] = []
+"""The cursor that this process used last. The next part usually continues there, so nothing is decoded twice."""
 
 
 def _cursor_at(path: Path, group: int, column: str, row: int) -> _Cursor:
-    kept = _left_off.pop() if _left_off else None
-    fits = kept is not None and kept.key == (path, group, column) and kept.row == row > 0
-    cursor = kept if kept is not None and fits else _Cursor(path, group, column)
-    _left_off[:] = [cursor]
+    last = _last_cursor.pop() if _last_cursor else None
+    fits = last is not None and last.key == (path, group, column) and last.row == row > 0
+    cursor = last if last is not None and fits else _Cursor(path, group, column)
+    _last_cursor[:] = [cursor]
     return cursor
 
 
 def parquet_parts(path: Path, name: str, column: str) -> list[Part]:
-    """The parts of one file; a file that cannot be read becomes a damaged one."""
+    """Divides one file; a file that cannot be read becomes a ``DamagedFile``."""
     try:
         with pq.ParquetFile(path) as file:
             check_column(file.schema_arrow, column, path)
@@ -117,7 +109,7 @@ def parquet_parts(path: Path, name: str, column: str) -> list[Part]:
 
 
 def check_column(schema: Any, column: str, path: Path) -> None:
-    """Raises DataError where the column is missing or holds no text."""
+    """Raises DataError where the column is missing or not of text."""
     if column not in schema.names:
         raise DataError(f"{path}: has no column '{column}'; it has {', '.join(schema.names)} (--text-column names one)")
     kind = schema.field(column).type
@@ -131,24 +123,24 @@ def _is_view(kind: Any) -> bool:
 
 
 def _divide(path: Path, name: str, column: str, sizes: list[int], rows: list[int]) -> Iterator[Part]:
-    """Consecutive small row groups together, large ones in pieces, in order."""
-    target = part_bytes_for(sum(sizes))
-    first, gathered = 0, 0
+    """Combines consecutive small row groups and divides large ones, in order."""
+    target = base.part_bytes_for(sum(sizes))
+    first, combined = 0, 0
     for group, size in enumerate(sizes):
-        pieces = min(max(1, rows[group]), max(1, round(size / target)))
-        if pieces > 1:
+        num_parts = min(max(1, rows[group]), max(1, round(size / target)))
+        if num_parts > 1:
             if group > first:
                 yield _whole_groups(path, name, column, sizes, rows, (first, group))
-            bounds = [rows[group] * piece // pieces for piece in range(pieces + 1)]
+            bounds = [rows[group] * number // num_parts for number in range(num_parts + 1)]
             for begin, end in pairwise(bounds):
                 label = f"{name} row group {group}, rows {begin} to {end}"
-                yield ParquetPart(label, path, column, group, 1, begin, end - begin, size // pieces)
-            first, gathered = group + 1, 0
+                yield ParquetPart(label, path, column, group, 1, begin, end - begin, size // num_parts)
+            first, combined = group + 1, 0
             continue
-        gathered += size
-        if gathered >= target:
+        combined += size
+        if combined >= target:
             yield _whole_groups(path, name, column, sizes, rows, (first, group + 1))
-            first, gathered = group + 1, 0
+            first, combined = group + 1, 0
     if first < len(sizes):
         yield _whole_groups(path, name, column, sizes, rows, (first, len(sizes)))
 
@@ -162,23 +154,18 @@ def _whole_groups(
 
 
 def _text_bytes(metadata: Any, group: int, column: str) -> int:
-    """Uncompressed size of a column chunk."""
+    """Returns the uncompressed size of a column chunk."""
     row_group = metadata.row_group(group)
     chunks = (row_group.column(index) for index in range(row_group.num_columns))
     return next((chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == column), 0)
 
 
-def _rows_at_a_time(chunk_bytes: int) -> int:
-    """No value can be longer than its column chunk, which bounds the text that a batch of rows can hold."""
-    return max(1, min(MOST_ROWS_DECODED, DECODED_BYTES // max(1, chunk_bytes)))
-
-
 def _text(value: Any) -> Document:
     if not value.is_valid:
-        return Unusable(NULL)
-    with suppress(AttributeError):  # a dictionary's value has no buffer of its own
-        if value.as_buffer().size > MOST_DOCUMENT_BYTES:
-            return Unusable(TOO_LONG)
+        return base.NULL
+    with suppress(AttributeError):  # a value of a dictionary has no buffer
+        if value.as_buffer().size > base.MAX_DOCUMENT_BYTES:
+            return base.TOO_LONG
     text: str = value.as_py()
     return text
 

@@ -1,9 +1,9 @@
-"""The embedded corpus: the documentation that every Python installation already carries.
+"""A corpus without a download: the documentation inside every Python installation.
 
-Docstrings of the standard library and of installed packages, the interpreter's help topics, and the
-documentation that C extensions keep in calls such as ``add_docstr(torch.abs, "...")``. Everything is
-found by parsing source files with ``ast``; nothing is imported or run. So a first model can be
-trained on megabytes of real English with no download, no account and no licence question.
+It holds docstrings of the standard library and of installed packages, the interpreter's help topics,
+and the documentation of C extensions in calls such as ``add_docstr(torch.abs, "...")``. Source files
+are parsed with ``ast``; nothing is imported or run. A first model can be trained on these megabytes
+of real English with no network, no account and no licence question.
 """
 
 import ast
@@ -19,7 +19,7 @@ from fromscratch.errors import UsageError
 from fromscratch.sources.base import Document, Part
 
 STANDARD_LIBRARY = "stdlib"
-MINIMUM_CHARACTERS = 40  # shorter docstrings are labels ("Return self."), not prose
+MIN_CHARACTERS = 40  # shorter docstrings are labels ("Return self."), not prose
 SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "testing", "idlelib", "__pycache__"}
 DOCUMENTING_CALLS = {"add_docstr", "add_newdoc", "add_docstr_all", "_add_docstr"}
 DOCUMENTED_NODES = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
@@ -29,18 +29,18 @@ DOCUMENTED_NODES = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunction
 class PythonDocs:
     """Documents from Python source files: ``python-docs`` or ``python-docs:stdlib,torch,numpy``.
 
-    ``packages`` names what to read, ``stdlib`` being the standard library; empty means all that is
-    installed. Documents come in a fixed order (package, file, line) and each text only once.
+    Documents come in a fixed order and each text only once.
     """
 
     packages: tuple[str, ...] = ()
+    """What to read; ``stdlib`` is the standard library, and empty means all that is installed."""
 
     @property
     def description(self) -> str:
         return "python-docs:" + ",".join(self.packages or ("stdlib", "*"))
 
     def parts(self) -> list[Part]:
-        """The whole corpus as one part: duplicates are removed across all packages.
+        """Returns the corpus as one part: duplicates are removed across all packages.
 
         Raises:
             UsageError: a named package is not installed.
@@ -72,7 +72,7 @@ class PythonDocsPart:
 
 
 def installed_packages(site_packages: Path) -> list[str]:
-    """Names of the importable packages in a site-packages folder, sorted."""
+    """Lists the importable packages in a site-packages folder, sorted."""
     return sorted(entry.parent.name for entry in site_packages.glob("*/__init__.py"))
 
 
@@ -84,22 +84,22 @@ def _documents_below(roots: Iterable[Path]) -> Iterator[str]:
 
 
 def documents_in(path: Path) -> Iterator[str]:
-    """The documents of one source file; nothing where it cannot be parsed."""
+    """Yields the documents of one source file; none where it cannot be parsed."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # other people's invalid escapes
+            warnings.simplefilter("ignore")  # invalid escapes in the file
             tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError, OSError, RecursionError):
         return
     texts = help_topics(tree) if path.match("pydoc_data/topics.py") else docstrings(tree)
     for text in texts:
         cleaned = clean(text)
-        if len(cleaned) >= MINIMUM_CHARACTERS:
+        if len(cleaned) >= MIN_CHARACTERS:
             yield cleaned
 
 
 def docstrings(tree: ast.Module) -> Iterator[str]:
-    """Docstrings, and string arguments of the calls that document C functions, in source order."""
+    """Yields docstrings, and string arguments of the calls that document C functions."""
     for node in ast.walk(tree):
         if isinstance(node, DOCUMENTED_NODES):
             text = ast.get_docstring(node, clean=False)
@@ -110,7 +110,7 @@ def docstrings(tree: ast.Module) -> Iterator[str]:
 
 
 def help_topics(tree: ast.Module) -> Iterator[str]:
-    """The values of the one dictionary in ``pydoc_data/topics.py``, the interpreter's ``help('topic')``."""
+    """Yields the values of the dictionary in ``pydoc_data/topics.py``, which ``help('topic')`` prints."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Dict):
             for value in node.values:
@@ -125,13 +125,13 @@ def _called_name(call: ast.Call) -> str:
 
 
 def clean(text: str) -> str:
-    """Text without the indentation of its source and without trailing blanks."""
-    encodable = text.encode("utf-8", "replace").decode()  # an escape may have made half a surrogate pair
+    """Removes the indentation of the source and trailing blanks."""
+    encodable = text.encode("utf-8", "replace").decode()  # an escape can spell half of a surrogate pair
     return "\n".join(line.rstrip() for line in inspect.cleandoc(encodable).splitlines()).strip()
 
 
 def unique(documents: Iterable[str]) -> Iterator[str]:
-    """Each document once, at its first place; constant memory per document (its hash)."""
+    """Yields each document once, at its first place; keeps a hash of each in memory."""
     seen: set[bytes] = set()
     for document in documents:
         digest = hashlib.blake2b(document.encode(), digest_size=16).digest()

@@ -1,33 +1,24 @@
-"""Plain text: a folder of files, one document each, or one long file cut at blank lines."""
+"""Plain text: a folder of files, one document each, or one long file, divided at blank lines."""
 
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from fromscratch.sources.base import (
-    DAMAGED,
-    LEAST_PART_BYTES,
-    MOST_DOCUMENT_BYTES,
-    TOO_LONG,
-    DamagedFile,
-    Document,
-    Part,
-    Unusable,
-    part_bytes_for,
-)
+from fromscratch.sources import base
+from fromscratch.sources.base import Document, Part, damaged
 
 SUFFIXES = {".txt", ".md", ".rst", ".text"}
-FILES_PER_PART = 1_000  # read as one unit of work, so that many small files make few output shards
-PIECE_BYTES = 8_192
-MOST_PIECE_BYTES = 1 << 20  # where a text has no blank lines
+MAX_FILES_PER_PART = 1_000  # a part has shards of its own: many small files make few shards
+MIN_PIECE_BYTES = 8_192
+MAX_PIECE_BYTES = 1 << 20  # for text without blank lines
 BLOCK_BYTES = 1 << 20
 BLANK_LINE = re.compile(rb"\n\r?\n")
 
 
 @dataclass(frozen=True)
 class TextFilesPart:
-    """Files that are one document each."""
+    """Files, one document each."""
 
     name: str
     paths: tuple[Path, ...]
@@ -39,7 +30,7 @@ class TextFilesPart:
 
 @dataclass(frozen=True)
 class LongTextPart:
-    """The pieces of one file that begin after the first blank line at ``begin``, up to the one at ``end``."""
+    """The text between the first blank line at ``begin`` or later and the first one at ``end`` or later."""
 
     name: str
     path: Path
@@ -51,54 +42,51 @@ class LongTextPart:
         try:
             first, last = (after_blank_line(self.path, position) for position in (self.begin, self.end))
             for offset, piece in pieces_of(self.path, first, last):
-                yield _decoded(piece, self.path, offset)
+                yield _decode(piece, self.path, offset)
         except OSError as error:
-            yield Unusable(DAMAGED, f"{self.path}: cannot be read ({error.strerror})")
+            yield damaged(f"{self.path}: cannot be read ({error.strerror})")
 
 
 def text_folder_parts(files: list[Path], folder: Path) -> list[Part]:
-    """Groups of up to 1,000 files and a bounded number of bytes."""
+    """Groups the files into parts of up to 1,000 files and a bounded number of bytes."""
     sizes = [path.stat().st_size for path in files]
-    target = part_bytes_for(sum(sizes))
+    target = base.part_bytes_for(sum(sizes))
     parts: list[Part] = []
-    first = gathered = 0
+    first = combined = 0
     for index, size in enumerate(sizes, start=1):
-        gathered += size
-        if gathered >= target or index - first == FILES_PER_PART or index == len(files):
+        combined += size
+        if combined >= target or index - first == MAX_FILES_PER_PART or index == len(files):
             group = tuple(files[first:index])
-            parts.append(TextFilesPart(f"{group[0].relative_to(folder).as_posix()} and on", group, gathered))
-            first, gathered = index, 0
+            parts.append(TextFilesPart(f"{group[0].relative_to(folder).as_posix()} and on", group, combined))
+            first, combined = index, 0
     return parts
 
 
 def long_text_parts(path: Path) -> list[Part]:
-    """One file alone is a whole corpus, and a corpus needs documents to hold some of them out.
+    """Divides one file into many documents, so that some of them can be held out.
 
-    It is cut at the first blank line after every 8,192 bytes (or after 1 MiB without any). Nothing
-    is lost or added by that.
+    A document ends at the first blank line after 8,192 bytes, or after 1 MiB where there is none. The
+    documents together are the file, byte for byte.
     """
     size = path.stat().st_size
     if size == 0:
-        return [DamagedFile(path.name, f"{path}: is empty")]
-    step = max(LEAST_PART_BYTES, part_bytes_for(size))
-    return [
-        LongTextPart(f"{path.name} from byte {begin}", path, begin, min(size, begin + step), min(step, size - begin))
-        for begin in range(0, size, step)
-    ]
+        return [base.DamagedFile(path.name, f"{path}: is empty")]
+    ranges = base.byte_ranges(path.name, size, base.part_bytes_for(size))
+    return [LongTextPart(label, path, begin, end, end - begin) for label, begin, end in ranges]
 
 
 def read_text(file: Path) -> Document:
-    """The text of a UTF-8 file, its line ends as they are."""
+    """Reads a UTF-8 file; its line ends stay as they are."""
     try:
-        if file.stat().st_size > MOST_DOCUMENT_BYTES:
-            return Unusable(TOO_LONG)
-        return _decoded(file.read_bytes(), file, 0)
+        if file.stat().st_size > base.MAX_DOCUMENT_BYTES:
+            return base.TOO_LONG
+        return _decode(file.read_bytes(), file, 0)
     except OSError as error:
-        return Unusable(DAMAGED, f"{file}: cannot be read ({error.strerror})")
+        return damaged(f"{file}: cannot be read ({error.strerror})")
 
 
 def after_blank_line(path: Path, position: int) -> int:
-    """Where the text after the first blank line at ``position`` or later begins; 0 for the file's start."""
+    """Returns the offset after the first blank line at ``position`` or later; 0 for position 0."""
     if position == 0:
         return 0
     with path.open("rb") as file:
@@ -114,35 +102,35 @@ def after_blank_line(path: Path, position: int) -> int:
 
 
 def pieces_of(path: Path, begin: int, end: int) -> Iterator[tuple[int, bytes]]:
-    """Offset and bytes of each piece of ``[begin, end)``, in order."""
+    """Yields offset and bytes of each piece of ``[begin, end)``, in order."""
     with path.open("rb") as file:
         file.seek(begin)
         buffer, offset, left = b"", begin, end - begin
         while left or buffer:
-            while left and len(buffer) < MOST_PIECE_BYTES + 4:
+            while left and len(buffer) < MAX_PIECE_BYTES + 4:
                 block = file.read(min(BLOCK_BYTES, left))
                 left = left - len(block) if block else 0
                 buffer += block
-            cut = _cut(buffer, at_end=not left)
+            cut = _piece_length(buffer, at_end=not left)
             yield offset, buffer[:cut]
             buffer, offset = buffer[cut:], offset + cut
 
 
-def _cut(buffer: bytes, *, at_end: bool) -> int:
-    """Length of the piece that the buffer begins with; the buffer holds more than the longest one, or the rest."""
-    found = BLANK_LINE.search(buffer, PIECE_BYTES, MOST_PIECE_BYTES)
+def _piece_length(buffer: bytes, *, at_end: bool) -> int:
+    """Returns the length of the first piece of a buffer that is longer than any piece, or ``at_end``."""
+    found = BLANK_LINE.search(buffer, MIN_PIECE_BYTES, MAX_PIECE_BYTES)
     if found:
         return found.end()
-    if at_end and len(buffer) <= MOST_PIECE_BYTES:
+    if at_end and len(buffer) <= MAX_PIECE_BYTES:
         return len(buffer)
-    cut = MOST_PIECE_BYTES
-    while cut > MOST_PIECE_BYTES - 4 and buffer[cut] & 0xC0 == 0x80:  # not inside a character
+    cut = MAX_PIECE_BYTES
+    while cut > MAX_PIECE_BYTES - 4 and buffer[cut] & 0xC0 == 0x80:  # not inside a UTF-8 character
         cut -= 1
     return cut
 
 
-def _decoded(data: bytes, file: Path, offset: int) -> Document:
+def _decode(data: bytes, file: Path, offset: int) -> Document:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
-        return Unusable(DAMAGED, f"{file}: not UTF-8 text (byte {offset + error.start:,}); convert it first")
+        return damaged(f"{file}: not UTF-8 text (byte {offset + error.start:,}); convert it first")

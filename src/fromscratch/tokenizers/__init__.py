@@ -1,1 +1,1 @@
-"""Tokenizers behind one small interface: bytes, GPT-2, any Hugging Face tokenizer, and trained ones."""
+"""Tokenizers with one interface: bytes, GPT-2, any Hugging Face tokenizer, and trained ones."""

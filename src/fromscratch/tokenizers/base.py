@@ -1,12 +1,13 @@
-"""What a tokenizer is here.
+"""The interface of all tokenizers: documents to ids and back, byte for byte.
 
-An encoder of documents into ids, and back, byte for byte. Text that spells a control token is text:
-the end-of-text id never comes out of ``encode``; whoever joins documents puts it between them.
+``encode`` never returns the end-of-text id, not even for text that spells it; the caller appends it
+to each document.
 """
 
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,60 +25,59 @@ class Tokenizer(ABC):
     """Text to ids and back."""
 
     kind: str
-    """Which class reads it back."""
+    """The class that loads it."""
     name: str
-    """How messages and manifests call it."""
+    """Its name in messages and manifests."""
     vocab_size: int
     """Number of ids, the end-of-text id included; every id is below it."""
     end_of_text: int
     """The id that ends every document."""
     threads: int | None = None
-    """Most threads that ``encode_documents`` starts; None is one per core."""
+    """Maximum number of threads of ``encode_documents``; None is one per core."""
 
     @abstractmethod
     def encode_documents(self, documents: Sequence[str]) -> list[Ids]:
-        """Ids of each document, in order, without the end-of-text id; uses several cores."""
+        """Returns the ids of each document, in order, without the end-of-text id; uses several cores."""
 
     @abstractmethod
     def token_bytes(self) -> list[bytes]:
-        """The bytes that each id stands for, by id; empty for control tokens."""
+        """Returns the bytes of each id, by id; empty for control tokens."""
 
     @abstractmethod
     def _save_files(self, folder: Path) -> None:
-        """Writes whatever ``load`` needs beside the description."""
+        """Writes the files that ``load`` needs beside the description."""
 
     def encode(self, text: str) -> Ids:
-        """Ids of one text, without the end-of-text id."""
+        """Returns the ids of one text, without the end-of-text id."""
         return self.encode_documents([text])[0]
 
     def decode_bytes(self, ids: Sequence[int] | NDArray[Any]) -> bytes:
-        """The bytes of the ids, joined. Control tokens leave nothing."""
-        table = self._table()
+        """Returns the bytes of the ids, joined; control tokens add nothing."""
+        table = self._bytes_by_id
         return b"".join(table[int(i)] for i in ids)
 
     def decode(self, ids: Sequence[int] | NDArray[Any]) -> str:
-        """The text of the ids; bytes that are no UTF-8 (half a character) become U+FFFD."""
+        """Returns the text of the ids; invalid UTF-8, such as half a character, becomes U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
     def byte_lengths(self) -> NDArray[np.int64]:
-        """Bytes of text that each id stands for: [vocab_size]; 0 for control tokens."""
-        return np.array([len(piece) for piece in self._table()], dtype=np.int64)
+        """Returns the bytes of text per id: [vocab_size]; 0 for control tokens."""
+        return np.array([len(data) for data in self._bytes_by_id], dtype=np.int64)
 
-    def _table(self) -> list[bytes]:
-        if not hasattr(self, "_token_bytes_by_id"):
-            self._token_bytes_by_id = self.token_bytes()
-        return self._token_bytes_by_id
+    @cached_property
+    def _bytes_by_id(self) -> list[bytes]:
+        return self.token_bytes()
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over what every id means: tokenizers that agree on it can share stores and models."""
+        """SHA-256 over the bytes of every id: tokenizers with the same one can share stores and models."""
         digest = hashlib.sha256(f"{self.vocab_size} {self.end_of_text}".encode())
-        for piece in self._table():
-            digest.update(len(piece).to_bytes(4, "big") + piece)
+        for data in self._bytes_by_id:
+            digest.update(len(data).to_bytes(4, "big") + data)
         return digest.hexdigest()
 
     def description(self) -> dict[str, Any]:
-        """The facts that manifests and messages carry."""
+        """Returns what manifests record of a tokenizer."""
         return {
             "kind": self.kind,
             "name": self.name,
@@ -87,7 +87,7 @@ class Tokenizer(ABC):
         }
 
     def save(self, folder: Path) -> None:
-        """Writes the tokenizer as a sealed folder, from which ``tokenizers.loading.load`` reads it back."""
+        """Writes the tokenizer as a sealed folder, which ``tokenizers.loading.load`` reads."""
         with sealed_folder(folder) as temporary:
             self._save_files(temporary)
             (temporary / DESCRIPTION_FILE).write_text(to_strict_json(self.description(), indent=1), "utf-8")

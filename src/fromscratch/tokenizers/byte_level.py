@@ -1,7 +1,7 @@
-"""How byte-level BPE files spell bytes: GPT-2's table of 256 printable characters.
+"""GPT-2's table of 256 printable characters, in which byte-level BPE files spell bytes.
 
-Bytes that are printable stand for themselves; the other 68 are shifted to U+0100 and above, so that
-a vocabulary file holds no blank or control character. Source: the encoder of Radford et al. 2019.
+Printable bytes stand for themselves. The other 68 are shifted to U+0100 and above, so a vocabulary
+file holds no blank or control character. Source: the encoder of Radford et al. 2019.
 """
 
 from functools import cache
@@ -9,7 +9,7 @@ from functools import cache
 
 @cache
 def byte_of_character() -> dict[str, int]:
-    """The byte that each of the 256 characters stands for."""
+    """Returns the byte of each of the 256 characters."""
     printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in set(printable)]
     table = {chr(byte): byte for byte in printable}
@@ -18,6 +18,6 @@ def byte_of_character() -> dict[str, int]:
 
 
 def bytes_of_token(token: str) -> bytes:
-    """The bytes that a token of a byte-level vocabulary stands for. Raises KeyError if it is none."""
+    """Returns the bytes of a token of a byte-level vocabulary. Raises KeyError for any other token."""
     table = byte_of_character()
     return bytes(table[character] for character in token)

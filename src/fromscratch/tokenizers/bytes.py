@@ -17,12 +17,12 @@ class BytesTokenizer(Tokenizer):
     end_of_text = 256
 
     def encode_documents(self, documents: Sequence[str]) -> list[Ids]:
-        """The UTF-8 bytes of each document (a lone surrogate becomes a question mark)."""
+        """Returns the UTF-8 bytes of each document; a lone surrogate becomes a question mark."""
         return [np.frombuffer(text.encode("utf-8", "replace"), dtype=np.uint8).astype(np.uint32) for text in documents]
 
     def token_bytes(self) -> list[bytes]:
-        """One byte for each of the first 256 ids, nothing for end-of-text."""
+        """Returns one byte for each of the first 256 ids, and nothing for end-of-text."""
         return [bytes([value]) for value in range(256)] + [b""]
 
     def _save_files(self, folder: Path) -> None:
-        """Nothing: the description says it all."""
+        """Writes nothing: the description is enough."""

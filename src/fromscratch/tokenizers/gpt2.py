@@ -1,8 +1,8 @@
-"""GPT-2's byte-pair encoding: 50,257 ids, run by tiktoken's engine.
+"""GPT-2's byte-pair encoding: 50,257 ids, encoded by tiktoken.
 
-The vocabulary is OpenAI's and is not part of this package. It is looked for in local files
+The vocabulary is OpenAI's and is not part of this package. It is searched for in local files
 (``vocab.bpe`` with ``encoder.json``, ``merges.txt`` with ``vocab.json``, or ``tokenizer.json``), in
-tiktoken's own cache, and on the Hugging Face Hub (``openai-community/gpt2``), in this order.
+tiktoken's cache, and on the Hugging Face Hub (``openai-community/gpt2``), in this order.
 """
 
 import json
@@ -10,6 +10,7 @@ import os
 import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha1
 from pathlib import Path
@@ -18,6 +19,9 @@ import tiktoken
 from tiktoken_ext.openai_public import r50k_pat_str
 
 from fromscratch.errors import DataError, UsageError
+from fromscratch.hub.downloads import download_file
+from fromscratch.hub.names import HubName
+from fromscratch.hub.requests import HubError
 from fromscratch.tokenizers.base import Ids, Tokenizer
 from fromscratch.tokenizers.byte_level import byte_of_character, bytes_of_token
 from fromscratch.tokenizers.huggingface import END_OF_TEXT, TOKENIZER_FILE
@@ -34,14 +38,14 @@ TIKTOKEN_URLS = tuple(
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Token strings (in the byte-level spelling) by id, and the merges in order of priority."""
+    """Ids by token (in the byte-level spelling), and the merges in order of priority."""
 
     ids: dict[str, int]
     merges: list[tuple[str, str]]
 
 
 class GPT2Tokenizer(Tokenizer):
-    """GPT-2's tokenizer; the id 50256 ends a document."""
+    """GPT-2's tokenizer; the end-of-text id is 50256."""
 
     kind = "gpt2"
     name = "gpt2"
@@ -51,11 +55,11 @@ class GPT2Tokenizer(Tokenizer):
         ranks = {bytes_of_token(token): index for token, index in vocabulary.ids.items() if token != END_OF_TEXT}
         self.end_of_text = vocabulary.ids.get(END_OF_TEXT, len(ranks))
         self.vocab_size = max(*ranks.values(), self.end_of_text) + 1
-        special = {END_OF_TEXT: self.end_of_text}  # with none at all, tiktoken searches for the empty string
+        special = {END_OF_TEXT: self.end_of_text}  # without any, tiktoken searches for the empty string
         self._engine = tiktoken.Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens=special)
 
     def encode_documents(self, documents: Sequence[str]) -> list[Ids]:
-        """Ids of each document, on as many threads as there are cores, or as ``threads`` says."""
+        """Returns the ids of each document, encoded on ``threads`` threads, by default one per core."""
         clean = [t if t.isascii() else t.encode("utf-8", "replace").decode() for t in documents]
         if self.threads == 1:
             return [self._encode(text) for text in clean]
@@ -63,47 +67,46 @@ class GPT2Tokenizer(Tokenizer):
             return list(pool.map(self._encode, clean))
 
     def _encode(self, text: str) -> Ids:
-        """Without the list of Python integers that ``encode_ordinary`` makes; no special token is allowed."""
+        """Encodes without special tokens, and without the list of Python integers of ``encode_ordinary``."""
         return self._engine.encode_to_numpy(text, disallowed_special=())
 
     def token_bytes(self) -> list[bytes]:
-        """The bytes of every merge, by id."""
-        pieces = [b""] * self.vocab_size
+        """Returns the bytes of every token, by id."""
+        table = [b""] * self.vocab_size
         for token, index in self._vocabulary.ids.items():
             if index != self.end_of_text:
-                pieces[index] = bytes_of_token(token)
-        return pieces
+                table[index] = bytes_of_token(token)
+        return table
 
     def _save_files(self, folder: Path) -> None:
-        """As a ``tokenizer.json``, which every Hugging Face library reads too."""
+        """Writes a ``tokenizer.json``, which Hugging Face libraries read too."""
         model = {"type": "BPE", "vocab": self._vocabulary.ids, "merges": [list(m) for m in self._vocabulary.merges]}
         special = {"id": self.end_of_text, "content": END_OF_TEXT, "special": True}
         flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
         byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-        whole = {
+        content = {
             "version": "1.0",
             "added_tokens": [special | flags],
             "pre_tokenizer": byte_level,
             "decoder": byte_level,
             "model": model,
         }
-        (folder / TOKENIZER_FILE).write_text(json.dumps(whole, ensure_ascii=False), "utf-8")
+        (folder / TOKENIZER_FILE).write_text(json.dumps(content, ensure_ascii=False), "utf-8")
 
 
 def load_gpt2(folder: Path | None = None) -> GPT2Tokenizer:
-    """GPT-2's tokenizer from a folder or file given, or from the first place that has it.
+    """Loads GPT-2's tokenizer from a folder or file, by default from the first place that has it.
 
     Raises:
-        UsageError: nobody has it (the message says how to get it).
-        DataError: what was found is not GPT-2's.
+        UsageError: no place has it (the message says how to get it).
+        DataError: the vocabulary that was found is not GPT-2's.
     """
-    vocabulary = (
-        _from_files(folder) if folder is not None else _from_variable() or _from_tiktoken_cache() or _from_hub()
-    )
-    if vocabulary is None and folder is not None:
-        raise DataError(f"{folder}: holds no GPT-2 vocabulary (encoder.json and vocab.bpe, or tokenizer.json)")
-    if vocabulary is None:
-        raise UsageError(_how_to_get_it())
+    if folder is not None:
+        vocabulary = _from_files(folder)
+        if vocabulary is None:
+            raise DataError(f"{folder}: holds no GPT-2 vocabulary (encoder.json and vocab.bpe, or tokenizer.json)")
+    else:
+        vocabulary = _from_variable() or _from_tiktoken_cache() or _from_hub()
     tokenizer = GPT2Tokenizer(vocabulary)
     if tokenizer.fingerprint != GPT2_FINGERPRINT:
         where = folder if folder is not None else "the place where it was found"
@@ -114,10 +117,13 @@ def load_gpt2(folder: Path | None = None) -> GPT2Tokenizer:
     return tokenizer
 
 
-def _how_to_get_it() -> str:
+def _from_hub() -> Vocabulary:
+    """Downloads the vocabulary. Raises UsageError with all ways to get it where that fails."""
     from huggingface_hub.constants import HF_HUB_CACHE
 
-    return (
+    with suppress(UsageError, HubError):
+        return _parse_tokenizer_json(download_file(HubName("model", HUB_REPOSITORY), TOKENIZER_FILE))
+    raise UsageError(
         f"the GPT-2 vocabulary is not on this machine (no {TOKENIZER_FILE} of {HUB_REPOSITORY} in {HF_HUB_CACHE}), and "
         f"the Hugging Face Hub could not be reached: run 'hf download {HUB_REPOSITORY} {TOKENIZER_FILE}' where there "
         f"is a network, or put encoder.json and vocab.bpe (or {TOKENIZER_FILE}) in a folder and name it as "
@@ -126,7 +132,7 @@ def _how_to_get_it() -> str:
 
 
 def has_gpt2_files(folder: Path) -> bool:
-    """Whether a folder holds OpenAI's two files, under either pair of names."""
+    """Returns whether a folder holds OpenAI's two files, under either pair of names."""
     return any(all((folder / name).is_file() for name in pair) for pair in LOCAL_FILE_PAIRS)
 
 
@@ -157,17 +163,6 @@ def _from_tiktoken_cache() -> Vocabulary | None:
     return _parse_pair(ids_file, merges_file) if ids_file.is_file() and merges_file.is_file() else None
 
 
-def _from_hub() -> Vocabulary | None:
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return _parse_tokenizer_json(Path(hf_hub_download(HUB_REPOSITORY, TOKENIZER_FILE)))
-    except DataError:
-        raise
-    except Exception:  # offline, refused, not found: many classes, one meaning
-        return None
-
-
 def _parse_pair(ids_file: Path, merges_file: Path) -> Vocabulary:
     try:
         ids = json.loads(ids_file.read_text("utf-8"))
@@ -175,22 +170,22 @@ def _parse_pair(ids_file: Path, merges_file: Path) -> Vocabulary:
     except (OSError, ValueError) as error:
         raise DataError(f"{ids_file} and {merges_file}: not GPT-2's vocabulary ({error})") from error
     merges = [line.split(" ") for line in lines if line and not line.startswith("#version")]
-    return _checked(ids, merges, ids_file)
+    return _check(ids, merges, ids_file)
 
 
 def _parse_tokenizer_json(file: Path) -> Vocabulary:
     try:
-        whole = json.loads(file.read_text("utf-8"))
-        model = whole["model"]
+        content = json.loads(file.read_text("utf-8"))
+        model = content["model"]
         merges = [m.split(" ") if isinstance(m, str) else m for m in model["merges"]]
-        ids = dict(model["vocab"]) | {t["content"]: t["id"] for t in whole.get("added_tokens", [])}
+        ids = dict(model["vocab"]) | {t["content"]: t["id"] for t in content.get("added_tokens", [])}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{file}: not a byte-pair tokenizer.json ({error!r})") from error
-    return _checked(ids, merges, file)
+    return _check(ids, merges, file)
 
 
-def _checked(ids: object, merges: list[list[str]], file: Path) -> Vocabulary:
-    """Refuses what tiktoken's engine cannot run: spelt otherwise, or with ids not in the order of the merges."""
+def _check(ids: object, merges: list[list[str]], file: Path) -> Vocabulary:
+    """Raises DataError where tiktoken cannot encode: another spelling, or ids not in the order of the merges."""
     if not isinstance(ids, dict) or not all(isinstance(index, int) and index >= 0 for index in ids.values()):
         raise DataError(f"{file}: not GPT-2's vocabulary (expected ids by token)")
     alphabet = set(byte_of_character())

@@ -1,6 +1,6 @@
-"""Any tokenizer that a ``tokenizer.json`` describes, and byte-level BPE trained from a corpus.
+"""Any tokenizer that a ``tokenizer.json`` describes, and byte-level BPE trained on a corpus.
 
-Both run in the ``tokenizers`` library, which encodes a batch of documents on every core.
+Both use the ``tokenizers`` library, which encodes a batch of documents on all cores.
 """
 
 import re
@@ -18,14 +18,14 @@ from fromscratch.tokenizers.byte_level import bytes_of_token
 TOKENIZER_FILE = "tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"
 END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "[SEP]")
-FEWEST_TRAINED_IDS = 258
-MOST_TRAINED_IDS = 1 << 20  # several times the largest published vocabulary; the trainer allocates for all
+MIN_TRAINED_IDS = 258
+MAX_TRAINED_IDS = 1 << 20  # several times the largest published vocabulary; the trainer allocates for all
 BYTE_FALLBACK = re.compile(r"^<0x([0-9A-Fa-f]{2})>$")
 SENTENCEPIECE_SPACE = "\u2581"
 
 
 class HuggingFaceTokenizer(Tokenizer):
-    """A ``tokenizer.json``. Special tokens found in text are encoded as the text they are."""
+    """A ``tokenizer.json``. Special tokens in a document are encoded as ordinary text."""
 
     kind = "huggingface"
 
@@ -44,41 +44,41 @@ class HuggingFaceTokenizer(Tokenizer):
                 "add one to its added_tokens"
             )
         self.end_of_text = found
-        self._refuse_end_of_text_from_text()
+        self._encode_end_of_text_as_text()
 
-    def _refuse_end_of_text_from_text(self) -> None:
-        """Makes sure that text which spells the end-of-text token is encoded as the text it is.
+    def _encode_end_of_text_as_text(self) -> None:
+        """Makes the library encode text that spells the end-of-text token as ordinary text.
 
         Raises:
-            DataError: the model itself (a Unigram vocabulary, for example) takes it for the token.
+            DataError: the model itself (a Unigram vocabulary, for example) encodes it as the token.
         """
-        spelt = str(self._engine.id_to_token(self.end_of_text))
+        spelling = str(self._engine.id_to_token(self.end_of_text))
         added = self._engine.get_added_tokens_decoder().get(self.end_of_text)
         if added is not None and not added.special:
-            self._engine.add_special_tokens([hf.AddedToken(spelt, special=True, normalized=False)])
-        if self.end_of_text in self.encode(spelt):
+            self._engine.add_special_tokens([hf.AddedToken(spelling, special=True, normalized=False)])
+        if self.end_of_text in self.encode(spelling):
             raise DataError(
-                f"tokenizer {self.name}: encodes the text {spelt} as its end-of-text id, so a document could end "
+                f"tokenizer {self.name}: encodes the text {spelling} as its end-of-text id, so a document could end "
                 "in its middle; use another tokenizer"
             )
 
     def encode_documents(self, documents: Sequence[str]) -> list[Ids]:
-        """Ids of each document, encoded in parallel by the library."""
+        """Returns the ids of each document, encoded in parallel by the library."""
         clean = [text.encode("utf-8", "replace").decode() for text in documents]
         encodings = self._engine.encode_batch_fast(clean, add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
     def token_bytes(self) -> list[bytes]:
-        """Bytes by id, for byte-level vocabularies and for those of SentencePiece's kind."""
+        """Returns the bytes by id, for byte-level vocabularies and those of SentencePiece."""
         added = self._engine.get_added_tokens_decoder()
-        spell = _bytes_of_printable if "ByteLevel" in repr(self._engine.decoder) else _bytes_of_sentencepiece
-        pieces = [b""] * self.vocab_size
+        to_bytes = _bytes_of_printable if "ByteLevel" in repr(self._engine.decoder) else _bytes_of_sentencepiece
+        table = [b""] * self.vocab_size
         for token, index in self._engine.get_vocab(with_added_tokens=True).items():
-            if index in added:  # its content is plain text, however the vocabulary is spelt
-                pieces[index] = b"" if added[index].special else token.encode()
+            if index in added:  # added tokens are plain text, whatever the spelling of the vocabulary
+                table[index] = b"" if added[index].special else token.encode()
             elif index != self.end_of_text:
-                pieces[index] = spell(token)
-        return pieces
+                table[index] = to_bytes(token)
+        return table
 
     def _save_files(self, folder: Path) -> None:
         self._engine.save(str(folder / TOKENIZER_FILE))
@@ -97,7 +97,7 @@ def _bytes_of_sentencepiece(token: str) -> bytes:
 
 
 def load_huggingface(path: Path, *, name: str | None = None) -> HuggingFaceTokenizer:
-    """Reads a ``tokenizer.json``, or the one in a folder. Raises DataError when it is none."""
+    """Reads a ``tokenizer.json``, or the one in a folder. Raises DataError."""
     file = path / TOKENIZER_FILE if path.is_dir() else path
     if not file.is_file():
         raise DataError(f"{path}: holds no tokenizer ({TOKENIZER_FILE}, or encoder.json with vocab.bpe)")
@@ -109,20 +109,20 @@ def load_huggingface(path: Path, *, name: str | None = None) -> HuggingFaceToken
 
 
 def train_byte_pairs(documents: Iterable[str], *, vocab_size: int) -> HuggingFaceTokenizer:
-    """Learns a byte-level BPE vocabulary; the last id is end-of-text.
+    """Trains a byte-level BPE tokenizer; its last id is end-of-text.
 
     Source: Sennrich et al. 2016, "Neural Machine Translation of Rare Words with Subword Units"; bytes
-    and the word pattern as in GPT-2. The same documents give the same vocabulary.
+    and word pattern are GPT-2's. The same documents give the same vocabulary.
 
     Raises:
         UsageError: fewer than 258 ids (256 bytes, end-of-text, one merge), or more than 2**20.
     """
-    if vocab_size < FEWEST_TRAINED_IDS:
+    if vocab_size < MIN_TRAINED_IDS:
         raise UsageError(
-            f"tokenizer train:{vocab_size}: needs at least {FEWEST_TRAINED_IDS} ids (256 bytes, end-of-text, one merge)"
+            f"tokenizer train:{vocab_size}: needs at least {MIN_TRAINED_IDS} ids (256 bytes, end-of-text, one merge)"
         )
-    if vocab_size > MOST_TRAINED_IDS:
-        raise UsageError(f"tokenizer train:{shown(vocab_size)}: at most {MOST_TRAINED_IDS} ids can be trained")
+    if vocab_size > MAX_TRAINED_IDS:
+        raise UsageError(f"tokenizer train:{shown(vocab_size)}: at most {MAX_TRAINED_IDS} ids can be trained")
     engine = hf.Tokenizer(hf.models.BPE())
     engine.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
     engine.decoder = hf.decoders.ByteLevel()

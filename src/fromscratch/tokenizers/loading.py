@@ -1,4 +1,4 @@
-"""Which tokenizer a word means: ``gpt2``, ``bytes``, ``train:N``, or a path."""
+"""Opens a tokenizer by its name: ``gpt2``, ``bytes``, ``train:N``, or a path."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -12,42 +12,42 @@ from fromscratch.tokenizers.gpt2 import GPT2Tokenizer, has_gpt2_files, load_gpt2
 from fromscratch.tokenizers.huggingface import TOKENIZER_FILE, HuggingFaceTokenizer, load_huggingface, train_byte_pairs
 
 TRAIN_PREFIX = "train:"
-MOST_DIGITS = 20
+MAX_DIGITS = 19
 
 
-def open_tokenizer(word: str, *, corpus: Callable[[], Iterable[str]] | None = None) -> Tokenizer:
-    """The tokenizer that a command line names.
+def open_tokenizer(name: str, *, corpus: Callable[[], Iterable[str]] | None = None) -> Tokenizer:
+    """Returns the tokenizer that a command line names.
 
     Args:
-        word: ``gpt2``, ``bytes``, ``train:N``, a folder or a ``tokenizer.json``.
-        corpus: opens the documents that ``train:N`` learns from.
+        name: ``gpt2``, ``bytes``, ``train:N``, a folder or a ``tokenizer.json``.
+        corpus: opens the documents that ``train:N`` is trained on.
 
     Raises:
-        UsageError: the word means nothing, or ``train:N`` has no corpus or no sensible N.
-        DataError: the files it names cannot be used.
+        UsageError: there is no such tokenizer, or ``train:N`` has no corpus or an invalid N.
+        DataError: the files that it names cannot be used.
     """
-    if word == "bytes":
+    if name == "bytes":
         return BytesTokenizer()
-    if word == "gpt2":
+    if name == "gpt2":
         return load_gpt2()
-    if word.startswith(TRAIN_PREFIX):
-        size = word.removeprefix(TRAIN_PREFIX)
-        if not (size.isascii() and size.isdecimal() and len(size) < MOST_DIGITS):
-            raise UsageError(f"tokenizer {shown(word)}: write it as train:N with a number of ids, such as train:8192")
+    if name.startswith(TRAIN_PREFIX):
+        size = name.removeprefix(TRAIN_PREFIX)
+        if not (size.isascii() and size.isdecimal() and len(size) <= MAX_DIGITS):
+            raise UsageError(f"tokenizer {shown(name)}: write it as train:N with a number of ids, such as train:8192")
         if corpus is None:
-            raise UsageError(f"tokenizer {word}: there are no documents here to learn it from")
+            raise UsageError(f"tokenizer {name}: there are no documents here to train it on")
         return train_byte_pairs(corpus(), vocab_size=int(size))
-    return _open_path(word)
+    return _open_path(name)
 
 
-def _open_path(word: str) -> Tokenizer:
-    path = Path(word).expanduser()
+def _open_path(name: str) -> Tokenizer:
+    path = Path(name).expanduser()
     try:
-        exists = bool(word) and path.exists()
+        exists = bool(name) and path.exists()
     except OSError:  # a name too long for any file
         exists = False
     if not exists:
-        raise UsageError(f"tokenizer {shown(word)}: no such file or folder; use gpt2, bytes, train:N or a path")
+        raise UsageError(f"tokenizer {shown(name)}: no such file or folder; use gpt2, bytes, train:N or a path")
     if (path / DESCRIPTION_FILE).is_file():
         return load(path)
     only_gpt2_files = has_gpt2_files(path) and not (path / TOKENIZER_FILE).is_file()
@@ -55,7 +55,7 @@ def _open_path(word: str) -> Tokenizer:
 
 
 def load(folder: Path) -> Tokenizer:
-    """Reads back what ``Tokenizer.save`` wrote. Raises DataError when it is damaged."""
+    """Reads a folder that ``Tokenizer.save`` wrote. Raises DataError where it is damaged."""
     verify_folder(folder)
     description = read_json_object(folder / DESCRIPTION_FILE)
     readers: dict[str, Callable[[], Tokenizer]] = {

@@ -78,7 +78,7 @@ class Checkpointing:
         self.collect(wait=True)
         world, folder = self.stepper.parallelism.world, self.journal.run.checkpoints
         newest = newest_valid(folder)[0] if world.is_main else None
-        name = world.from_main(newest.name if newest else "")
+        name = world.broadcast(newest.name if newest else "")
         if not name:
             return None
         state, stepper = self.state, self.stepper

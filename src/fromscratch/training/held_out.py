@@ -54,7 +54,7 @@ def sequence_losses(
     several processes, each gets its share of the batches.
     """
     with _evaluating(model):
-        for begin, rows, length in world.share(list(_windows(part.tokens, context_length, batch))):
+        for begin, rows, length in world.local_shard(list(_windows(part.tokens, context_length, batch))):
             if stop():
                 return
             flat = part.split.read(part.start + begin, rows * length + 1)
@@ -64,7 +64,7 @@ def sequence_losses(
                     torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device)
                 )
             yield targets, losses.double().cpu().numpy()
-            world.pulse.beat()
+            world.heartbeat()
 
 
 def mean_loss(

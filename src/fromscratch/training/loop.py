@@ -83,7 +83,7 @@ def train(training: Training, *, stop_after: int | None = None) -> RunState:
     state, stop, journal, num_steps = training.state, training.stop, training.journal, training.num_steps
     policy, memory = training.stepper.rules.policy, MemoryRetry(training.stepper, journal)
     recorder = StepRecorder(state, policy, training.spikes, journal, tokens_per_step=training.tokens_per_step)
-    stop.last_words = lambda name: journal.write_status(
+    stop.on_forced_exit = lambda name: journal.write_status(
         RunState.FAILED, step=state.step, num_steps=num_steps, reason=f"ended at once by another {name}"
     )
     with stop.listening():

@@ -7,21 +7,25 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import nn
 
 from fromscratch.data.batches import SequenceBatches
-from fromscratch.data.verify import sampled_monotony
+from fromscratch.data.verify import one_token_warnings
 from fromscratch.machine.memory import default_micro_batch
-from fromscratch.processes.world import ALONE, World, even_parts
+from fromscratch.models.language_model import LanguageModel
+from fromscratch.processes.world import ALONE, World, split_evenly
 from fromscratch.randomness import derive_seed
 from fromscratch.training.held_out import TokenSlice, mean_loss
 from fromscratch.training.objective import Carry, LossSum, MicroBatch, Runtime
 from fromscratch.training.prefetch import Prefetcher
 
 
-def next_token_loss(model: nn.Module, batch: MicroBatch, _carry: Carry) -> LossSum:
+def next_token_loss(model: LanguageModel, batch: MicroBatch, carry: Carry) -> LossSum:
     """Cross-entropy of every next token; every target counts."""
-    return LossSum(model.losses(batch.inputs, batch.targets).sum(), batch.targets.numel())  # type: ignore[operator]
+    if carry:
+        losses, carry = model.losses_and_carry(batch.inputs, batch.targets, carry)
+    else:
+        losses = model.losses(batch.inputs, batch.targets)
+    return LossSum(losses.sum(), batch.targets.numel(), carry)
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,7 @@ class NextToken:
     store_fingerprint: str
     """Identifies the store by its content."""
     held_out: TokenSlice | None = None
-    sampler: Callable[[nn.Module], list[str]] = lambda _model: []
+    sampler: Callable[[LanguageModel], list[str]] = lambda _model: []
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -49,19 +53,19 @@ class NextToken:
         return self.held_out is not None
 
     def notices(self) -> list[str]:
-        return list(sampled_monotony(self.sequences.split))
+        return list(one_token_warnings(self.sequences.split))
 
     def batches(self, runtime: Runtime) -> "TokenBatches":
         prefetch = runtime.device.type == "cuda"
         return TokenBatches(self.sequences, runtime.micro_batch, self.seed, runtime.device, runtime.world, prefetch)
 
-    def loss(self, model: nn.Module, batch: MicroBatch, carry: Carry) -> LossSum:
+    def loss(self, model: LanguageModel, batch: MicroBatch, carry: Carry) -> LossSum:
         return next_token_loss(model, batch, carry)
 
-    def initial_carry(self, model: nn.Module, num_sequences: int) -> Carry:
-        return {}
+    def initial_carry(self, model: LanguageModel, num_sequences: int) -> Carry:
+        return model.initial_carry(num_sequences)
 
-    def evaluate(self, model: nn.Module, runtime: Runtime, stop: Callable[[], bool]) -> float | None:
+    def evaluate(self, model: LanguageModel, runtime: Runtime, stop: Callable[[], bool]) -> float | None:
         assert self.held_out is not None
         context_length = self.sequences.context_length
         return mean_loss(
@@ -75,7 +79,7 @@ class NextToken:
             stop=stop,
         )
 
-    def sample(self, model: nn.Module) -> list[str]:
+    def sample(self, model: LanguageModel) -> list[str]:
         return self.sampler(model)
 
 
@@ -98,7 +102,7 @@ class TokenBatches:
 
     @property
     def max_steps(self) -> int:
-        return self.sequences.most_steps
+        return self.sequences.max_steps
 
     @property
     def num_micro_batches(self) -> int:
@@ -125,10 +129,10 @@ class TokenBatches:
     def _places(self, step: int) -> list[tuple[int, Sequence[int]]]:
         """The step, and the sequence indices of each micro-batch."""
         indices = self._local_shard(step)
-        return [(step, indices[begin:end]) for begin, end in even_parts(len(indices), self.num_micro_batches)]
+        return [(step, indices[begin:end]) for begin, end in split_evenly(len(indices), self.num_micro_batches)]
 
     def _local_shard(self, step: int) -> Sequence[int]:
-        return self.world.share(self.sequences.sequence_indices(step))
+        return self.world.local_shard(self.sequences.sequence_indices(step))
 
     def _load(self, step: int, indices: Sequence[int]) -> MicroBatch:
         """Reads a micro-batch into host memory, pinned for a CUDA device."""

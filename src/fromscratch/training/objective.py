@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fromscratch.machine.precision import Precision
 from fromscratch.processes.world import ALONE, World
@@ -44,8 +44,11 @@ class LossSum(NamedTuple):
     """The carry after these sequences."""
 
 
-Loss = Callable[[nn.Module, MicroBatch, Carry], LossSum]
-"""Scores a micro-batch, given the carry of its sequences. This is what ``torch.compile`` compiles."""
+Loss = Callable[[Any, MicroBatch, Carry], LossSum]
+"""Scores a micro-batch with a model that the objective knows, given the carry of its sequences.
+
+This is what ``torch.compile`` compiles.
+"""
 
 
 class Batches(Protocol):
@@ -106,14 +109,14 @@ class Objective(Protocol):
     def batches(self, runtime: Runtime) -> Batches:
         """The training data, divided for this process."""
 
-    def loss(self, model: nn.Module, batch: MicroBatch, carry: Carry) -> LossSum:
+    def loss(self, model: Any, batch: MicroBatch, carry: Carry) -> LossSum:
         """Scores a micro-batch."""
 
-    def initial_carry(self, model: nn.Module, num_sequences: int) -> Carry:
+    def initial_carry(self, model: Any, num_sequences: int) -> Carry:
         """The carry before the first step, on the model's device; empty for a model without one."""
 
-    def evaluate(self, model: nn.Module, runtime: Runtime, stop: Callable[[], bool]) -> float | None:
+    def evaluate(self, model: Any, runtime: Runtime, stop: Callable[[], bool]) -> float | None:
         """Returns the mean held-out loss, or None where ``stop`` interrupted. The same value in every process."""
 
-    def sample(self, model: nn.Module) -> list[str]:
+    def sample(self, model: Any) -> list[str]:
         """Texts that show what the model has learned; drawn from random numbers of their own."""

@@ -24,7 +24,7 @@ from fromscratch.formats.checkpoints import (
 )
 from fromscratch.formats.weights import fill, model_tensors
 from fromscratch.optim.composite import CompositeOptimizer
-from fromscratch.processes.world import ALONE, World, even_parts
+from fromscratch.processes.world import ALONE, World, split_evenly
 from fromscratch.training.objective import Carry
 
 
@@ -138,7 +138,7 @@ class DataParallel(SingleProcess):
         return torch.cat([part[:count] for part, count in zip(everywhere, counts, strict=True)])
 
     def local_carry(self, carry: Carry) -> Carry:
-        shards = {name: even_parts(len(tensor), self.world.size)[self.world.rank] for name, tensor in carry.items()}
+        shards = {name: split_evenly(len(tensor), self.world.size)[self.world.rank] for name, tensor in carry.items()}
         return {name: carry[name][begin:end] for name, (begin, end) in shards.items()}
 
 

@@ -185,7 +185,7 @@ class Stepper:
                 first += len(batch.inputs)
                 total = result.total
                 results.append(result._replace(total=total.detach()))
-                self.parallelism.world.pulse.beat()
+                self.parallelism.world.heartbeat()
         except RuntimeError as error:
             if not is_memory_error(error):
                 raise

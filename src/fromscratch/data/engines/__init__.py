@@ -1,4 +1,4 @@
-"""Who does the work of a preparation: this process, several of them, or a Ray cluster."""
+"""Where a preparation runs: in this process, in worker processes, or on a Ray cluster."""
 
 from fromscratch.data.engines.base import Engine, InProcess, Job, Task
 from fromscratch.data.engines.processes import WorkerProcesses

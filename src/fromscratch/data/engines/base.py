@@ -1,4 +1,4 @@
-"""What an engine is: it gives every task to a job, somewhere, and hands back what comes of it.
+"""The interface of engines: an engine runs a job on every task and returns the results.
 
 A job is a plain function of a task and a tokenizer. Jobs and tasks are small and can be sent to other
 processes; texts and tokens are read and written where the job runs.
@@ -17,17 +17,17 @@ from fromscratch.sources.base import Part
 
 
 class DocumentEncoder(Protocol):
-    """What preparation needs of a tokenizer."""
+    """The part of a tokenizer that preparation uses."""
 
     vocab_size: int
     end_of_text: int
     threads: int | None
 
     def encode_documents(self, documents: Sequence[str]) -> list[NDArray[np.uint32]]:
-        """Ids of each document without the end-of-text id."""
+        """Returns the ids of each document without the end-of-text id."""
 
     def description(self) -> dict[str, Any]:
-        """Facts for the manifest."""
+        """Returns what the manifest records of the tokenizer."""
 
     def save(self, folder: Path) -> None:
         """Writes the tokenizer into a folder."""
@@ -41,28 +41,29 @@ class Task:
     part: Part
 
 
-Facts = dict[str, Any]
-Job = Callable[[Task, DocumentEncoder], Facts]
-Run = Callable[[Job, Sequence[Task]], Iterator[Facts]]
+Record = dict[str, Any]
+"""The result of a task, as JSON; ``index`` is the task's."""
+Job = Callable[[Task, DocumentEncoder], Record]
+RunJob = Callable[[Job, Sequence[Task]], Iterator[Record]]
 LoadTokenizer = Callable[[Path], DocumentEncoder]
 
 
 class Engine(Protocol):
-    """Somewhere to run jobs."""
+    """Runs jobs."""
 
-    def started(self, tokenizer_folder: Path) -> AbstractContextManager[Run]:
-        """Ready for work while the block lasts; results come in the order in which tasks end.
+    def started(self, tokenizer_folder: Path) -> AbstractContextManager[RunJob]:
+        """Starts the workers for the length of a ``with`` block; results come in the order of completion.
 
-        A job's error ends the run, is raised here, and leaves the tasks that ended as they are.
+        An error of a job is raised here and stops the others; finished tasks keep their results.
         """
 
 
 @dataclass(frozen=True)
 class InProcess:
-    """One task after the other, in this process, with the tokenizer's own threads."""
+    """Runs one task after the other in this process, on the threads of the tokenizer."""
 
     tokenizer: DocumentEncoder
 
     @contextmanager
-    def started(self, tokenizer_folder: Path) -> Iterator[Run]:
+    def started(self, tokenizer_folder: Path) -> Iterator[RunJob]:
         yield lambda job, tasks: (job(task, self.tokenizer) for task in tasks)

@@ -1,7 +1,7 @@
-"""The same jobs as Ray tasks, on whatever cluster ``ray`` is connected to (extra ``cluster``).
+"""Runs the same jobs as Ray tasks (extra ``cluster``).
 
-Every node must see the sources and the store under the same paths: a shared file system. The address
-comes from ``RAY_ADDRESS`` or the cluster of this machine; without either Ray starts one here.
+Every node must see the sources and the store under the same paths, on a shared file system. Ray
+connects to the cluster that ``RAY_ADDRESS`` names, or to that of this machine, or starts one here.
 """
 
 import importlib
@@ -13,76 +13,76 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from fromscratch.data.engines.base import DocumentEncoder, Facts, Job, LoadTokenizer, Run, Task
-from fromscratch.data.engines.processes import WorkerError, settle_worker
+from fromscratch.data.engines.base import DocumentEncoder, Job, LoadTokenizer, Record, RunJob, Task
+from fromscratch.data.engines.processes import WorkerError, limit_threads
 from fromscratch.errors import FromScratchError, UsageError
 
 
 @dataclass(frozen=True)
 class RayCluster:
-    """One CPU per task; ``workers`` is the most tasks under way at once."""
+    """Runs each task on one CPU; ``workers`` is the maximum number of tasks at once."""
 
     workers: int | None
     load: LoadTokenizer
 
     @contextmanager
-    def started(self, tokenizer_folder: Path) -> Iterator[Run]:
-        ray = _ray()
-        ours = not ray.is_initialized()
-        if ours:
+    def started(self, tokenizer_folder: Path) -> Iterator[RunJob]:
+        ray = _import_ray()
+        starts_ray = not ray.is_initialized()
+        if starts_ray:
             ray.init(log_to_driver=False, logging_level=logging.WARNING, include_dashboard=False)
         try:
             folder = tokenizer_folder.resolve()
-            most = self.workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
-            yield lambda job, tasks: _results(job, tasks, self.load, folder, most)
+            max_tasks = self.workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+            yield lambda job, tasks: _results(job, tasks, self.load, folder, max_tasks)
         finally:
-            if ours:
+            if starts_ray:
                 ray.shutdown()
 
 
-def _results(job: Job, tasks: Sequence[Task], load: LoadTokenizer, folder: Path, most: int) -> Iterator[Facts]:
-    ray = _ray()
+def _results(job: Job, tasks: Sequence[Task], load: LoadTokenizer, folder: Path, max_tasks: int) -> Iterator[Record]:
+    ray = _import_ray()
     remote = ray.remote(num_cpus=1, max_retries=3)(run_task)
     waiting = iter(tasks)
-    running = [remote.remote(job, task, load, folder) for _, task in zip(range(most), waiting, strict=False)]
+    running = [remote.remote(job, task, load, folder) for _, task in zip(range(max_tasks), waiting, strict=False)]
     while running:
         done, running = ray.wait(running)
         if (task := next(waiting, None)) is not None:
             running.append(remote.remote(job, task, load, folder))
         for reference in done:
-            yield _facts(reference)
+            yield _result(reference)
 
 
-def _facts(reference: Any) -> Facts:
-    ray = _ray()
+def _result(reference: Any) -> Record:
+    ray = _import_ray()
     try:
         result = ray.get(reference)
     except ray.exceptions.RayError as error:
-        raise WorkerError(f"a Ray task failed ({str(error).splitlines()[0]}); the same command goes on") from error
+        raise WorkerError(f"a Ray task failed ({str(error).splitlines()[0]}); the same command continues") from error
     if isinstance(result, FromScratchError):
         raise result
-    facts: Facts = result
-    return facts
+    record: Record = result
+    return record
 
 
-def _ray() -> Any:
+def _import_ray() -> Any:
     try:
         return importlib.import_module("ray")
     except ImportError:
         raise UsageError("--engine ray: Ray is not installed; pip install 'fromscratch[cluster]'") from None
 
 
-def run_task(job: Job, task: Task, load: LoadTokenizer, folder: Path) -> Facts | FromScratchError:
-    """What runs on a node; errors meant for the user come back as values."""
+def run_task(job: Job, task: Task, load: LoadTokenizer, folder: Path) -> Record | FromScratchError:
+    """Runs one task on a node; returns errors meant for the user as values."""
     try:
-        return job(task, _opened_tokenizer(load, folder))
+        return job(task, _open_tokenizer(load, folder))
     except FromScratchError as error:
         return error
 
 
-@lru_cache(maxsize=2)  # a Ray worker process does many tasks
-def _opened_tokenizer(load: LoadTokenizer, folder: Path) -> DocumentEncoder:
-    settle_worker()
+@lru_cache(maxsize=2)  # a Ray worker process runs many tasks
+def _open_tokenizer(load: LoadTokenizer, folder: Path) -> DocumentEncoder:
+    limit_threads()
     tokenizer = load(folder)
     tokenizer.threads = 1
     return tokenizer

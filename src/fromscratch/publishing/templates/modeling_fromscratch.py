@@ -6,7 +6,7 @@ alone. Here is what transformers asks for around them: caches, masks, losses, he
 Letters: B batch, H heads, T new positions, S positions to look at, D embedding, V vocabulary.
 """
 
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import torch
 from torch import nn
@@ -18,87 +18,64 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutputWithPast,
 )
 
-from .assembly import assemble_gpt
+from .cache import Past, causal
 from .configuration_fromscratch import FromScratchConfig
 from .gpt import GPT
+from .mechanism import Sizes
 from .slots import SLOTS
 
 # Older versions of transformers copy only what this file itself imports.
 # CARRIED FILES
 
 
-class HubPast:
+class HubPast(Past):
     """The memory that the model's attention asks for, kept in a cache of transformers; or a mask alone."""
 
     def __init__(self, cache, mask, position_ids, device):
-        self.cache = cache
         self.length = 0 if cache is None else int(cache.get_seq_length())
+        self.is_padded = mask is not None
+        self._cache = cache
         self._mask = mask
         self._position_ids = position_ids
         self._device = device
-        self._visible = None
+
+    def all_positions(self, num_columns):
+        """Counted from the first token that is no padding: [B or 1, num_columns]."""
+        columns = torch.arange(num_columns, device=self._device)[None]
+        if self._mask is None or self._mask.dim() == 4:
+            return columns
+        real = F.pad(self._mask.bool(), (0, max(0, num_columns - self._mask.shape[1])))[:, :num_columns]
+        return torch.where(real, real.cumsum(-1) - 1, columns - num_columns)
 
     def positions(self, num_new):
-        """[B or 1, T]: as given, or counted from the first token that is no padding."""
-        if self._position_ids is not None:
-            return self._position_ids
-        if self._mask is not None and self._mask.dim() == 2:
-            return (self._mask.long().cumsum(-1) - 1).clamp(min=0)[:, -num_new:]
-        return torch.arange(self.length, self.length + num_new, device=self._device)[None]
+        """[B or 1, T]: as given, or counted."""
+        return super().positions(num_new) if self._position_ids is None else self._position_ids
 
-    def layer(self, index):
-        """The part of one layer."""
-        return HubLayer(self, index)
+    def store(self, layer, key, value):
+        """New keys and values [B, H, T, C] in; all of them out."""
+        if self._cache is None:
+            return key, value
+        where = torch.arange(self.length, self.length + key.shape[2], device=key.device)
+        return self._cache.update(key, value, layer, {"cache_position": where})  # older static caches ask for it
+
+    def mask(self, sees, length, num_new, num_columns):
+        """As elsewhere; of a mask that is given as [B, 1, T, S], less what the model's attention does not see."""
+        asked = (length, num_new, num_columns)
+        if self._mask is None or self._mask.dim() == 2:
+            return super().mask(sees, *asked)
+        given = self._mask if self._mask.dtype == torch.bool else self._mask >= 0
+        if sees is not causal:
+            given = given & super().mask(sees, *asked)
+        return given | super().mask(torch.eq, *asked)  # padding sees itself
 
     def advance(self, num_new):
         """Nothing: the cache has counted already."""
 
-    def visible(self, num_new, num_all):
-        """Who sees whom, True where they do: [T, S], or [B, 1, T, S] where there is padding."""
-        if self._visible is None:
-            self._visible = self._who_sees_whom(num_new, num_all)
-        return self._visible
 
-    def _who_sees_whom(self, num_new, num_all):
-        if self._mask is not None and self._mask.dim() == 4:
-            return self._mask
-        all_positions = torch.arange(num_all, device=self._device)
-        new_positions = torch.arange(self.length, self.length + num_new, device=self._device)[:, None]
-        causal = all_positions <= new_positions
-        if self._mask is None:
-            return causal
-        real = F.pad(self._mask.bool(), (0, max(0, num_all - self._mask.shape[1])))[:, :num_all]
-        itself = all_positions == new_positions  # padding sees itself: a softmax over nothing has no value
-        return (causal & real[:, None] | itself)[:, None]
-
-
-class HubLayer:
-    """One layer's part of a ``HubPast``."""
-
-    def __init__(self, past, index):
-        self._past = past
-        self._index = index
-
-    def extend(self, key, value):
-        """New keys and values [B, H, T, C] in; all of them, and who sees whom, out."""
-        num_new = key.shape[2]
-        if self._past.cache is not None:
-            where = torch.arange(self._past.length, self._past.length + num_new, device=key.device)
-            place = {"cache_position": where}  # static caches of older versions ask for it
-            key, value = self._past.cache.update(key, value, self._index, place)
-        return key, value, self._past.visible(num_new, key.shape[2])
-
-
-class HubGPT(GPT):
-    """The model, able to recompute activations in the backward pass instead of keeping them."""
-
-    gradient_checkpointing = False
-
-    def through(self, block, x, past):
-        """One block."""
-        if self.gradient_checkpointing and self.training:
-            return self._gradient_checkpointing_func(block.__call__, x, past)
-        return super().through(block, x, past)
+def sizes_of(config):
+    """What the mechanisms receive. transformers ties the head."""
+    names = [field.name for field in fields(Sizes) if field.name != "tied_head"]
+    return Sizes(**{name: getattr(config, name) for name in names}, tied_head=False)
 
 
 class FromScratchPreTrainedModel(PreTrainedModel):
@@ -111,24 +88,19 @@ class FromScratchPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["Block"]  # noqa: RUF012
     _skip_keys_device_placement = "past_key_values"
 
+    def get_input_embeddings(self):
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.model.set_input_embeddings(value)
+
 
 class FromScratchModel(FromScratchPreTrainedModel):
     """The model without a head: hidden states after the last norm."""
 
     def __init__(self, config):
         super().__init__(config)
-        self.gpt = assemble_gpt(
-            replace(SLOTS, head=lambda **_: nn.Identity()),
-            vocab_size=config.vocab_size,
-            context_length=config.max_position_embeddings,
-            num_layers=config.num_hidden_layers,
-            num_heads=config.num_attention_heads,
-            embedding_dim=config.hidden_size,
-            dropout=config.dropout,
-            attention_bias=config.attention_bias,
-            tied_head=False,
-            gpt=HubGPT,
-        )
+        self.gpt = GPT(sizes_of(config), replace(SLOTS, head=lambda _sizes: nn.Identity()))
         self.post_init()
 
     def get_input_embeddings(self):
@@ -172,14 +144,8 @@ class FromScratchForCausalLM(FromScratchPreTrainedModel, GenerationMixin):
     def __init__(self, config):
         super().__init__(config)
         self.model = FromScratchModel(config)
-        self.lm_head = SLOTS.head(embedding_dim=config.hidden_size, vocab_size=config.vocab_size)
+        self.lm_head = SLOTS.head(sizes_of(config))
         self.post_init()
-
-    def get_input_embeddings(self):
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value):
-        self.model.set_input_embeddings(value)
 
     def get_output_embeddings(self):
         return self.lm_head
@@ -226,12 +192,6 @@ class FromScratchForSequenceClassification(FromScratchPreTrainedModel):
         self.model = FromScratchModel(config)
         self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
         self.post_init()
-
-    def get_input_embeddings(self):
-        return self.model.get_input_embeddings()
-
-    def set_input_embeddings(self, value):
-        self.model.set_input_embeddings(value)
 
     def forward(self, input_ids=None, attention_mask=None, position_ids=None, inputs_embeds=None, labels=None, **_):
         """Ids [B, T] -> scores [B, labels]; with ``labels`` also the loss that ``config.problem_type`` names."""

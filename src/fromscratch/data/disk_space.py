@@ -1,4 +1,4 @@
-"""Is there room for the store? Asked before hours of work, answered from a sample of the text."""
+"""Estimates the disk space of a store from a sample of the text, before the work starts."""
 
 import shutil
 from itertools import islice
@@ -15,8 +15,8 @@ SAMPLED_DOCUMENTS = 100
 MARGIN = 1.1
 
 
-def check_space(out: Path, tasks: list[Task], tokenizer: DocumentEncoder) -> None:
-    """Raises UsageError where the tasks' tokens will not fit on the disk that holds ``out``."""
+def check_disk_space(out: Path, tasks: list[Task], tokenizer: DocumentEncoder) -> None:
+    """Raises UsageError where the tokens of the tasks will not fit on the disk of ``out``."""
     text_bytes = sum(task.part.text_bytes for task in tasks)
     if text_bytes == 0:
         return
@@ -25,12 +25,12 @@ def check_space(out: Path, tasks: list[Task], tokenizer: DocumentEncoder) -> Non
     if needed * MARGIN > free:
         raise UsageError(
             f"{out}: the store needs about {needed * MARGIN / 1e9:,.1f} GB, but only {free / 1e9:,.1f} GB are free "
-            "there; choose another --out, or make room"
+            "there; choose another --out, or free space"
         )
 
 
 def _tokens_per_byte(tasks: list[Task], tokenizer: DocumentEncoder) -> float:
-    """From the beginning of the corpus; one token per byte where that holds no text."""
+    """Measures the beginning of the corpus; assumes one token per byte where it holds no text."""
     documents = (d for task in tasks for d in islice(task.part.documents(), SAMPLED_DOCUMENTS))
     texts, characters = [], 0
     for document in islice(documents, SAMPLED_DOCUMENTS):

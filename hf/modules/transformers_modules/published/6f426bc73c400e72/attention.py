@@ -1,0 +1,203 @@
+"""Causal multi-head self-attention: explicit for readers, and through torch's fused kernels.
+
+Letters: B batch, T time (new tokens), S tokens that they may see, D embedding, H heads, C = D / H head channels.
+
+Sources: Vaswani et al. 2017, "Attention Is All You Need", section 3.2; Radford et al. 2019 (GPT-2).
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .cache import Past, attention_mask, causal
+from .compiling import outside_compiled_code
+from .dropout import Dropout
+from .mechanism import Init, Sizes, flops_of_children
+
+QUERIES_PER_BLOCK = 128
+
+
+class CausalAttention(nn.Module):
+    """The projections, the division into heads, and the mask. A subclass implements ``attend``.
+
+    It may override ``encode_positions`` and ``sees``, which training, cached
+    generation and the count of operations all use.
+    """
+
+    def __init__(self, sizes: Sizes, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.num_heads = sizes.num_heads
+        self.query_key_value = nn.Linear(sizes.embedding_dim, 3 * sizes.embedding_dim, bias=sizes.attention_bias)
+        self.output = nn.Linear(sizes.embedding_dim, sizes.embedding_dim)
+        self.probability_dropout = Dropout(sizes.dropout)
+        self._sees_all_earlier = type(self).sees is CausalAttention.sees
+
+    def forward(self, x: Tensor, positions: Tensor, past: Past | None = None) -> Tensor:
+        """[B, T, D] and [B or 1, T] -> [B, T, D]; tokens see themselves and earlier ones, ``past`` included."""
+        batch, time, embedding = x.shape
+        heads = self.query_key_value(x).view(batch, time, 3, self.num_heads, embedding // self.num_heads)
+        query, key, value = heads.permute(2, 0, 3, 1, 4)  # each [B, H, T, C]
+        query, key = self.encode_positions(query, key, positions)
+        mask = None
+        if past is not None:
+            key, value, mask = past.extend(self.layer, key, value, None if self._sees_all_earlier else self.sees)
+        elif not self._sees_all_earlier:
+            mask = attention_mask(self.sees, positions, positions)
+        mixed = self.attend(query, key, value, mask=mask, is_causal=past is None and mask is None)
+        return self.output(mixed.transpose(1, 2).reshape(batch, time, embedding))
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None, is_causal: bool) -> Tensor:
+        """Weighted means of the values: [B, H, T, C] and twice [B, H, S, C] -> [B, H, T, C].
+
+        ``mask`` and ``is_causal`` are those of ``torch.nn.functional.scaled_dot_product_attention``: booleans that
+        broadcast to [B, H, T, S] and are True where a query sees a key; or no mask, and T = S where it is causal.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must implement attend")
+
+    def encode_positions(self, query: Tensor, key: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Encodes positions [B or 1, T] into queries and keys [B, H, T, C], before keys enter the cache."""
+        return query, key
+
+    def sees(self, query_positions: Tensor, key_positions: Tensor) -> Tensor:
+        """Whether a query at one position sees a key at another, never a later one; the shapes broadcast."""
+        return causal(query_positions, key_positions)
+
+    def reset(self, init: Init) -> None:
+        """Sets both projections."""
+        init.linear(self.query_key_value)
+        init.linear(self.output, residual=True)
+
+    def forward_flops(self, context_length: int) -> float:
+        """The projections, and per visible key one score and one share of the mean in every head."""
+        positions = torch.arange(context_length, device="cpu")
+        blocks = positions.split(QUERIES_PER_BLOCK)  # no [T, T] is held
+        visible = sum(int(self.sees(block[:, None], positions[None]).sum()) for block in blocks)
+        scores_and_means = 4 * self.output.in_features * visible / context_length
+        return flops_of_children(self, context_length) + scores_and_means
+
+
+class ExplicitAttention(CausalAttention):
+    """The textbook form: scores, causal mask, softmax, dropout, weighted mean. Holds [B, H, T, S]."""
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None, is_causal: bool) -> Tensor:
+        scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])  # [B, H, T, S]
+        if is_causal:
+            mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril()
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        return self.probability_dropout(scores.softmax(dim=-1).to(value.dtype)) @ value
+
+
+class FusedAttention(CausalAttention):
+    """``scaled_dot_product_attention``: the same numbers without ever holding [B, H, T, S].
+
+    Dropout of the probabilities is drawn inside the kernel: with sequence keys, one call per
+    sequence on CUDA, each seeded by its key. CPU kernels leave their fast path for dropout, and are slow
+    in 16 bits (docs/speed.md), so there it is ``_BlockedAttention``.
+    """
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None, is_causal: bool) -> Tensor:
+        dropout = self.probability_dropout
+        if dropout.active and dropout.keyed:
+            if query.device.type == "cuda":
+                return _attend_per_sequence(query, key, value, mask, is_causal, dropout)
+            keep = dropout.keep_mask(query.new_empty(()).expand(*query.shape[:3], key.shape[2]))
+            if mask is None and not is_causal:
+                mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool)
+            return _BlockedAttention.apply(query, key, value, mask, keep, dropout.probability)  # type: ignore[no-untyped-call]
+        is_whole = is_causal or (mask is not None and query.shape[2] == key.shape[2])
+        if is_whole and not dropout.active and query.device.type == "cpu" and query.dtype != torch.float32:
+            return _BlockedAttention.apply(query, key, value, mask, None, 0.0)  # type: ignore[no-untyped-call]
+        probability = dropout.probability if dropout.active else 0.0
+        return F.scaled_dot_product_attention(query, key, value, mask, probability, is_causal)
+
+
+@outside_compiled_code
+def _attend_per_sequence(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, is_causal: bool, dropout: Dropout
+) -> Tensor:
+    """One kernel per sequence, whose dropout is seeded by the sequence's key."""
+    generator = torch.cuda.default_generators[query.device.index or 0]
+    masks = [None] * len(query) if mask is None else mask.expand(len(query), *mask.shape[1:]).split(1)
+    rows = []
+    for seed, q, k, v, m in zip(
+        dropout.site_keys or (), query.split(1), key.split(1), value.split(1), masks, strict=True
+    ):
+        generator.manual_seed(seed)
+        rows.append(F.scaled_dot_product_attention(q, k, v, m, dropout.probability, is_causal))
+    return torch.cat(rows)
+
+
+class _BlockedAttention(torch.autograd.Function):
+    """Attention with a given mask, or causal for None, and a given dropout mask, or none; by blocks of queries.
+
+    The scores of a block stay in the cache; backward computes them again (Dao et al. 2022,
+    "FlashAttention", section 3.1). A causal block meets only the keys up to its own end, which saves nearly
+    half of the explicit form's work.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        mask: Tensor | None,
+        keep: Tensor | None,
+        probability: float,
+    ) -> Tensor:
+        output = torch.empty_like(query)
+        for rows, end in _query_blocks(query, key, mask):
+            kept = _kept(_probabilities(query, key, mask, rows, end), keep, rows, end)
+            output[:, :, rows] = (kept.to(value.dtype) @ value[:, :, :end]).div_(1.0 - probability)
+        ctx.save_for_backward(query, key, value, mask, keep, output)
+        ctx.probability = probability
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, mask, keep, output = ctx.saved_tensors
+        of_query = torch.empty_like(query)
+        of_key, of_value = (torch.zeros_like(t, dtype=torch.float32) for t in (key, value))
+        correction = (upstream * output).sum(-1, keepdim=True, dtype=torch.float32)  # [B, H, T, 1]
+        upstream = upstream / (1.0 - ctx.probability)
+        for rows, end in _query_blocks(query, key, mask):
+            above = upstream[:, :, rows]
+            probabilities = _probabilities(query, key, mask, rows, end)
+            of_value[:, :, :end] += _kept(probabilities, keep, rows, end).to(value.dtype).mT @ above
+            of_kept = _kept((above @ value[:, :, :end].mT).float(), keep, rows, end)
+            of_scores = of_kept.sub_(correction[:, :, rows]).mul_(probabilities).div_(math.sqrt(query.shape[-1]))
+            of_scores = of_scores.to(query.dtype)
+            of_query[:, :, rows] = of_scores @ key[:, :, :end]
+            of_key[:, :, :end] += of_scores.mT @ query[:, :, rows]
+        return of_query, of_key.to(key.dtype), of_value.to(value.dtype), None, None, None
+
+
+def _query_blocks(query: Tensor, key: Tensor, mask: Tensor | None) -> Iterator[tuple[slice, int]]:
+    """Blocks of queries, and where the keys that they may see end."""
+    time = query.shape[2]
+    for begin in range(0, time, QUERIES_PER_BLOCK):
+        end = min(time, begin + QUERIES_PER_BLOCK)
+        yield slice(begin, end), end if mask is None else key.shape[2]
+
+
+def _probabilities(query: Tensor, key: Tensor, mask: Tensor | None, rows: slice, end: int) -> Tensor:
+    """Softmax of a block's scores in fp32: [B, H, rows, end]."""
+    scores = (query[:, :, rows] @ key[:, :, :end].mT).float().div_(math.sqrt(query.shape[-1]))
+    if mask is None:
+        length = end - rows.start
+        future = torch.ones(length, length, dtype=torch.bool, device=query.device).triu_(diagonal=1)
+        scores[..., rows.start :].masked_fill_(future, float("-inf"))
+    else:
+        scores.masked_fill_(~mask[..., rows, :], float("-inf"))
+    return scores.softmax(dim=-1)
+
+
+def _kept(x: Tensor, keep: Tensor | None, rows: slice, end: int) -> Tensor:
+    """A block [B, H, rows, end] without what dropout drops."""
+    return x if keep is None else torch.where(keep[:, :, rows, :end], x, 0.0)

@@ -1,0 +1,58 @@
+"""Configuration of a language model trained with fromscratch; loaded by transformers' Auto classes."""
+
+from transformers import PretrainedConfig
+
+# Two models with different mechanisms must not share this class, for transformers keeps one model class
+# for it: so it depends on the files of the model.
+from .attention import __doc__ as _  # noqa: F401
+from .cache import __doc__ as _  # noqa: F401
+from .compiling import __doc__ as _  # noqa: F401
+from .dropout import __doc__ as _  # noqa: F401
+from .gpt import __doc__ as _  # noqa: F401
+from .head import __doc__ as _  # noqa: F401
+from .language_model import __doc__ as _  # noqa: F401
+from .layers import __doc__ as _  # noqa: F401
+from .mechanism import __doc__ as _  # noqa: F401
+from .rotary import __doc__ as _  # noqa: F401
+from .slots_51992fc3 import __doc__ as _  # noqa: F401
+
+
+class FromScratchConfig(PretrainedConfig):
+    """The sizes under the names that transformers expects; what fills the slots stands in ``slots.py``."""
+
+    model_type = "fromscratch"
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 (transformers reads a list)
+    attribute_map = {  # noqa: RUF012
+        "context_length": "max_position_embeddings",
+        "embedding_dim": "hidden_size",
+        "num_layers": "num_hidden_layers",
+        "num_heads": "num_attention_heads",
+    }
+
+    def __init__(
+        self,
+        vocab_size=50257,
+        max_position_embeddings=1024,
+        num_hidden_layers=12,
+        num_attention_heads=12,
+        hidden_size=768,
+        dropout=0.0,
+        attention_bias=True,
+        tie_word_embeddings=True,
+        use_cache=True,
+        initializer_range=0.02,
+        fromscratch_model=None,
+        **kwargs,
+    ):
+        self.vocab_size = vocab_size
+        self.max_position_embeddings = max_position_embeddings
+        self.num_hidden_layers = num_hidden_layers
+        self.num_attention_heads = num_attention_heads
+        self.hidden_size = hidden_size
+        self.dropout = dropout
+        self.attention_bias = attention_bias
+        self.use_cache = use_cache
+        self.initializer_range = initializer_range
+        self.fromscratch_model = fromscratch_model
+        super().__init__(tie_word_embeddings=tie_word_embeddings, **kwargs)
+        self.tie_word_embeddings = tie_word_embeddings

@@ -1,0 +1,57 @@
+"""What training, evaluation and generation ask of a model, whatever its kind. Needs torch alone.
+
+Letters: B batch, T time, V vocabulary.
+"""
+
+from torch import Tensor, nn
+
+from .cache import Past
+from .mechanism import Init
+
+
+class LanguageModel(nn.Module):
+    """Predicts the next token. A kind of model is a subclass and a config class that builds it."""
+
+    vocab_size: int
+    """Number of token ids, V."""
+    context_length: int
+    """Number of tokens in a training sequence."""
+    num_layers: int
+    has_unlimited_context = False
+    """Whether a text may grow beyond ``context_length``, as it may in a recurrent model."""
+    gradient_checkpointing: bool | None = None
+    """Whether backward recomputes activations instead of keeping them; None where a kind cannot.
+    transformers sets an attribute of this name in published models."""
+
+    def forward(self, tokens: Tensor, past: Past | None = None) -> Tensor:
+        """Scores of the next token at every position: ids [B, T] -> logits [B, T, V]."""
+        raise NotImplementedError
+
+    def next_logits(self, tokens: Tensor, past: Past) -> Tensor:
+        """Scores of the next token after the last position: ids [B, T] -> logits [B, V]."""
+        return self(tokens, past)[:, -1]
+
+    def losses(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Cross-entropy in nats of every target: ids [B, T] and [B, T] -> fp32 [B, T]."""
+        raise NotImplementedError
+
+    def initial_carry(self, num_sequences: int) -> dict[str, Tensor]:
+        """State before the first batch, one row per sequence; empty where batches are independent."""
+        return {}
+
+    def losses_and_carry(
+        self, tokens: Tensor, targets: Tensor, carry: dict[str, Tensor]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """As ``losses``, for sequences that continue those of the batch before; also returns the new carry."""
+        return self.losses(tokens, targets), carry
+
+    def new_past(self, capacity: int) -> Past:
+        """An empty memory for up to ``capacity`` columns of text."""
+        raise NotImplementedError
+
+    def reset(self, init: Init) -> None:
+        """Sets every parameter and buffer."""
+        raise NotImplementedError
+
+    def tie_parameters(self) -> None:
+        """Makes modules share the parameters that they share; called again after ``to_empty``, which separates them."""

@@ -1,0 +1,238 @@
+"""A language model trained with fromscratch, for transformers.
+
+The model itself is in ``gpt.py`` and its siblings, the very files that trained it; they need torch
+alone. Here is what transformers asks for around them: caches, masks, losses, heads.
+
+Letters: B batch, H heads, T new positions, S positions to look at, D embedding, V vocabulary.
+"""
+
+from dataclasses import fields, replace
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import DynamicCache, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import (
+    BaseModelOutputWithPast,
+    CausalLMOutputWithPast,
+    SequenceClassifierOutputWithPast,
+)
+
+from .cache import Past, causal
+from .configuration_fromscratch import FromScratchConfig
+from .gpt import GPT
+from .mechanism import Sizes
+from .slots_51992fc3 import SLOTS
+
+# Older versions of transformers copy only what this file itself imports.
+from .attention import __doc__ as _  # noqa: F401
+from .cache import __doc__ as _  # noqa: F401
+from .compiling import __doc__ as _  # noqa: F401
+from .dropout import __doc__ as _  # noqa: F401
+from .gpt import __doc__ as _  # noqa: F401
+from .head import __doc__ as _  # noqa: F401
+from .language_model import __doc__ as _  # noqa: F401
+from .layers import __doc__ as _  # noqa: F401
+from .mechanism import __doc__ as _  # noqa: F401
+from .rotary import __doc__ as _  # noqa: F401
+from .slots_51992fc3 import __doc__ as _  # noqa: F401
+
+
+class HubPast(Past):
+    """The memory that the model's attention asks for, kept in a cache of transformers; or a mask alone."""
+
+    def __init__(self, cache, mask, position_ids, device):
+        self.length = 0 if cache is None else int(cache.get_seq_length())
+        self.is_padded = mask is not None
+        self._cache = cache
+        self._mask = mask
+        self._position_ids = position_ids
+        self._device = device
+
+    def all_positions(self, num_columns):
+        """Counted from the first token that is no padding: [B or 1, num_columns]."""
+        columns = torch.arange(num_columns, device=self._device)[None]
+        if self._mask is None or self._mask.dim() == 4:
+            return columns
+        real = F.pad(self._mask.bool(), (0, max(0, num_columns - self._mask.shape[1])))[:, :num_columns]
+        return torch.where(real, real.cumsum(-1) - 1, columns - num_columns)
+
+    def positions(self, num_new):
+        """[B or 1, T]: as given, or counted."""
+        return super().positions(num_new) if self._position_ids is None else self._position_ids
+
+    def store(self, layer, key, value):
+        """New keys and values [B, H, T, C] in; all of them out."""
+        if self._cache is None:
+            return key, value
+        where = torch.arange(self.length, self.length + key.shape[2], device=key.device)
+        return self._cache.update(key, value, layer, {"cache_position": where})  # older static caches ask for it
+
+    def mask(self, sees, length, num_new, num_columns):
+        """As elsewhere; of a mask that is given as [B, 1, T, S], less what the model's attention does not see."""
+        asked = (length, num_new, num_columns)
+        if self._mask is None or self._mask.dim() == 2:
+            return super().mask(sees, *asked)
+        given = self._mask if self._mask.dtype == torch.bool else self._mask >= 0
+        if sees is not causal:
+            given = given & super().mask(sees, *asked)
+        return given | super().mask(torch.eq, *asked)  # padding sees itself
+
+    def advance(self, num_new):
+        """Nothing: the cache has counted already."""
+
+
+def sizes_of(config):
+    """What the mechanisms receive. transformers ties the head."""
+    names = [field.name for field in fields(Sizes) if field.name != "tied_head"]
+    return Sizes(**{name: getattr(config, name) for name in names}, tied_head=False)
+
+
+class FromScratchPreTrainedModel(PreTrainedModel):
+    """What all the classes here share."""
+
+    config_class = FromScratchConfig
+    base_model_prefix = "model"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _no_split_modules = ["Block"]  # noqa: RUF012
+    _skip_keys_device_placement = "past_key_values"
+
+    def get_input_embeddings(self):
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value):
+        self.model.set_input_embeddings(value)
+
+
+class FromScratchModel(FromScratchPreTrainedModel):
+    """The model without a head: hidden states after the last norm."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.gpt = GPT(sizes_of(config), replace(SLOTS, head=lambda _sizes: nn.Identity()))
+        self.post_init()
+
+    def get_input_embeddings(self):
+        return self.gpt.token_embedding
+
+    def set_input_embeddings(self, value):
+        self.gpt.token_embedding = value
+
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        position_ids=None,
+        past_key_values=None,
+        inputs_embeds=None,
+        use_cache=None,
+        **_kwargs,
+    ):
+        """Ids [B, T] or embeddings [B, T, D] -> hidden states [B, T, D]."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        x = self.gpt.token_embedding(input_ids) if inputs_embeds is None else inputs_embeds
+        recomputes = self.gpt.gradient_checkpointing and self.training
+        use_cache = (self.config.use_cache if use_cache is None else use_cache) and not recomputes
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
+        if attention_mask is not None and attention_mask.dim() == 2 and bool(attention_mask.all()):
+            attention_mask = None
+        past = None
+        if past_key_values is not None or attention_mask is not None or position_ids is not None:
+            past = HubPast(past_key_values, attention_mask, position_ids, x.device)
+        hidden = self.gpt.transform(x, past)
+        return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=past_key_values)
+
+
+class FromScratchForCausalLM(FromScratchPreTrainedModel, GenerationMixin):
+    """The language model."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.gpt.token_embedding.weight"}  # noqa: RUF012
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.model = FromScratchModel(config)
+        self.lm_head = SLOTS.head(sizes_of(config))
+        self.post_init()
+
+    def get_output_embeddings(self):
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings):
+        self.lm_head = new_embeddings
+
+    def forward(
+        self,
+        input_ids=None,
+        attention_mask=None,
+        position_ids=None,
+        past_key_values=None,
+        inputs_embeds=None,
+        labels=None,
+        use_cache=None,
+        logits_to_keep=0,
+        **kwargs,
+    ):
+        """Ids [B, T] -> logits [B, T, V]; with ``labels`` (the ids themselves, -100 ignored) also the loss."""
+        outputs = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            kwargs = {key: value for key, value in kwargs.items() if key in ("num_items_in_batch", "shift_labels")}
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
+
+
+class FromScratchForSequenceClassification(FromScratchPreTrainedModel):
+    """A classifier of texts by their last token that is no padding."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.model = FromScratchModel(config)
+        self.score = nn.Linear(config.hidden_size, config.num_labels, bias=False)
+        self.post_init()
+
+    def forward(self, input_ids=None, attention_mask=None, position_ids=None, inputs_embeds=None, labels=None, **_):
+        """Ids [B, T] -> scores [B, labels]; with ``labels`` also the loss that ``config.problem_type`` names."""
+        hidden = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            inputs_embeds=inputs_embeds,
+            use_cache=False,
+        ).last_hidden_state
+        last = self._last_token(input_ids, attention_mask, hidden)
+        logits = self.score(hidden[torch.arange(hidden.shape[0], device=hidden.device), last])
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits=logits, pooled_logits=logits.float(), labels=labels, config=self.config)
+        return SequenceClassifierOutputWithPast(loss=loss, logits=logits)
+
+    def _last_token(self, input_ids, attention_mask, hidden):
+        """[B]: where each text ends; without a mask, before the padding that ends it."""
+        time = hidden.shape[1]
+        if attention_mask is None and input_ids is not None and self.config.pad_token_id is not None:
+            attention_mask = input_ids != self.config.pad_token_id
+        if attention_mask is None:
+            return torch.full((hidden.shape[0],), time - 1, device=hidden.device)
+        positions = torch.arange(time, device=hidden.device)
+        return (attention_mask.bool() * positions).argmax(-1)
+
+
+__all__ = [
+    "FromScratchForCausalLM",
+    "FromScratchForSequenceClassification",
+    "FromScratchModel",
+    "FromScratchPreTrainedModel",
+]

@@ -1,0 +1,18 @@
+"""What fills the slots of this model; written when it was published."""
+
+from functools import partial
+
+from .head import ChunkedHead
+from .layers import GeluMLP
+from .layers import LayerNorm
+from .layers import LearnedPosition
+from .mechanism import Slots
+from .rotary import RotaryAttention
+
+SLOTS = Slots(
+    position=partial(LearnedPosition),
+    norm=partial(LayerNorm, eps=1e-05),
+    attention=partial(RotaryAttention, base=10000.0),
+    feedforward=partial(GeluMLP, ratio=4),
+    head=partial(ChunkedHead),
+)

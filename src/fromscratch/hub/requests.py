@@ -1,0 +1,96 @@
+"""Requests to the Hub: tried several times, and answered with one sentence where they fail."""
+
+import random
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+from fromscratch.errors import FromScratchError, UsageError
+
+MAX_ATTEMPTS = 5
+FIRST_WAIT_SECONDS, MAX_WAIT_SECONDS = 0.5, 60.0
+REFUSED_STATUS_CODES = {401, 403, 404}
+TEMPORARY_STATUS_CODES = {None, 408, 425, 429, 500, 502, 503, 504}  # None: no answer, such as a lost connection
+
+Result = TypeVar("Result")
+
+
+class HubError(FromScratchError):
+    """The Hub could not be reached, or failed; exit code 1."""
+
+
+def ask_hub(what: str, request: Callable[[], Result], *, sleep: Callable[[float], None] = time.sleep) -> Result:
+    """Returns the result of a request, which is tried up to 5 times.
+
+    The wait doubles after each attempt, or is what the server's Retry-After asks for.
+
+    Args:
+        what: begins every message: the repository or the file.
+
+    Raises:
+        UsageError: not found, no access, or offline and not in the cache. Nothing is tried again.
+        HubError: the last attempt failed too.
+    """
+    for attempt in range(1, MAX_ATTEMPTS + 1):
+        try:
+            return request()
+        except FromScratchError:
+            raise
+        except Exception as error:
+            if refusal := _refusal(what, error):
+                raise refusal from None
+            if attempt == MAX_ATTEMPTS or _status_of(error) not in TEMPORARY_STATUS_CODES:
+                raise HubError(f"{what}: failed after {attempt} attempts ({_reason(error)}); try again later") from None
+            sleep(_wait_seconds(error, attempt))
+    raise AssertionError("unreachable")
+
+
+def _status_of(error: Exception) -> int | None:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return error.response.status_code if isinstance(error, HfHubHTTPError) else None
+
+
+def _refusal(what: str, error: Exception) -> UsageError | None:
+    """Returns what the user must change before another attempt makes sense; None where the Hub merely failed."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HFValidationError, LocalTokenNotFoundError
+
+    if isinstance(error, HFValidationError):
+        return UsageError(f"{what}: not a name that the Hub allows ({error})")
+    if isinstance(error, LocalTokenNotFoundError):
+        return UsageError(f"{what}: needs a token; log in with 'hf auth login', or set HF_TOKEN")
+    if constants.HF_HUB_OFFLINE:
+        return UsageError(
+            f"{what}: not in the cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE forbids asking the Hub; "
+            "unset it, or fill the cache first"
+        )
+    status = _status_of(error)
+    if status in REFUSED_STATUS_CODES:
+        return UsageError(
+            f"{what}: the Hub answered {status}: no such repository, revision or file, or no access to it; check the "
+            "name, and the token in HF_TOKEN (or 'hf auth login')"
+        )
+    return None
+
+
+def _reason(error: Exception) -> str:
+    """Says what failed without the address that was asked, which may be signed."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    if status := _status_of(error):
+        return f"the Hub answered {status}"
+    if isinstance(error, LocalEntryNotFoundError | ConnectionError) or "httpx" in type(error).__module__:
+        return f"no connection to {constants.ENDPOINT}: {type(error).__name__}"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no details'}"
+
+
+def _wait_seconds(error: Exception, attempt: int) -> float:
+    """Returns the server's Retry-After, or twice as long as after the attempt before, within 20%."""
+    headers = getattr(getattr(error, "response", None), "headers", {})
+    asked = headers.get("Retry-After", "")
+    if asked.isdecimal():
+        return min(float(asked), MAX_WAIT_SECONDS)
+    return min(FIRST_WAIT_SECONDS * 2.0 ** (attempt - 1) * random.uniform(0.8, 1.2), MAX_WAIT_SECONDS)

@@ -204,14 +204,14 @@ def report(
         print(f"{name:<16} {statistics.median(found):6.1f}     {min(found):6.1f}     {max(found):6.1f}")
     print(f"{'prepare/tiktoken':<16} {statistics.median(ratios):6.2f}     {min(ratios):6.2f}     {max(ratios):6.2f}")
     print("\nprepare, input     text MB   MB/s   peak memory of all processes, MB")
-    for name, facts in memory.items():
-        speed = facts["bytes"] / facts["seconds"] / 1e6
-        peak = facts["peak_memory_bytes"] / 1e6
-        print(f"{name:<16} {facts['bytes'] / 1e6:9.0f} {speed:6.1f}   {peak:8.0f}")
+    for name, result in memory.items():
+        speed = result["bytes"] / result["seconds"] / 1e6
+        peak = result["peak_memory_bytes"] / 1e6
+        print(f"{name:<16} {result['bytes'] / 1e6:9.0f} {speed:6.1f}   {peak:8.0f}")
     if options.json:
-        facts = {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "text_bytes": text_bytes}
-        facts |= {"processes": options.processes, "mb_per_second": speeds, "ratios": ratios, "memory": memory}
-        options.json.write_text(json.dumps(facts, indent=1))
+        result = {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "text_bytes": text_bytes}
+        result |= {"processes": options.processes, "mb_per_second": speeds, "ratios": ratios, "memory": memory}
+        options.json.write_text(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

@@ -152,8 +152,8 @@ def report(seconds: dict[str, list[float]], options: argparse.Namespace) -> None
     for name, ratio in ratios.items():
         print(f"{name}: {ratio:.2f}")
     RESULTS.parent.mkdir(exist_ok=True)
-    facts = {"tokens_per_second": speed, "seconds": seconds, "ratios": ratios, "torch": torch.__version__}
-    RESULTS.write_text(to_strict_json({**facts, **vars(options)}, indent=1), "utf-8")
+    result = {"tokens_per_second": speed, "seconds": seconds, "ratios": ratios, "torch": torch.__version__}
+    RESULTS.write_text(to_strict_json({**result, **vars(options)}, indent=1), "utf-8")
 
 
 if __name__ == "__main__":

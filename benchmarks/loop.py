@@ -104,15 +104,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         parameters, clocks = measure(arguments, Path(folder))
     print(f"{parameters:,} parameters, {arguments.global_batch} x {arguments.context} tokens a step")
-    print(f"{'time':<12} {'step ms':>9} {'loop ms':>9} {'share':>7}")
+    print(f"{'time':<12} {'step ms':>9} {'loop ms':>9} {'fraction':>8}")
     rows = []
     for name, clock in zip(("wall", "main thread"), clocks, strict=True):
         whole, loop = clock.milliseconds()
-        print(f"{name:<12} {whole:>9.1f} {loop:>9.2f} {loop / whole:>7.2%}")
+        print(f"{name:<12} {whole:>9.1f} {loop:>9.2f} {loop / whole:>8.2%}")
         rows.append({"time": name, "step_ms": whole, "loop_ms": loop})
     if arguments.out:
-        facts = {**find_hardware("cpu").to_dict(), **vars(arguments), "parameters": parameters, "rows": rows}
-        Path(arguments.out).write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
+        result = {**find_hardware("cpu").to_dict(), **vars(arguments), "parameters": parameters, "rows": rows}
+        Path(arguments.out).write_text(json.dumps(result, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -134,16 +134,16 @@ def main() -> None:
     rows = []
     for processes, measurements in found.items():
         seconds = statistics.median(s for measurement in measurements for s in measurement["seconds"])
-        facts = {"processes": processes, "threads": arguments.processes // processes}
-        rows.append({**facts, "tokens_per_second": tokens / seconds, "step_seconds": seconds, "rounds": measurements})
+        result = {"processes": processes, "threads": arguments.processes // processes}
+        rows.append({**result, "tokens_per_second": tokens / seconds, "step_seconds": seconds, "rounds": measurements})
     print(f"{found[1][0]['parameters']:,} parameters, {tokens:,} tokens a step")
     print(f"{'processes':>9} {'threads':>7} {'tokens/s':>10} {'ratio':>6}")
     for row in rows:
         ratio = row["tokens_per_second"] / rows[0]["tokens_per_second"]
         print(f"{row['processes']:>9} {row['threads']:>7} {row['tokens_per_second']:>10,.0f} {ratio:>6.3f}")
     if arguments.out:
-        facts = {**find_hardware("cpu").to_dict(), **vars(arguments), "rows": rows}
-        Path(arguments.out).write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
+        result = {**find_hardware("cpu").to_dict(), **vars(arguments), "rows": rows}
+        Path(arguments.out).write_text(json.dumps(result, indent=1) + "\n", "utf-8")
 
 
 def parse() -> argparse.Namespace:

@@ -44,9 +44,9 @@ def main() -> None:
     )
     rows = [summarise(measurement, workload, peak) for measurement in found]
     show(rows)
-    facts: dict[str, Any] = {**hardware.to_dict(), **vars(arguments), "rows": [asdict(row) for row in rows]}
+    result: dict[str, Any] = {**hardware.to_dict(), **vars(arguments), "rows": [asdict(row) for row in rows]}
     if arguments.out:
-        Path(arguments.out).write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
+        Path(arguments.out).write_text(json.dumps(result, indent=1) + "\n", "utf-8")
 
 
 def parse() -> argparse.Namespace:

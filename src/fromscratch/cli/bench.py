@@ -49,11 +49,11 @@ def bench(
     from fromscratch.machine.acceleration import compile_problem
     from fromscratch.machine.hardware import find_hardware
     from fromscratch.machine.memory import default_micro_batch
+    from fromscratch.machine.precision import check_precision
     from fromscratch.planning.bench import (
         PeakFlops,
         Workload,
         cases_for,
-        check_precisions,
         default_micro_batches,
         measure,
         reference_cases,
@@ -62,7 +62,8 @@ def bench(
     from fromscratch.planning.bench_chart import draw_speed
     from fromscratch.session.plan import plan_run
 
-    check_precisions(precisions or [])
+    for name in precisions or []:
+        check_precision(name)
     hardware = find_hardware(device)
     kind = hardware.device.type
     plan = plan_run(runfile) if runfile is not None else None

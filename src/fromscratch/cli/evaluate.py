@@ -36,18 +36,17 @@ def loss(
 
     Example: fromscratch eval loss runs/baseline --store my-store --tokens 100000
     """
-    from fromscratch.errors import UsageError
     from fromscratch.evaluation.loss import evaluate_loss, record_loss
     from fromscratch.formats.model_sources import locate, open_model
     from fromscratch.formats.stores import open_named_store
     from fromscratch.machine.hardware import find_hardware
+    from fromscratch.machine.precision import check_precision
     from fromscratch.processes.launcher import is_launched, launch_measurement
     from fromscratch.processes.world import joined_world, started_local_rank, started_local_world_size
     from fromscratch.session.plan import check_same_tokenizer
     from fromscratch.training.held_out import TokenSlice
 
-    if precision not in ("fp32", "tf32", "bf16", "fp16"):
-        raise UsageError(f"--precision {precision}: must be fp32, tf32, bf16 or fp16")
+    check_precision(precision)
     opened = open_named_store(store)
     part = TokenSlice.of(opened.split(split), start=start, tokens=tokens)
     if processes is not None and processes > 1 and not is_launched():

@@ -85,5 +85,5 @@ def report_error(error: Exception) -> int:
     if isinstance(error, FromScratchError):
         print("\n".join(printable(line) for line in f"error: {error}".splitlines()), file=sys.stderr)
         return error.exit_code
-    print(printable(f"error: {type(error).__name__}: {error} ({DEBUG_FLAG} shows where)"), file=sys.stderr)
+    print(printable(f"error: {type(error).__name__}: {error} ({DEBUG_FLAG} shows the traceback)"), file=sys.stderr)
     return EXIT_CRASH

@@ -70,34 +70,20 @@ def train(
 
     path = runs_dir / check_run_name(runfile.stem if name is None else name)
     plan = plan_run(runfile, overrides)
-    machine = MachineOptions(
-        device=device,
-        micro_batch=micro_batch,
-        compile=compile_model,
-        activation_checkpointing=activation_checkpointing,
-    )
+    machine = MachineOptions(device, micro_batch, compile_model, activation_checkpointing)
     launches = processes is not None and processes > 1 and not is_launched()
+    world_size, on_progress = processes if launches else None, partial(note, quiet=quiet)
     placement = place_run(
-        plan,
-        RunDirectory(path),
-        machine,
-        world_size=processes if launches else None,
-        fresh=fresh,
-        on_progress=partial(note, quiet=quiet),
+        plan, RunDirectory(path), machine, world_size=world_size, fresh=fresh, on_progress=on_progress
     )
-    if launches:  # the parent process has reported invalid input already
+    if launches:  # plan_run and place_run have checked the input
         raise typer.Exit(launch(sys.argv[1:], RunDirectory(path), processes=placement.world_size))
     is_main = started_rank() == 0
     if is_main:
         introduce(plan, placement, path, fresh=fresh, quiet=quiet)
+    observers, allowed = make_observers(path, profile, quiet=quiet), allow_change or ()
     summary = run_training(
-        plan,
-        path,
-        placement,
-        observers=make_observers(path, profile, quiet=quiet),
-        fresh=fresh,
-        stop_after=stop_after,
-        allowed_changes=allow_change or (),
+        plan, path, placement, observers=observers, fresh=fresh, stop_after=stop_after, allowed_changes=allowed
     )
     if is_main:
         report(summary, as_json=as_json)

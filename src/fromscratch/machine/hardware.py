@@ -1,4 +1,4 @@
-"""Finds the device of this machine; knows its name, memory and peak FLOP/s."""
+"""Finds the device of this machine and returns its name, memory and peak FLOP/s."""
 
 import platform
 import re

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fromscratch.errors import UsageError
 from fromscratch.machine.emulation import EmulatedProducts, needs_emulation
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -75,6 +76,12 @@ class Precision:
         """Restores a result of ``state``."""
         if state:
             self.scaler.load_state_dict(state)
+
+
+def check_precision(name: str) -> None:
+    """Raises UsageError for an unknown precision."""
+    if name not in ("fp32", "tf32", "bf16", "fp16"):
+        raise UsageError(f"--precision {name}: must be fp32, tf32, bf16 or fp16")
 
 
 def fast_16bit_precision(device: torch.device) -> str:

@@ -10,6 +10,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -18,7 +19,6 @@ import torch
 
 from fromscratch.config.model import ModelConfig
 from fromscratch.config.train import TrainConfig
-from fromscratch.errors import UsageError
 from fromscratch.machine.hardware import Hardware
 from fromscratch.machine.memory import is_memory_message
 from fromscratch.machine.precision import Precision
@@ -237,8 +237,6 @@ class PeakFlops:
 
 def measured_peak_flops(precision: str) -> float:
     """Measures the FLOP/s of the fastest of a few large matrix products on the CPU."""
-    import time
-
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
     a, b = (torch.randn(PEAK_SIZE, PEAK_SIZE).to(dtype) for _ in range(2))
     best = float("inf")
@@ -254,10 +252,3 @@ def default_micro_batches(global_batch: int, max_size: int) -> list[int]:
     """Returns the powers of two up to the smaller of both arguments, and that number itself."""
     max_size = min(max_size, global_batch)
     return list(dict.fromkeys([*(2**n for n in range(max_size.bit_length())), max_size]))
-
-
-def check_precisions(precisions: Iterable[str]) -> None:
-    """Raises UsageError for an unknown precision."""
-    for precision in precisions:
-        if precision not in ("fp32", "tf32", "bf16", "fp16"):
-            raise UsageError(f"--precision {precision}: must be fp32, tf32, bf16 or fp16")

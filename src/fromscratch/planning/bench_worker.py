@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from fromscratch.config.model import ExplicitAttention, GPTConfig, LinearHead, ModelConfig
 from fromscratch.config.run import parse_model
@@ -60,27 +59,23 @@ def build_stepper(model_config: ModelConfig, train: TrainConfig, case: Case, har
     reference = case.recipe == REFERENCE
     if reference:
         if not isinstance(model_config, GPTConfig):
-            raise UsageError(f"--reference: there is no plain recipe for a model of kind {model_config.kind!r}")
+            raise UsageError(f"--reference: models of kind {model_config.kind!r} have no reference recipe")
         model_config = model_config.model_copy(update={"attention": ExplicitAttention(), "head": LinearHead()})
     else:
         keep_freed_memory()
     model = build_empty(model_config, hardware.device)
     initialise(model, model_config, seed=0)
-    built = unfused_adamw(model, train) if reference else train.optimizer.build(list(model.named_parameters()))
+    parameters, rate = list(model.named_parameters()), train.optimizer.learning_rate
+    unfused = torch.optim.AdamW(model.parameters(), lr=rate) if reference else None
     assert model_config.vocab_size is not None
     return Stepper(
         model,
-        as_composite(built),
+        as_composite(unfused or train.optimizer.build(parameters)),
         RandomBatches(model_config.vocab_size, model_config.context_length, case.micro_batch, hardware.device),
         loss=accelerate(model, next_token_loss, Acceleration(case.compile, case.activation_checkpointing)),
         rules=GradientRules(train.clip.build(), train.nonfinite.build()),
         precision=Precision(case.precision, hardware.device),
     )
-
-
-def unfused_adamw(model: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
-    """Returns torch's AdamW with default settings."""
-    return torch.optim.AdamW(model.parameters(), lr=train.optimizer.learning_rate)
 
 
 @torch.inference_mode()

@@ -27,10 +27,10 @@ def accept_changes(plan: PlannedRun, run: RunDirectory, allowed: Sequence[str]) 
     Raises:
         UsageError: a difference is not allowed or not soft; the message lists the keys.
     """
-    begun = read_run_config(run.config)
-    saved, wanted = begun.to_plain(), plan.config.to_plain()
+    recorded = read_run_config(run.config)
+    saved, wanted = recorded.to_plain(), plan.config.to_plain()
     wanted["data"]["store"] = saved["data"]["store"]  # the path may change; the identity holds the content
-    old, new = begun.model.weight_settings(), plan.config.model.weight_settings()
+    old, new = recorded.model.weight_settings(), plan.config.model.weight_settings()
     weights = [f"model.{key}" for key in {**old, **new} if old.get(key) != new.get(key)]
     for key in allowed:
         _check_soft(key, [*HARD_KEYS, *weights], saved, wanted)
@@ -43,7 +43,7 @@ def accept_changes(plan: PlannedRun, run: RunDirectory, allowed: Sequence[str]) 
             "give another --name, or --fresh to start again (the old run is renamed), or --allow-change KEY to "
             "continue with the new value of a key that no tensor's shape depends on"
         )
-    identities = [plan.identity_of(begun)]
+    identities = [plan.identity_of(recorded)]
     if any(_covers(key, STORE) for key in allowed):
         identities += _identities_of_checkpoints(plan, run)
     if any(identity not in accepted_identities(plan, run) for identity in identities):

@@ -39,7 +39,7 @@ class Parent:
             fill(stepper.model, model_tensors(self.loaded.model), self.loaded.checkpoint)
 
 
-def open_parent(start: StartFrom | None, config: ModelConfig, tokenizer: Tokenizer, where: Path) -> Parent | None:
+def open_parent(start: StartFrom | None, config: ModelConfig, tokenizer: Tokenizer, run_file: Path) -> Parent | None:
     """Opens the parent that a run file names, relative to the file if it exists there; None if it names none.
 
     Raises:
@@ -48,10 +48,10 @@ def open_parent(start: StartFrom | None, config: ModelConfig, tokenizer: Tokeniz
     """
     if start is None:
         return None
-    beside = where.parent / start.model
-    is_beside = beside.with_name(beside.name.partition("@")[0]).exists()
-    source = str(beside) if is_beside else start.model
-    loaded = open_model(source, find_hardware("cpu"), runs_dir=where.parent / "runs")
+    local = run_file.parent / start.model
+    is_local = local.with_name(local.name.partition("@")[0]).exists()
+    source, where = str(local) if is_local else start.model, f"{run_file}: train.start_from = {start.model}"
+    loaded = open_model(source, find_hardware("cpu"), runs_dir=run_file.parent / "runs")
     old, new = loaded.config.weight_settings(), config.weight_settings()
     changes = [
         f"model.{key}: {old.get(key)!r} in the parent, {new.get(key)!r} here"
@@ -59,21 +59,20 @@ def open_parent(start: StartFrom | None, config: ModelConfig, tokenizer: Tokeniz
         if old.get(key) != new.get(key)
     ]
     if changes:
-        raise UsageError(f"{where}: train.start_from = {start.model}: its architecture differs ({'; '.join(changes)})")
+        raise UsageError(f"{where}: its architecture differs ({'; '.join(changes)})")
     if loaded.tokenizer.fingerprint != tokenizer.fingerprint:
         raise UsageError(
-            f"{where}: train.start_from = {start.model}: its tokenizer is {loaded.tokenizer.name}, but the tokenizer "
-            f"of the store is {tokenizer.name}; prepare the text with the model's tokenizer"
+            f"{where}: its tokenizer is {loaded.tokenizer.name}, but the store's is {tokenizer.name}; prepare the "
+            "text with the model's tokenizer"
         )
     if start.optimizer and not (loaded.checkpoint / STATE_FILE).is_file():
         raise UsageError(
-            f"{where}: train.start_from = {start.model}: it has no optimiser state, because it is not a checkpoint "
-            "of a run; remove optimizer = true"
+            f"{where}: it has no optimiser state, because it is not a checkpoint of a run; remove optimizer = true"
         )
     return Parent(loaded, start.optimizer)
 
 
-def begin(stepper: Stepper, config: ModelConfig, *, seed: int, parent: Parent | None) -> None:
+def set_first_weights(stepper: Stepper, config: ModelConfig, *, seed: int, parent: Parent | None) -> None:
     """Sets a model's first weights: random, or the parent's."""
     if parent is None:
         initialise(stepper.model, config, seed=seed)  # type: ignore[arg-type]

@@ -24,7 +24,7 @@ from fromscratch.runs.retention import newest_valid, recover_leftovers, repair_l
 from fromscratch.runs.states import Event
 from fromscratch.session.changes import accept_changes, accepted_identities
 from fromscratch.session.disk import plan_disk
-from fromscratch.session.parent import begin
+from fromscratch.session.parent import set_first_weights
 from fromscratch.session.placement import Placement
 from fromscratch.session.plan import PlannedRun
 from fromscratch.training.checkpointing import Checkpointing
@@ -158,7 +158,7 @@ def _begin_or_resume(plan: PlannedRun, journal: Journal, stepper: Stepper) -> Tr
     name = world.broadcast(name)
     if name:
         return stepper.load(journal.run.checkpoints / name)
-    begin(stepper, plan.config.model, seed=plan.config.train.seed, parent=plan.parent)
+    set_first_weights(stepper, plan.config.model, seed=plan.config.train.seed, parent=plan.parent)
     return TrainingState()
 
 

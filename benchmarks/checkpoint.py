@@ -1,9 +1,9 @@
-"""What a checkpoint costs: how long training waits, and MB/s beside a plain write of the same bytes.
+"""Measures saving a checkpoint: how long training waits, and MB/s compared with a plain write.
 
     python benchmarks/checkpoint.py [--preset gpt2-small] [--rounds 3] [--folder DIR] [--out benchmarks/checkpoint.json]
 
-Three ways of writing the same tensors, interleaved: a plain write with an fsync at the end; save, then
-read again for the checksum, while training waits; and what training does, in the background.
+Writes the same tensors in three ways, interleaved: a plain write with an fsync at the end; a save in the
+foreground that reads the file again for its checksum; and training's save in the background.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from fromscratch.training.saving import CheckpointSaver, SaveRequest, SaveResult
 
 
 def main() -> None:
-    """Measures and reports."""
+    """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--preset", default="gpt2-small")
     parser.add_argument("--rounds", type=int, default=3)
@@ -58,13 +58,13 @@ def main() -> None:
         stall, total = statistics.median(stalls), statistics.median(seconds)
         print(f"{name:<34} {stall:>12.2f} s {total:>8.2f} {megabytes / total:>6,.0f}")
     if arguments.out:
-        facts = {**hardware.facts(), "preset": arguments.preset, "bytes": bytes_of(tensors)}
+        conditions = {**hardware.to_dict(), "preset": arguments.preset, "bytes": bytes_of(tensors)}
         table = [{"way": name, "stall_seconds": stalls, "seconds": seconds} for name, stalls, seconds in rows]
-        Path(arguments.out).write_text(json.dumps({**facts, "rows": table}, indent=1) + "\n", "utf-8")
+        Path(arguments.out).write_text(json.dumps({**conditions, "rows": table}, indent=1) + "\n", "utf-8")
 
 
 def trained(preset: str, device: torch.device) -> tuple[GPT, CompositeOptimizer]:
-    """A model whose optimiser has taken a step."""
+    """Returns a model and its optimiser after one step."""
     model = build_empty(GPTConfig(preset=preset, vocab_size=50_257, tied_head=False), device)
     optimizer = as_composite(TrainConfig().optimizer.build(list(model.named_parameters())))
     for parameter in model.parameters():
@@ -81,7 +81,7 @@ Row = tuple[str, list[float], list[float]]
 def measure(
     model: GPT, optimizer: CompositeOptimizer, tensors: dict[str, Tensor], folder: Path, *, rounds: int
 ) -> list[Row]:
-    """Name, seconds that training waits, and seconds until all is on the disk, of each way and round."""
+    """Returns rows of a name, the seconds that training waits, and the seconds until the data is on the disk."""
     saver = CheckpointSaver(folder / "checkpoints", keep=1)
     (folder / "checkpoints").mkdir()
     request = SaveRequest({}, (None, None), before_writing=lambda: None)
@@ -110,14 +110,14 @@ def measure(
 
 
 def timed(work: Callable[[], None]) -> float:
-    """Seconds of one call."""
+    """Returns the seconds of one call."""
     began_at = time.perf_counter()
     work()
     return time.perf_counter() - began_at
 
 
 def plain_write(tensors: dict[str, Tensor], path: Path) -> None:
-    """The bytes alone, one tensor after the other, on the disk."""
+    """Writes the bytes of all tensors and an fsync, without any format."""
     with path.open("wb", buffering=0) as file:
         for tensor in tensors.values():
             left = tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy().data
@@ -127,7 +127,7 @@ def plain_write(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def save_then_read(tensors: dict[str, Tensor], path: Path) -> None:
-    """The obvious way: write, put it on the disk, read it again for the checksum."""
+    """Writes a safetensors file, flushes it, and reads it again for the checksum."""
     save_file(tensors, path)
     flush_file(path)
     sha256_of(path)

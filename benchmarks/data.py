@@ -1,9 +1,8 @@
-"""Speed and memory of ``data prepare`` beside plain tiktoken on the same text.
+"""Measures speed and memory of ``data prepare``, compared with tiktoken on the same text.
 
-Both run in the same number of processes, one after the other in turns, so that a machine that is
-busy with something else slows both. Start-up (processes, imports, tokenizer) is excluded from both;
-plain tiktoken has its texts in memory and throws its tokens away, while ``prepare`` reads parquet,
-splits, writes, flushes and checks its shards.
+Both use the same number of processes and run in turns, so that other load on the machine slows both.
+The times exclude start-up (processes, imports, tokenizer). tiktoken has its texts in memory and discards
+its tokens; ``prepare`` reads parquet, splits, and writes, flushes and checks its shards.
 
     python benchmarks/data.py FILE.parquet... --processes 2 --repeats 5 --larger 20 --json out.json
 """
@@ -38,14 +37,14 @@ SECONDS_BETWEEN_SAMPLES = 0.05
 
 
 class Stopwatch(PreparationObserver):
-    """Starts when the workers are ready."""
+    """Records when the workers are ready."""
 
     def begin(self, *, total_bytes: int, done_bytes: int) -> None:
         self.began_at = time.perf_counter()
 
 
 def time_prepare(files: list[Path], processes: int) -> tuple[float, int]:
-    """Seconds from ready workers to the finished store, and bytes of text."""
+    """Returns the seconds from ready workers to the finished store, and the bytes of text."""
     watch = Stopwatch()
     with tempfile.TemporaryDirectory() as folder:
         store = prepare_store(
@@ -61,11 +60,11 @@ def time_prepare(files: list[Path], processes: int) -> tuple[float, int]:
 
 
 def time_tiktoken(files: list[Path], processes: int) -> float:
-    """Seconds in which the processes encode all documents, dealt out one by one."""
+    """Returns the seconds in which the processes encode all documents."""
     context = multiprocessing.get_context("spawn")
     pipes = [context.Pipe() for _ in range(processes)]
     workers = [
-        context.Process(target=encode_share, args=(there, files, number, processes))
+        context.Process(target=encode_documents, args=(there, files, number, processes))
         for number, (_, there) in enumerate(pipes)
     ]
     for worker in workers:
@@ -83,8 +82,8 @@ def time_tiktoken(files: list[Path], processes: int) -> float:
     return seconds
 
 
-def encode_share(connection: Connection, files: list[Path], number: int, processes: int) -> None:
-    """One process of plain tiktoken: every n-th document."""
+def encode_documents(connection: Connection, files: list[Path], number: int, processes: int) -> None:
+    """Encodes every n-th document with tiktoken, in a worker process."""
     texts = [t for f in files for t in pq.read_table(f, columns=["text"]).column(0).to_pylist() if t][number::processes]
     engine = load_gpt2()._engine
     engine.encode_ordinary("ready")
@@ -97,7 +96,7 @@ def encode_share(connection: Connection, files: list[Path], number: int, process
 
 @contextmanager
 def sampled_memory() -> Iterator[list[int]]:
-    """The memory of this process and all below it (proportional set size), sampled while the block runs."""
+    """Samples the memory of this process and its descendants (proportional set size) during the block."""
     samples, stop = [tree_memory_bytes()], threading.Event()
 
     def sample() -> None:
@@ -114,7 +113,7 @@ def sampled_memory() -> Iterator[list[int]]:
 
 
 def tree_memory_bytes() -> int:
-    """Sum of the proportional set sizes of this process and its descendants (Linux)."""
+    """Sums the proportional set sizes of this process and its descendants (Linux)."""
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
@@ -136,7 +135,7 @@ def _memory_bytes(process: int) -> int:
 
 
 def larger(files: list[Path], times: int, folder: Path) -> list[Path]:
-    """The same files, that many times; every copy its own file."""
+    """Copies the files the given number of times."""
     copies = [folder / f"{number:03}-{path.name}" for number in range(times) for path in files]
     for copy in copies:
         shutil.copyfile(next(path for path in files if copy.name.endswith(path.name)), copy)
@@ -144,7 +143,7 @@ def larger(files: list[Path], times: int, folder: Path) -> list[Path]:
 
 
 def one_large_file(files: list[Path], times: int, folder: Path) -> list[Path]:
-    """The same documents, that many times, in one file with large row groups."""
+    """Writes the documents the given number of times into one file with large row groups."""
     table = pa.concat_tables([pq.read_table(path, columns=["text"]) for path in files])
     path = folder / "large.parquet"
     with pq.ParquetWriter(path, table.schema, compression="zstd") as writer:
@@ -154,7 +153,7 @@ def one_large_file(files: list[Path], times: int, folder: Path) -> list[Path]:
 
 
 def peak_memory(files: list[Path], processes: int) -> dict[str, float]:
-    """Peak memory of a preparation, all processes."""
+    """Measures the peak memory of a preparation, over all processes."""
     with sampled_memory() as samples:
         before = samples[0]
         seconds, text_bytes = time_prepare(files, processes)
@@ -162,15 +161,17 @@ def peak_memory(files: list[Path], processes: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Measures, prints a table, writes JSON."""
+    """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--larger", type=int, default=20, help="Size of the larger input for memory; 1 is none.")
+    parser.add_argument(
+        "--larger", type=int, default=20, help="Factor of the larger input for the memory test; 1 skips it."
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    load_gpt2()  # without the vocabulary, say so here, not in processes that others wait for
+    load_gpt2()  # fails here if the vocabulary is missing, not in a worker process
     seconds: dict[str, list[float]] = {"tiktoken": [], "prepare": []}
     for _ in range(options.repeats):
         seconds["tiktoken"].append(time_tiktoken(options.files, options.processes))
@@ -196,21 +197,21 @@ def report(
     ratios: list[float],
     memory: dict[str, Any],
 ) -> None:
-    """The table, and the JSON where asked for."""
-    print(f"{text_bytes / 1e6:.1f} MB of text, {options.processes} processes, {options.repeats} rounds in turns")
+    """Prints the table; writes the JSON file if requested."""
+    print(f"{text_bytes / 1e6:.1f} MB of text, {options.processes} processes, {options.repeats} rounds")
     print(f"{'MB/s':<16} median     lowest    highest")
     for name, found in speeds.items():
         print(f"{name:<16} {statistics.median(found):6.1f}     {min(found):6.1f}     {max(found):6.1f}")
     print(f"{'prepare/tiktoken':<16} {statistics.median(ratios):6.2f}     {min(ratios):6.2f}     {max(ratios):6.2f}")
     print("\nprepare, input     text MB   MB/s   peak memory of all processes, MB")
-    for name, facts in memory.items():
-        speed = facts["bytes"] / facts["seconds"] / 1e6
-        peak = facts["peak_memory_bytes"] / 1e6
-        print(f"{name:<16} {facts['bytes'] / 1e6:9.0f} {speed:6.1f}   {peak:8.0f}")
+    for name, result in memory.items():
+        speed = result["bytes"] / result["seconds"] / 1e6
+        peak = result["peak_memory_bytes"] / 1e6
+        print(f"{name:<16} {result['bytes'] / 1e6:9.0f} {speed:6.1f}   {peak:8.0f}")
     if options.json:
-        facts = {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "text_bytes": text_bytes}
-        facts |= {"processes": options.processes, "mb_per_second": speeds, "ratios": ratios, "memory": memory}
-        options.json.write_text(json.dumps(facts, indent=1))
+        result = {"machine": f"{platform.machine()}, {os.cpu_count()} cores", "text_bytes": text_bytes}
+        result |= {"processes": options.processes, "mb_per_second": speeds, "ratios": ratios, "memory": memory}
+        options.json.write_text(json.dumps(result, indent=1))
 
 
 if __name__ == "__main__":

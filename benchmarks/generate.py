@@ -1,10 +1,10 @@
-"""Tokens per second of generation, beside transformers' cached ``generate`` on the same weights.
+"""Measures tokens per second of generation, compared with transformers' cached ``generate``.
 
-GPT-2 small with random weights, fp32, a prompt of 32 tokens, greedy; or a model of yours. A single text
-is also written step by step, without guessing what repeats (and by transformers with its own way of
-guessing, prompt lookup): how much guesses are worth depends on how much the text repeats itself, and
-greedy text of random weights soon does. The contestants take turns, so that a busy machine slows all of
-them, and the median counts. Prints a table and writes ``benchmarks/results/generate.json``.
+The model is GPT-2 small with random weights, fp32, a prompt of 32 tokens, greedy; or ``--model``. A single
+text is also generated without speculative tokens, and by transformers with its prompt lookup. The gain of
+prompt lookup depends on how often the text repeats itself; greedy text of random weights repeats itself
+soon. The candidates take turns, so that other load on the machine slows all of them. The results are
+medians. Prints a table and writes ``benchmarks/results/generate.json``.
 
     python benchmarks/generate.py [--tokens 200] [--rounds 3] [--threads 2] [--model MODEL] [--temperature 0.8]
 """
@@ -29,56 +29,56 @@ from fromscratch.models.gpt import GPT
 PROMPT_TOKENS = 32
 BATCHES = (1, 8)
 RESULTS = Path(__file__).parent / "results" / "generate.json"
-Contestants = dict[str, Callable[[], object]]
+Candidates = dict[str, Callable[[], object]]
 
 
 def main() -> None:
-    """Measures and reports."""
+    """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=200, help="new tokens per text")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--model", help="a run, a folder or a name on the Hub, of GPT-2's shape; random weights else")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy; another is for ours alone")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy; other values skip transformers")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    contestants = make_contestants(options)
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    candidates = make_candidates(options)
+    seconds: dict[str, list[float]] = {name: [] for name in candidates}
     for measured in [False] + [True] * options.rounds:
-        for name, contestant in contestants.items():
+        for name, candidate in candidates.items():
             began = time.perf_counter()
-            contestant()
+            candidate()
             if measured:
                 seconds[name].append(time.perf_counter() - began)
     report(seconds, options)
 
 
-def make_contestants(options: argparse.Namespace) -> Contestants:
-    """What is measured, by name; the number at the end of a name is the batch."""
+def make_candidates(options: argparse.Namespace) -> Candidates:
+    """Returns the candidates by name; a name ends with its batch size."""
     model, config = find_model(options.model)
     generator = torch.Generator().manual_seed(0)
     prompts = torch.randint(0, model.vocab_size - 1, (max(BATCHES), PROMPT_TOKENS), generator=generator).tolist()
-    stepwise = partial(CachedDecoder, guessed_tokens=0)
-    contestants: Contestants = {"fromscratch, no guesses 1": partial(ours, model, prompts[:1], options, stepwise)}
+    no_lookup = partial(CachedDecoder, guessed_tokens=0)
+    candidates: Candidates = {"fromscratch, no lookup 1": partial(ours, model, prompts[:1], options, no_lookup)}
     for batch in BATCHES:
-        contestants[f"fromscratch {batch}"] = partial(ours, model, prompts[:batch], options, CachedDecoder)
+        candidates[f"fromscratch {batch}"] = partial(ours, model, prompts[:batch], options, CachedDecoder)
     if options.temperature or PROMPT_TOKENS + options.tokens > model.context_length:
-        print("transformers draws other tokens, and ends at the context: it is not measured")
-        return contestants
+        print("transformers is not measured: it samples other tokens and stops at the context length")
+        return candidates
     try:
         reference = transformers_model(model, config)
     except ImportError:
-        print("transformers is not installed: nothing to compare with")
-        return contestants
+        print("transformers is not installed: it is not measured")
+        return candidates
     for batch in BATCHES:
-        contestants[f"transformers {batch}"] = partial(theirs, reference, prompts[:batch], options.tokens)
-    guessing = partial(theirs, reference, prompts[:1], options.tokens, prompt_lookup_num_tokens=GUESSED_TOKENS)
-    contestants["transformers, lookup 1"] = guessing
-    return contestants
+        candidates[f"transformers {batch}"] = partial(theirs, reference, prompts[:batch], options.tokens)
+    with_lookup = partial(theirs, reference, prompts[:1], options.tokens, prompt_lookup_num_tokens=GUESSED_TOKENS)
+    candidates["transformers, lookup 1"] = with_lookup
+    return candidates
 
 
 def find_model(source: str | None) -> tuple[GPT, GPTConfig]:
-    """The model named, or GPT-2 small with random weights."""
+    """Opens the named model, or creates GPT-2 small with random weights."""
     if source is not None:
         from fromscratch.formats.model_sources import open_model
         from fromscratch.machine.hardware import find_hardware
@@ -94,7 +94,7 @@ def find_model(source: str | None) -> tuple[GPT, GPTConfig]:
 def ours(
     model: GPT, prompts: list[list[int]], options: argparse.Namespace, decoder: Callable[..., CachedDecoder]
 ) -> list[list[int | None]]:
-    """To the last token."""
+    """Generates with fromscratch, without stopping at the end-of-text token."""
     sampling = Sampling(temperature=options.temperature)
     return list(
         generate_batch(
@@ -110,7 +110,7 @@ def ours(
 
 
 def transformers_model(model: GPT, config: GPTConfig) -> torch.nn.Module:
-    """A ``GPT2LMHeadModel`` with the weights of ours."""
+    """Returns a ``GPT2LMHeadModel`` with the same weights."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     from fromscratch.formats.gpt2 import to_gpt2_tensors
@@ -123,7 +123,7 @@ def transformers_model(model: GPT, config: GPTConfig) -> torch.nn.Module:
 
 
 def theirs(reference: torch.nn.Module, prompts: list[list[int]], num_tokens: int, **settings: int) -> object:
-    """The same through ``generate``."""
+    """Generates with transformers."""
     ids = torch.tensor(prompts)
     return reference.generate(  # type: ignore[operator]
         ids,
@@ -137,13 +137,13 @@ def theirs(reference: torch.nn.Module, prompts: list[list[int]], num_tokens: int
 
 
 def report(seconds: dict[str, list[float]], options: argparse.Namespace) -> None:
-    """A table, the ratios that matter, and a file."""
+    """Prints speeds and ratios; writes the JSON file."""
     speed = {name: int(name.split()[-1]) * options.tokens / statistics.median(times) for name, times in seconds.items()}
     for name, tokens_per_second in speed.items():
         print(f"{name:<26} {tokens_per_second:8.1f} tokens/s   {[round(t, 2) for t in seconds[name]]} s")
     pairs = [
-        ("fromscratch 8", "fromscratch, no guesses 1"),
-        ("fromscratch, no guesses 1", "transformers 1"),
+        ("fromscratch 8", "fromscratch, no lookup 1"),
+        ("fromscratch, no lookup 1", "transformers 1"),
         ("fromscratch 1", "transformers 1"),
         ("fromscratch 1", "transformers, lookup 1"),
         ("fromscratch 8", "transformers 8"),
@@ -152,8 +152,8 @@ def report(seconds: dict[str, list[float]], options: argparse.Namespace) -> None
     for name, ratio in ratios.items():
         print(f"{name}: {ratio:.2f}")
     RESULTS.parent.mkdir(exist_ok=True)
-    facts = {"tokens_per_second": speed, "seconds": seconds, "ratios": ratios, "torch": torch.__version__}
-    RESULTS.write_text(to_strict_json({**facts, **vars(options)}, indent=1), "utf-8")
+    result = {"tokens_per_second": speed, "seconds": seconds, "ratios": ratios, "torch": torch.__version__}
+    RESULTS.write_text(to_strict_json({**result, **vars(options)}, indent=1), "utf-8")
 
 
 if __name__ == "__main__":

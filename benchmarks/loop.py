@@ -1,12 +1,11 @@
-"""What the training loop costs besides forward, backward and the optimiser: prints a table, writes JSON.
+"""Measures the training loop without forward, backward and optimiser: prints a table, writes JSON.
 
     python benchmarks/loop.py [--steps 30] [--embedding-dim 320] [--context 128] [--global-batch 8] [--out loop.json]
 
-A real run of the engine on made-up text, about 10 million parameters by default, with the defaults of
-a run file but for fp32. Time inside the model's passes and the optimiser's update is taken off; what
-remains of a step, clocked from record to record, is the loop: batches, norm, clipping, agreements,
-records. Both are of the CPU time of the main thread as well, which other work on the machine does not
-lengthen.
+Trains a model of about 10 million parameters by default on synthetic text, with the defaults of a run
+file except fp32. A step lasts from one record to the next. The loop's time is the step's time without the
+model's passes and the optimiser's update: batches, norm, clipping, collectives, records. Measures
+the wall clock and the CPU time of the main thread, because other load does not increase CPU time.
 """
 
 import argparse
@@ -36,7 +35,7 @@ WARM_UP_STEPS = 3
 
 
 class Clock(SilentObserver):
-    """Time of whole steps, and of the parts of them that are not the loop."""
+    """Observer that measures the time of steps, and the time inside wrapped functions."""
 
     def __init__(self, now: Callable[[], float]) -> None:
         self.now = now
@@ -47,7 +46,7 @@ class Clock(SilentObserver):
         self.marks.append((self.now(), self.inside))
 
     def around(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, its time added to what is inside."""
+        """Wraps a function, so that its time counts as ``inside``."""
 
         def timed(*arguments: Any, **options: Any) -> Any:
             begin = self.now()
@@ -58,7 +57,7 @@ class Clock(SilentObserver):
         return timed
 
     def milliseconds(self) -> tuple[float, float]:
-        """Medians of a whole step and of the loop's part of it."""
+        """Returns the medians of the whole step and of the loop's part."""
         pairs = list(zip(self.marks, self.marks[1:], strict=False))[WARM_UP_STEPS:]
         whole = [1e3 * (after[0] - before[0]) for before, after in pairs]
         inside = [1e3 * (after[1] - before[1]) for before, after in pairs]
@@ -66,11 +65,11 @@ class Clock(SilentObserver):
 
 
 def measure(arguments: argparse.Namespace, folder: Path) -> tuple[int, list[Clock]]:
-    """Trains in a folder; returns the number of parameters, and the clocks of wall and of CPU time."""
+    """Trains in a folder; returns the number of parameters, a wall clock and a CPU clock."""
     tokens = arguments.steps * arguments.global_batch * arguments.context
     text = "the cat sees a large red house and the dog hears it " * (tokens // 200 + 2)
     texts = tuple(f"{text} {number}" for number in range(8))
-    prepare_store([InMemory("made-up", texts)], BytesTokenizer(), folder / "store", rule=SplitRule(0.0))
+    prepare_store([InMemory("synthetic", texts)], BytesTokenizer(), folder / "store", rule=SplitRule(0.0))
     model = {
         "num_layers": arguments.layers,
         "num_heads": 8,
@@ -93,7 +92,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> tuple[int, list[Cloc
 
 
 def main() -> None:
-    """Measures and reports."""
+    """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--layers", type=int, default=8)
@@ -105,15 +104,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         parameters, clocks = measure(arguments, Path(folder))
     print(f"{parameters:,} parameters, {arguments.global_batch} x {arguments.context} tokens a step")
-    print(f"{'time':<12} {'step ms':>9} {'loop ms':>9} {'share':>7}")
+    print(f"{'time':<12} {'step ms':>9} {'loop ms':>9} {'fraction':>8}")
     rows = []
     for name, clock in zip(("wall", "main thread"), clocks, strict=True):
         whole, loop = clock.milliseconds()
-        print(f"{name:<12} {whole:>9.1f} {loop:>9.2f} {loop / whole:>7.2%}")
+        print(f"{name:<12} {whole:>9.1f} {loop:>9.2f} {loop / whole:>8.2%}")
         rows.append({"time": name, "step_ms": whole, "loop_ms": loop})
     if arguments.out:
-        facts = {**find_hardware("cpu").facts(), **vars(arguments), "parameters": parameters, "rows": rows}
-        Path(arguments.out).write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
+        result = {**find_hardware("cpu").to_dict(), **vars(arguments), "parameters": parameters, "rows": rows}
+        Path(arguments.out).write_text(json.dumps(result, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Several processes against one with as many threads, on one machine: prints a table, writes JSON.
+"""Compares several processes with one process of as many threads: prints a table, writes JSON.
 
     python benchmarks/processes.py [--preset laptop-medium] [--context 256] [--global-batch 16]
                                    [--processes 2] [--rounds 3] [--steps 4] [--out processes.json]
 
-Both train the same model on the same global batches of random tokens, in fp32, with the engine's own
-step. Every measurement has processes of its own; rounds are interleaved; the ratio is that of the
-medians over all steps but the first two of each round.
+Both train the same model on the same global batches of random tokens, in fp32, with the engine's step.
+Every measurement starts new processes, and the rounds are interleaved. The ratio is that of the medians
+over all steps, without the first two of each round.
 """
 
 import argparse
@@ -42,7 +42,7 @@ WORKER = "FROMSCRATCH_BENCHMARK"
 
 @dataclass(frozen=True)
 class SharedTokens:
-    """Random global batches, of which each process takes its rows."""
+    """Random global batches; each process takes its local shard."""
 
     vocab_size: int
     context_length: int
@@ -60,7 +60,7 @@ class SharedTokens:
         return -(-self.global_batch // (self.world.size * self.micro_batch))
 
     def smaller(self) -> None:
-        """None: a measurement at another size would be another measurement."""
+        """Returns None: a measurement must not change its micro-batch."""
 
     def micro_batches(self, step: int) -> Iterator[MicroBatch]:
         generator = torch.Generator().manual_seed(step)
@@ -74,7 +74,7 @@ class SharedTokens:
 
 
 def work(request: dict[str, Any]) -> None:
-    """Takes the steps; the main process prints the seconds of each."""
+    """Runs the steps; the main process prints the seconds of each."""
     torch.set_num_threads(request["threads"])
     keep_freed_memory()
     config, train = GPTConfig.model_validate(request["model"]), TrainConfig()
@@ -106,7 +106,7 @@ def work(request: dict[str, Any]) -> None:
 
 
 def measure(processes: int, request: dict[str, Any]) -> dict[str, Any]:
-    """One measurement, in processes of its own."""
+    """Runs one measurement in new processes."""
     environment = {**os.environ, WORKER: json.dumps(request), "OMP_NUM_THREADS": str(request["threads"])}
     launch = [] if processes == 1 else ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     done = subprocess.run(
@@ -116,7 +116,7 @@ def measure(processes: int, request: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measures and reports."""
+    """Runs the benchmark."""
     arguments = parse()
     model = {
         "preset": arguments.preset,
@@ -134,20 +134,20 @@ def main() -> None:
     rows = []
     for processes, measurements in found.items():
         seconds = statistics.median(s for measurement in measurements for s in measurement["seconds"])
-        facts = {"processes": processes, "threads": arguments.processes // processes}
-        rows.append({**facts, "tokens_per_second": tokens / seconds, "step_seconds": seconds, "rounds": measurements})
+        result = {"processes": processes, "threads": arguments.processes // processes}
+        rows.append({**result, "tokens_per_second": tokens / seconds, "step_seconds": seconds, "rounds": measurements})
     print(f"{found[1][0]['parameters']:,} parameters, {tokens:,} tokens a step")
     print(f"{'processes':>9} {'threads':>7} {'tokens/s':>10} {'ratio':>6}")
     for row in rows:
         ratio = row["tokens_per_second"] / rows[0]["tokens_per_second"]
         print(f"{row['processes']:>9} {row['threads']:>7} {row['tokens_per_second']:>10,.0f} {ratio:>6.3f}")
     if arguments.out:
-        facts = {**find_hardware("cpu").facts(), **vars(arguments), "rows": rows}
-        Path(arguments.out).write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
+        result = {**find_hardware("cpu").to_dict(), **vars(arguments), "rows": rows}
+        Path(arguments.out).write_text(json.dumps(result, indent=1) + "\n", "utf-8")
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="laptop-medium", choices=VOCABULARY)
     parser.add_argument("--context", type=int, default=256)

@@ -1,11 +1,11 @@
-"""The training engine against the plain recipe, side by side on this machine: prints a table, writes JSON.
+"""Compares the training engine with the reference recipe: prints a table, writes JSON.
 
     python benchmarks/train.py [--preset gpt2-small] [--context 512] [--micro-batch 2] [--dropout 0.0]
                                [--rounds 3] [--steps 3] [--out benchmarks/train.json]
 
-The plain recipe is explicit attention, eager, an unfused optimiser and full logits, in fp16 autocast on
-a GPU and fp32 on a CPU. Every measurement has a process of its own; rounds are interleaved; ratios are
-of medians over all rounds.
+The reference recipe is explicit attention, eager mode, an unfused optimiser and full logits, in fp16
+autocast on a GPU and fp32 on a CPU. Every measurement starts a new process, and the rounds are
+interleaved. The ratios are of medians over all rounds.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from typing import Any
 
 from fromscratch.config.model import GPTConfig
 from fromscratch.config.train import TrainConfig
-from fromscratch.machine.acceleration import why_not_compiled
+from fromscratch.machine.acceleration import compile_problem
 from fromscratch.machine.hardware import find_hardware
 from fromscratch.planning.bench import Case, PeakFlops, Row, Workload, measure, reference_cases, summarise
 
@@ -25,10 +25,10 @@ VOCABULARY = {"gpt2-small": 50_257, "gpt2-medium": 50_257, "laptop-small": 2_048
 
 
 def main() -> None:
-    """Measures and reports."""
+    """Runs the benchmark."""
     arguments = parse()
     hardware = find_hardware(arguments.device)
-    compiled = hardware.device.type == "cuda" and not why_not_compiled(hardware.device, "bf16")
+    compiled = hardware.device.type == "cuda" and not compile_problem(hardware.device, "bf16")
     workload = Workload(model_of(arguments), TrainConfig())
     cases = [Case(arguments.micro_batch, precision, compile=compiled) for precision in ("fp32", "bf16")]
     cases = [*reference_cases(hardware, [arguments.micro_batch]), *cases]
@@ -40,17 +40,17 @@ def main() -> None:
         steps=arguments.steps,
         rounds=arguments.rounds,
         peak=peak,
-        say=lambda s: print(s, file=sys.stderr),
+        on_progress=lambda s: print(s, file=sys.stderr),
     )
     rows = [summarise(measurement, workload, peak) for measurement in found]
     show(rows)
-    facts: dict[str, Any] = {**hardware.facts(), **vars(arguments), "rows": [asdict(row) for row in rows]}
+    result: dict[str, Any] = {**hardware.to_dict(), **vars(arguments), "rows": [asdict(row) for row in rows]}
     if arguments.out:
-        Path(arguments.out).write_text(json.dumps(facts, indent=1) + "\n", "utf-8")
+        Path(arguments.out).write_text(json.dumps(result, indent=1) + "\n", "utf-8")
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parses the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--preset", default="gpt2-small", choices=VOCABULARY)
     parser.add_argument("--context", type=int, default=512)
@@ -66,7 +66,7 @@ def parse() -> argparse.Namespace:
 
 
 def model_of(arguments: argparse.Namespace) -> GPTConfig:
-    """The model that is trained; both recipes get the same one."""
+    """Returns the model's config, the same for both recipes."""
     return GPTConfig.model_validate(
         {
             "preset": arguments.preset,
@@ -80,7 +80,7 @@ def model_of(arguments: argparse.Namespace) -> GPTConfig:
 
 
 def show(rows: list[Row]) -> None:
-    """A line per case, each against the first, which is the reference."""
+    """Prints a row per case, with its ratio to the first row, the reference."""
     base = rows[0].tokens_per_second
     print(f"{'recipe':<10} {'precision':<9} {'mode':<8} {'tokens/s':>10} {'ratio':>6} {'MFU':>7} {'MiB':>7}")
     for row in rows:
@@ -89,10 +89,10 @@ def show(rows: list[Row]) -> None:
             print(f"{row.recipe:<10} {row.precision:<9} {row.error}")
             continue
         ratio = f"{speed / base:.2f}" if base else "?"
-        share = "unknown" if mfu is None else f"{mfu:.1%}"
+        mfu_text = "unknown" if mfu is None else f"{mfu:.1%}"
         mode = "compiled" if row.compile else "eager"
         memory = (row.peak_memory_bytes or 0) / 2**20
-        print(f"{row.recipe:<10} {row.precision:<9} {mode:<8} {speed:>10,.0f} {ratio:>6} {share:>7} {memory:>7,.0f}")
+        print(f"{row.recipe:<10} {row.precision:<9} {mode:<8} {speed:>10,.0f} {ratio:>6} {mfu_text:>7} {memory:>7,.0f}")
 
 
 if __name__ == "__main__":

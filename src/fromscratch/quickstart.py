@@ -1,7 +1,7 @@
-"""The whole path in a few minutes, offline: a corpus, a tokenizer, a model that learns English.
+"""Prepares a corpus, trains a tokenizer and a small model, and evaluates it: offline, in a few minutes.
 
-It uses what every other verb uses, and leaves a folder to play on with: a token store, a run file
-and a run.
+It calls the same functions as the other commands. Its folder then holds a token store, a run file and a
+run, for further experiments.
 """
 
 import importlib.util
@@ -31,25 +31,25 @@ from fromscratch.tokenizers.huggingface import train_byte_pairs
 from fromscratch.training.held_out import TokenSlice
 from fromscratch.training.observers import Observer
 
-HELD_OUT_SHARE = 0.03
+HELD_OUT_FRACTION = 0.03
 RUN_NAME = "quickstart"
 PROMPTS = ("Return the", "Every effort moves you")
 SAMPLE_TOKENS = 80
 RUN_FILE = """\
-# A run file describes the science of a run, never the machine it runs on.
+# A run file defines the result of a run. It does not describe the machine.
 # Try:  fromscratch train {name}.toml --set train.seed=7 --name another-seed
 
 [model]
 preset = "laptop-small"      # 4 layers, 6 heads, 192 wide, context 128
-dropout = 0.0                # one pass over the data: nothing to protect against
+dropout = 0.0                # one pass over the data does not overfit
 tied_head = false
-attention = "explicit"       # on a CPU, faster than fused kernels at a context this short
+attention = "explicit"       # faster than fused kernels on a CPU at this short context
 init = {{ kind = "gpt2", std = 0.06 }}
 
 [data]
 store = "store"
 tokens = {tokens}
-shuffle = true               # the documents come package by package
+shuffle = true               # the store orders the documents by package
 
 [train]
 global_batch = 8
@@ -70,25 +70,25 @@ prompts = {prompts}
 
 @dataclass(frozen=True)
 class Scale:
-    """How much the quickstart does. The default takes three minutes on two cores."""
+    """The size of the quickstart. The default takes three minutes on two cores."""
 
     packages: tuple[str, ...] = ("stdlib", "torch", "numpy", "matplotlib", "pandas")
-    """Whose documentation to read; what is not installed is left out."""
+    """Packages whose documentation is the corpus; those not installed are skipped."""
     vocabulary_size: int = 2_048
     tokens: int = 1_536_000
-    """To train on: 1,500 steps."""
+    """Training tokens: 1,500 steps."""
 
 
 @dataclass(frozen=True)
 class QuickstartReport:
-    """What the quickstart has to show."""
+    """The results of the quickstart."""
 
     training: RunSummary
     before: LossReport | None
     after: LossReport | None
-    """None where training was stopped."""
+    """None if training was stopped."""
     compressors: dict[str, float]
-    """Bits per byte on the same held-out text."""
+    """Bits per byte of compression programs on the same held-out text."""
     samples_before: list[str]
     samples_after: list[str]
     charts: list[str]
@@ -99,21 +99,21 @@ def quickstart(
     folder: Path,
     *,
     observers: list[Observer],
-    say: Callable[[str], None] = lambda _line: None,
+    on_progress: Callable[[str], None] = lambda _line: None,
     scale: Scale = Scale(),
 ) -> QuickstartReport:
-    """Does everything, or goes on where it was stopped; ``say`` is told what happens."""
+    """Runs the quickstart, or continues a stopped one. ``on_progress`` receives a line per stage."""
     hardware = find_hardware()
-    store = prepare_corpus(folder / "store", scale, say)
+    store = prepare_corpus(folder / "store", scale, on_progress)
     plan = plan_run(write_run_file(folder / f"{RUN_NAME}.toml", scale, hardware))
     run_path = folder / "runs" / RUN_NAME
     part = TokenSlice.of(store.split(VALIDATION), start=0, tokens=None)
-    say(f"training {plan.costs.parameters:,} parameters for {plan.num_steps:,} steps on {hardware.device}")
+    on_progress(f"training {plan.costs.parameters:,} parameters for {plan.num_steps:,} steps on {hardware.device}")
     placement = place_run(plan, RunDirectory(run_path), MachineOptions())
     summary = run_training(plan, run_path, placement, observers=observers)
     if not is_done(summary):
         return QuickstartReport(summary, None, None, {}, [], [], [], str(folder / f"{RUN_NAME}.toml"))
-    say("measuring on the held-out text, before and after training")
+    on_progress("evaluating the untrained and the trained model on the held-out text")
     untrained = untrained_model(plan, hardware)
     before = evaluate_loss(untrained, plan.tokenizer, part, hardware)
     loaded = open_model(str(run_path), hardware)
@@ -131,24 +131,24 @@ def quickstart(
     )
 
 
-def prepare_corpus(path: Path, scale: Scale, say: Callable[[str], None]) -> TokenStore:
-    """The store of the embedded corpus: made once, with a vocabulary learnt from its training part."""
+def prepare_corpus(path: Path, scale: Scale, on_progress: Callable[[str], None]) -> TokenStore:
+    """Opens the token store of the corpus, or creates it, with a tokenizer trained on its training split."""
     if (path / MANIFEST).is_file():
         return open_store(path)
-    rule = SplitRule(HELD_OUT_SHARE)
+    rule = SplitRule(HELD_OUT_FRACTION)
     source = PythonDocs(tuple(name for name in scale.packages if name == "stdlib" or importlib.util.find_spec(name)))
-    say(f"reading the documentation inside {', '.join(source.packages)}")
+    on_progress(f"reading the documentation of {', '.join(source.packages)}")
     documents = InMemory.of(source)
-    say(f"learning a vocabulary of {scale.vocabulary_size:,} from {len(documents.texts):,} documents")
+    on_progress(f"training a tokenizer of {scale.vocabulary_size:,} ids on {len(documents.texts):,} documents")
     tokenizer = train_byte_pairs(training_documents([documents], rule), vocab_size=scale.vocabulary_size)
     store = prepare_store([documents], tokenizer, path, rule=rule)
     tokens = {name: f"{split.tokens:,}" for name, split in store.manifest.splits.items()}
-    say(f"token store: {tokens['train']} tokens to train on, {tokens[VALIDATION]} held out")
+    on_progress(f"token store: {tokens['train']} training tokens, {tokens[VALIDATION]} held-out tokens")
     return store
 
 
 def write_run_file(path: Path, scale: Scale, hardware: Hardware) -> Path:
-    """The quickstart's run file; one that is there already is kept, edits and all."""
+    """Writes the quickstart's run file, unless it exists: the user may have edited it."""
     if not path.exists():
         prompts = "[" + ", ".join(f'"{prompt}"' for prompt in PROMPTS) + "]"
         precision = fast_16bit_precision(hardware.device)
@@ -158,12 +158,12 @@ def write_run_file(path: Path, scale: Scale, hardware: Hardware) -> Path:
 
 
 def untrained_model(plan: PlannedRun, hardware: Hardware) -> LanguageModel:
-    """The model as it was before the first step."""
+    """Returns the model with its first weights."""
     model = build_empty(plan.config.model, hardware.device)
     initialise(model, plan.config.model, seed=plan.config.train.seed)
     return model.eval()
 
 
 def sample_texts(model: LanguageModel, tokenizer: Tokenizer) -> list[str]:
-    """A continuation of each prompt."""
+    """Returns a continuation of each prompt."""
     return [continue_text(model, tokenizer, prompt, max_new_tokens=SAMPLE_TOKENS, seed=1) for prompt in PROMPTS]

@@ -194,7 +194,7 @@ def test_interrupt_from_the_keyboard(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 75, errors
-    assert "the same command goes on" in errors
+    assert "the same command continues" in errors
     assert json.loads((tmp_path / "runs" / "small" / "status.json").read_text())["state"] == "stopped"
 
 

@@ -14,8 +14,8 @@ from fromscratch.machine.acceleration import Acceleration
 from fromscratch.machine.hardware import find_hardware
 from fromscratch.planning import fit
 from fromscratch.planning.bench import Workload
-from fromscratch.planning.fit import Fit, MemoryLine, Probe, find_fit, memory_budget_bytes, probe_in_a_process
-from fromscratch.planning.remembered_fits import fits_file, remember, remembered_micro_batch
+from fromscratch.planning.fit import Fit, MemoryLine, Probe, find_fit, memory_budget_bytes, probe_in_process
+from fromscratch.planning.fit_cache import cache_file, cache_fit, cached_micro_batch
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.session.placement import MachineOptions, place_run
 from fromscratch.session.plan import plan_run
@@ -53,7 +53,7 @@ def test_the_largest_is_found_to_one_sequence_in_few_probes(
     budget: int, fixed: int, each: float, evaluation: float, silent: bool
 ) -> None:
     machine = Machine(budget, fixed=fixed, each=each, plateau=round(evaluation * budget), silent=silent)
-    found = find_fit(machine, budget_bytes=budget, share=10)
+    found = find_fit(machine, budget_bytes=budget, local_batch=10)
     assert machine.largest() - 1 <= found.largest <= machine.largest()
     assert len(machine.asked) == len(set(machine.asked)) <= 16
     useful = [p for p in found.probes if p.fits and p.micro_batch <= 10]
@@ -61,27 +61,27 @@ def test_the_largest_is_found_to_one_sequence_in_few_probes(
 
 
 def test_the_line_is_the_one_that_was_drawn() -> None:
-    found = find_fit(Machine(8_000, fixed=600, each=13.0), budget_bytes=8_000, share=4)
+    found = find_fit(Machine(8_000, fixed=600, each=13.0), budget_bytes=8_000, local_batch=4)
     assert found.line.fixed_bytes == pytest.approx(600) and found.line.bytes_per_sequence == pytest.approx(13)
-    assert MemoryLine(100.0, 0.0).largest(1_000) is None and MemoryLine(100.0, 7.0).largest(1_000) == 128
+    assert MemoryLine(100.0, 0.0).max_sequences(1_000) is None and MemoryLine(100.0, 7.0).max_sequences(1_000) == 128
 
 
 def test_not_even_one_sequence() -> None:
     with pytest.raises(FromScratchError, match="not even one sequence fits"):
-        find_fit(Machine(10, fixed=600, each=13.0), budget_bytes=10, share=4)
+        find_fit(Machine(10, fixed=600, each=13.0), budget_bytes=10, local_batch=4)
 
 
 def test_on_this_machine_it_agrees_with_brute_force(monkeypatch: pytest.MonkeyPatch) -> None:
     """Real probes; the sizes around the answer are tried again, each in a process of its own."""
-    monkeypatch.setattr(fit, "SECONDS", 0.0)  # two steps a probe: memory is measured, not speed
+    monkeypatch.setattr(fit, "MAX_SECONDS", 0.0)  # two steps a probe: memory is measured, not speed
     shape = {"vocab_size": 64, "context_length": 256, "num_layers": 24, "num_heads": 2, "embedding_dim": 64}
     workload = Workload(
         GPTConfig.model_validate({**shape, "dropout": 0.0}), TrainConfig.model_validate({"precision": "fp32"})
     )
-    tried = probe_in_a_process(workload, CPU, Acceleration(), budget_bytes=2**40)(8)
+    tried = probe_in_process(workload, CPU, Acceleration(), budget_bytes=2**40)(8)
     budget = round(1.1 * (tried.peak_memory_bytes or 0))  # what a process has before it begins is the machine's affair
-    probe = probe_in_a_process(workload, CPU, Acceleration(), budget_bytes=budget)
-    found = find_fit(probe, budget_bytes=budget, share=1)
+    probe = probe_in_process(workload, CPU, Acceleration(), budget_bytes=budget)
+    found = find_fit(probe, budget_bytes=budget, local_batch=1)
     assert found.largest >= 8 and found.line.bytes_per_sequence > MIB
     around = {size: probe(size).peak_memory_bytes or 0 for size in (found.largest - 1, found.largest + 2)}
     assert around[found.largest - 1] < 1.01 * budget < 1.02 * around[found.largest + 2]  # to what a process repeats
@@ -97,19 +97,19 @@ def test_an_answer_is_remembered_and_used_for_this_model_only(tmp_path: Path, ho
     file = write_run_file(tmp_path)
     plan, run = plan_run(file), RunDirectory(tmp_path / "runs" / "x")
     workload = Workload(plan.config.model, plan.config.train)
-    assert remembered_micro_batch(workload, CPU, Acceleration()) is None
+    assert cached_micro_batch(workload, CPU, Acceleration()) is None
     found = Fit(64, 3, 1_000.0, MemoryLine(1.0, 2.0), 100, [])
-    remember(found, workload, CPU, Acceleration())
-    assert fits_file().parent == home and remembered_micro_batch(workload, CPU, Acceleration()) == 3
-    assert remembered_micro_batch(workload, CPU, Acceleration(activation_checkpointing=True)) is None
+    cache_fit(found, workload, CPU, Acceleration())
+    assert cache_file().parent == home and cached_micro_batch(workload, CPU, Acceleration()) == 3
+    assert cached_micro_batch(workload, CPU, Acceleration(activation_checkpointing=True)) is None
     machine = MachineOptions(device="cpu")
     placement = place_run(plan, run, machine)
-    assert placement.micro_batch == 3 and not placement.is_guess  # 8 sequences as 3 + 3 + 2
+    assert placement.micro_batch == 3 and not placement.is_default_micro_batch  # 8 sequences as 3 + 3 + 2
     assert place_run(plan, run, machine, world_size=4).micro_batch == 2
     assert place_run(plan, run, MachineOptions(device="cpu", micro_batch=8)).micro_batch == 8
     wider = plan_run(file, ["model.embedding_dim=32"])
-    assert place_run(wider, run, machine).micro_batch == 8 and place_run(wider, run, machine).is_guess
-    fits_file().write_text("{damaged")
+    assert place_run(wider, run, machine).micro_batch == 8 and place_run(wider, run, machine).is_default_micro_batch
+    cache_file().write_text("{damaged")
     assert place_run(plan, run, machine).micro_batch == 8
 
 

@@ -14,8 +14,8 @@ from fromscratch.machine.memory import is_memory_error
 from fromscratch.models.gpt import GPT
 from fromscratch.planning import bench
 from fromscratch.planning.bench import Workload
-from fromscratch.planning.bench_worker import answer
-from fromscratch.planning.fit import probe_in_a_process
+from fromscratch.planning.bench_worker import run_request
+from fromscratch.planning.fit import probe_in_process
 from fromscratch.training.step import GlobalOutOfMemoryError, Stepper
 from tests.training.test_step import model, snapshot, stepper
 
@@ -53,21 +53,23 @@ def count_held_gradients(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return held
 
 
-@pytest.mark.parametrize(("micro_batch", "holds"), [(2, True), (8, False)], ids=["several pieces", "one piece"])
-def test_a_rehearsal_takes_the_memory_of_a_step_and_changes_nothing(
+@pytest.mark.parametrize(
+    ("micro_batch", "holds"), [(2, True), (8, False)], ids=["several micro-batches", "one micro-batch"]
+)
+def test_probe_memory_takes_the_memory_of_a_step_and_changes_nothing(
     micro_batch: int, holds: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rehearsed, untouched = stepper(model(), micro_batch), stepper(model(), micro_batch)
+    probed, untouched = stepper(model(), micro_batch), stepper(model(), micro_batch)
     held = count_held_gradients(monkeypatch)
-    assert rehearsed.probe_memory(0)
-    parameters = list(rehearsed.model.parameters())
+    assert probed.probe_memory(0)
+    parameters = list(probed.model.parameters())
     assert held == [len(parameters) if holds else 0]
-    assert set(rehearsed.optimizer.state) == set(parameters)
+    assert set(probed.optimizer.state) == set(parameters)
     assert all(p.grad is None for p in parameters)
-    assert all(not tensor.any() for state in rehearsed.optimizer.state.values() for tensor in state.values())
+    assert all(not tensor.any() for state in probed.optimizer.state.values() for tensor in state.values())
     for step in range(3):
-        rehearsed.take(step, 1.0), untouched.take(step, 1.0)
-    ends = [snapshot(one.model, one.optimizer) for one in (rehearsed, untouched)]
+        probed.take(step, 1.0), untouched.take(step, 1.0)
+    ends = [snapshot(one.model, one.optimizer) for one in (probed, untouched)]
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
 
 
@@ -96,7 +98,7 @@ def test_no_memory_for_the_optimisers_state_is_found_before_anything_moves(
     assert all(torch.equal(a, b) for a, b in zip(*ends, strict=True))
 
 
-def test_other_errors_of_a_step_and_of_a_rehearsal_come_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_errors_of_a_step_and_of_probe_memory_are_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> None:
         raise RuntimeError("a kernel of another architecture")
 
@@ -106,8 +108,8 @@ def test_other_errors_of_a_step_and_of_a_rehearsal_come_out(monkeypatch: pytest.
             attempt(stepper(model(), 4), 0)
 
 
-@pytest.mark.parametrize("as_in_a_run", [True, False])
-def test_a_probe_holds_what_a_run_holds(as_in_a_run: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("as_memory_probe", [True, False])
+def test_a_probe_holds_what_a_run_holds(as_memory_probe: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     held = count_held_gradients(monkeypatch)
     request = {
         "model": SHAPE,
@@ -116,19 +118,19 @@ def test_a_probe_holds_what_a_run_holds(as_in_a_run: bool, monkeypatch: pytest.M
         "device": "cpu",
         "threads": torch.get_num_threads(),
         "steps": 2,
-        "most_seconds": 100.0,
-        "as_in_a_run": as_in_a_run,
+        "max_seconds": 100.0,
+        "as_memory_probe": as_memory_probe,
     }
-    assert answer(request)["error"] is None
-    assert len(held) == 4 and all(bool(count) == as_in_a_run for count in held[1:])  # the first has other memory
+    assert run_request(request)["error"] is None
+    assert len(held) == 4 and all(bool(count) == as_memory_probe for count in held[1:])  # the first has other memory
     monkeypatch.setattr(GPT, "losses", lambda *_: (_ for _ in ()).throw(RuntimeError(CUBLAS)))
-    assert answer(request)["error"] == bench.OUT_OF_MEMORY
+    assert run_request(request)["error"] == bench.OUT_OF_MEMORY
 
 
 def test_whatever_a_process_says_last_memory_is_why_it_failed(monkeypatch: pytest.MonkeyPatch) -> None:
     messages = f"RuntimeError: {CUBLAS}\nterminate called without an active exception\n"
     monkeypatch.setattr(bench, "WORKER", ["sh", "-c", 'cat > /dev/null; printf %s "$0" >&2; exit 1', messages])
-    probe = probe_in_a_process(WORKLOAD, find_hardware("cpu"), Acceleration(), budget_bytes=2**40)(4)
+    probe = probe_in_process(WORKLOAD, find_hardware("cpu"), Acceleration(), budget_bytes=2**40)(4)
     assert not probe.fits and probe.peak_memory_bytes is None
 
 

@@ -90,14 +90,14 @@ def test_f14_sigterm_at_any_moment_leaves_one_whole_checkpoint(
 def test_f14_sigterm_before_step_0_leaves_no_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, untouched: RunDirectory
 ) -> None:
-    file, begin = write_run_file(tmp_path), parent.begin
+    file, begin = write_run_file(tmp_path), parent.set_first_weights
 
     def signalled(*arguments: Any, **options: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         begin(*arguments, **options)
 
     with monkeypatch.context() as patched:
-        patched.setattr(setup, "begin", signalled)
+        patched.setattr(setup, "set_first_weights", signalled)
         run, summary = run_small(file)
     assert (summary.outcome, summary.step) == ("stopped", 0)
     assert checkpoints_in(run.checkpoints) == [] and run.read_status().state == "stopped"

@@ -110,9 +110,9 @@ def test_what_the_hub_does_not_have(hub: HubServer, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--to", "hf://name"], "write it as hf://owner/name"),
-        (["--to", "out", "--private"], "--private and --collection are for the Hub"),
+        (["--to", "out", "--private"], "--private and --collection need a Hub repository"),
         (["--to", "out", "--format", "onnx"], "must be native or custom"),
-        (["--to", "taken"], "a folder with other things in it"),
+        (["--to", "taken"], "the folder contains other files"),
     ],
 )
 def test_bad_destinations(hub: HubServer, model: Path, tmp_path: Path, arguments: list[str], message: str) -> None:

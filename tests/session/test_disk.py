@@ -34,7 +34,7 @@ def test_the_size_of_a_checkpoint_is_known_before_there_is_one(tmp_path: Path) -
 @pytest.mark.parametrize(("every", "keep", "most"), [(5, 1, 3), (5, 2, 4), (5, 9, 4), (0, 2, 1), (20, 2, 1), (1, 2, 4)])
 def test_how_many_there_are_at_once(tmp_path: Path, every: int, keep: int, most: int) -> None:
     train = {**SMALL_RUN["train"], "checkpoint_every": every, "keep_checkpoints": keep}
-    assert plan_disk(plan_run(write_run_file(tmp_path, train=train)), tmp_path / "runs" / "x").most_at_once == most
+    assert plan_disk(plan_run(write_run_file(tmp_path, train=train)), tmp_path / "runs" / "x").max_at_once == most
 
 
 def test_a_run_that_cannot_fit_is_refused_with_the_numbers_and_nothing_is_written(

@@ -67,7 +67,7 @@ def test_with_the_optimisers_state(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("start", "model", "message"),
     [
-        ("runs/parent", {"num_layers": 3}, "model.num_layers: 2 there, 3 here"),
+        ("runs/parent", {"num_layers": 3}, "model.num_layers: 2 in the parent, 3 here"),
         ("./nobody", {}, "no such run or checkpoint"),
         (
             {"model": "imported", "optimizer": True},

@@ -40,7 +40,7 @@ def test_a_resume_has_as_many_threads(tmp_path: Path, monkeypatch: pytest.Monkey
     machine = tmp_path / "runs" / "small" / "machine.json"
     train("--stop-after", "2", threads=2)
     assert read_json_object(machine)["threads"] == 2
-    assert "goes on with the 2 threads that it had" in train("--stop-after", "4", threads=1)
+    assert "continues with its earlier 2 threads" in train("--stop-after", "4", threads=1)
     assert torch.get_num_threads() == 2
     assert "threads" not in train("--stop-after", "5", threads=2)
     assert read_json_object(machine)["threads"] == 2
@@ -53,8 +53,8 @@ def test_who_asks_for_another_number_gets_it_and_is_told(monkeypatch: pytest.Mon
         monkeypatch.delenv(name, raising=False)
     now = torch.get_num_threads()
     assert not Threads(None).notice and not Threads(now).notice
-    assert re.search("had 4096 threads and goes on with", Threads(4096).notice), "no machine has so many"
+    assert re.search("had 4096 threads and continues with", Threads(4096).notice), "no machine has so many"
     monkeypatch.setenv("OMP_NUM_THREADS", str(now))
-    assert f"OMP_NUM_THREADS={now + 1} would" in Threads(now + 1).notice
+    assert f"OMP_NUM_THREADS={now + 1} makes" in Threads(now + 1).notice
     Threads(now + 1).restore()
     assert torch.get_num_threads() == now

@@ -14,13 +14,18 @@ if TYPE_CHECKING:
     from fromscratch.session.plan import PlannedRun
 
 OptionalRunFile = Annotated[
-    Path | None, typer.Argument(metavar="[RUNFILE]", help="Whose model; without one, one that suits the machine.")
+    Path | None,
+    typer.Argument(
+        metavar="[RUNFILE]", help="The run file (TOML) of the model; by default GPT-2 small, or a small model on a CPU."
+    ),
 ]
 CompileChoice = Annotated[
-    bool | None, typer.Option("--compile/--no-compile", help="Only with or without torch.compile.")
+    bool | None, typer.Option("--compile/--no-compile", help="Measure only with or only without torch.compile.")
 ]
-Reference = Annotated[bool, typer.Option("--reference", help="Measure the plain recipe too: what the engine gains.")]
-Numbers = Annotated[list[int] | None, typer.Option("--micro-batch", min=1, help="Sequences at a time; repeatable.")]
+Reference = Annotated[bool, typer.Option("--reference", help="Also measure the reference recipe, for comparison.")]
+Numbers = Annotated[
+    list[int] | None, typer.Option("--micro-batch", min=1, help="Sequences per forward pass; repeatable.")
+]
 Names = Annotated[list[str] | None, typer.Option("--precision", help="fp32, tf32, bf16 or fp16; repeatable.")]
 
 
@@ -30,25 +35,25 @@ def bench(
     precisions: Names = None,
     compiled: CompileChoice = None,
     reference: Reference = False,
-    steps: Annotated[int, typer.Option(min=1, help="Steps per measurement, after two to warm up.")] = 5,
-    rounds: Annotated[int, typer.Option(min=1, help="Times that all measurements take turns.")] = 1,
-    picture: Annotated[Path | None, typer.Option(help="Write a picture (PNG) of the table.")] = None,
+    steps: Annotated[int, typer.Option(min=1, help="Timed steps per measurement, after two warm-up steps.")] = 5,
+    rounds: Annotated[int, typer.Option(min=1, help="Rounds in which all cases are measured in turn.")] = 1,
+    picture: Annotated[Path | None, typer.Option(help="Write a chart of the table (PNG).")] = None,
     device: DeviceOption = None,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    """How fast this machine trains: tokens/s, MFU and memory over micro-batch, precision and compile.
+    """Measure training speed: tokens/s, MFU and memory by micro-batch, precision and compilation.
 
     Example: fromscratch bench baseline.toml --reference --picture speed.png
     """
-    from fromscratch.machine.acceleration import why_not_compiled
+    from fromscratch.machine.acceleration import compile_problem
     from fromscratch.machine.hardware import find_hardware
     from fromscratch.machine.memory import default_micro_batch
+    from fromscratch.machine.precision import check_precision
     from fromscratch.planning.bench import (
         PeakFlops,
         Workload,
         cases_for,
-        check_precisions,
         default_micro_batches,
         measure,
         reference_cases,
@@ -57,36 +62,37 @@ def bench(
     from fromscratch.planning.bench_chart import draw_speed
     from fromscratch.session.plan import plan_run
 
-    check_precisions(precisions or [])
+    for name in precisions or []:
+        check_precision(name)
     hardware = find_hardware(device)
     kind = hardware.device.type
     plan = plan_run(runfile) if runfile is not None else None
-    workload = Workload(plan.config.model, plan.config.train) if plan else usual_workload(kind)
-    largest = default_micro_batch(hardware.device, workload.model.context_length)
-    sizes = micro_batches or default_micro_batches(workload.train.global_batch, largest)
+    workload = Workload(plan.config.model, plan.config.train) if plan else default_workload(kind)
+    max_size = default_micro_batch(hardware.device, workload.model.context_length)
+    sizes = micro_batches or default_micro_batches(workload.train.global_batch, max_size)
     wanted = precisions or list(dict.fromkeys([workload.train.precision, "fp32"]))
-    both = [False, True] if kind == "cuda" and not why_not_compiled(hardware.device, wanted[0]) else [False]
+    both = [False, True] if kind == "cuda" and not compile_problem(hardware.device, wanted[0]) else [False]
     cases = cases_for(micro_batches=sizes, precisions=wanted, compiled=both if compiled is None else [compiled])
     if reference:
         cases += reference_cases(hardware, sizes)
     peak = PeakFlops(hardware)
-    say = partial(note, quiet=quiet)
-    found = measure(workload, cases, hardware, steps=steps, rounds=rounds, peak=peak, say=say)
-    rows = [summarise(measurement, workload, peak) for measurement in found]
-    facts = {
-        **hardware.facts(),
+    on_progress = partial(note, quiet=quiet)
+    measured = measure(workload, cases, hardware, steps=steps, rounds=rounds, peak=peak, on_progress=on_progress)
+    rows = [summarise(measurement, workload, peak) for measurement in measured]
+    conditions = {
+        **hardware.to_dict(),
         "parameters": workload.parameters,
         "context_length": workload.model.context_length,
         "peak_flops": {precision: peak(precision) for precision in dict.fromkeys(row.precision for row in rows)},
         "predicted_hours": predicted_hours(plan, rows),
     }
     if picture is not None:
-        draw_speed(picture, rows, f"{facts['parameters']:,} parameters on {hardware.name}")
-    report(rows, facts, as_json=as_json)
+        draw_speed(picture, rows, f"{workload.parameters:,} parameters on {hardware.name}")
+    report(rows, conditions, as_json=as_json)
 
 
-def usual_workload(device_type: str) -> Any:
-    """GPT-2 small for a GPU; on other machines one that ends before the coffee is cold."""
+def default_workload(device_type: str) -> Any:
+    """Returns GPT-2 small on a GPU, and a model that takes a few seconds elsewhere."""
     from fromscratch.config.model import GPTConfig
     from fromscratch.config.train import TrainConfig
     from fromscratch.planning.bench import Workload
@@ -96,7 +102,7 @@ def usual_workload(device_type: str) -> Any:
 
 
 def predicted_hours(plan: "PlannedRun | None", rows: "list[Row]") -> float | None:
-    """How long the run file would take at its precision's fastest line; unknown without either."""
+    """Predicts the hours of the planned run from the fastest row of its precision; None if there is none."""
     from fromscratch.planning.bench import fastest
 
     best = fastest(rows, plan.config.train.precision) if plan else None
@@ -105,22 +111,24 @@ def predicted_hours(plan: "PlannedRun | None", rows: "list[Row]") -> float | Non
     return plan.num_steps * plan.objective.tokens_per_step / best.tokens_per_second / 3600
 
 
-def report(rows: "list[Row]", facts: dict[str, Any], *, as_json: bool) -> None:
-    """The table, or all of it as JSON."""
+def report(rows: "list[Row]", conditions: dict[str, Any], *, as_json: bool) -> None:
+    """Prints the table, or conditions and rows as JSON."""
     from dataclasses import asdict
 
     if as_json:
-        print_json({**facts, "rows": [asdict(row) for row in rows]})
+        print_json({**conditions, "rows": [asdict(row) for row in rows]})
         return
-    print(f"{facts['parameters']:,} parameters, context {facts['context_length']}, on {facts['device_name']}")
+    print("{parameters:,} parameters, context {context_length}, on {device_name}".format(**conditions))
     header = ("recipe", "precision", "mode", "micro-batch", "tokens/s", "MFU", "memory MiB", "step ms p10/p50/p90")
     lines = [header, *(_cells(row) for row in rows)]
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     for line in lines:
         print("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
-    hours = facts["predicted_hours"]
+    hours = conditions["predicted_hours"]
     if hours is not None:
-        print(f"the run file at hand: {hours:,.2f} hours at its precision's fastest line, evaluations not counted")
+        print(
+            f"predicted time of this run: {hours:,.2f} hours, at the fastest row of its precision, without evaluations"
+        )
 
 
 def _cells(row: "Row") -> tuple[str, ...]:

@@ -6,27 +6,27 @@ from typing import Annotated
 import typer
 
 from fromscratch.cli.options import DeviceOption, ModelArgument
-from fromscratch.cli.output import note
+from fromscratch.cli.output import note, write_now
 
 TemplateOption = Annotated[
     str,
-    typer.Option(help="transcript (for base models), alpaca (for fine-tuned ones), or a TOML file of your own."),
+    typer.Option(help="transcript (for base models), alpaca (for fine-tuned models), or a TOML file."),
 ]
 
 
 def chat(
     model: ModelArgument,
     template: TemplateOption = "transcript",
-    tokens: Annotated[int, typer.Option(min=1, help="Most tokens in an answer.")] = 100,
-    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.8,
-    top_k: Annotated[int | None, typer.Option(help="Draw from the k likeliest tokens only.")] = 50,
-    repetition_penalty: Annotated[float, typer.Option(help="Makes used tokens less likely; 1 is off.")] = 1.1,
+    tokens: Annotated[int, typer.Option(min=1, help="Maximum number of tokens in an answer.")] = 100,
+    temperature: Annotated[float, typer.Option(help="0 always selects the most probable token.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(help="Sample only from the k most probable tokens.")] = 50,
+    repetition_penalty: Annotated[float, typer.Option(help="Lowers the probability of used tokens; 1 is off.")] = 1.1,
     seed: Annotated[int, typer.Option(help="The same seed and messages give the same answers.")] = 0,
     device: DeviceOption = None,
 ) -> None:
-    """Talk with a model: a line in, an answer out, until the input ends.
+    """Chat with a model: it answers every line of the input.
 
-    A base model continues a transcript; a fine-tuned one is given its own prompt format.
+    The template is the prompt format: a base model needs a transcript, a fine-tuned model its own format.
 
     Example: fromscratch chat gpt2 --temperature 0.7
     """
@@ -41,13 +41,8 @@ def chat(
     loaded = open_model(model, find_hardware(device))
     settings = Settings(max_new_tokens=tokens, sampling=sampling, seed=seed)
     conversation = Conversation(loaded.model, loaded.tokenizer, chosen, settings)
-    note("write a line and press Enter; end with Ctrl-D")
+    note("type a line and press Enter; Ctrl-D ends the chat")
     for line in sys.stdin:
         if message := line.strip():
-            conversation.answer(message, on_text=_show)
+            conversation.answer(message, on_text=write_now)
             print(flush=True)
-
-
-def _show(piece: str) -> None:
-    sys.stdout.write(piece)
-    sys.stdout.flush()

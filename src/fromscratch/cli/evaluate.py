@@ -1,4 +1,4 @@
-"""``fromscratch eval``: measures of a trained model."""
+"""``fromscratch eval``: evaluates trained models."""
 
 import sys
 from pathlib import Path
@@ -9,49 +9,48 @@ import typer
 from fromscratch.cli.options import DeviceOption, JsonFlag, ModelArgument
 from fromscratch.cli.output import print_json, print_table
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Measure a trained model.")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Evaluate a trained model.")
 
 
 @app.callback()
 def common() -> None:
-    """Measure a trained model."""
+    """Evaluate a trained model."""
 
 
 @app.command()
 def loss(
     model: ModelArgument,
-    store: Annotated[str, typer.Option(help="The token store to evaluate on: a folder, or hf://owner/name.")],
-    split: Annotated[str, typer.Option(help="Which split of it.")] = "validation",
+    store: Annotated[str, typer.Option(help="The token store: a folder, or hf://owner/name.")],
+    split: Annotated[str, typer.Option(help="The split of the store.")] = "validation",
     start: Annotated[int, typer.Option(min=0, help="First token of the slice.")] = 0,
-    tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to predict; all by default.")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Sequences at a time; the result is the same.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Number of tokens to predict; by default all.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Sequences per batch; changes only the speed.")] = None,
     precision: Annotated[str, typer.Option(help="fp32, tf32, bf16 or fp16.")] = "fp32",
     processes: Annotated[
-        int | None, typer.Option(min=1, help="Processes on this machine, one per device; the result is the same.")
+        int | None, typer.Option(min=1, help="Processes on this machine, one per device; changes only the speed.")
     ] = None,
     device: DeviceOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Loss, perplexity and bits per byte on a slice of a store.
+    """Compute loss, perplexity and bits per byte on a slice of a store.
 
     Example: fromscratch eval loss runs/baseline --store my-store --tokens 100000
     """
-    from fromscratch.errors import UsageError
     from fromscratch.evaluation.loss import evaluate_loss, record_loss
     from fromscratch.formats.model_sources import locate, open_model
     from fromscratch.formats.stores import open_named_store
     from fromscratch.machine.hardware import find_hardware
+    from fromscratch.machine.precision import check_precision
     from fromscratch.processes.launcher import is_launched, launch_measurement
     from fromscratch.processes.world import joined_world, started_local_rank, started_local_world_size
     from fromscratch.session.plan import check_same_tokenizer
     from fromscratch.training.held_out import TokenSlice
 
-    if precision not in ("fp32", "tf32", "bf16", "fp16"):
-        raise UsageError(f"--precision {precision}: must be fp32, tf32, bf16 or fp16")
+    check_precision(precision)
     opened = open_named_store(store)
     part = TokenSlice.of(opened.split(split), start=start, tokens=tokens)
     if processes is not None and processes > 1 and not is_launched():
-        locate(model)  # bad input is told once, and here
+        locate(model)  # reports a wrong name once, before processes start
         raise typer.Exit(launch_measurement(sys.argv[1:], processes=processes))
     hardware = find_hardware(device, local_rank=started_local_rank(), processes_here=started_local_world_size())
     loaded = open_model(model, hardware)
@@ -74,18 +73,18 @@ def loss(
 @app.command()
 def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="A model: see MODEL of 'eval loss'.")],
-    b: Annotated[str, typer.Argument(metavar="B", help="Another one, with the same tokenizer and context.")],
-    store: Annotated[str, typer.Option(help="The token store to compare on: a folder, or hf://owner/name.")],
-    split: Annotated[str, typer.Option(help="Which split of it.")] = "validation",
+    b: Annotated[str, typer.Argument(metavar="B", help="Another model, with the same tokenizer and context.")],
+    store: Annotated[str, typer.Option(help="The token store: a folder, or hf://owner/name.")],
+    split: Annotated[str, typer.Option(help="The split of the store.")] = "validation",
     start: Annotated[int, typer.Option(min=0, help="First token of the slice.")] = 0,
-    tokens: Annotated[int | None, typer.Option(min=1, help="Tokens to predict; all by default.")] = None,
-    batch: Annotated[int | None, typer.Option(min=1, help="Sequences at a time; the result is the same.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Number of tokens to predict; by default all.")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="Sequences per batch; changes only the speed.")] = None,
     device: DeviceOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Two models on the same text, paired by sequence: the difference, its interval, and where it lies.
+    """Compare two models on the same text: paired loss difference, its interval, the most different documents.
 
-    The interval says what another sample of text would change; what another seed would, only a study can say.
+    The interval covers the choice of the text, not the choice of the training seed.
 
     Example: fromscratch eval compare runs/baseline runs/no-dropout --store my-store
     """
@@ -104,37 +103,37 @@ def compare(
     opened = open_named_store(store)
     check_same_tokenizer(opened, first.tokenizer)
     part = TokenSlice.of(opened.split(split), start=start, tokens=tokens)
-    found = compare_models(first, second, part, hardware, batch=batch)
-    facts = {"a": a, "b": b, "store": store, "split": split, "start": start, "verdict": found.verdict}
-    everything = facts | {"comparison": asdict(found)}
+    comparison = compare_models(first, second, part, hardware, batch=batch)
+    facts = {"a": a, "b": b, "store": store, "split": split, "start": start, "verdict": comparison.verdict}
+    everything = facts | {"comparison": asdict(comparison)}
     keep_evaluation(second, f"compare-step-{second.step}-with-{first.name}", {"measure": "compare", **everything})
     if as_json:
         print_json(everything)
         return
     print_table(
         [
-            (f"loss of A ({a})", found.a.loss),
-            (f"loss of B ({b})", found.b.loss),
-            ("B - A, nats per token", found.difference),
-            ("95% interval, low", found.low),
-            ("95% interval, high", found.high),
-            ("verdict", found.verdict),
+            (f"loss of A ({a})", comparison.a.loss),
+            (f"loss of B ({b})", comparison.b.loss),
+            ("B - A, nats per token", comparison.difference),
+            ("95% interval, low", comparison.low),
+            ("95% interval, high", comparison.high),
+            ("verdict", comparison.verdict),
         ]
     )
-    print("\nwhere they differ most (B - A, nats per token):")
-    for document in found.documents:
+    print("\nmost different documents (B - A, nats per token):")
+    for document in comparison.documents:
         print(f"{document.difference:+8.4f}  {document.text!r}")
 
 
 @app.command()
 def smoke(
     model: ModelArgument,
-    tokens: Annotated[int, typer.Option(min=1, help="Tokens to add to each prompt.")] = 32,
-    seed: Annotated[int, typer.Option(help="Of the sampled texts.")] = 0,
+    tokens: Annotated[int, typer.Option(min=1, help="New tokens per prompt.")] = 32,
+    seed: Annotated[int, typer.Option(help="Seed of the sampled texts.")] = 0,
     device: DeviceOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Continue a few fixed prompts, greedily and by chance: what the loss means, at a glance.
+    """Continue a few fixed prompts, by greedy decoding and by sampling.
 
     Example: fromscratch eval smoke runs/baseline
     """
@@ -153,7 +152,7 @@ def smoke(
         print_json({"step": loaded.step, **facts})
         return
     for text in texts:
-        print_table([("prompt", text["prompt"]), ("likeliest", repr(text["greedy"])), ("drawn", repr(text["sampled"]))])
+        print_table([("prompt", text["prompt"]), ("greedy", repr(text["greedy"])), ("sampled", repr(text["sampled"]))])
         print()
 
 
@@ -164,7 +163,7 @@ def injection(
     device: DeviceOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """How often a transcript smuggled into one message is taken for the real conversation.
+    """Measure how often a model mistakes a transcript inside one message for the real conversation.
 
     Example: fromscratch eval injection gpt2 --template transcript
     """
@@ -197,14 +196,14 @@ def injection(
 @app.command()
 def harness(
     model: ModelArgument,
-    tasks: Annotated[str, typer.Option(help="Names of tasks, with commas between.")],
-    include: Annotated[Path | None, typer.Option(help="A folder of task files (YAML) of your own.")] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Examples per task; all by default.")] = None,
-    batch: Annotated[int, typer.Option(min=1, help="Examples at a time.")] = 8,
+    tasks: Annotated[str, typer.Option(help="Names of tasks, separated by commas.")],
+    include: Annotated[Path | None, typer.Option(help="A folder of your own task files (YAML).")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Examples per task; by default all.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Examples per batch.")] = 8,
     device: DeviceOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Tasks of lm-evaluation-harness (the extra 'eval').
+    """Run tasks of lm-evaluation-harness (needs the extra 'eval').
 
     Example: fromscratch eval harness runs/baseline --tasks lambada_openai,hellaswag --limit 200
     """

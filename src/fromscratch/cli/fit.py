@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from fromscratch.planning.fit import Fit
 
 Budget = Annotated[
-    float | None, typer.Option("--memory", min=0.01, metavar="GIB", help="Memory that may be used; by default, free.")
+    float | None,
+    typer.Option("--memory", min=0.01, metavar="GIB", help="Memory to use; by default most of the free memory."),
 ]
 
 
@@ -36,16 +37,16 @@ def fit(
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    """The largest micro-batch that fits this machine's memory, and the fastest one.
+    """Find the largest micro-batch that fits this machine's memory, and the fastest one.
 
-    The answer is remembered, and train uses it from then on; it changes the speed, never the result.
+    The result is cached, and train uses it from then on. It changes the speed, not the training result.
 
     Example: fromscratch fit baseline.toml
     """
     from fromscratch.machine.acceleration import choose_acceleration
     from fromscratch.machine.hardware import find_hardware
     from fromscratch.planning.bench import Workload
-    from fromscratch.planning.remembered_fits import find_and_remember
+    from fromscratch.planning.fit_cache import find_and_cache_fit
     from fromscratch.processes.world import max_local_shard
     from fromscratch.session.plan import plan_run
 
@@ -58,32 +59,32 @@ def fit(
         compile_wanted=compile_model,
         activation_checkpointing=activation_checkpointing,
     )
-    share = max_local_shard(workload.train.global_batch, processes or 1)
-    found = find_and_remember(
+    local_batch = max_local_shard(workload.train.global_batch, processes or 1)
+    result = find_and_cache_fit(
         workload,
         hardware,
         acceleration,
-        share=share,
-        tell=lambda probe: note(probe.describe(), quiet=quiet),
+        local_batch=local_batch,
+        on_probe=lambda probe: note(probe.describe(), quiet=quiet),
         budget_bytes=round(memory_gib * 2**30) if memory_gib else None,
     )
-    report(found, hardware.name, share, as_json=as_json)
+    report(result, hardware.name, local_batch, as_json=as_json)
 
 
-def report(found: "Fit", device_name: str, share: int, *, as_json: bool) -> None:
-    """What was found, as a table or JSON."""
+def report(result: "Fit", device_name: str, local_batch: int, *, as_json: bool) -> None:
+    """Prints the result as a table or JSON."""
     if as_json:
-        print_json({"device_name": device_name, **asdict(found)})
+        print_json({"device_name": device_name, **asdict(result)})
         return
-    passes = -(-share // found.fastest)
-    line = found.line
+    passes = -(-local_batch // result.fastest)
+    line = result.line
     print_table(
         [
-            ("largest micro-batch that fits", found.largest),
-            ("fastest", f"{found.fastest:,}, at {found.tokens_per_second:,.0f} tokens/s"),
-            ("passes per step and process", f"{passes:,} of at most {found.fastest:,} sequences"),
+            ("largest micro-batch that fits", result.largest),
+            ("fastest micro-batch", f"{result.fastest:,}, at {result.tokens_per_second:,.0f} tokens/s"),
+            ("micro-batches per step and process", f"{passes:,} of at most {result.fastest:,} sequences"),
             ("memory, fixed", f"{line.fixed_bytes / 2**20:,.0f} MiB"),
             ("memory, per sequence", f"{line.bytes_per_sequence / 2**20:,.2f} MiB"),
-            ("memory that may be used", f"{found.budget_bytes / 2**20:,.0f} MiB"),
+            ("memory budget", f"{result.budget_bytes / 2**20:,.0f} MiB"),
         ]
     )

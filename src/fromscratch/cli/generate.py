@@ -1,12 +1,11 @@
 """``fromscratch generate``."""
 
-import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fromscratch.cli.options import DeviceOption, JsonFlag, ModelArgument
-from fromscratch.cli.output import note, print_json
+from fromscratch.cli.output import note, print_json, write_now
 
 if TYPE_CHECKING:
     from fromscratch.formats.model_sources import LoadedModel
@@ -17,27 +16,28 @@ def generate(
     model: ModelArgument,
     prompts: Annotated[
         list[str] | None,
-        typer.Option("--prompt", "-p", help="Beginning of a text; repeatable. Empty starts a document."),
+        typer.Option("--prompt", "-p", help="Start of a text; repeatable. An empty prompt starts a document."),
     ] = None,
-    tokens: Annotated[int, typer.Option(min=0, help="Most tokens to add.")] = 100,
+    tokens: Annotated[int, typer.Option(min=0, help="Maximum number of new tokens.")] = 100,
     n: Annotated[int, typer.Option("--n", min=1, help="Samples of each prompt.")] = 1,
-    temperature: Annotated[float, typer.Option(help="0 always takes the likeliest token.")] = 0.8,
-    top_k: Annotated[int | None, typer.Option(help="Draw from the k likeliest tokens only.")] = None,
+    temperature: Annotated[float, typer.Option(help="0 always selects the most probable token.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(help="Sample only from the k most probable tokens.")] = None,
     top_p: Annotated[
-        float | None, typer.Option(help="Draw from the likeliest tokens that together reach this probability.")
+        float | None,
+        typer.Option(help="Sample only from the most probable tokens that together reach this probability."),
     ] = None,
     min_p: Annotated[
-        float | None, typer.Option(help="Draw from tokens at least this share as probable as the likeliest.")
+        float | None, typer.Option(help="Sample only from tokens of at least this fraction of the highest probability.")
     ] = None,
     repetition_penalty: Annotated[
-        float, typer.Option(help="Makes tokens that were used less likely; 1 is off, 1.2 is strong.")
+        float, typer.Option(help="Lowers the probability of used tokens; 1 is off, 1.2 is strong.")
     ] = 1.0,
-    stop: Annotated[list[str] | None, typer.Option(help="End before this text; repeatable.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop before this text; repeatable.")] = None,
     seed: Annotated[int, typer.Option(help="The same seed gives the same texts.")] = 0,
     device: DeviceOption = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Continue one prompt or several.
+    """Continue one or more prompts.
 
     Example: fromscratch generate runs/baseline --prompt "Every effort moves you" --temperature 0.7 --n 3
     """
@@ -53,7 +53,7 @@ def generate(
     loaded = open_model(model, find_hardware(device))
     texts = [prompt for prompt in prompts or [""] for _ in range(n)]
     for prompt in dict.fromkeys(texts):
-        say_what_is_not_seen(loaded, prompt, tokens)
+        note_if_truncated(loaded, prompt, tokens)
     live = len(texts) == 1 and not as_json
     if live:
         write_now(texts[0])
@@ -62,33 +62,27 @@ def generate(
         loaded.tokenizer,
         texts,
         settings,
-        on_text=lambda _row, piece: write_now(piece) if live else None,
+        on_text=lambda _row, text: write_now(text) if live else None,
     )
     if as_json:
-        print_json(facts_of(model, loaded, results, seed))
+        print_json(to_dict(model, loaded, results, seed))
     elif live:
         print()
     else:
         print("\n---\n".join(result.prompt + result.text for result in results))
 
 
-def say_what_is_not_seen(loaded: "LoadedModel", prompt: str, tokens: int) -> None:
-    """A notice where a text will be longer than the model's context."""
+def note_if_truncated(loaded: "LoadedModel", prompt: str, tokens: int) -> None:
+    """Prints a notice if a text will exceed the model's context."""
     prompt_tokens, context_length = len(loaded.tokenizer.encode(prompt)), loaded.model.context_length
     if prompt_tokens > context_length:
         note(f"notice: the prompt has {prompt_tokens} tokens; the model sees only the last {context_length}")
     elif prompt_tokens + tokens > context_length:
-        note(f"notice: past {context_length} tokens the model sees only the last {context_length} at most")
+        note(f"notice: after {context_length} tokens the model sees only the last {context_length}")
 
 
-def write_now(piece: str) -> None:
-    """Text on stdout at once."""
-    sys.stdout.write(piece)
-    sys.stdout.flush()
-
-
-def facts_of(model: str, loaded: "LoadedModel", results: "list[Continuation]", seed: int) -> dict[str, Any]:
-    """The samples as plain values, the first one also by itself."""
+def to_dict(model: str, loaded: "LoadedModel", results: "list[Continuation]", seed: int) -> dict[str, Any]:
+    """Returns the JSON output: the samples, and prompt and text of the first one at the top level."""
     samples = [{"prompt": r.prompt, "text": r.prompt + r.text, "tokens": r.tokens, "ended": r.ended} for r in results]
     first = {key: samples[0][key] for key in ("prompt", "text")}
     return {"model": model, "step": loaded.step, **first, "seed": seed, "samples": samples}

@@ -1,4 +1,4 @@
-"""The ``fromscratch`` command: its verbs, and what happens to errors."""
+"""The ``fromscratch`` command: its subcommands and its error handling."""
 
 import io
 import os
@@ -41,7 +41,7 @@ def common(
 
     Start with: fromscratch quickstart
 
-    Every verb takes --help, and --debug shows the traceback of an error.
+    Every command has --help; --debug shows the traceback of an error.
     """
 
 
@@ -63,16 +63,16 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != DEBUG_FLAG]
     debug = len(arguments) < len(sys.argv) - 1
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # whatever the terminal's encoding lacks, it can be printed
+        sys.stdout.reconfigure(errors="backslashreplace")  # escapes characters that the terminal's encoding lacks
     try:
         try:
             app(arguments, prog_name="fromscratch")
         finally:
-            sys.stdout.flush()  # a closed pipe is noticed here, not while Python shuts down
+            sys.stdout.flush()  # raises BrokenPipeError here, not during shutdown
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads any more: end quietly
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # avoids a second error during shutdown
         sys.exit(EXIT_CRASH)
     except Exception as error:
         if debug:
@@ -81,9 +81,9 @@ def main() -> None:
 
 
 def report_error(error: Exception) -> int:
-    """Prints one line for the user on stderr; returns the exit code."""
+    """Prints the error on stderr; returns the exit code."""
     if isinstance(error, FromScratchError):
         print("\n".join(printable(line) for line in f"error: {error}".splitlines()), file=sys.stderr)
         return error.exit_code
-    print(printable(f"error: {type(error).__name__}: {error} ({DEBUG_FLAG} shows where)"), file=sys.stderr)
+    print(printable(f"error: {type(error).__name__}: {error} ({DEBUG_FLAG} shows the traceback)"), file=sys.stderr)
     return EXIT_CRASH

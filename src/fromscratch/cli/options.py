@@ -1,11 +1,11 @@
-"""Options and arguments that several verbs share."""
+"""Options and arguments that several commands share."""
 
 from typing import Annotated
 
 import typer
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a table.")]
-QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but the result and errors.")]
+QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result and errors.")]
 ModelArgument = Annotated[
     str,
     typer.Argument(
@@ -15,7 +15,7 @@ ModelArgument = Annotated[
     ),
 ]
 DeviceOption = Annotated[
-    str | None, typer.Option("--device", help="cuda, cuda:N, mps or cpu; the fastest there is by default.")
+    str | None, typer.Option("--device", help="cuda, cuda:N, mps or cpu; by default the fastest available.")
 ]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the run file; repeatable.")
@@ -27,8 +27,8 @@ Processes = Annotated[
     int | None, typer.Option(min=1, help="Processes on this machine, one per device; changes only the speed.")
 ]
 CompileChoice = Annotated[
-    bool | None, typer.Option("--compile/--no-compile", help="Use torch.compile; by default where it pays.")
+    bool | None, typer.Option("--compile/--no-compile", help="Use torch.compile; by default on CUDA only.")
 ]
 Checkpointing = Annotated[
-    bool, typer.Option("--activation-checkpointing", help="Less memory, a third more work; the same result.")
+    bool, typer.Option("--activation-checkpointing", help="Use less memory and a third more compute; the same result.")
 ]

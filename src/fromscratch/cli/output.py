@@ -1,4 +1,4 @@
-"""How the command line prints: tables or JSON on stdout, everything else on stderr."""
+"""Prints results as tables or JSON on stdout, and everything else on stderr."""
 
 import json
 import os
@@ -11,15 +11,15 @@ from typing import Any
 import typer
 
 
-def print_json(facts: Any) -> None:
-    """One JSON value on stdout; what is not finite becomes null."""
+def print_json(value: Any) -> None:
+    """Prints a JSON value; NaN and infinities become null."""
     from fromscratch.files import to_strict_json
 
-    print(json.dumps(json.loads(to_strict_json(facts)), indent=2))
+    print(json.dumps(json.loads(to_strict_json(value)), indent=2))
 
 
 def print_table(rows: Iterable[tuple[str, Any]]) -> None:
-    """Names and values in two columns."""
+    """Prints names and values in two columns."""
     written = [(name, show(value)) for name, value in rows]
     width = max(len(name) for name, _ in written)
     for name, value in written:
@@ -27,7 +27,7 @@ def print_table(rows: Iterable[tuple[str, Any]]) -> None:
 
 
 def show(value: Any) -> str:
-    """A value for people: thousands separated, four decimals, ``unknown`` for None."""
+    """Formats a value: thousands separators, four decimals, ``unknown`` for None."""
     if value is None:
         return "unknown"
     if isinstance(value, bool):
@@ -38,17 +38,17 @@ def show(value: Any) -> str:
 
 
 def printable(text: str) -> str:
-    """A name from a disk or a file as it may be shown: control characters as escapes, on one line."""
+    """Escapes control characters and line breaks, because names of files may contain them."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
 
 
 def local_time(instant: str | None) -> str:
-    """An ISO instant on this machine's clock, to the minute."""
+    """Formats an ISO instant in this machine's time zone, to the minute."""
     return "unknown" if instant is None else datetime.fromisoformat(instant).astimezone().strftime("%Y-%m-%d %H:%M")
 
 
 def print_columns(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """A table with a line per row; where the terminal is too narrow for it, each row as a block of lines."""
+    """Prints a table; if the terminal is too narrow, prints each row as a block of lines."""
     widths = [max(len(cell) for cell in column) for column in zip(heads, *rows, strict=True)]
     if sum(widths) + 2 * (len(widths) - 1) <= _width():
         for row in (heads, *rows):
@@ -61,13 +61,19 @@ def print_columns(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
 
 
 def _width() -> int:
-    """Columns of the terminal; without end where nobody sees one."""
+    """Returns the columns of the terminal; no limit if stdout is not a terminal."""
     if sys.stdout.isatty() or "COLUMNS" in os.environ:
         return shutil.get_terminal_size().columns
     return sys.maxsize
 
 
 def note(message: str, *, quiet: bool = False) -> None:
-    """A line on stderr for the person who waits."""
+    """Prints a message on stderr, unless ``quiet``."""
     if not quiet:
         typer.echo("\n".join(printable(line) for line in message.splitlines()), err=True)
+
+
+def write_now(text: str) -> None:
+    """Writes text on stdout and flushes it, for output that appears token by token."""
+    sys.stdout.write(text)
+    sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""``fromscratch publish`` and ``fromscratch import``: models out, models in."""
+"""``fromscratch publish`` and ``fromscratch import``: export and import models."""
 
 import tempfile
 from dataclasses import asdict
@@ -13,14 +13,15 @@ from fromscratch.cli.output import note, print_json, print_table
 
 def publish(
     model: ModelArgument,
-    to: Annotated[str, typer.Option("--to", metavar="DIR|hf://owner/name", help="A folder, or the Hub.")],
+    to: Annotated[
+        str, typer.Option("--to", metavar="DIR|hf://owner/name", help="A folder, or a repository on the Hub.")
+    ],
     format_name: Annotated[
-        str | None, typer.Option("--format", help="native (GPT-2 without custom code) or custom; native if it can be.")
+        str | None,
+        typer.Option("--format", help="native (GPT-2 without custom code) or custom; by default native if possible."),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Really upload; without it, only what would go up is shown.")] = (
-        False
-    ),
-    private: Annotated[bool, typer.Option("--private", help="A new repository is only yours to see.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Upload; without it, only list the files.")] = (False),
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
     collection: Annotated[str | None, typer.Option(help="Add it to this collection on the Hub (its slug).")] = None,
     license_name: Annotated[str, typer.Option("--license", help="Licence of the weights, as the Hub names it.")] = (
         "apache-2.0"
@@ -28,9 +29,9 @@ def publish(
     title: Annotated[str | None, typer.Option(help="Title of the model card.")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Write a model as others load it: weights, tokenizer, configuration, model card.
+    """Export a model with weights, tokenizer, configuration and model card, to a folder or the Hub.
 
-    To the Hub it goes in one commit, with the token of HF_TOKEN or 'hf auth login'.
+    An upload is one commit, with the token of HF_TOKEN or 'hf auth login'.
 
     Example: fromscratch publish runs/baseline --to hf://me/my-gpt --yes
     """
@@ -43,14 +44,14 @@ def publish(
 
     repository = repository_of(to) if to.startswith("hf:") else None
     if repository is None and (private or collection):
-        raise UsageError(f"--private and --collection are for the Hub, but --to {to} is a folder")
+        raise UsageError(f"--private and --collection need a Hub repository, but --to {to} is a folder")
     loaded = open_model(model, find_hardware("cpu"))
     chosen = choose_format(loaded.config, format_name)
     card = CardFacts(license=license_name, title=title, repository=repository)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(to) if repository is None else Path(temporary) / repository.rpartition("/")[2]
         if repository is None and folder.exists() and not (folder / "config.json").is_file() and any(folder.iterdir()):
-            raise UsageError(f"--to {to}: a folder with other things in it; give a new one")
+            raise UsageError(f"--to {to}: the folder contains other files; give a new one")
         report = asdict(export_model(loaded, folder, format_name=chosen, card=card))
         if repository is not None:
             report |= {"folder": None, "repository": repository, "uploaded": yes}
@@ -65,7 +66,7 @@ def publish(
     elif yes:
         note(f"{report['url']}: {chosen} format, commit {report['commit']}")
     else:
-        note(f"nothing was uploaded: this is what would go to hf://{repository} ({chosen} format); add --yes to do it")
+        note(f"nothing was uploaded; --yes uploads these files to hf://{repository} ({chosen} format)")
 
 
 def import_model(
@@ -76,14 +77,16 @@ def import_model(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="The folder to write.")],
-    tokenizer: Annotated[str | None, typer.Option(help="gpt2, bytes or a path, where none lies beside.")] = None,
-    heads: Annotated[int | None, typer.Option(min=1, help="Attention heads, for checkpoints that do not say.")] = None,
+    tokenizer: Annotated[str | None, typer.Option(help="gpt2, bytes or a path, if the source has none.")] = None,
+    heads: Annotated[
+        int | None, typer.Option(min=1, help="Attention heads, if the checkpoint does not record them.")
+    ] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Convert somebody else's model into our format; its logits are compared before and after.
+    """Convert a model of another program into our format; compares the logits before and after.
 
     Reads OpenAI's GPT-2, GPT2LMHeadModel folders, checkpoints of the book's model and nanoGPT's ckpt.pt.
-    Nothing in them is run.
+    Executes no code of them.
 
     Example: fromscratch import gpt2 --out models/gpt2
     """

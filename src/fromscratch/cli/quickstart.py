@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 
 def quickstart(
-    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where to put everything.")] = Path("quickstart"),
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="The folder to write.")] = Path("quickstart"),
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
     """Train a small GPT on real English, offline, in a few minutes.
 
-    Ctrl-C stops it cleanly; the same command goes on.
+    Ctrl-C saves and stops; the same command continues.
 
     Example: fromscratch quickstart
     """
@@ -29,9 +29,9 @@ def quickstart(
     from fromscratch.training.observers import terminal_observer
 
     observers = [] if quiet else [terminal_observer()]
-    report = run_quickstart(folder, observers=observers, say=lambda line: note(line, quiet=quiet))
+    report = run_quickstart(folder, observers=observers, on_progress=lambda line: note(line, quiet=quiet))
     if report.after is None:
-        note(f"stopped at step {report.training.step} of {report.training.num_steps}; run it again to go on")
+        note(f"stopped at step {report.training.step} of {report.training.num_steps}; the same command continues")
         raise typer.Exit(EXIT_STOPPED)
     if as_json:
         print_json(asdict(report))
@@ -40,7 +40,7 @@ def quickstart(
 
 
 def show(report: "QuickstartReport", folder: Path) -> None:
-    """The figures, the texts, and what to type next."""
+    """Prints the measurements, the sampled texts and the next commands."""
     before, after = report.before, report.after
     assert before is not None and after is not None
     print(f"\nHeld-out text, {after.bytes:,} bytes      bits per byte   loss (nats per token)")

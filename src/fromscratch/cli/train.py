@@ -30,10 +30,10 @@ if TYPE_CHECKING:
 
 AllowedChanges = Annotated[
     list[str] | None,
-    typer.Option("--allow-change", metavar="KEY", help="Go on with another value of a key; repeatable."),
+    typer.Option("--allow-change", metavar="KEY", help="Continue with another value of a key; repeatable."),
 ]
 ProfiledSteps = Annotated[
-    int | None, typer.Option(min=1, metavar="STEPS", help="Write a Chrome trace of so many steps into the run.")
+    int | None, typer.Option(min=1, metavar="STEPS", help="Write a Chrome trace of this number of steps into the run.")
 ]
 
 
@@ -48,15 +48,15 @@ def train(
     compile_model: CompileChoice = None,
     activation_checkpointing: Checkpointing = False,
     profile: ProfiledSteps = None,
-    stop_after: Annotated[int | None, typer.Option(min=1, help="Stop, resumable, after this step.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start anew; an older run is set aside.")] = False,
+    stop_after: Annotated[int | None, typer.Option(min=1, help="Save and stop after this step.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start again; an older run is renamed.")] = False,
     allow_change: AllowedChanges = None,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
-    """Train a model, or go on where training stopped.
+    """Train a model, or continue a stopped run.
 
-    Ctrl-C finishes the step, saves, and exits with code 75; the same command goes on.
+    Ctrl-C finishes the step, saves, and exits with code 75; the same command continues.
 
     Example: fromscratch train baseline.toml --set train.seed=7 --name baseline-7
     """
@@ -72,31 +72,28 @@ def train(
     plan = plan_run(runfile, overrides)
     machine = MachineOptions(device, micro_batch, compile_model, activation_checkpointing)
     launches = processes is not None and processes > 1 and not is_launched()
-    world_size, tell = processes if launches else None, partial(note, quiet=quiet)
-    placement = place_run(plan, RunDirectory(path), machine, world_size=world_size, fresh=fresh, tell=tell)
-    if launches:  # bad input was told once, above
-        raise typer.Exit(launch(sys.argv[1:], RunDirectory(path), processes=placement.world_size))
-    speaks = started_rank() == 0
-    if speaks:
-        introduce(plan, placement, path, fresh=fresh, quiet=quiet)
-    summary = run_training(
-        plan,
-        path,
-        placement,
-        observers=watching(path, profile, quiet=quiet),
-        fresh=fresh,
-        stop_after=stop_after,
-        allowed_changes=allow_change or (),
+    world_size, on_progress = processes if launches else None, partial(note, quiet=quiet)
+    placement = place_run(
+        plan, RunDirectory(path), machine, world_size=world_size, fresh=fresh, on_progress=on_progress
     )
-    if speaks:
+    if launches:  # plan_run and place_run have checked the input
+        raise typer.Exit(launch(sys.argv[1:], RunDirectory(path), processes=placement.world_size))
+    is_main = started_rank() == 0
+    if is_main:
+        introduce(plan, placement, path, fresh=fresh, quiet=quiet)
+    observers, allowed = make_observers(path, profile, quiet=quiet), allow_change or ()
+    summary = run_training(
+        plan, path, placement, observers=observers, fresh=fresh, stop_after=stop_after, allowed_changes=allowed
+    )
+    if is_main:
         report(summary, as_json=as_json)
     if summary.outcome != "done":
-        note(f"stopped at step {summary.step} of {summary.num_steps}; the same command goes on", quiet=not speaks)
+        note(f"stopped at step {summary.step} of {summary.num_steps}; the same command continues", quiet=not is_main)
         raise typer.Exit(EXIT_DONE if is_launched() or may_restart() else EXIT_STOPPED)
 
 
-def watching(path: Path, profiled_steps: int | None, *, quiet: bool) -> "list[Observer]":
-    """Who is told what happens: the terminal, and the profiler where one was asked for."""
+def make_observers(path: Path, profiled_steps: int | None, *, quiet: bool) -> "list[Observer]":
+    """Returns the observers: terminal output unless ``quiet``, and the profiler if requested."""
     from fromscratch.training.observers import terminal_observer
     from fromscratch.training.profiling import TRACE_FILE, StepProfiler
 
@@ -107,38 +104,37 @@ def watching(path: Path, profiled_steps: int | None, *, quiet: bool) -> "list[Ob
 
 
 def introduce(plan: "PlannedRun", placement: "Placement", path: Path, *, fresh: bool, quiet: bool) -> None:
-    """Says what is about to happen, and what it will need on the disk. Raises UsageError where that is too much."""
+    """Prints the planned run, notices and the disk plan. Raises UsageError if the disk is too full."""
     from fromscratch.session.disk import plan_disk
 
     if path.is_symlink():
         note(f"notice: {path} is a link to {path.resolve()}")
     note(describe(plan, placement, path), quiet=quiet)
-    warnings = [*plan.objective.notices(), *filter(None, [placement.threads.notice])]
-    for warning in warnings:
-        note(f"notice: {warning}")
+    for notice in filter(None, [*plan.objective.notices(), placement.threads.notice]):
+        note(f"notice: {notice}")
     note(plan_disk(plan, path, fresh=fresh).describe(), quiet=quiet)
 
 
 def describe(plan: "PlannedRun", placement: "Placement", path: Path) -> str:
-    """What is about to happen, in two lines."""
+    """Returns the planned run as two lines: model and steps, then machine and micro-batches."""
     from fromscratch.machine.emulation import needs_emulation
 
     train_config, tokens_per_step = plan.config.train, plan.objective.tokens_per_step
     passes = placement.num_micro_batches(train_config.global_batch)
     processes = f"{placement.world_size} processes, " if placement.world_size > 1 else ""
     is_emulated = needs_emulation(train_config.precision, placement.hardware.device)
-    emulated = " (computed in fp32: this processor has no such instructions)" if is_emulated else ""
+    emulated = " (computed in fp32: this processor has no 16-bit instructions)" if is_emulated else ""
     return (
         f"{path}: {plan.costs.parameters:,} parameters, {plan.num_steps:,} steps of {tokens_per_step:,} tokens "
-        f"({plan.num_steps * tokens_per_step:,} in all)\n"
+        f"({plan.num_steps * tokens_per_step:,} in total)\n"
         f"on {placement.hardware.device} ({placement.hardware.name}), {train_config.precision}{emulated}, global batch "
         f"{train_config.global_batch} as {processes}{passes} x {placement.micro_batch}, "
-        f"{placement.acceleration}{f' ({placement.why_not_compiled})' if placement.why_not_compiled else ''}"
+        f"{placement.acceleration}{f' ({placement.compile_problem})' if placement.compile_problem else ''}"
     )
 
 
 def report(summary: "RunSummary", *, as_json: bool) -> None:
-    """The table at the end of a run."""
+    """Prints the summary of a run as a table or JSON."""
     if as_json:
         print_json(asdict(summary))
         return

@@ -1,1 +1,1 @@
-"""The machine at hand: device, precision, memory, and what makes a model faster on it."""
+"""The machine: device, memory, precision, and acceleration of a model."""

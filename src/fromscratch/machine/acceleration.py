@@ -1,4 +1,4 @@
-"""What makes a model faster or smaller on this machine without changing what it learns."""
+"""Compilation and activation checkpointing: less time or less memory for the same training result."""
 
 import importlib.util
 import os
@@ -19,17 +19,17 @@ from fromscratch.models.language_model import LanguageModel
 
 Loss = TypeVar("Loss", bound=Callable[..., Any])
 
-MIN_CAPABILITY = (7, 0)  # of a CUDA device: what Triton, which writes the compiled kernels, asks for
+MIN_CAPABILITY = (7, 0)  # of a CUDA device; Triton, which generates the compiled kernels, requires it
 
 
 @dataclass(frozen=True)
 class Acceleration:
-    """Choices of the machine for one model; none of them changes a result beyond rounding."""
+    """How to run a model on this machine. No setting changes a result beyond rounding."""
 
     compile: bool = False
-    """``torch.compile`` of the training step's forward and backward passes."""
+    """Applies ``torch.compile`` to the training step's forward and backward passes."""
     activation_checkpointing: bool = False
-    """Only the input of each block is kept; backward computes the rest again (Chen et al. 2016)."""
+    """Keeps only the input of each block; backward recomputes the rest (Chen et al. 2016)."""
 
     def __str__(self) -> str:
         extra = ", activation checkpointing" if self.activation_checkpointing else ""
@@ -39,29 +39,29 @@ class Acceleration:
 def choose_acceleration(
     device: torch.device, *, precision: str, compile_wanted: bool | None, activation_checkpointing: bool
 ) -> tuple[Acceleration, str]:
-    """What to use on a device, and where compiling would be usual but is impossible, why it is.
+    """Returns the acceleration for a device, and the problem that prevents compilation (empty if none).
 
-    ``compile_wanted`` None is on for CUDA, where it pays, and off elsewhere, where it does not (docs/speed.md).
+    ``compile_wanted`` None compiles on CUDA only, because compilation does not pay elsewhere (docs/speed.md).
 
     Raises:
-        UsageError: compiling was asked for and this machine cannot.
+        UsageError: compilation was requested, but this machine cannot compile.
     """
-    usual = compile_wanted is None and device.type == "cuda"
-    reason = why_not_compiled(device, precision) if compile_wanted or usual else ""
-    if compile_wanted and reason:
-        raise UsageError(f"--compile: {reason}; use --no-compile")
-    return Acceleration(bool(compile_wanted or usual) and not reason, activation_checkpointing), reason
+    wanted = device.type == "cuda" if compile_wanted is None else compile_wanted
+    problem = compile_problem(device, precision) if wanted else ""
+    if compile_wanted and problem:
+        raise UsageError(f"--compile: {problem}; use --no-compile")
+    return Acceleration(wanted and not problem, activation_checkpointing), problem
 
 
-def why_not_compiled(device: torch.device, precision: str) -> str:
-    """What ``torch.compile`` lacks here, or nothing."""
+def compile_problem(device: torch.device, precision: str) -> str:
+    """Returns what ``torch.compile`` lacks on this machine, or an empty string."""
     if needs_emulation(precision, device):
-        return f"this processor has no {precision} instructions, which compiled code would need"
+        return f"this processor has no {precision} instructions, which compiled code needs"
     compilers = [os.environ.get("CXX", ""), os.environ.get("CC", ""), "c++", "g++", "clang++", "cc", "gcc", "clang"]
     if not any(name and shutil.which(name) for name in compilers):
-        return "torch.compile needs a C++ compiler, and there is none"
+        return "torch.compile needs a C++ compiler, and none is installed"
     if not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
-        return "torch.compile needs Python's header files, and they are not installed (python3-dev or the like)"
+        return "torch.compile needs Python's header files, and they are not installed (package python3-dev)"
     if device.type == "cuda":
         if importlib.util.find_spec("triton") is None:
             return "torch.compile needs Triton, which is not installed"
@@ -71,10 +71,10 @@ def why_not_compiled(device: torch.device, precision: str) -> str:
 
 
 def accelerate(model: LanguageModel, loss: Loss, acceleration: Acceleration, *, backend: str = "inductor") -> Loss:
-    """Applies the choices: activation checkpointing to the model in place, compilation to the loss.
+    """Applies activation checkpointing to the model in place; returns the loss, compiled if so configured.
 
-    Evaluation, whose shapes differ, does not use the returned loss and stays eager. Shapes are fixed: a batch
-    of another size compiles anew, so that kernels need not be general.
+    Evaluation does not use the returned loss and stays eager, because its shapes differ. Kernels are compiled
+    for fixed shapes, because they are faster; a batch of another size compiles again.
 
     Raises:
         UsageError: the model cannot checkpoint activations.

@@ -1,26 +1,25 @@
-"""Keeps freed memory in the process instead of giving it back to the kernel at every step.
+"""Makes glibc keep freed memory in the process instead of returning it to the kernel.
 
-glibc returns large blocks as soon as they are freed. A training step on a CPU allocates and frees the
-same activations every time, so that the kernel must find, clear and map the same pages again and
-again: a quarter of a step of GPT-2 small in fp32 (docs/speed.md). Memory in use is what the largest
-step needs either way.
+By default glibc returns large blocks as soon as they are freed. A training step on a CPU allocates and
+frees the same activations every time. The kernel then clears and maps the same pages in every step,
+which takes a quarter of a step of GPT-2 small in fp32 (docs/speed.md). The peak memory does not change.
 """
 
 import ctypes
 import os
 import sys
 
-TRIM_THRESHOLD, MMAP_MAX = -1, -4  # names of parameters in glibc's malloc.h
+TRIM_THRESHOLD, MMAP_MAX = -1, -4  # parameters M_TRIM_THRESHOLD and M_MMAP_MAX of glibc's malloc.h
 SETTINGS = {TRIM_THRESHOLD: -1, MMAP_MAX: 0}
-"""Never give the end of the heap back, and map no block on its own, which would be unmapped when freed."""
+"""Never trim the heap, and never allocate a block by mmap, because free unmaps such a block."""
 TUNABLES = ("GLIBC_TUNABLES", "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "LD_PRELOAD")
 
 
 def keep_freed_memory() -> bool:
-    """Asks glibc to keep what is freed; says whether it does.
+    """Tells glibc to keep freed memory; returns whether it accepted.
 
-    Elsewhere, and where the user has tuned or replaced the allocator (an environment variable of
-    ``TUNABLES`` is set), nothing is changed.
+    Does nothing with another C library, or if the user configured or replaced the allocator by an
+    environment variable of ``TUNABLES``.
     """
     if not sys.platform.startswith("linux") or any(os.environ.get(name) for name in TUNABLES):
         return False

@@ -1,10 +1,9 @@
-"""16-bit matrix products on processors that have no instructions for them.
+"""Computes 16-bit matrix products in fp32 on processors without 16-bit instructions.
 
-Without such instructions torch multiplies 16-bit matrices element by element: up to a hundred times
-slower than fp32. The operands are 16-bit numbers either way, their products are exact in fp32 and are summed
-in fp32 on every device; so multiplying them as fp32 matrices and rounding the result once gives what
-a device with the instructions gives, to summation order, at the speed of fp32. What a run file says
-about precision is therefore true on any processor.
+Without such instructions torch multiplies 16-bit matrices element by element, up to a hundred times
+slower than fp32. Products of 16-bit numbers are exact in fp32, and every device sums them in fp32.
+Multiplying fp32 matrices and rounding the result once therefore gives the same result as a device with
+16-bit instructions, up to summation order, at the speed of fp32.
 """
 
 from collections.abc import Callable
@@ -30,11 +29,11 @@ PRODUCTS = frozenset(
         torch.ops.aten.matmul,
     }
 )
-"""All of one result; forward passes, backward passes and inference use no others."""
+"""All matrix products of forward passes, backward passes and inference; each has one result."""
 
 
 class EmulatedProducts(TorchDispatchMode):
-    """Inside, matrix products of 16-bit tensors on the CPU are computed in fp32 and rounded once."""
+    """Context in which matrix products of 16-bit CPU tensors are computed in fp32 and rounded once."""
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -50,16 +49,16 @@ class EmulatedProducts(TorchDispatchMode):
 
 def _in_fp32(product: Callable[..., Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], dtype: torch.dtype) -> Any:
     out = kwargs.pop("out", None)
-    result = product(*tree_map(_widened, args), **tree_map(_widened, kwargs))
+    result = product(*tree_map(_to_fp32, args), **tree_map(_to_fp32, kwargs))
     return result.to(dtype) if out is None else out.copy_(result)
 
 
-def _widened(value: Any) -> Any:
+def _to_fp32(value: Any) -> Any:
     return value.float() if isinstance(value, Tensor) and value.dtype in HALF_TYPES else value
 
 
 def needs_emulation(kind: str, device: torch.device) -> bool:
-    """Whether products of a precision (``bf16``, ``fp16``) are hopelessly slow on a device by themselves."""
+    """Whether a device has no fast matrix products of a precision (``bf16``, ``fp16``)."""
     return device.type == "cpu" and kind in ("bf16", "fp16") and not _has_instructions(kind)
 
 

@@ -1,4 +1,4 @@
-"""The device of this machine: which one, what it is called, and how fast it could be."""
+"""Finds the device of this machine and returns its name, memory and peak FLOP/s."""
 
 import platform
 import re
@@ -10,8 +10,8 @@ import torch
 
 from fromscratch.errors import UsageError
 
-# Dense peak of bf16/fp16 matrix products in FLOP/s, without sparsity, by words of the device's name; the
-# first that matches counts. Sources: NVIDIA's data sheets of each device (HGX B200; GH200, H200, H100 SXM,
+# Dense peak of bf16/fp16 matrix products in FLOP/s, without sparsity, by words of the device's name.
+# The first match counts. Sources: NVIDIA's data sheets of each device (HGX B200; GH200, H200, H100 SXM,
 # NVL and PCIe; A100, A40, A30, A10, L40S, L40, L4, RTX A6000, RTX 6000 Ada, T4, V100), and NVIDIA's Ampere,
 # Ada and Blackwell GeForce architecture white papers (fp32 accumulation).
 PEAK_16BIT_FLOPS = {
@@ -38,20 +38,20 @@ PEAK_16BIT_FLOPS = {
     "V100": 125e12,
 }
 OTHER_MODELS = r"(?! (?:Ti|SUPER|D|Laptop|Max-Q|Mobile)\b)"
-"""Words after a name that make it another device, whose peak is not in the table."""
+"""Words after a name that denote another device, which is not in the table."""
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """What a run runs on."""
+    """The device that a run uses."""
 
     device: torch.device
     name: str
     memory_bytes: int | None
-    """Of the accelerator; None where it shares the computer's."""
+    """Memory of the accelerator; None if the device uses main memory."""
 
-    def facts(self) -> dict[str, Any]:
-        """For the run's record."""
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the device's entries of ``machine.json``."""
         return {
             "device": self.device.type,
             "device_name": self.name,
@@ -63,21 +63,21 @@ class Hardware:
         }
 
     def peak_flops(self, precision: str) -> float | None:
-        """Peak FLOP/s of 16-bit matrix products, or None where nobody has written it down."""
+        """Returns the peak FLOP/s of 16-bit matrix products, or None if it is unknown."""
         if self.device.type != "cuda" or precision not in ("bf16", "fp16"):
             return None
         names = (name for name in PEAK_16BIT_FLOPS if re.search(rf"\b{name}\b{OTHER_MODELS}", self.name))
         return PEAK_16BIT_FLOPS.get(next(names, ""))
 
     def synchronize(self) -> None:
-        """Waits for the device's queue, so that a clock read afterwards means something."""
+        """Waits for all queued work of the device. Timings need this."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         elif self.device.type == "mps":
             torch.mps.synchronize()
 
     def peak_memory_bytes(self) -> int:
-        """Most memory used so far: by tensors on an accelerator, by the whole process on a CPU."""
+        """Returns the peak memory so far: of tensors on an accelerator, of the whole process on a CPU."""
         if self.device.type == "cuda":
             return int(torch.cuda.max_memory_allocated(self.device))
         if self.device.type == "mps":
@@ -86,7 +86,7 @@ class Hardware:
 
 
 def _peak_resident_bytes() -> int:
-    """Of this program: on Linux ``ru_maxrss`` would not do, which begins at the peak of whoever started it."""
+    """Reads VmHWM on Linux, because ``ru_maxrss`` there includes the peak of the parent process."""
     status = Path("/proc/self/status")
     if status.is_file():
         peak = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
@@ -99,14 +99,14 @@ def _peak_resident_bytes() -> int:
 
 
 def find_hardware(name: str | None = None, *, local_rank: int = 0, processes_here: int = 1) -> Hardware:
-    """The named device, or the fastest kind there is: CUDA, then Apple's MPS, then the CPU.
+    """Returns the named device, or the first available kind of CUDA, Apple's MPS and CPU.
 
     Args:
-        local_rank: which process of this machine asks; each takes a CUDA device of its own.
-        processes_here: how many of them there are.
+        local_rank: rank of the calling process on this machine; each process uses one CUDA device.
+        processes_here: number of processes on this machine.
 
     Raises:
-        UsageError: the name is no device, or this machine has none of it, or too few.
+        UsageError: the name is invalid, or this machine has no such device, or fewer than processes.
     """
     device = torch.device(_best_kind()) if name is None else _parse(name)
     if device.type == "cuda":
@@ -121,17 +121,17 @@ def find_hardware(name: str | None = None, *, local_rank: int = 0, processes_her
 
 
 def _check_cuda_devices(device: torch.device, processes_here: int) -> None:
-    """Raises UsageError where the device is not there, or not every process can have one of its own."""
-    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if (device.index or 0) >= there:
-        raise UsageError(f"--device {device}: this machine has {there} CUDA devices; use --device cpu")
+    """Raises UsageError if the device does not exist, or if there are fewer devices than processes."""
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if (device.index or 0) >= count:
+        raise UsageError(f"--device {device}: this machine has {count} CUDA devices; use --device cpu")
     if processes_here > 1 and device.index is not None:
         raise UsageError(
-            f"--device {device}: one device for {processes_here} processes; use --device cuda, and choose the "
+            f"--device {device}: one device for {processes_here} processes; use --device cuda, and select the "
             "devices with CUDA_VISIBLE_DEVICES"
         )
-    if processes_here > there:
-        raise UsageError(f"{processes_here} processes, but this machine has {there} CUDA devices; use at most {there}")
+    if processes_here > count:
+        raise UsageError(f"{processes_here} processes, but this machine has {count} CUDA devices; use at most {count}")
 
 
 def _best_kind() -> str:

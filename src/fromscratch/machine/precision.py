@@ -1,4 +1,4 @@
-"""Arithmetic: what autocast does, and the loss scale that fp16 needs."""
+"""Numeric precision of training: autocast, tf32, and the loss scale of fp16."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fromscratch.errors import UsageError
 from fromscratch.machine.emulation import EmulatedProducts, needs_emulation
 
 AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -15,8 +16,8 @@ AUTOCAST_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 class Precision:
     """One of fp32, tf32, bf16 and fp16. Weights, gradients and optimiser state stay fp32.
 
-    tf32 shortens the inputs of fp32 matrix products to 10 mantissa bits, on devices that have it.
-    fp16 multiplies the loss by a scale, which falls when a gradient overflows and otherwise grows
+    tf32 rounds the inputs of fp32 matrix products to 10 mantissa bits, on devices that support it.
+    fp16 multiplies the loss by a scale, which decreases if a gradient overflows and otherwise grows
     (Micikevicius et al. 2018, "Mixed Precision Training", section 3.2).
     """
 
@@ -25,24 +26,24 @@ class Precision:
         self._device_type = device.type
         self._dtype = AUTOCAST_DTYPES.get(kind)
         self.emulated = needs_emulation(kind, device)
-        """Whether this processor lacks instructions for it and computes its products in fp32."""
+        """Whether 16-bit products are computed in fp32, because this processor has no 16-bit instructions."""
         self.scaler = torch.amp.GradScaler(device.type, enabled=kind == "fp16")
 
     @contextmanager
     def arithmetic(self) -> Iterator[None]:
-        """Everything computed inside uses this precision; the setting before is put back after."""
+        """Context in which torch computes in this precision. Restores the previous setting on exit."""
         with torch.autocast(self._device_type, self._dtype, enabled=self._dtype is not None), self.products():
             yield
 
     def backward(self, loss: Tensor) -> None:
-        """Gradients of the (scaled) loss; autocast's types are in the graph, the rest is set again here."""
+        """Computes gradients of the scaled loss. The graph holds autocast's types; ``products`` sets the rest."""
         scaled: Tensor = self.scaler.scale(loss)
         with self.products():
             scaled.backward()
 
     @contextmanager
     def products(self) -> Iterator[None]:
-        """Matrix products inside are computed as the precision says: tf32's by its units, others by emulation."""
+        """Context in which matrix products use tf32 units or fp32 emulation, if this precision needs it."""
         before = torch.get_float32_matmul_precision()
         torch.set_float32_matmul_precision("high" if self.kind == "tf32" else "highest")
         emulation: AbstractContextManager[object] = nullcontext()
@@ -55,30 +56,36 @@ class Precision:
             torch.set_float32_matmul_precision(before)
 
     def unscale(self, optimizer: torch.optim.Optimizer) -> None:
-        """Divides the gradients by the loss scale; nothing to do but for fp16."""
+        """Divides the gradients by the loss scale; does nothing unless the precision is fp16."""
         self.scaler.unscale_(optimizer)
 
     def update_scale(self) -> None:
-        """Lets the loss scale react to what ``unscale`` found."""
+        """Updates the loss scale: ``unscale`` recorded whether a gradient overflowed."""
         self.scaler.update()
 
     def loss_scale(self) -> Tensor | float:
-        """The scale of the next step, on the device; infinite where there is none."""
+        """Returns the loss scale of the next step, on the device; infinity if the precision has none."""
         scale = self.scaler._get_scale_async() if self.scaler.is_enabled() else None
         return float("inf") if scale is None else scale.clone()
 
     def state(self) -> dict[str, Any]:
-        """What a resume needs; empty but for fp16."""
+        """Returns the state that a resume needs; empty unless the precision is fp16."""
         return dict(self.scaler.state_dict())
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Puts back what ``state`` returned."""
+        """Restores a result of ``state``."""
         if state:
             self.scaler.load_state_dict(state)
 
 
+def check_precision(name: str) -> None:
+    """Raises UsageError for an unknown precision."""
+    if name not in ("fp32", "tf32", "bf16", "fp16"):
+        raise UsageError(f"--precision {name}: must be fp32, tf32, bf16 or fp16")
+
+
 def fast_16bit_precision(device: torch.device) -> str:
-    """``bf16`` where the device computes it faster than fp32, else ``fp32``: for run files we write."""
+    """Returns ``bf16`` if the device computes it faster than fp32, else ``fp32``."""
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     return "bf16" if device.type == "cpu" and not needs_emulation("bf16", device) else "fp32"

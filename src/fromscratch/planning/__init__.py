@@ -1,1 +1,1 @@
-"""What training takes on this machine, measured: speed, memory, the best micro-batch."""
+"""Measures training on this machine: speed, memory and the fastest micro-batch."""

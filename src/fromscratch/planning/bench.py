@@ -1,8 +1,8 @@
-"""How fast this machine trains a model: micro-batch x precision x compile, each in a process of its own.
+"""Measures training speed on this machine by micro-batch, precision and compilation.
 
-A process of its own, because memory that one measurement leaves behind, or the kernels it has
-compiled, would count for the next. Rounds are interleaved, so that what else the machine does falls
-on all alike; the figures are medians.
+Each measurement runs in a new process. In a shared process, memory and compiled kernels of one
+measurement would change the next. The cases are interleaved in rounds, so that other load on the
+machine affects all of them equally. The reported figures are medians.
 """
 
 import json
@@ -10,6 +10,7 @@ import signal
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -18,34 +19,33 @@ import torch
 
 from fromscratch.config.model import ModelConfig
 from fromscratch.config.train import TrainConfig
-from fromscratch.errors import UsageError
 from fromscratch.machine.hardware import Hardware
-from fromscratch.machine.memory import speaks_of_memory
+from fromscratch.machine.memory import is_memory_message
 from fromscratch.machine.precision import Precision
 from fromscratch.models.costs import model_costs
 
 ENGINE, REFERENCE = "engine", "reference"
 OUT_OF_MEMORY = "out of memory"
 WORKER = [sys.executable, "-m", "fromscratch.planning.bench_worker"]
-PEAK_SIZE = 2_048  # of the square matrices whose product measures a CPU's peak: large enough to fill both caches
+PEAK_SIZE = 2_048  # rows of the square matrices whose product measures a CPU's peak; they fill the caches
 PEAK_REPEATS = 5
 
 
 @dataclass(frozen=True)
 class Case:
-    """One way to train."""
+    """One way to train: the variables of a measurement."""
 
     micro_batch: int
     precision: str
     compile: bool = False
     recipe: str = ENGINE
-    """``engine``, or ``reference``: explicit attention, eager, an unfused optimiser, full logits."""
+    """``engine`` or ``reference`` (explicit attention, eager, unfused optimiser, full logits)."""
     activation_checkpointing: bool = False
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What is trained: a model, with the optimiser and the clip of a run file. The tokens are random."""
+    """The model to train, and the optimiser and gradient clipping of a run file. The tokens are random."""
 
     model: ModelConfig
     train: TrainConfig
@@ -61,19 +61,19 @@ class Workload:
 
 @dataclass
 class Measurement:
-    """Steps of one case; ``error`` says why there are none."""
+    """Step times of one case; ``error`` is the reason if the case failed."""
 
     case: Case
     step_seconds: list[float] = field(default_factory=list)
     first_step_seconds: float | None = None
-    """Compilation included."""
+    """Includes compilation."""
     peak_memory_bytes: int | None = None
     error: str | None = None
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table."""
+    """A row of the speed table."""
 
     recipe: str
     precision: str
@@ -81,7 +81,7 @@ class Row:
     micro_batch: int
     tokens_per_second: float | None
     mfu: float | None
-    """Model FLOP/s over the device's peak; None where the peak is unknown."""
+    """Model FLOP/s divided by the device's peak; None if the peak is unknown."""
     peak_memory_bytes: int | None
     step_seconds_p10: float | None
     step_seconds_p50: float | None
@@ -91,13 +91,13 @@ class Row:
 
 
 def cases_for(*, micro_batches: Iterable[int], precisions: Iterable[str], compiled: Iterable[bool]) -> list[Case]:
-    """Every combination, once."""
+    """Returns every combination once."""
     combinations = ((m, p, c) for p in precisions for c in compiled for m in micro_batches)
     return list(dict.fromkeys(Case(m, p, c) for m, p, c in combinations))
 
 
 def reference_cases(hardware: Hardware, micro_batches: Iterable[int]) -> list[Case]:
-    """The plain recipe: fp16 autocast on a GPU, fp32 on a CPU."""
+    """Returns the cases of the reference recipe: fp16 autocast on a GPU, fp32 on a CPU."""
     precision = "fp32" if hardware.device.type == "cpu" else "fp16"
     return [Case(micro_batch, precision, recipe=REFERENCE) for micro_batch in dict.fromkeys(micro_batches)]
 
@@ -110,21 +110,22 @@ def measure(
     steps: int,
     rounds: int = 1,
     peak: "PeakFlops | None" = None,
-    say: Callable[[str], None] = lambda _line: None,
+    on_progress: Callable[[str], None] = lambda _line: None,
 ) -> list[Measurement]:
-    """Runs every case, in turns, ``rounds`` times ``steps`` steps. A case that failed is not tried again.
+    """Runs ``rounds`` rounds of all cases, ``steps`` steps per case and round. Skips cases that failed before.
 
     Args:
-        peak: is sampled before each turn, so that it has seen the machine at its best if a case has.
+        peak: is sampled before each case, because on a busy machine the measured peak varies with the load.
+        on_progress: receives a line before each case.
     """
     measurements = [Measurement(case) for case in cases]
     for number in range(rounds):
         for measurement in measurements:
             if measurement.error is None:
-                say(f"round {number + 1} of {rounds}: {_describe(measurement.case)}")
+                on_progress(f"round {number + 1} of {rounds}: {_describe(measurement.case)}")
                 if peak is not None:
                     peak.sample(measurement.case.precision)
-                ask_worker(workload, measurement, hardware, steps)
+                run_worker(workload, measurement, hardware, steps)
     return measurements
 
 
@@ -133,21 +134,21 @@ def _describe(case: Case) -> str:
     return f"{case.recipe}, {case.precision}, {compiled}, micro-batch {case.micro_batch}"
 
 
-def ask_worker(
+def run_worker(
     workload: Workload,
     measurement: Measurement,
     hardware: Hardware,
     steps: int,
     *,
-    most_seconds: float = float("inf"),
-    as_in_a_run: bool = False,
+    max_seconds: float = float("inf"),
+    as_memory_probe: bool = False,
 ) -> None:
-    """Runs steps of a case in a process of its own and adds what they took to the measurement.
+    """Runs steps of a case in a new process and adds their times to the measurement.
 
     Args:
-        most_seconds: takes no further step after so long, but one to warm up and one that counts.
-        as_in_a_run: whether the process also holds what a run does beside a step: the gradients of earlier
-            pieces, and a batch that is evaluated.
+        max_seconds: time limit. The process takes at least one warm-up step and one timed step.
+        as_memory_probe: whether the process also allocates the other memory of a run: accumulated gradients
+            and the activations of an evaluation batch.
     """
     request = {
         "model": workload.model.model_dump(mode="json", exclude_none=True),
@@ -156,12 +157,12 @@ def ask_worker(
         "device": str(hardware.device),
         "threads": torch.get_num_threads(),
         "steps": steps,
-        "most_seconds": min(most_seconds, sys.float_info.max),
-        "as_in_a_run": as_in_a_run,
+        "max_seconds": min(max_seconds, sys.float_info.max),
+        "as_memory_probe": as_memory_probe,
     }
     done = subprocess.run(WORKER, input=json.dumps(request), capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        measurement.error = _why_it_failed(done.returncode, done.stderr)
+        measurement.error = _failure_reason(done.returncode, done.stderr)
         return
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     measurement.error = answer["error"]
@@ -170,18 +171,18 @@ def ask_worker(
     measurement.peak_memory_bytes = max(measurement.peak_memory_bytes or 0, answer["peak_memory_bytes"])
 
 
-def _why_it_failed(code: int, messages: str) -> str:
-    """In a few words; where memory ran out these are OUT_OF_MEMORY, whatever was said after it."""
+def _failure_reason(code: int, messages: str) -> str:
+    """Returns OUT_OF_MEMORY if any message says so, else the last line of the messages."""
     if code == -signal.SIGKILL:
-        return f"{OUT_OF_MEMORY} (the system ended the process)"
-    if speaks_of_memory(messages):
+        return f"{OUT_OF_MEMORY} (the system killed the process)"
+    if is_memory_message(messages):
         return OUT_OF_MEMORY
     lines = messages.strip().splitlines()
     return lines[-1][:200] if lines else f"ended with exit code {code}"
 
 
 def summarise(measurement: Measurement, workload: Workload, peak_flops: Callable[[str], float | None]) -> Row:
-    """The figures of one case; what could not be measured is None."""
+    """Computes the table row of one case; None for unknown values."""
     case, seconds = measurement.case, sorted(measurement.step_seconds)
     speed = mfu = None
     if seconds:
@@ -204,40 +205,38 @@ def summarise(measurement: Measurement, workload: Workload, peak_flops: Callable
     )
 
 
-def _percentile(ordered: list[float], share: float) -> float | None:
-    """The value below which a share of the sorted values lies (nearest rank)."""
-    return ordered[round(share * (len(ordered) - 1))] if ordered else None
+def _percentile(ordered: list[float], fraction: float) -> float | None:
+    """Returns the percentile of sorted values, by nearest rank."""
+    return ordered[round(fraction * (len(ordered) - 1))] if ordered else None
 
 
 def fastest(rows: Iterable[Row], precision: str) -> Row | None:
-    """The engine's fastest line of a precision."""
+    """Returns the fastest row of the engine recipe at a precision."""
     known = [r for r in rows if r.recipe == ENGINE and r.precision == precision and r.tokens_per_second]
     return max(known, key=lambda row: row.tokens_per_second or 0.0, default=None)
 
 
 class PeakFlops:
-    """The device's peak by precision: from the table for a GPU, measured with a matrix product on a CPU."""
+    """Peak FLOP/s of the device by precision: from a table for GPUs, measured with matrix products on CPUs."""
 
     def __init__(self, hardware: Hardware) -> None:
         self._hardware = hardware
-        self._highest: dict[str, float] = {}
+        self._max_flops: dict[str, float] = {}
 
     def sample(self, precision: str) -> None:
-        """Measures a CPU once more; the highest counts, because a busy machine is slower now and faster then."""
+        """Measures a CPU again and keeps the maximum, because other load lowers single measurements."""
         if self._hardware.device.type == "cpu":
-            self._highest[precision] = max(measured_peak_flops(precision), self._highest.get(precision, 0.0))
+            self._max_flops[precision] = max(measured_peak_flops(precision), self._max_flops.get(precision, 0.0))
 
     def __call__(self, precision: str) -> float | None:
-        """FLOP/s, or None where nobody has written it down."""
-        if self._hardware.device.type == "cpu" and precision not in self._highest:
+        """Returns the peak FLOP/s, or None if it is unknown."""
+        if self._hardware.device.type == "cpu" and precision not in self._max_flops:
             self.sample(precision)
-        return self._highest.get(precision) or self._hardware.peak_flops(precision)
+        return self._max_flops.get(precision) or self._hardware.peak_flops(precision)
 
 
 def measured_peak_flops(precision: str) -> float:
-    """FLOP/s of the fastest of a few large matrix products on the CPU."""
-    import time
-
+    """Measures the FLOP/s of the fastest of a few large matrix products on the CPU."""
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
     a, b = (torch.randn(PEAK_SIZE, PEAK_SIZE).to(dtype) for _ in range(2))
     best = float("inf")
@@ -249,14 +248,7 @@ def measured_peak_flops(precision: str) -> float:
     return 2 * PEAK_SIZE**3 / best
 
 
-def default_micro_batches(global_batch: int, largest: int) -> list[int]:
-    """Powers of two up to what the engine would choose by itself, and that one."""
-    powers = [2**n for n in range(largest.bit_length()) if 2**n <= min(largest, global_batch)]
-    return list(dict.fromkeys([*powers, min(largest, global_batch)]))
-
-
-def check_precisions(precisions: Iterable[str]) -> None:
-    """Raises UsageError for a precision that is none."""
-    for precision in precisions:
-        if precision not in ("fp32", "tf32", "bf16", "fp16"):
-            raise UsageError(f"--precision {precision}: must be fp32, tf32, bf16 or fp16")
+def default_micro_batches(global_batch: int, max_size: int) -> list[int]:
+    """Returns the powers of two up to the smaller of both arguments, and that number itself."""
+    max_size = min(max_size, global_batch)
+    return list(dict.fromkeys([*(2**n for n in range(max_size.bit_length())), max_size]))

@@ -1,4 +1,4 @@
-"""One measurement of the speed of training, in this process: a request as JSON in, an answer out."""
+"""Worker process of ``bench``: reads a request as JSON on stdin, measures it, prints the result as JSON."""
 
 import json
 import sys
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from fromscratch.config.model import ExplicitAttention, GPTConfig, LinearHead, ModelConfig
 from fromscratch.config.run import parse_model
@@ -27,7 +26,7 @@ from fromscratch.training.objective import MicroBatch
 from fromscratch.training.step import GradientRules, Stepper
 
 RATE_FACTOR = 0.1
-WARM_UP_STEPS = 2  # compilation, the optimiser's state, and the allocator's memory
+WARM_UP_STEPS = 2  # they compile, create optimiser state and grow the allocator's memory
 
 
 @dataclass(frozen=True)
@@ -46,7 +45,7 @@ class RandomBatches:
         return self.micro_batch * self.context_length
 
     def smaller(self) -> None:
-        """None: a measurement at another size would be another measurement."""
+        """Returns None: a measurement must not change its micro-batch."""
 
     def micro_batches(self, step: int) -> Iterator[MicroBatch]:
         generator = torch.Generator().manual_seed(step)
@@ -56,21 +55,22 @@ class RandomBatches:
 
 
 def build_stepper(model_config: ModelConfig, train: TrainConfig, case: Case, hardware: Hardware) -> Stepper:
-    """A model of random weights, ready to train by the engine's or the reference's recipe."""
+    """Builds a randomly initialised model and its stepper, by the engine or the reference recipe."""
     reference = case.recipe == REFERENCE
     if reference:
         if not isinstance(model_config, GPTConfig):
-            raise UsageError(f"--reference: there is no plain recipe for a model of kind {model_config.kind!r}")
+            raise UsageError(f"--reference: models of kind {model_config.kind!r} have no reference recipe")
         model_config = model_config.model_copy(update={"attention": ExplicitAttention(), "head": LinearHead()})
     else:
         keep_freed_memory()
     model = build_empty(model_config, hardware.device)
     initialise(model, model_config, seed=0)
-    built = unfused_adamw(model, train) if reference else train.optimizer.build(list(model.named_parameters()))
+    parameters, rate = list(model.named_parameters()), train.optimizer.learning_rate
+    unfused = torch.optim.AdamW(model.parameters(), lr=rate) if reference else None
     assert model_config.vocab_size is not None
     return Stepper(
         model,
-        as_composite(built),
+        as_composite(unfused or train.optimizer.build(parameters)),
         RandomBatches(model_config.vocab_size, model_config.context_length, case.micro_batch, hardware.device),
         loss=accelerate(model, next_token_loss, Acceleration(case.compile, case.activation_checkpointing)),
         rules=GradientRules(train.clip.build(), train.nonfinite.build()),
@@ -78,14 +78,9 @@ def build_stepper(model_config: ModelConfig, train: TrainConfig, case: Case, har
     )
 
 
-def unfused_adamw(model: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
-    """torch's AdamW as its defaults make it."""
-    return torch.optim.AdamW(model.parameters(), lr=train.optimizer.learning_rate)
-
-
 @torch.inference_mode()
 def evaluate_once(stepper: Stepper, config: ModelConfig, micro_batch: int, device: torch.device) -> None:
-    """The losses of one batch of held-out text, of the size that a run takes."""
+    """Computes the losses of one batch of the size that a run's evaluation uses."""
     batch = max(micro_batch, default_micro_batch(device, config.context_length))
     tokens = torch.zeros(batch, config.context_length, dtype=torch.long, device=device)
     stepper.model.eval()
@@ -94,11 +89,11 @@ def evaluate_once(stepper: Stepper, config: ModelConfig, micro_batch: int, devic
 
 
 def time_steps(
-    stepper: Stepper, hardware: Hardware, *, steps: int, most_seconds: float, holds_gradients: bool
+    stepper: Stepper, hardware: Hardware, *, steps: int, max_seconds: float, holds_gradients: bool
 ) -> dict[str, Any]:
-    """Seconds of every step after the warm-up, which is one step where time runs out."""
+    """Times the steps after the warm-up. The warm-up is shortened to one step if time runs out."""
     seconds: list[float] = []
-    while len(seconds) < WARM_UP_STEPS + steps and (len(seconds) < 2 or sum(seconds) < most_seconds):
+    while len(seconds) < WARM_UP_STEPS + steps and (len(seconds) < 2 or sum(seconds) < max_seconds):
         if holds_gradients:
             stepper.hold_gradients()
         hardware.synchronize()
@@ -110,8 +105,8 @@ def time_steps(
     return {"error": None, "step_seconds": seconds[warm_up:], "first_step_seconds": seconds[0]}
 
 
-def answer(request: dict[str, Any]) -> dict[str, Any]:
-    """Measures what the request says; no memory is an answer, not a crash."""
+def run_request(request: dict[str, Any]) -> dict[str, Any]:
+    """Runs the requested measurement. Running out of memory is a result, not an exception."""
     torch.set_num_threads(request["threads"])
     hardware = find_hardware(request["device"])
     try:
@@ -121,18 +116,17 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
             stepper,
             hardware,
             steps=request["steps"],
-            most_seconds=request["most_seconds"],
-            holds_gradients=request["as_in_a_run"],
+            max_seconds=request["max_seconds"],
+            holds_gradients=request["as_memory_probe"],
         )
-        if request["as_in_a_run"]:
+        if request["as_memory_probe"]:
             evaluate_once(stepper, model, case.micro_batch, hardware.device)
         return {**found, "peak_memory_bytes": hardware.peak_memory_bytes()}
     except (RuntimeError, MemoryError) as error:
         if not is_memory_error(error):
             raise
-        nothing: dict[str, Any] = {"step_seconds": [], "first_step_seconds": None, "peak_memory_bytes": 0}
-        return {"error": OUT_OF_MEMORY, **nothing}
+        return {"error": OUT_OF_MEMORY, "step_seconds": [], "first_step_seconds": None, "peak_memory_bytes": 0}
 
 
 if __name__ == "__main__":
-    print(json.dumps(answer(json.load(sys.stdin))))
+    print(json.dumps(run_request(json.load(sys.stdin))))

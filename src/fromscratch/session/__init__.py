@@ -1,1 +1,1 @@
-"""From a run file to a run: plan, placement on the machine, set-up, resume, disk, samples."""
+"""Turns a run file into a training run: plan, placement, disk check, set-up, resume."""

@@ -1,7 +1,7 @@
-"""May a run go on with another config? As it was begun, or with the changes that its user allows.
+"""Compares the config of a resumed run with its first one; accepts the changes that the user allows.
 
-A change is *soft* where every tensor keeps its shape and its meaning; only such can be allowed. It is
-put on the record with the identity that the checkpoints before it carry.
+A change is *soft* if every tensor keeps its shape and its meaning. The user can allow only soft changes.
+An event records the changes, and the identity that the earlier checkpoints carry.
 """
 
 from collections.abc import Sequence
@@ -22,15 +22,15 @@ HARD_KEYS = ("train.optimizer.kind", "train.start_from")
 
 
 def accept_changes(plan: PlannedRun, run: RunDirectory, allowed: Sequence[str]) -> None:
-    """Compares a run's config with the one it was begun with; records the differences that are allowed.
+    """Compares a run's config with its recorded one; records the allowed differences.
 
     Raises:
-        UsageError: a difference is not allowed, or cannot be; the message lists the keys.
+        UsageError: a difference is not allowed or not soft; the message lists the keys.
     """
-    begun = read_run_config(run.config)
-    saved, wanted = begun.to_plain(), plan.config.to_plain()
-    wanted["data"]["store"] = saved["data"]["store"]  # its path may change; checkpoints know its content
-    old, new = begun.model.weight_settings(), plan.config.model.weight_settings()
+    recorded = read_run_config(run.config)
+    saved, wanted = recorded.to_plain(), plan.config.to_plain()
+    wanted["data"]["store"] = saved["data"]["store"]  # the path may change; the identity holds the content
+    old, new = recorded.model.weight_settings(), plan.config.model.weight_settings()
     weights = [f"model.{key}" for key in {**old, **new} if old.get(key) != new.get(key)]
     for key in allowed:
         _check_soft(key, [*HARD_KEYS, *weights], saved, wanted)
@@ -39,15 +39,15 @@ def accept_changes(plan: PlannedRun, run: RunDirectory, allowed: Sequence[str]) 
     if refused:
         listed = "\n".join(f"  - {change}" for change in refused)
         raise UsageError(
-            f"run {run.path} was begun with another config:\n{listed}\n"
-            "give another --name, or --fresh to start anew (the old run is set aside), or --allow-change KEY to go on "
-            "with another value where no tensor's shape depends on it"
+            f"run {run.path} was started with another config:\n{listed}\n"
+            "give another --name, or --fresh to start again (the old run is renamed), or --allow-change KEY to "
+            "continue with the new value of a key that no tensor's shape depends on"
         )
-    identities = [plan.identity_of(begun)]
+    identities = [plan.identity_of(recorded)]
     if any(_covers(key, STORE) for key in allowed):
         identities += _identities_of_checkpoints(plan, run)
     if any(identity not in accepted_identities(plan, run) for identity in identities):
-        with run.locked():  # nothing may change under a run that is being trained
+        with run.locked():  # a process that trains this run holds the lock
             run.log_event(Event.CONFIG_CHANGED, changes=changes or [f"{STORE}: another content"], identities=identities)
     if changes:
         with run.locked():
@@ -55,13 +55,13 @@ def accept_changes(plan: PlannedRun, run: RunDirectory, allowed: Sequence[str]) 
 
 
 def accepted_identities(plan: PlannedRun, run: RunDirectory) -> list[dict[str, Any]]:
-    """What a checkpoint may say it belongs to: the run as it is, and as it was before allowed changes."""
+    """Returns the identities that a checkpoint may have: the current one, and those before allowed changes."""
     changes = (record for record in read_records(run.events) if record.get("event") == Event.CONFIG_CHANGED)
     return [plan.identity, *(identity for record in changes for identity in record.get("identities") or [])]
 
 
 def differences(old: Any, new: Any, key: str = "") -> list[str]:
-    """``key: old -> new`` for every value that differs."""
+    """Returns ``key: old -> new`` for every value that differs."""
     if isinstance(old, dict) and isinstance(new, dict):
         keys = dict.fromkeys([*old, *new])
         return [
@@ -78,8 +78,8 @@ def _check_soft(key: str, hard_keys: Sequence[str], *configs: dict[str, Any]) ->
         raise UsageError(f"--allow-change {key}: no such key{suggestion(key, sorted(known))}")
     if any(_covers(hard, key) or _covers(key, hard) for hard in hard_keys):
         raise UsageError(
-            f"--allow-change {key}: cannot be allowed, the tensors of the checkpoints depend on it; "
-            "begin another run, with train.start_from where the shapes allow it"
+            f"--allow-change {key}: cannot be allowed, because the checkpoints' tensors depend on it; "
+            "start another run, with train.start_from if the shapes agree"
         )
 
 
@@ -93,7 +93,7 @@ def _keys_in(config: dict[str, Any], prefix: str = "") -> list[str]:
 
 
 def _covers(key: str, other: str) -> bool:
-    """Whether a key is another one or a table that holds it."""
+    """Whether a key equals another key or is a table that contains it."""
     return other == key or other.startswith(f"{key}.")
 
 

@@ -1,4 +1,4 @@
-"""Will a run's checkpoints fit on the disk? Asked before the first step, answered exactly."""
+"""Checks before the first step whether a run's checkpoints fit on the disk."""
 
 import shutil
 from dataclasses import dataclass
@@ -18,60 +18,60 @@ from fromscratch.session.plan import PlannedRun
 from fromscratch.training.parallelism import SingleProcess
 
 BYTES_PER_RECORD = 400
-BYTES_OF_STATE = 2_000  # state and manifest; windows of recent losses make it a little more
+BYTES_OF_STATE = 2_000  # state and manifest, without the windows of recent losses
 
 
 @dataclass(frozen=True)
 class DiskPlan:
-    """What a run will put on the disk at most, and what is free there."""
+    """The maximum disk space that a run uses, and the free space."""
 
-    place: Path
+    path: Path
     checkpoint_bytes: int
     keep_checkpoints: int
-    most_at_once: int
-    """Checkpoints on the disk while one is being written: those kept, the best one, the new one."""
+    max_at_once: int
+    """Checkpoints on the disk during a save: those kept, the best one, the new one."""
     record_bytes: int
     present_bytes: int
-    """Of checkpoints that the run has already."""
+    """Size of the run's existing checkpoints."""
     free_bytes: int
 
     @property
     def needed_bytes(self) -> int:
-        """What must be free."""
-        return max(0, self.most_at_once * self.checkpoint_bytes - self.present_bytes) + self.record_bytes
+        """The free space that the run needs."""
+        return max(0, self.max_at_once * self.checkpoint_bytes - self.present_bytes) + self.record_bytes
 
     def describe(self) -> str:
-        """For the user, before the run begins."""
+        """Returns the plan as one line of text."""
         return (
             f"keeps {self.keep_checkpoints} checkpoint{'s' * (self.keep_checkpoints > 1)} and the best one, "
-            f"{readable_bytes(self.checkpoint_bytes)} each, at most {self.most_at_once} at once; "
+            f"{readable_bytes(self.checkpoint_bytes)} each, at most {self.max_at_once} at once; "
             f"needs {readable_bytes(self.needed_bytes)}, {readable_bytes(self.free_bytes)} are free"
         )
 
     def check(self) -> None:
-        """Raises UsageError where it cannot fit."""
+        """Raises UsageError if the free space is too small."""
         if self.needed_bytes > self.free_bytes:
             raise UsageError(
-                f"{self.place}: the run needs {self.needed_bytes:,} bytes (up to {self.most_at_once} checkpoints of "
-                f"{self.checkpoint_bytes:,} bytes at once, {self.present_bytes:,} bytes are there already), but only "
-                f"{self.free_bytes:,} are free; make room, lower train.keep_checkpoints, or give another --runs-dir"
+                f"{self.path}: the run needs {self.needed_bytes:,} bytes (up to {self.max_at_once} checkpoints of "
+                f"{self.checkpoint_bytes:,} bytes at once, {self.present_bytes:,} bytes exist already), but only "
+                f"{self.free_bytes:,} are free; free some space, lower train.keep_checkpoints, or change --runs-dir"
             )
 
 
 def plan_disk(plan: PlannedRun, path: Path, *, fresh: bool = False) -> DiskPlan:
-    """What the run in ``path`` will need.
+    """Computes the disk space that the run in ``path`` needs.
 
     Args:
-        fresh: whether an older run's checkpoints stay where they are, set aside.
+        fresh: whether an older run is renamed, so that its checkpoints stay on the disk.
     """
     train = plan.config.train
     scheduled = -(-plan.num_steps // train.checkpoint_every) if train.checkpoint_every else 1
     present = [] if fresh else checkpoints_in(RunDirectory(path).checkpoints)
     return DiskPlan(
-        place=path,
+        path=path,
         checkpoint_bytes=checkpoint_bytes(plan),
         keep_checkpoints=train.keep_checkpoints,
-        most_at_once=min(scheduled, train.keep_checkpoints + 2),
+        max_at_once=min(scheduled, train.keep_checkpoints + 2),
         record_bytes=plan.num_steps * BYTES_PER_RECORD,
         present_bytes=sum(file.stat().st_size for folder in present for file in folder.iterdir()),
         free_bytes=shutil.disk_usage(_existing(path)).free,
@@ -79,7 +79,7 @@ def plan_disk(plan: PlannedRun, path: Path, *, fresh: bool = False) -> DiskPlan:
 
 
 def checkpoint_bytes(plan: PlannedRun) -> int:
-    """Size of one checkpoint, from an optimiser step on the meta device, which allocates no memory."""
+    """Computes the size of one checkpoint, by an optimiser step on the meta device, which allocates no memory."""
     with torch.device("meta"):
         model = build_model(plan.config.model)
     optimizer = as_composite(plan.config.train.optimizer.build(list(model.named_parameters())))
@@ -94,5 +94,5 @@ def checkpoint_bytes(plan: PlannedRun) -> int:
 
 
 def _existing(path: Path) -> Path:
-    """The nearest folder above that is there already."""
+    """Returns the path itself or its nearest parent that exists."""
     return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.is_dir())

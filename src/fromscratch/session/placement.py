@@ -1,4 +1,4 @@
-"""Where a run runs: the choices of the machine, which are recorded and cannot change the result."""
+"""Chooses device, micro-batch, processes and acceleration of a run. They change its speed, not its result."""
 
 import os
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from fromscratch.machine.acceleration import Acceleration, choose_acceleration
 from fromscratch.machine.hardware import Hardware, find_hardware
 from fromscratch.machine.memory import default_micro_batch
 from fromscratch.planning.bench import Workload
-from fromscratch.planning.remembered_fits import find_and_remember, remembered_micro_batch
+from fromscratch.planning.fit_cache import cached_micro_batch, find_and_cache_fit
 from fromscratch.processes.world import (
     max_local_shard,
     started_local_rank,
@@ -23,77 +23,77 @@ from fromscratch.processes.world import (
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.session.plan import PlannedRun
 
-MIN_FLOPS_FOR_A_SEARCH = 1e17  # about five minutes of a fast GPU; a search takes a few
+MIN_FLOPS_FOR_SEARCH = 1e17  # about five minutes on a fast GPU; a search takes a few minutes
 THREADS_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 @dataclass(frozen=True)
 class MachineOptions:
-    """What a user may say about the machine; none of it can change the result."""
+    """The user's settings of the machine. None of them changes the result."""
 
     device: str | None = None
-    """``cuda``, ``cuda:N``, ``mps`` or ``cpu``; None finds the fastest."""
+    """``cuda``, ``cuda:N``, ``mps`` or ``cpu``; None selects the fastest."""
     micro_batch: int | None = None
-    """Sequences per forward pass; None finds one."""
+    """Sequences per forward pass; None selects a size."""
     compile: bool | None = None
-    """Whether ``torch.compile`` is used; None is where it pays."""
+    """Whether to use ``torch.compile``; None compiles on CUDA only."""
     activation_checkpointing: bool = False
-    """Whether backward computes activations again instead of keeping them."""
+    """Whether backward recomputes activations instead of keeping them."""
 
 
 @dataclass(frozen=True)
 class Threads:
-    """How many threads of a CPU share one matrix product: another number adds in another order."""
+    """The number of CPU threads of a run. It determines the summation order in matrix products."""
 
-    before: int | None
-    """As many as an earlier session on this machine had; None where there was none, or it had a GPU."""
+    earlier: int | None
+    """Threads of the run's earlier session on this machine; None if there was none, or it used a GPU."""
 
     @property
     def can_be_restored(self) -> bool:
-        """Whether this session can have as many, and its user has not asked for another number."""
-        is_asked = any(os.environ.get(name) for name in THREADS_VARIABLES)
-        return self.before is not None and not is_asked and self.before <= (os.cpu_count() or 1)
+        """Whether this machine has enough cores and the user has not set the number of threads."""
+        is_set = any(os.environ.get(name) for name in THREADS_VARIABLES)
+        return self.earlier is not None and not is_set and self.earlier <= (os.cpu_count() or 1)
 
     def restore(self) -> None:
-        """Sets this process's number to the earlier one, where that can be."""
-        if self.can_be_restored and self.before is not None and self.before != torch.get_num_threads():
-            torch.set_num_threads(self.before)
+        """Sets torch's number of threads to the earlier one, if possible."""
+        if self.can_be_restored and self.earlier is not None and self.earlier != torch.get_num_threads():
+            torch.set_num_threads(self.earlier)
 
     @property
     def notice(self) -> str:
-        """What a resume should be told; nothing where its number is what it would be anyway."""
+        """Returns a notice for the user of a resumed run; empty if the number of threads does not change."""
         now = torch.get_num_threads()
-        if self.before in (None, now):
+        if self.earlier in (None, now):
             return ""
         if self.can_be_restored:
             return (
-                f"this run goes on with the {self.before} threads that it had, bit for bit; OMP_NUM_THREADS={now} "
-                f"takes the {now} of this machine, and the result then agrees to rounding"
+                f"this run continues with its earlier {self.earlier} threads, so that its result stays bit-identical; "
+                f"OMP_NUM_THREADS={now} uses the {now} threads of this machine, and the result differs by rounding"
             )
         return (
-            f"this run had {self.before} threads and goes on with {now}: its result will agree with one that never "
-            f"stopped to rounding, not to the bit (OMP_NUM_THREADS={self.before} would make it)"
+            f"this run had {self.earlier} threads and continues with {now}: its result differs by rounding from that "
+            f"of an uninterrupted run (OMP_NUM_THREADS={self.earlier} makes it bit-identical)"
         )
 
 
 @dataclass(frozen=True)
 class Placement:
-    """The machine's choices for one run: recorded, and unable to change its result."""
+    """The device, micro-batch, processes and acceleration of one run, as recorded in ``machine.json``."""
 
     hardware: Hardware
     micro_batch: int
-    """Most sequences in one forward pass."""
+    """Maximum number of sequences per forward pass."""
     world_size: int = 1
     acceleration: Acceleration = field(default_factory=Acceleration)
-    is_guess: bool = False
-    """Whether the micro-batch is merely a safe one, because nobody has looked for the fastest on this machine."""
-    why_not_compiled: str = ""
-    """Where compiling would be usual and is impossible: what is missing."""
+    is_default_micro_batch: bool = False
+    """Whether the micro-batch is the default, because ``fit`` has not run on this machine for this model."""
+    compile_problem: str = ""
+    """What prevents compilation; empty if compilation is possible or not wanted."""
     threads: Threads = field(default_factory=lambda: Threads(None))
-    """Of a CPU, as in the session before."""
+    """CPU threads of the earlier session."""
 
     def num_micro_batches(self, global_batch: int) -> int:
-        """Forward passes per step in the process that has most of them."""
+        """Returns the number of forward passes per step in the process with the largest local batch."""
         return -(-max_local_shard(global_batch, self.world_size) // self.micro_batch)
 
 
@@ -104,21 +104,21 @@ def place_run(
     *,
     world_size: int | None = None,
     fresh: bool = False,
-    tell: Callable[[str], None] | None = None,
+    on_progress: Callable[[str], None] | None = None,
 ) -> Placement:
-    """Finds the device and the micro-batch. Where a search for the fastest one is worth its time, it searches.
+    """Chooses device and micro-batch. Before a long run on a GPU, searches for the fastest micro-batch.
 
     Args:
-        world_size: processes that will be started here to train together; None reads torchrun's environment.
-        fresh: whether the run begins anew, so that the choices of an older one do not count.
-        tell: receives the progress of a search; None never searches.
+        world_size: number of processes to start on this machine; None reads torchrun's environment.
+        fresh: whether to ignore the recorded settings of an older run.
+        on_progress: receives the progress of a search; None disables the search.
 
     Raises:
-        UsageError: the devices are not there, or the micro-batch does not divide the global batch.
+        UsageError: a device does not exist, or the micro-batch does not divide the global batch.
     """
     placement = _place(plan, run, machine, world_size=world_size, fresh=fresh)
-    if tell is not None and _is_worth_a_search(plan, placement):
-        _search(plan, placement, tell)
+    if on_progress is not None and _should_search(plan, placement):
+        _search(plan, placement, on_progress)
         placement = _place(plan, run, machine, world_size=world_size, fresh=fresh)
     return placement
 
@@ -136,31 +136,31 @@ def _place(
         device=hardware.device,
         world_size=world_size,
     )
-    recorded = {} if fresh else _recorded_choices(run, hardware, world_size)
-    acceleration, why_not = choose_acceleration(
+    recorded = {} if fresh else _recorded_settings(run, hardware, world_size)
+    acceleration, compile_problem = choose_acceleration(
         hardware.device,
         precision=plan.config.train.precision,
         compile_wanted=recorded.get("compile") if machine.compile is None else machine.compile,
         activation_checkpointing=machine.activation_checkpointing,
     )
-    is_guess = False
+    is_default = False
     if machine.micro_batch is None:
         workload = Workload(plan.config.model, plan.config.train)
-        found = recorded.get("micro_batch") or remembered_micro_batch(workload, hardware, acceleration)
-        is_guess = not found
-        micro_batch = min(found or micro_batch, max_local_shard(plan.config.train.global_batch, world_size))
+        known = recorded.get("micro_batch") or cached_micro_batch(workload, hardware, acceleration)
+        is_default = not known
+        micro_batch = min(known or micro_batch, max_local_shard(plan.config.train.global_batch, world_size))
     threads = Threads(recorded.get("threads") if hardware.device.type == "cpu" else None)
-    return Placement(hardware, micro_batch, world_size, acceleration, is_guess, why_not, threads)
+    return Placement(hardware, micro_batch, world_size, acceleration, is_default, compile_problem, threads)
 
 
 def choose_micro_batch(
     requested: int | None, *, global_batch: int, context_length: int, device: torch.device, world_size: int = 1
 ) -> int:
-    """Sequences per micro-batch: the number asked for, or one that surely fits.
+    """Returns the requested sequences per micro-batch, or the device's default.
 
     Raises:
-        UsageError: the number asked for and the number of processes do not divide the global batch, or
-            there are more processes than sequences.
+        UsageError: the requested number times the number of processes does not divide the global batch,
+            or there are more processes than sequences.
     """
     if world_size > global_batch:
         raise UsageError(
@@ -179,32 +179,32 @@ def choose_micro_batch(
     return requested
 
 
-def _is_worth_a_search(plan: PlannedRun, placement: Placement) -> bool:
-    """Whether to search for the fastest micro-batch: on a GPU, once, for a run of more than a few minutes."""
-    on_gpu = placement.hardware.device.type == "cuda"
+def _should_search(plan: PlannedRun, placement: Placement) -> bool:
+    """Whether to search for the fastest micro-batch: on a GPU, once, before a run of more than a few minutes."""
+    is_gpu = placement.hardware.device.type == "cuda"
     flops = plan.num_steps * plan.objective.tokens_per_step * plan.costs.training_flops_per_token
-    return placement.is_guess and on_gpu and started_world_size() == 1 and flops > MIN_FLOPS_FOR_A_SEARCH
+    return placement.is_default_micro_batch and is_gpu and started_world_size() == 1 and flops > MIN_FLOPS_FOR_SEARCH
 
 
-def _search(plan: PlannedRun, placement: Placement, tell: Callable[[str], None]) -> None:
-    """Finds and remembers the fastest micro-batch. Where that fails, training begins with a safe one."""
-    tell("looking for the fastest micro-batch, once per machine and model; --micro-batch N skips this")
+def _search(plan: PlannedRun, placement: Placement, on_progress: Callable[[str], None]) -> None:
+    """Finds and caches the fastest micro-batch. If the search fails, training uses the default."""
+    on_progress("searching for the fastest micro-batch, once per machine and model; --micro-batch N skips this")
     try:
-        find_and_remember(
+        find_and_cache_fit(
             Workload(plan.config.model, plan.config.train),
             placement.hardware,
             placement.acceleration,
-            share=max_local_shard(plan.config.train.global_batch, placement.world_size),
-            tell=lambda probe: tell(probe.describe()),
+            local_batch=max_local_shard(plan.config.train.global_batch, placement.world_size),
+            on_probe=lambda probe: on_progress(probe.describe()),
         )
     except (FromScratchError, OSError) as error:
-        tell(f"not found ({error}); going on with micro-batch {placement.micro_batch}")
+        on_progress(f"the search failed ({error}); continuing with micro-batch {placement.micro_batch}")
 
 
-def _recorded_choices(run: RunDirectory, hardware: Hardware, world_size: int) -> dict[str, Any]:
-    """The choices of an earlier session on the same machine: a resume makes the same ones."""
+def _recorded_settings(run: RunDirectory, hardware: Hardware, world_size: int) -> dict[str, Any]:
+    """Reads the settings of an earlier session on the same device; empty if there are none."""
     if not run.machine.is_file():
         return {}
-    facts = read_json_object(run.machine)
-    here = {"device_name": hardware.name, "device": hardware.device.type, "world_size": world_size}
-    return facts if here.items() <= facts.items() else {}
+    recorded = read_json_object(run.machine)
+    current = {"device_name": hardware.name, "device": hardware.device.type, "world_size": world_size}
+    return recorded if current.items() <= recorded.items() else {}

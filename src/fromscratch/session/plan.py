@@ -1,4 +1,4 @@
-"""A run file with everything it names opened: store, tokenizer, objective, parent; and its steps, costs, identity."""
+"""Reads a run file and opens what it names: store, tokenizer, objective, parent."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ MAX_UINT16_IDS = 1 << 16
 
 @dataclass(frozen=True)
 class PlannedRun:
-    """A resolved and checked run file with everything it names opened. Nothing is written yet."""
+    """A resolved and checked run file and the objects it names. Planning writes no files."""
 
     config: RunConfig
     store: TokenStore
@@ -33,17 +33,17 @@ class PlannedRun:
     num_steps: int
     costs: ModelCosts
     folder: Path
-    """The run file's folder: stores are also looked for there."""
+    """The run file's folder. Relative paths of stores may start here."""
     parent: Parent | None = None
     """The model whose weights the run continues from."""
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Names the science: the hash of the resolved config, and the seed."""
+        """Identifies the result of the run: the hash of the resolved config, and the seed."""
         return self.identity_of(self.config)
 
     def identity_of(self, config: RunConfig) -> dict[str, Any]:
-        """The identity of a config with this run's store and parent."""
+        """Returns the identity of a config with this run's store and parent."""
         parent = {"train.start_from": self.parent.identity()} if self.parent else {}
         return {"identity": config.identity({**self.objective.identity, **parent}), "seed": config.train.seed}
 
@@ -52,7 +52,7 @@ def plan_run(file: Path, overrides: list[str] | None = None) -> PlannedRun:
     """Reads a run file and opens everything it names.
 
     Raises:
-        UsageError: the file says something wrong, or something the store contradicts.
+        UsageError: the file is invalid, or contradicts the store.
         DataError: the store is missing, damaged or too small.
     """
     config = load_run_config(file, overrides)
@@ -62,13 +62,13 @@ def plan_run(file: Path, overrides: list[str] | None = None) -> PlannedRun:
     if vocab_size < tokenizer.vocab_size:
         raise UsageError(
             f"{file}: model.vocab_size = {vocab_size} is below the {tokenizer.vocab_size} ids of the store's "
-            f"tokenizer {tokenizer.name}; raise it, or leave it out"
+            f"tokenizer {tokenizer.name}; raise it, or remove it"
         )
     if store.manifest.dtype == "uint16" and vocab_size > MAX_UINT16_IDS:
         raise UsageError(
-            f"{file}: model.vocab_size = {vocab_size}, but the tokens of {store.path} are uint16, which end at "
-            f"{MAX_UINT16_IDS - 1}; leave it out, or prepare the text with a tokenizer of so many ids (its store is "
-            "uint32)"
+            f"{file}: model.vocab_size = {vocab_size}, but the tokens of {store.path} are uint16, at most "
+            f"{MAX_UINT16_IDS - 1}; remove it, or prepare the text with a tokenizer of {vocab_size} ids (its store "
+            "is uint32)"
         )
     costs = model_costs(config.model.model_copy(update={"vocab_size": vocab_size}))
     sequences = SequenceBatches(
@@ -92,7 +92,7 @@ def plan_run(file: Path, overrides: list[str] | None = None) -> PlannedRun:
 def _steps(budget: int | str, sequences: SequenceBatches, costs: ModelCosts) -> int:
     if budget == "all":
         if sequences.max_steps == 0:
-            sequences.steps_for(1)  # raises the error that says what is missing
+            sequences.steps_for(1)  # raises DataError, because the store is too small
         return sequences.max_steps
     tokens = budget if isinstance(budget, int) else round(float(budget.removesuffix("x")) * costs.parameters)
     return sequences.steps_for(tokens)
@@ -103,12 +103,12 @@ def _check_schedule(config: RunConfig, num_steps: int, file: Path) -> None:
     if needed > num_steps:
         raise UsageError(
             f"{file}: train.schedule needs {needed} steps (warmup_steps and decay_steps together), but the run has "
-            f"only {num_steps} ({config.data.tokens:,} tokens); shorten them, or raise data.tokens"
+            f"only {num_steps} ({config.data.tokens:,} tokens); lower them, or raise data.tokens"
         )
 
 
 def held_out_slice(config: RunConfig, store: TokenStore, tokenizer: Tokenizer, folder: Path) -> TokenSlice:
-    """What ``[eval]`` names. Raises DataError where it is not there, empty, or of another tokenizer."""
+    """Opens the slice that ``[eval]`` names. Raises DataError if it is missing, empty, or of another tokenizer."""
     settings = config.eval
     if settings.store:
         store = open_named_store(settings.store, folder)
@@ -117,10 +117,10 @@ def held_out_slice(config: RunConfig, store: TokenStore, tokenizer: Tokenizer, f
 
 
 def check_same_tokenizer(store: TokenStore, tokenizer: Tokenizer) -> None:
-    """Raises DataError where a store's ids mean other text than a model's."""
+    """Raises DataError if a store was prepared with another tokenizer than the model's."""
     found = store.manifest.tokenizer
     if found["fingerprint"] != tokenizer.fingerprint:
         raise DataError(
-            f"store {store.path}: was made with tokenizer {found['name']} ({found['vocab_size']} ids), but the model "
-            f"knows {tokenizer.name} ({tokenizer.vocab_size} ids); prepare the text with the model's tokenizer"
+            f"store {store.path}: its tokenizer is {found['name']} ({found['vocab_size']} ids), but the model's is "
+            f"{tokenizer.name} ({tokenizer.vocab_size} ids); prepare the text with the model's tokenizer"
         )

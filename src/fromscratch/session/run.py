@@ -1,4 +1,4 @@
-"""One call from run file to trained model, with all that is usually watched: what every verb uses."""
+"""Trains a planned run: takes the lock, prepares the training, runs it, records how it ended."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -37,19 +37,19 @@ class RunSummary:
     num_steps: int
     tokens: int
     seconds: float
-    """In steps, over all sessions; evaluations and saves not counted."""
+    """Time in training steps over all sessions, without evaluations and saves."""
     tokens_per_second: float | None
     mfu: float | None
-    """Model FLOP/s over the device's peak; None where the peak is unknown."""
+    """Model FLOP/s divided by the device's peak; None if the peak is unknown."""
     peak_memory_bytes: int
     final_loss: float | None
     """Mean training loss of the last fiftieth of the steps."""
     best_loss: float | None
     best_step: int | None
     best_is_held_out: bool
-    """Whether the best loss is of held-out text; else it is the mean training loss before a checkpoint."""
+    """Whether the best loss is a held-out loss; if not, it is the mean training loss before a checkpoint."""
     outcomes: dict[str, int]
-    """How many steps were normal, clipped, not finite in one way or another, or spikes."""
+    """Number of steps by outcome: normal, clipped, one of the non-finite ones, or spike."""
 
 
 def run_training(
@@ -62,24 +62,24 @@ def run_training(
     stop_after: int | None = None,
     allowed_changes: Sequence[str] = (),
 ) -> RunSummary:
-    """Trains, or goes on training, what was planned, in the run directory ``path``.
+    """Starts or resumes a planned run in the run directory ``path``.
 
-    Whatever happens, the run's status says so and its charts are drawn.
+    The run's status records how the training ended, also after an error, and the charts are drawn.
 
     Args:
-        allowed_changes: keys that may differ from those that the run was begun with.
+        allowed_changes: keys whose values may differ from the run's recorded config.
 
     Raises:
         UsageError, DataError: see ``plan_run`` and ``open_run_directory``.
-        DivergedError: training left the rails.
+        DivergedError: training diverged.
     """
     stop, device_type = StopRequest(), placement.hardware.device.type
-    opened = partial(open_run_directory, plan, path, fresh=fresh, allowed_changes=allowed_changes)
-    with stop.listening(), joined_world(device_type) as world, _held_by_main(opened, path, world) as run:
-        everyone = [SamplesFile(run), *observers]
+    open_run = partial(open_run_directory, plan, path, fresh=fresh, allowed_changes=allowed_changes)
+    with stop.listening(), joined_world(device_type) as world, _locked_by_main(open_run, path, world) as run:
+        observers = [SamplesFile(run), *observers]
         training = None
         try:
-            training = prepare_training(plan, run, placement, world, observers=everyone, stop=stop)
+            training = prepare_training(plan, run, placement, world, observers=observers, stop=stop)
             stuck = partial(_record_end, run, plan, training, RunState.FAILED)
             with watchdog(world, run.path, stuck if world.is_main else lambda _reason: None):
                 outcome = train(training, stop_after=stop_after)
@@ -90,25 +90,25 @@ def run_training(
         finally:
             if world.is_main and training is not None:
                 clip = plan.config.train.clip
-                with suppress(OSError):  # a full disk: the run is worth more than its pictures
+                with suppress(OSError):  # a full disk must not fail the run
                     draw_charts(run, clip_norm=clip.max_norm if isinstance(clip, ClipByNorm) else None)
         return summarise(plan, training, outcome, placement)
 
 
 @contextmanager
-def _held_by_main(opened: Callable[[], RunDirectory], path: Path, world: World) -> Iterator[RunDirectory]:
-    """The run's directory, opened and locked by the main process on behalf of all."""
+def _locked_by_main(open_run: Callable[[], RunDirectory], path: Path, world: World) -> Iterator[RunDirectory]:
+    """Yields the run directory to all processes, while the main process holds its lock."""
     with ExitStack() as stack:
         with world.main_first():
             if world.is_main:
-                run = opened()
+                run = open_run()
                 if stack.enter_context(run.locked()):
                     run.log_event(Event.LOCK_TAKEN_OVER)
         yield RunDirectory(path)
 
 
 def summarise(plan: PlannedRun, training: Training, outcome: str, placement: Placement) -> RunSummary:
-    """The figures of a run, from its state and its records."""
+    """Summarises a run from its state and its records."""
     state = training.state
     tokens = state.step * training.tokens_per_step
     speed = tokens / state.seconds if state.seconds else None
@@ -135,7 +135,7 @@ def summarise(plan: PlannedRun, training: Training, outcome: str, placement: Pla
 
 
 def is_done(summary: RunSummary) -> bool:
-    """Whether every step was taken."""
+    """Whether the run took all its steps."""
     return summary.outcome == RunState.DONE
 
 
@@ -153,6 +153,6 @@ def _record_failure(run: RunDirectory, plan: PlannedRun, training: Training | No
 
 def _record_end(run: RunDirectory, plan: PlannedRun, training: Training | None, state: RunState, reason: str) -> None:
     step = training.state.step if training else 0
-    with suppress(OSError):  # where not even this can be written, the error itself says why
+    with suppress(OSError):  # the error itself is reported even if the disk is full
         run.write_status(state, step=step, num_steps=plan.num_steps, reason=reason)
         run.log_event(Event(state), step=step, reason=reason)

@@ -1,4 +1,4 @@
-"""Text sampled while training, so that a person sees what the loss means."""
+"""Samples text during training and writes ``samples.txt``."""
 
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ TRAINING_SAMPLING = Sampling(temperature=0.8, top_k=50)
 
 
 def text_sampler(tokenizer: Tokenizer, settings: EvalConfig, *, seed: int) -> Callable[[nn.Module], list[str]]:
-    """A function that continues every prompt of ``[eval]``; it has random numbers of its own."""
+    """Returns a function that continues every prompt of ``[eval]``. It does not use training's random numbers."""
 
     def sample(model: nn.Module) -> list[str]:
         return [
@@ -39,7 +39,7 @@ def continue_text(
     seed: int,
     sampling: Sampling = TRAINING_SAMPLING,
 ) -> str:
-    """The prompt and what the model adds to it."""
+    """Returns the prompt with the model's continuation."""
     ids = [int(i) for i in tokenizer.encode(prompt)]
     new = generate_tokens(
         model,
@@ -54,13 +54,13 @@ def continue_text(
 
 
 class SamplesFile(SilentObserver):
-    """Keeps ``samples.txt``: every sampled text under its step, each step once."""
+    """Observer that writes ``samples.txt``: the sampled texts by step, each step once."""
 
     def __init__(self, run: RunDirectory) -> None:
         self._run = run
 
     def on_event(self, event: str, facts: dict[str, Any]) -> None:
-        """Rewrites the file from the events, in which a resumed run may have sampled a step twice."""
+        """Rewrites the file from the events; merges duplicates, because a resumed run may sample a step twice."""
         if event != Event.SAMPLE:
             return
         by_step: dict[int, list[str]] = {}

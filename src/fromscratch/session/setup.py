@@ -1,4 +1,4 @@
-"""From a run file and a machine to a training ready to go: everything decided before step 0."""
+"""Prepares a training from a plan and a placement: run directory, model, optimiser, data, resume."""
 
 import shutil
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ from fromscratch.runs.retention import newest_valid, recover_leftovers, repair_l
 from fromscratch.runs.states import Event
 from fromscratch.session.changes import accept_changes, accepted_identities
 from fromscratch.session.disk import plan_disk
-from fromscratch.session.parent import begin
+from fromscratch.session.parent import set_first_weights
 from fromscratch.session.placement import Placement
 from fromscratch.session.plan import PlannedRun
 from fromscratch.training.checkpointing import Checkpointing
@@ -39,16 +39,16 @@ from fromscratch.training.step import GradientRules, Stepper
 def open_run_directory(
     plan: PlannedRun, path: Path, *, fresh: bool, allowed_changes: Sequence[str] = ()
 ) -> RunDirectory:
-    """The run's directory: new, or one begun with the same config.
+    """Creates the run's directory, or opens an existing one of the same config.
 
-    An older run in the way of ``fresh`` is set aside under another name, not deleted.
+    With ``fresh``, an older run is renamed, not deleted.
 
     Args:
-        allowed_changes: keys that may differ from those that an older run was begun with.
+        allowed_changes: keys whose values may differ from an older run's config.
 
     Raises:
-        UsageError: bad name, not writable, no room for its checkpoints, or begun with another config
-            (the message lists the keys).
+        UsageError: the name is invalid, the folder is not writable, the disk has no space for the
+            checkpoints, or the config differs (the message lists the keys).
     """
     check_run_name(path.name)
     run = RunDirectory(path)
@@ -62,7 +62,7 @@ def open_run_directory(
 
 
 def set_aside(run: RunDirectory) -> Path:
-    """Renames a run directory to the first free ``NAME.old-N``."""
+    """Renames a run directory to the first unused ``NAME.old-N``."""
     number = 1
     while (target := run.path.with_name(f"{run.name}.old-{number}")).exists():
         number += 1
@@ -80,11 +80,11 @@ def prepare_training(
     observers: list[Observer],
     stop: StopRequest | None = None,
 ) -> Training:
-    """Puts model, optimiser and data on the device, at the newest valid checkpoint or at the beginning.
+    """Prepares model, optimiser and data on the device, from the newest valid checkpoint or step 0.
 
     Raises:
         DataError: there are checkpoints, but none is valid.
-        UsageError: the newest checkpoint is behind the run's end.
+        UsageError: the newest checkpoint is at a later step than the run's last.
     """
     config, objective, device = plan.config, plan.objective, placement.hardware.device
     keep_freed_memory()
@@ -125,12 +125,12 @@ def _check_not_past_the_end(plan: PlannedRun, state: TrainingState) -> None:
     if state.step > plan.num_steps:
         raise UsageError(
             f"data.tokens = {plan.config.data.tokens}: a run of {plan.num_steps} steps, but its checkpoint is at step "
-            f"{state.step}; raise it"
+            f"{state.step}; raise data.tokens"
         )
 
 
 def _build_stepper(plan: PlannedRun, placement: Placement, runtime: Runtime) -> Stepper:
-    """A stepper whose weights are not set yet."""
+    """Builds a stepper. Its weights are not initialised yet."""
     train, objective = plan.config.train, plan.objective
     model = build_empty(plan.config.model, runtime.device)
     parallelism = choose_parallelism(runtime.world)
@@ -149,7 +149,7 @@ def _build_stepper(plan: PlannedRun, placement: Placement, runtime: Runtime) -> 
 
 
 def _begin_or_resume(plan: PlannedRun, journal: Journal, stepper: Stepper) -> TrainingState:
-    """Sets the weights, and the optimiser's state where there is a checkpoint. All processes agree on which."""
+    """Initialises the weights, or loads the checkpoint that the main process selects. Returns the state."""
     name, world = "", stepper.parallelism.world
     with world.main_first():
         if world.is_main:
@@ -158,12 +158,12 @@ def _begin_or_resume(plan: PlannedRun, journal: Journal, stepper: Stepper) -> Tr
     name = world.broadcast(name)
     if name:
         return stepper.load(journal.run.checkpoints / name)
-    begin(stepper, plan.config.model, seed=plan.config.train.seed, parent=plan.parent)
+    set_first_weights(stepper, plan.config.model, seed=plan.config.train.seed, parent=plan.parent)
     return TrainingState()
 
 
 def _checkpoint_to_resume(plan: PlannedRun, journal: Journal) -> str:
-    """The newest valid checkpoint's name, or nothing for a run without any. Raises DataError."""
+    """Returns the name of the newest valid checkpoint, or an empty string if there is none. Raises DataError."""
     run = journal.run
     for path in [*recover_leftovers(run.checkpoints), *recover_leftovers(run.path)]:
         journal.record_event(Event.CHECKPOINT_RECOVERED, name=path.name)
@@ -173,14 +173,14 @@ def _checkpoint_to_resume(plan: PlannedRun, journal: Journal) -> str:
     for reason in skipped:
         journal.record_event(Event.CHECKPOINT_SKIPPED, reason=reason)
     if checkpoint is None and skipped:
-        raise DataError(f"run {run.path}: no checkpoint is valid ({skipped[0]}); use --fresh to start anew")
+        raise DataError(f"run {run.path}: no checkpoint is valid ({skipped[0]}); use --fresh to start again")
     if checkpoint is None:
         return ""
     manifest = read_json_object(checkpoint / MANIFEST)
     if {key: manifest.get(key) for key in plan.identity} not in accepted_identities(plan, run):
         raise DataError(
             f"{checkpoint}: belongs to another run (the content of store {plan.store.path} or the seed differs); "
-            "use the store it was trained on, or --fresh to start anew"
+            "use the store of that run, or --fresh to start again"
         )
     repair_links(run.checkpoints, latest=checkpoint, best_step=read_state(checkpoint).best_step)
     return checkpoint.name
@@ -194,5 +194,5 @@ def _record(plan: PlannedRun, run: RunDirectory, placement: Placement) -> None:
     if not run.tokenizer.is_dir():
         shutil.rmtree(run.tokenizer, ignore_errors=True)
         plan.tokenizer.save(run.tokenizer)
-    choices = {"world_size": placement.world_size, "micro_batch": placement.micro_batch}
-    run.write_machine({**placement.hardware.facts(), **choices, **asdict(placement.acceleration)})
+    sizes = {"world_size": placement.world_size, "micro_batch": placement.micro_batch}
+    run.write_machine({**placement.hardware.to_dict(), **sizes, **asdict(placement.acceleration)})

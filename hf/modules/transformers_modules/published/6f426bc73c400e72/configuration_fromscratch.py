@@ -4,16 +4,16 @@ from transformers import PretrainedConfig
 
 # Two models with different mechanisms must not share this class, for transformers keeps one model class
 # for it: so it depends on the files of the model.
-from .attention import __doc__ as _  # noqa: F401
-from .cache import __doc__ as _  # noqa: F401
-from .compiling import __doc__ as _  # noqa: F401
-from .dropout import __doc__ as _  # noqa: F401
-from .gpt import __doc__ as _  # noqa: F401
-from .head import __doc__ as _  # noqa: F401
-from .language_model import __doc__ as _  # noqa: F401
-from .layers import __doc__ as _  # noqa: F401
-from .mechanism import __doc__ as _  # noqa: F401
-from .rotary import __doc__ as _  # noqa: F401
+from .attention import __doc__ as _
+from .cache import __doc__ as _
+from .compiling import __doc__ as _
+from .dropout import __doc__ as _
+from .gpt import __doc__ as _
+from .head import __doc__ as _
+from .language_model import __doc__ as _
+from .layers import __doc__ as _
+from .mechanism import __doc__ as _
+from .rotary import __doc__ as _
 from .slots_51992fc3 import __doc__ as _  # noqa: F401
 
 

@@ -18,23 +18,22 @@ from transformers.modeling_outputs import (
     SequenceClassifierOutputWithPast,
 )
 
-from .cache import Past, causal
-from .configuration_fromscratch import FromScratchConfig
-from .gpt import GPT
-from .mechanism import Sizes
-from .slots_51992fc3 import SLOTS
-
 # Older versions of transformers copy only what this file itself imports.
-from .attention import __doc__ as _  # noqa: F401
-from .cache import __doc__ as _  # noqa: F401
-from .compiling import __doc__ as _  # noqa: F401
-from .dropout import __doc__ as _  # noqa: F401
-from .gpt import __doc__ as _  # noqa: F401
-from .head import __doc__ as _  # noqa: F401
-from .language_model import __doc__ as _  # noqa: F401
-from .layers import __doc__ as _  # noqa: F401
-from .mechanism import __doc__ as _  # noqa: F401
-from .rotary import __doc__ as _  # noqa: F401
+from .attention import __doc__ as _
+from .cache import Past, causal
+from .cache import __doc__ as _
+from .compiling import __doc__ as _
+from .configuration_fromscratch import FromScratchConfig
+from .dropout import __doc__ as _
+from .gpt import GPT
+from .gpt import __doc__ as _
+from .head import __doc__ as _
+from .language_model import __doc__ as _
+from .layers import __doc__ as _
+from .mechanism import Sizes
+from .mechanism import __doc__ as _
+from .rotary import __doc__ as _
+from .slots_51992fc3 import SLOTS
 from .slots_51992fc3 import __doc__ as _  # noqa: F401
 
 

@@ -3,9 +3,7 @@
 from functools import partial
 
 from .head import ChunkedHead
-from .layers import GeluMLP
-from .layers import LayerNorm
-from .layers import LearnedPosition
+from .layers import GeluMLP, LayerNorm, LearnedPosition
 from .mechanism import Slots
 from .rotary import RotaryAttention
 

@@ -1,0 +1,86 @@
+"""Caches results of ``fromscratch fit`` in the user's data folder, per machine and model."""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from fromscratch.errors import DataError
+from fromscratch.files import data_home, read_json_object, to_strict_json, write_atomically
+from fromscratch.machine.acceleration import Acceleration
+from fromscratch.machine.hardware import Hardware
+from fromscratch.planning.bench import Workload
+from fromscratch.planning.fit import Fit, Probe, find_fit, memory_budget_bytes, probe_in_process
+
+
+def cache_file() -> Path:
+    """Returns the path of the cache."""
+    return data_home() / "fits.json"
+
+
+def cached_micro_batch(workload: Workload, hardware: Hardware, acceleration: Acceleration) -> int | None:
+    """Returns the fastest micro-batch for this machine and model, or None if the cache has none."""
+    cached = _read().get(_key(workload, hardware, acceleration), {})
+    size = cached.get("fastest") if isinstance(cached, dict) else None
+    return size if isinstance(size, int) and size > 0 else None
+
+
+def find_and_cache_fit(
+    workload: Workload,
+    hardware: Hardware,
+    acceleration: Acceleration,
+    *,
+    local_batch: int,
+    on_probe: Callable[[Probe], None],
+    budget_bytes: int | None = None,
+) -> Fit:
+    """Searches for the largest and the fastest micro-batch and caches the result.
+
+    Args:
+        local_batch: sequences of the global batch per process.
+        on_probe: called with every probe.
+        budget_bytes: memory that training may use; None means most of the free memory.
+
+    Raises:
+        FromScratchError: not even one sequence fits, or a probe failed.
+    """
+    budget_bytes = budget_bytes or memory_budget_bytes(hardware)
+    run_probe = probe_in_process(workload, hardware, acceleration, budget_bytes=budget_bytes)
+
+    def probe(size: int) -> Probe:
+        on_probe(result := run_probe(size))
+        return result
+
+    fit = find_fit(probe, budget_bytes=budget_bytes, local_batch=local_batch)
+    cache_fit(fit, workload, hardware, acceleration)
+    return fit
+
+
+def cache_fit(fit: Fit, workload: Workload, hardware: Hardware, acceleration: Acceleration) -> None:
+    """Writes a result to the cache. Raises OSError if the folder is not writable."""
+    entry = {"device_name": hardware.name, "parameters": workload.parameters, **asdict(fit)}
+    path = cache_file()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, to_strict_json({**_read(), _key(workload, hardware, acceleration): entry}, indent=1))
+
+
+def _read() -> dict[str, Any]:
+    """Returns all entries. Treats a missing or damaged file as empty, because ``fit`` can measure again."""
+    try:
+        return read_json_object(cache_file())
+    except DataError:
+        return {}
+
+
+def _key(workload: Workload, hardware: Hardware, acceleration: Acceleration) -> str:
+    """Hashes everything that determines memory and speed."""
+    properties = hardware.to_dict()
+    machine = {name: properties[name] for name in ("device", "device_name", "memory_bytes", "torch")}
+    if hardware.device.type == "cpu":
+        machine["threads"] = properties["threads"]
+    model = workload.model.model_dump(mode="json", exclude={"preset", "init"})
+    train = workload.train.model_dump(mode="json", include={"precision", "optimizer", "clip"})
+    text = json.dumps([machine, model, train, asdict(acceleration)], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]

@@ -108,7 +108,7 @@ class ClipByValue(Slot):
 
 
 class SkipNonfinite(Slot):
-    """Skips a step whose gradients are not finite: weights and optimiser state stay unchanged. The schedule advances."""
+    """Skips a step whose gradients are not finite: weights and optimiser state are unchanged. The schedule advances."""
 
     builds: ClassVar[str] = "fromscratch.training.nonfinite:Skip"
     kind: Literal["skip"] = "skip"
@@ -185,7 +185,7 @@ class RollBackSpikes(_Spike):
 
 
 class StartFrom(Table):
-    """Another model, whose weights this run starts from. ``start_from = "MODEL"`` is short for ``{ model = "MODEL" }``."""
+    """Another model, whose weights this run starts from. ``start_from = "MODEL"`` is short for a table with ``model``."""
 
     model: str = Field(min_length=1)
     """A run, a checkpoint, a folder, or a name on the Hub, as on the command line."""

@@ -24,6 +24,7 @@ from torch.distributed.run import config_from_args, parse_args
 ROOT = Path(__file__).parents[2]
 PATH = {"PYTHONPATH": f"{ROOT}:{ROOT / 'src'}", "OMP_NUM_THREADS": "1"}
 CLONE_NEWNET = 0x40000000
+SET_PARENT_DEATH_SIGNAL = 1  # of prctl
 
 
 @dataclass(frozen=True)
@@ -115,6 +116,8 @@ def agent(options: list[str], worker: Callable[..., None], *arguments: Any) -> N
 
 def work(worker: Callable[..., None], *arguments: Any) -> None:
     """In a worker: what ``python worker.py`` would do."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(SET_PARENT_DEATH_SIGNAL, 0, 0, 0, 0)  # set by torch.multiprocessing
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     Path(f"pid-{os.environ['RANK']}").write_text(str(os.getpid()))

@@ -1,20 +1,27 @@
-"""Signals to the launcher. Real processes, real signals."""
+"""Signals to the launcher, and workers whose launcher is killed. Real processes, real signals."""
 
+import ctypes
+import io
+import json
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fromscratch.planning import bench_worker
+from fromscratch.processes import watchdog, world
 from fromscratch.processes.launcher import launch_measurement
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.training.observers import ProgressLines
 from tests.processes.forked import Command, Fork, agent, fromscratch
-from tests.processes.test_distributed import TIMEOUT, long_run, wait_for_step
+from tests.processes.test_distributed import TIMEOUT, launch, long_run, wait_for_step, workers_of
+from tests.small import SMALL_RUN
+from tests.training.in_saves import in_background
 
 SET_CHILD_SUBREAPER = 36  # of prctl
 MAX_SECONDS = 60.0  # generous: without the fix, workers live for 20 minutes
@@ -122,3 +129,158 @@ def assert_saved(path: Path, reason: str) -> None:
     status = RunDirectory(path).read_status()
     assert status.state == "stopped" and status.reason in (reason, "asked by another process")
     assert [entry.name for entry in (path / "checkpoints").glob("step-*")] == [f"step-{status.step:08}"]
+
+
+@pytest.fixture
+def reaper() -> Iterator[Callable[[int], int]]:
+    """Adopts orphans, and returns the exit code of one."""
+    libc = ctypes.CDLL(None)
+    if not sys.platform.startswith("linux") or libc.prctl(SET_CHILD_SUBREAPER, 1, 0, 0, 0) != 0:
+        pytest.skip("needs Linux to adopt orphans")
+
+    def wait(pid: int) -> int:
+        ended: list[int] = []
+
+        def has_ended() -> bool:
+            found, status = os.waitpid(pid, os.WNOHANG)
+            ended.append(status)
+            return found == pid
+
+        try:
+            wait_until(has_ended)
+        except AssertionError:
+            os.kill(pid, signal.SIGKILL)
+            raise
+        return os.waitstatus_to_exitcode(ended[-1])
+
+    yield wait
+    libc.prctl(SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+
+
+def kill(launcher: Fork) -> None:
+    """Kills the launcher; its workers are orphans at once."""
+    launcher.send(signal.SIGKILL)
+    launcher.wait()
+
+
+def pids_in(folder: Path) -> list[int]:
+    return [int((folder / f"pid-{rank}").read_text()) for rank in range(2)]
+
+
+def start_agent(
+    folder: Path, worker: Callable[..., None], *arguments: str, mark: str = "pid-"
+) -> tuple[Fork, list[int]]:
+    """torchrun and its two workers, when each has written a file that begins with ``mark``."""
+    torchrun = Fork(Command(agent, (["--nproc-per-node=2"], worker, *arguments), folder))
+    wait_until(lambda: all((folder / f"{mark}{rank}").exists() for rank in range(2)))
+    wait_until(lambda: all((folder / f"pid-{rank}").read_text() for rank in range(2)))
+    return torchrun, pids_in(folder)
+
+
+def test_workers_end_when_their_launcher_is_killed_as_they_start(tmp_path: Path, reaper: Callable[[int], int]) -> None:
+    """Python itself has hardly started in them."""
+    long_run(tmp_path)
+    launcher = launch(tmp_path, "small.toml", FROMSCRATCH_TEST=str(tmp_path), FROMSCRATCH_TIMEOUT_SECONDS="600")
+    wait_until(lambda: len(workers_of(str(tmp_path))) == 2)
+    pids = workers_of(str(tmp_path))
+    kill(launcher)
+    assert [reaper(pid) for pid in pids] == [1, 1]
+    assert all(f"error: process {pid} ends, because" in launcher.stderr for pid in pids)
+
+
+def join_without_the_other(*arguments: str) -> None:
+    """Rank 0 waits for rank 1 for ever."""
+    join = vars(world)["session_store"]
+
+    def joining(*timeout: object) -> object:
+        Path(f"joining-{os.environ['RANK']}").touch()
+        if os.environ["RANK"] == "1":
+            time.sleep(3600)
+        return join(*timeout)
+
+    vars(world)["session_store"] = joining
+    fromscratch(*arguments)
+
+
+def test_workers_end_when_torchrun_is_killed_while_they_wait_for_one_another(
+    tmp_path: Path, reaper: Callable[[int], int]
+) -> None:
+    long_run(tmp_path)
+    torchrun, pids = start_agent(tmp_path, join_without_the_other, *TRAIN, mark="joining-")
+    kill(torchrun)
+    assert [reaper(pid) for pid in pids] == [1, 1]
+
+
+def begin_as_orphan(*arguments: str) -> None:
+    """Begins after torchrun has been killed, without the sockets of its agent, as a process that was not forked."""
+    os.closerange(3, 1024)
+    while os.getppid() == int(Path("torchrun").read_text()):
+        time.sleep(0.02)
+    fromscratch(*arguments)
+
+
+def agent_with_orphans(*arguments: str) -> None:
+    Path("torchrun").write_text(str(os.getpid()))
+    agent(["--nproc-per-node=2"], begin_as_orphan, *arguments)
+
+
+def test_workers_end_when_torchrun_was_killed_before_they_looked(tmp_path: Path, reaper: Callable[[int], int]) -> None:
+    long_run(tmp_path)
+    torchrun = Fork(Command(agent_with_orphans, TRAIN, tmp_path))
+    wait_until(lambda: all((tmp_path / f"pid-{rank}").exists() for rank in range(2)))
+    wait_until(lambda: all((tmp_path / f"pid-{rank}").read_text() for rank in range(2)))
+    kill(torchrun)
+    assert [reaper(pid) for pid in pids_in(tmp_path)] == [1, 1]
+
+
+def train_impatiently(*arguments: str) -> None:
+    """A save lasts longer than the watchdog waits for a run to end after the store is gone."""
+    watchdog.MAX_GRACE_SECONDS = 0.2
+    fsync = os.fsync
+
+    def slow(fd: Any) -> None:
+        if in_background():
+            time.sleep(0.4)
+        fsync(fd)
+
+    os.fsync = slow
+    fromscratch(*arguments)
+
+
+def test_training_saves_when_torchrun_is_killed(tmp_path: Path, reaper: Callable[[int], int]) -> None:
+    path = long_run(tmp_path)
+    torchrun, pids = start_agent(tmp_path, train_impatiently, *TRAIN)
+    wait_for_step(path / "metrics.jsonl", 5)
+    kill(torchrun)
+    assert [reaper(pid) for pid in pids] == [1, 1], torchrun.stderr
+    assert_saved(path, "its launcher is gone")
+    assert "is stuck here" not in torchrun.stderr
+
+
+def measure_for_ever(request: dict[str, object]) -> None:
+    """A worker of ``bench``, in a fork of the process that measures."""
+    parent = os.getpid()
+    if os.fork():
+        time.sleep(3600)
+    sys.stdin = io.StringIO(json.dumps(request | {"parent": parent}))
+    Path("pid").write_text(str(os.getpid()))
+    bench_worker.main()
+
+
+def test_a_measurement_ends_when_the_process_that_measures_is_killed(
+    tmp_path: Path, reaper: Callable[[int], int]
+) -> None:
+    request = {
+        "model": {**SMALL_RUN["model"], "vocab_size": 256},
+        "train": {},
+        "case": {"micro_batch": 2, "precision": "fp32"},
+        "device": "cpu",
+        "threads": 1,
+        "steps": 10**9,
+        "max_seconds": 1e9,
+        "as_memory_probe": False,
+    }
+    bench = Fork(Command(measure_for_ever, (request,), tmp_path))
+    wait_until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text())
+    kill(bench)
+    assert reaper(int((tmp_path / "pid").read_text())) == 1

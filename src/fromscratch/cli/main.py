@@ -11,6 +11,7 @@ from fromscratch import __version__
 from fromscratch.cli import bench, chat, data, evaluate, fit, generate, publish, quickstart, runs, train
 from fromscratch.cli.output import printable
 from fromscratch.errors import EXIT_CRASH, FromScratchError
+from fromscratch.processes.parent import watch_launcher
 
 DEBUG_FLAG = "--debug"
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
@@ -62,6 +63,7 @@ def main() -> None:
     """Runs the command line and exits with the documented codes: see ``fromscratch.errors``."""
     arguments = [argument for argument in sys.argv[1:] if argument != DEBUG_FLAG]
     debug = len(arguments) < len(sys.argv) - 1
+    watch_launcher()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # escapes characters that the terminal's encoding lacks
     try:

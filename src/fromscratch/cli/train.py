@@ -19,7 +19,7 @@ from fromscratch.cli.options import (
     QuietFlag,
 )
 from fromscratch.cli.output import note, print_json, print_table
-from fromscratch.errors import EXIT_DONE, EXIT_STOPPED
+from fromscratch.errors import EXIT_CRASH, EXIT_DONE, EXIT_STOPPED
 
 if TYPE_CHECKING:
     from fromscratch.session.placement import Placement
@@ -61,6 +61,7 @@ def train(
     Example: fromscratch train baseline.toml --set train.seed=7 --name baseline-7
     """
     from fromscratch.processes.launcher import is_launched, launch
+    from fromscratch.processes.parent import PARENT
     from fromscratch.processes.restarts import may_restart
     from fromscratch.processes.world import started_rank
     from fromscratch.runs.directory import RunDirectory, check_run_name
@@ -89,6 +90,8 @@ def train(
         report(summary, as_json=as_json)
     if summary.outcome != "done":
         note(f"stopped at step {summary.step} of {summary.num_steps}; the same command continues", quiet=not is_main)
+        if PARENT.is_lost():
+            raise typer.Exit(EXIT_CRASH)
         raise typer.Exit(EXIT_DONE if is_launched() or may_restart() else EXIT_STOPPED)
 
 

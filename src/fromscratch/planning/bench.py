@@ -6,6 +6,7 @@ machine affects all of them equally. The reported figures are medians.
 """
 
 import json
+import os
 import signal
 import statistics
 import subprocess
@@ -159,6 +160,7 @@ def run_worker(
         "steps": steps,
         "max_seconds": min(max_seconds, sys.float_info.max),
         "as_memory_probe": as_memory_probe,
+        "parent": os.getpid(),
     }
     done = subprocess.run(WORKER, input=json.dumps(request), capture_output=True, text=True, check=False)
     if done.returncode != 0:

@@ -24,6 +24,7 @@ from fromscratch.machine.precision import Precision
 from fromscratch.models.factory import build_empty, initialise
 from fromscratch.optim.composite import as_composite
 from fromscratch.planning.bench import OUT_OF_MEMORY, REFERENCE, Case
+from fromscratch.processes.parent import PARENT
 from fromscratch.training.held_out import TokenSlice
 from fromscratch.training.next_token import NextToken
 from fromscratch.training.objective import Objective, Runtime
@@ -127,5 +128,12 @@ def run_request(request: dict[str, Any]) -> dict[str, Any]:
         return {"error": OUT_OF_MEMORY, "step_seconds": [], "first_step_seconds": None, "peak_memory_bytes": 0}
 
 
+def main() -> None:
+    """Reads a request from stdin and prints its result. Ends where the process that measures is gone."""
+    request = json.load(sys.stdin)
+    PARENT.start(request["parent"])
+    print(json.dumps(run_request(request)))
+
+
 if __name__ == "__main__":
-    print(json.dumps(run_request(json.load(sys.stdin))))
+    main()

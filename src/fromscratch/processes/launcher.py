@@ -13,11 +13,11 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
 from fromscratch.errors import EXIT_CRASH, EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, DataError, FromScratchError
+from fromscratch.processes.parent import LAUNCHED_VARIABLE
 from fromscratch.processes.stopping import SIGNALS, stop_signals
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.states import RunState
 
-LAUNCHED_VARIABLE = "FROMSCRATCH_LAUNCHED"
 EXIT_CODES = {RunState.DONE: EXIT_DONE, RunState.STOPPED: EXIT_STOPPED, RunState.DIVERGED: EXIT_DIVERGED}
 
 
@@ -63,7 +63,7 @@ def launch_measurement(arguments: list[str], *, processes: int) -> int:
 
 
 def _start(arguments: list[str], processes: int) -> None:
-    os.environ[LAUNCHED_VARIABLE] = "1"
+    os.environ[LAUNCHED_VARIABLE] = str(os.getpid())
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     options = [
         "--standalone",

@@ -27,6 +27,7 @@ import torch.distributed as dist
 from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]
 
 from fromscratch.errors import EXIT_CRASH, FromScratchError
+from fromscratch.processes.parent import PARENT
 from fromscratch.processes.world import World, timeout_seconds
 
 HEARTBEAT_SECONDS = 1.0
@@ -119,6 +120,8 @@ class Watchdog:
             except (RuntimeError, ValueError):
                 reason = "the store that all ranks share is gone, with the machine that hosted it"
             if reason and not self._stopped.wait(min(MAX_GRACE_SECONDS, self._timeout / 2)):
+                if PARENT.is_lost():
+                    return  # with the launcher's store; the parent watch gives this rank time to save, and ends it
                 self._force_exit(reason)
 
     def _check(self) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from fromscratch.config.train import ClipByNorm
 from fromscratch.errors import DivergedError, FromScratchError, UsageError
+from fromscratch.processes.parent import PARENT
 from fromscratch.processes.stopping import StopRequest
 from fromscratch.processes.watchdog import watchdog
 from fromscratch.processes.world import World, joined_world
@@ -81,7 +82,10 @@ def run_training(
         try:
             training = prepare_training(plan, run, placement, world, observers=observers, stop=stop)
             stuck = partial(_record_end, run, plan, training, RunState.FAILED)
-            with watchdog(world, run.path, stuck if world.is_main else lambda _reason: None):
+            with (
+                watchdog(world, run.path, stuck if world.is_main else lambda _reason: None),
+                PARENT.saving_first(stop.request),
+            ):
                 outcome = train(training, stop_after=stop_after)
         except BaseException as error:
             if world.is_main and not isinstance(error, UsageError):

@@ -1,7 +1,5 @@
 """The ``fromscratch`` command: its subcommands and its error handling."""
 
-import io
-import os
 import sys
 from typing import Annotated
 
@@ -9,7 +7,7 @@ import typer
 
 from fromscratch import __version__
 from fromscratch.cli import bench, chat, data, evaluate, fit, generate, publish, quickstart, runs, train
-from fromscratch.cli.output import printable
+from fromscratch.cli.output import printable, protect_standard_streams
 from fromscratch.errors import EXIT_CRASH, FromScratchError
 from fromscratch.processes.parent import watch_launcher
 
@@ -63,19 +61,17 @@ def main() -> None:
     """Runs the command line and exits with the documented codes: see ``fromscratch.errors``."""
     arguments = [argument for argument in sys.argv[1:] if argument != DEBUG_FLAG]
     debug = len(arguments) < len(sys.argv) - 1
+    protect_standard_streams()
     watch_launcher()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # escapes characters that the terminal's encoding lacks
     try:
         try:
             app(arguments, prog_name="fromscratch")
         finally:
-            sys.stdout.flush()  # raises BrokenPipeError here, not during shutdown
+            sys.stdout.flush()  # raises an error here, not during shutdown
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # avoids a second error during shutdown
-        sys.exit(EXIT_CRASH)
+        sys.exit(EXIT_CRASH)  # nobody reads text that appears token by token
     except Exception as error:
         if debug:
             raise

@@ -1,5 +1,7 @@
 """Prints results as tables or JSON on stdout, and everything else on stderr."""
 
+import errno
+import io
 import json
 import os
 import shutil
@@ -9,6 +11,51 @@ from datetime import datetime
 from typing import Any
 
 import typer
+
+
+class DroppingFile(io.FileIO):
+    """Stdout or stderr. Drops what nobody can read any more, because that must not fail a run."""
+
+    def __init__(self, descriptor: int, dropped_errors: frozenset[int]) -> None:
+        super().__init__(descriptor, "w", closefd=False)
+        self._dropped_errors = dropped_errors
+        self.has_dropped = False
+
+    def write(self, data: Any, /) -> int:
+        """Writes the bytes; after an error of ``dropped_errors``, returns as if it had."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in self._dropped_errors:
+                raise
+            self.has_dropped = True
+            return memoryview(data).nbytes
+
+
+def protect_standard_streams() -> None:
+    """Lets the program run on where stdout or stderr is closed, at its start or later.
+
+    A pipe whose reader has ended gives EPIPE, and a closed terminal gives EIO. Stderr, a log, may also be on a full
+    disk, but results on stdout must not be lost unnoticed there.
+    """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass  # otherwise a file of the run would be opened as 1 or 2, and get what libraries print
+    os.close(descriptor)
+    if sys.stdout is sys.__stdout__:
+        sys.stdout = _open_stream(sys.stdout, 1, frozenset({errno.EPIPE, errno.EIO}))
+    if sys.stderr is sys.__stderr__:
+        sys.stderr = _open_stream(sys.stderr, 2, frozenset(errno.errorcode))
+
+
+def _open_stream(stream: Any, descriptor: int, dropped_errors: frozenset[int]) -> io.TextIOWrapper:
+    file, unbuffered = DroppingFile(descriptor, dropped_errors), stream is not None and stream.write_through
+    return io.TextIOWrapper(
+        file if unbuffered else io.BufferedWriter(file),
+        encoding=stream.encoding if stream else "utf-8",
+        errors="backslashreplace",  # escapes characters that the terminal's encoding lacks
+        line_buffering=stream is None or stream.line_buffering,
+        write_through=unbuffered,
+    )
 
 
 def print_json(value: Any) -> None:
@@ -74,6 +121,14 @@ def note(message: str, *, quiet: bool = False) -> None:
 
 
 def write_now(text: str) -> None:
-    """Writes text on stdout and flushes it, for output that appears token by token."""
+    """Writes text on stdout and flushes it, for output that appears token by token.
+
+    Raises:
+        BrokenPipeError: nobody reads it.
+    """
     sys.stdout.write(text)
     sys.stdout.flush()
+    buffer = getattr(sys.stdout, "buffer", None)
+    file = getattr(buffer, "raw", buffer)
+    if isinstance(file, DroppingFile) and file.has_dropped:
+        raise BrokenPipeError

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 
 from fromscratch.planning import bench_worker
 from fromscratch.processes import watchdog, world
@@ -28,7 +29,7 @@ MAX_SECONDS = 60.0  # generous: without the fix, workers live for 20 minutes
 TRAIN = ("train", "small.toml", "--device", "cpu")
 WORKER = """\
 #!/bin/sh
-trap 'sleep 1; echo hangup > end-$RANK; exit 0' HUP
+trap 'touch saving-$RANK; while [ ! -e go-on ]; do sleep 0.05; done; echo hangup > end-$RANK; exit 0' HUP
 trap 'echo terminated > end-$RANK; exit 0' TERM
 echo $$ > started-$RANK.tmp
 mv started-$RANK.tmp started-$RANK
@@ -47,6 +48,13 @@ def launch_shells(hangup: signal.Handlers) -> None:
     """The launcher of ``--processes 2``; its workers are shells that write down which signal ends them."""
     signal.signal(signal.SIGHUP, hangup)
     sys.executable = str(Path("worker").resolve())
+    monitor = LocalElasticAgent._monitor_workers
+
+    def monitored(*arguments: Any) -> Any:
+        Path("monitored").touch()  # a signal before this ends the launcher alone
+        return monitor(*arguments)
+
+    LocalElasticAgent._monitor_workers = monitored  # type: ignore[method-assign]
     sys.exit(launch_measurement([], processes=2))
 
 
@@ -57,6 +65,7 @@ def start_shells(tmp_path: Path) -> Callable[[signal.Handlers], Fork]:
         (tmp_path / "worker").chmod(0o755)
         launcher = Fork(Command(launch_shells, (hangup,), tmp_path))
         wait_until(lambda: all((tmp_path / f"started-{rank}").exists() for rank in range(2)))
+        wait_until((tmp_path / "monitored").exists)
         return launcher
 
     return start
@@ -72,8 +81,9 @@ def test_a_hangup_of_the_launcher_stops_its_workers_however_often_it_comes(
     """A terminal that closes sends SIGHUP twice; the launcher still waits for the workers."""
     launcher = start_shells(signal.SIG_DFL)
     launcher.send(signal.SIGHUP)
-    time.sleep(0.3)
+    wait_until(lambda: all((tmp_path / f"saving-{rank}").exists() for rank in range(2)))
     launcher.send(signal.SIGHUP)
+    (tmp_path / "go-on").touch()
     assert launcher.wait() == 128 + signal.SIGHUP, launcher.stderr
     assert ends(tmp_path) == ["hangup", "hangup"]
 
@@ -188,8 +198,14 @@ def test_workers_end_when_their_launcher_is_killed_as_they_start(tmp_path: Path,
     assert all(f"error: process {pid} ends, because" in launcher.stderr for pid in pids)
 
 
+def close_inherited_sockets() -> None:
+    """A forked worker holds sockets of the agent's store, which would then outlive the agent. ``exec`` closes them."""
+    os.closerange(3, 1024)
+
+
 def join_without_the_other(*arguments: str) -> None:
     """Rank 0 waits for rank 1 for ever."""
+    close_inherited_sockets()
     join = vars(world)["session_store"]
 
     def joining(*timeout: object) -> object:
@@ -212,8 +228,8 @@ def test_workers_end_when_torchrun_is_killed_while_they_wait_for_one_another(
 
 
 def begin_as_orphan(*arguments: str) -> None:
-    """Begins after torchrun has been killed, without the sockets of its agent, as a process that was not forked."""
-    os.closerange(3, 1024)
+    """Begins after torchrun has been killed."""
+    close_inherited_sockets()
     while os.getppid() == int(Path("torchrun").read_text()):
         time.sleep(0.02)
     fromscratch(*arguments)
@@ -235,7 +251,8 @@ def test_workers_end_when_torchrun_was_killed_before_they_looked(tmp_path: Path,
 
 def train_impatiently(*arguments: str) -> None:
     """A save lasts longer than the watchdog waits for a run to end after the store is gone."""
-    watchdog.MAX_GRACE_SECONDS = 0.2
+    close_inherited_sockets()
+    watchdog.MAX_GRACE_SECONDS = 1.0
     fsync = os.fsync
 
     def slow(fd: Any) -> None:

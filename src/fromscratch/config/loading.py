@@ -125,6 +125,18 @@ def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def differences(old: Any, new: Any, key: str = "") -> list[str]:
+    """Returns ``key: old -> new`` for every value that differs."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = dict.fromkeys([*old, *new])
+        return [
+            line
+            for name in keys
+            for line in differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+        ]
+    return [] if old == new else [f"{key}: {old!r} -> {new!r}"]
+
+
 def _as_tables(old: Any, new: Any) -> tuple[Any, Any]:
     """Turns two values of a slot into tables if one is the short form ``"kind"``.
 

@@ -46,7 +46,7 @@ def list_runs(runs_dir: RunsDir = Path("runs"), as_json: JsonFlag = False) -> No
 
 @app.command(name="show")
 def show_run(run: RunArgument, runs_dir: RunsDir = Path("runs"), as_json: JsonFlag = False) -> None:
-    """Show one run: state, config and the steps it was used for, machine, checkpoints, evaluations, events, steps by outcome.
+    """Show one run: state, config by steps, machine, checkpoints, evaluations, events, steps by outcome.
 
     Only the sizes of checkpoint files are checked; 'fromscratch runs verify' reads every byte.
 

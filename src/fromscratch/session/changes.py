@@ -20,7 +20,7 @@ from fromscratch.runs.states import Event
 from fromscratch.session.plan import PlannedRun
 from fromscratch.training.observers import SilentObserver
 
-STORE = "data.store"
+STORES = ("data.store", "eval.store")
 HARD_KEYS = ("train.optimizer.kind", "train.start_from")
 
 
@@ -34,6 +34,9 @@ class SessionConfig:
     """The allowed changes: ``key: old -> new``."""
     identities: list[dict[str, Any]] = field(default_factory=list)
     """Further identities that the run's checkpoints may have."""
+
+
+NO_CHANGES = SessionConfig()
 
 
 class ConfigRecorder(SilentObserver):
@@ -63,6 +66,8 @@ def accept_changes(plan: PlannedRun, run: RunDirectory, allowed: Sequence[str]) 
     recorded = read_run_config(run.config)
     saved, wanted = recorded.to_plain(), plan.config.to_plain()
     wanted["data"]["store"] = saved["data"]["store"]  # the path may change; the identity holds the content
+    if checkpoints_in(run.checkpoints):  # their manifests hold the identity
+        _copy_paths(saved, wanted)
     old, new = recorded.model.weight_settings(), plan.config.model.weight_settings()
     weights = [f"model.{key}" for key in {**old, **new} if old.get(key) != new.get(key)]
     for key in allowed:
@@ -76,18 +81,32 @@ def accept_changes(plan: PlannedRun, run: RunDirectory, allowed: Sequence[str]) 
             "give another --name, or --fresh to start again (the old run is renamed), or --allow-change KEY to "
             "continue with the new value of a key that no tensor's shape depends on"
         )
-    identities = [plan.identity_of(recorded)]
-    if any(_covers(key, STORE) for key in allowed):
+    identities = plan.identities_of(recorded)
+    is_other_store = any(_covers(key, store) for key in allowed for store in STORES)
+    if is_other_store:
         identities += _identities_of_checkpoints(plan, run)
+    if not changes and not is_other_store:
+        return SessionConfig(saved)
     if all(identity in accepted_identities(plan, run) for identity in identities):
-        return SessionConfig(plan.config.to_plain() if changes else saved)
-    return SessionConfig(plan.config.to_plain(), changes or [f"{STORE}: another content"], identities)
+        return SessionConfig(plan.config.to_plain())
+    return SessionConfig(plan.config.to_plain(), changes or ["another content of a store"], identities)
 
 
 def accepted_identities(plan: PlannedRun, run: RunDirectory) -> list[dict[str, Any]]:
     """Returns the identities that a checkpoint may have: the current one, and those before allowed changes."""
     changes = (record for record in read_records(run.events) if record.get("event") == Event.CONFIG_CHANGED)
-    return [plan.identity, *(identity for record in changes for identity in record.get("identities") or [])]
+    return [
+        *plan.identities_of(plan.config),
+        *(identity for record in changes for identity in record.get("identities") or []),
+    ]
+
+
+def _copy_paths(saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Copies the other paths that may change: the held-out store's and the parent's."""
+    if "store" in saved["eval"] and "store" in wanted["eval"]:
+        wanted["eval"]["store"] = saved["eval"]["store"]
+    if "start_from" in saved["train"] and "start_from" in wanted["train"]:
+        wanted["train"]["start_from"]["model"] = saved["train"]["start_from"]["model"]
 
 
 def _check_soft(key: str, hard_keys: Sequence[str], *configs: dict[str, Any]) -> None:

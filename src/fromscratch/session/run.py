@@ -17,7 +17,7 @@ from fromscratch.runs.charts import draw_charts
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import read_records
 from fromscratch.runs.states import Event, RunState
-from fromscratch.session.changes import ConfigRecorder, SessionConfig
+from fromscratch.session.changes import NO_CHANGES, ConfigRecorder, SessionConfig
 from fromscratch.session.placement import Placement
 from fromscratch.session.plan import PlannedRun
 from fromscratch.session.samples import SamplesFile
@@ -113,7 +113,7 @@ def _locked_by_main(
 
     Only the main process has the config.
     """
-    run, session = RunDirectory(path), SessionConfig()
+    run, session = RunDirectory(path), NO_CHANGES
     with ExitStack() as stack:
         with world.main_first():
             if world.is_main:

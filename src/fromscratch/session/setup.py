@@ -22,7 +22,7 @@ from fromscratch.processes.world import World
 from fromscratch.runs.directory import RunDirectory, check_run_name
 from fromscratch.runs.retention import newest_valid, recover_leftovers, repair_links, step_of, wrong_links
 from fromscratch.runs.states import Event
-from fromscratch.session.changes import SessionConfig, accept_changes, accepted_identities
+from fromscratch.session.changes import NO_CHANGES, SessionConfig, accept_changes, accepted_identities
 from fromscratch.session.disk import plan_disk
 from fromscratch.session.parent import set_first_weights
 from fromscratch.session.placement import Placement
@@ -79,7 +79,7 @@ def prepare_training(
     *,
     observers: list[Observer],
     stop: StopRequest | None = None,
-    session: SessionConfig = SessionConfig(),
+    session: SessionConfig = NO_CHANGES,
 ) -> Training:
     """Prepares model, optimiser and data on the device, from the newest valid checkpoint or step 0.
 
@@ -182,8 +182,8 @@ def _checkpoint_to_resume(plan: PlannedRun, journal: Journal, session: SessionCo
     accepted = [*accepted_identities(plan, run), *session.identities]
     if {key: manifest.get(key) for key in plan.identity} not in accepted:
         raise DataError(
-            f"{checkpoint}: belongs to another run (the content of store {plan.store.path} or the seed differs); "
-            "use the store of that run, or --fresh to start again"
+            f"{checkpoint}: belongs to another run (the content of store {plan.store.path}, of [eval] store or of "
+            "train.start_from, or the seed differs); use those of that run, or --fresh to start again"
         )
     repair_links(run.checkpoints, latest=checkpoint, best_step=read_state(checkpoint).best_step)
     return checkpoint.name

@@ -12,6 +12,7 @@ EXIT_USAGE = 2
 EXIT_DATA = 3
 EXIT_DIVERGED = 4
 EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again later, which here means: resume
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it: Ctrl-C ended the command at once; nothing was saved
 
 
 class FromScratchError(Exception):

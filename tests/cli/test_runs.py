@@ -70,7 +70,9 @@ def test_list(world: Path) -> None:
     assert done["best_step"] == 20 and 2 < done["best_loss"] < done["loss"] + 1 < 8
     assert done["size_bytes"] == sum(p.lstat().st_size for p in Path("runs/whole").rglob("*") if not p.is_dir())
     assert done["checkpoints"] == 2 and done["updated_at"] >= done["began_at"] and done["began_at"].endswith("+00:00")
+    assert done["best_measure"] == "at most 320 tokens of split 'validation'"
     lines = run_command("runs", "list").out.splitlines()
+    assert f"{done['best_loss']:.4f} at 20 (320 held out)" in lines[2]
     assert lines[0].split() == ["run", "state", "step", "done", "loss", "best", "size", "updated"]
     assert lines[1].startswith("half   stopped  7 of 20   35%") and len(lines) == 3
 
@@ -127,6 +129,8 @@ def test_show(world: Path) -> None:
     shown = asked("show", "whole")
     assert shown["config"]["train.clip"] == {"kind": "norm"} and shown["config"]["model.num_layers"] == 2
     assert "train.seed" not in shown["config"]
+    of_slice = f"{shown['best_loss']:.4f} at 20 (at most 320 tokens of split 'validation')"
+    assert of_slice in run_command("runs", "show", "whole").out
     assert [(c["step"], c["valid"], c["latest"]) for c in shown["checkpoints"]] == [(15, True, False), (20, True, True)]
     assert shown["events"]["checkpoint"] == 4 and shown["machine"]["device"] == "cpu"
     assert sum(shown["outcomes"].values()) == 20 and shown["clipped"] == shown["outcomes"]["clipped"] > 0

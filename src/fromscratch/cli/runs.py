@@ -12,6 +12,7 @@ from fromscratch.errors import EXIT_DATA
 from fromscratch.files import readable_bytes
 
 if TYPE_CHECKING:
+    from fromscratch.config.run import RunConfig
     from fromscratch.runs.cleaning import Removal
     from fromscratch.runs.details import CheckpointInfo, Details
     from fromscratch.runs.directory import RunDirectory
@@ -28,20 +29,22 @@ RunsDir = Annotated[Path, typer.Option(help="Folder of runs.")]
 def list_runs(runs_dir: RunsDir = Path("runs"), as_json: JsonFlag = False) -> None:
     """List all runs with their state, progress and losses.
 
-    A run that was killed is shown as interrupted; the same train command resumes it.
+    A run that was killed is shown as interrupted; the same train command resumes it. The best loss is that of the
+    best checkpoint. The brackets hold the maximum number of held-out tokens that it was measured on ([eval] tokens);
+    'eval loss' takes the whole split, so its result differs.
 
     Example: fromscratch runs list --runs-dir runs
     """
     from fromscratch.runs.overview import overview, runs_in
 
-    found = [overview(run) for run in runs_in(runs_dir)]
+    found = [(overview(run), run) for run in runs_in(runs_dir)]
     if as_json:
-        print_json([asdict(one) for one in found])
+        print_json([asdict(one) | {"best_measure": _best_measure(run)} for one, run in found])
     elif not found:
         note(f"no runs in {runs_dir}")
     else:
         heads = ("run", "state", "step", "done", "loss", "best", "size", "updated")
-        print_columns(heads, [_row(one) for one in found])
+        print_columns(heads, [_row(one, _held_out_tokens(run)) for one, run in found])
 
 
 @app.command(name="show")
@@ -59,9 +62,17 @@ def show_run(run: RunArgument, runs_dir: RunsDir = Path("runs"), as_json: JsonFl
     sessions = _config_by_steps(directory, details.overview.step)
     if as_json:
         values = asdict(details)
-        print_json({**values.pop("overview"), "config": config, "config_by_steps": sessions, **values})
+        print_json(
+            {
+                **values.pop("overview"),
+                "best_measure": _best_measure(directory),
+                "config": config,
+                "config_by_steps": sessions,
+                **values,
+            }
+        )
     else:
-        _print_details(details, config, sessions)
+        _print_details(details, _best_measure(directory), config, sessions)
 
 
 @app.command()
@@ -204,14 +215,37 @@ def _config_by_steps(run: "RunDirectory", last_step: int | None) -> list[dict[st
     return found
 
 
-def _row(one: "Overview") -> tuple[str, ...]:
+def _config_of(run: "RunDirectory") -> "RunConfig | None":
+    from fromscratch.config.loading import read_run_config
+    from fromscratch.errors import UsageError
+
+    try:
+        return read_run_config(run.config)
+    except UsageError:
+        return None
+
+
+def _best_measure(run: "RunDirectory") -> str | None:
+    """The tokens that the best loss was measured on; None if the config cannot be read."""
+    config = _config_of(run)
+    return config and config.best_measure
+
+
+def _held_out_tokens(run: "RunDirectory") -> str:
+    config = _config_of(run)
+    if config is None:
+        return ""
+    return f" ({config.eval.tokens:,} held out)" if config.train.evaluate_every else " (training)"
+
+
+def _row(one: "Overview", measured_on: str) -> tuple[str, ...]:
     return (
         printable(one.name),
         one.state,
         f"{_or_dash(one.step)} of {_or_dash(one.num_steps)}",
         _or_dash(one.progress, ".0%"),
         _or_dash(one.loss, ".4f"),
-        "-" if one.best_loss is None else f"{one.best_loss:.4f} at {show(one.best_step)}",
+        "-" if one.best_loss is None else f"{one.best_loss:.4f} at {show(one.best_step)}{measured_on}",
         readable_bytes(one.size_bytes),
         local_time(one.updated_at),
     )
@@ -221,16 +255,18 @@ def _or_dash(value: float | None, form: str = ",") -> str:
     return "-" if value is None else f"{value:{form}}"
 
 
-def _print_details(details: "Details", config: dict[str, Any], sessions: list[dict[str, Any]]) -> None:
+def _print_details(
+    details: "Details", best_measure: str | None, config: dict[str, Any], sessions: list[dict[str, Any]]
+) -> None:
     one = details.overview
-    _, state, step, done, loss, best, size, updated = _row(one)
+    _, state, step, done, loss, best, size, updated = _row(one, "")
     print_table(
         [
             ("run", printable(one.path)),
             ("state", f"{state} ({printable(one.reason)})" if one.reason else state),
             ("step", f"{step}, {done}"),
             ("training loss", loss),
-            ("best loss", best),
+            ("best loss", f"{best} ({show(best_measure)})"),
             ("size", size),
             ("started", local_time(one.began_at)),
             ("updated", updated),

@@ -70,6 +70,15 @@ class RunConfig(Table):
         data = self.data.model_copy(update={"tokens": tokens})
         return self.model_copy(update={"model": model, "data": data})
 
+    @property
+    def best_measure(self) -> str:
+        """The tokens that a run's best loss is measured on."""
+        if not self.train.evaluate_every:
+            return "training tokens since the previous checkpoint"
+        store = f" of {self.eval.store}" if self.eval.store else ""
+        start = f", from token {self.eval.start:,}" if self.eval.start else ""
+        return f"at most {self.eval.tokens:,} tokens of split '{self.eval.split}'{store}{start}"
+
     def to_plain(self) -> dict[str, Any]:
         """Returns nested dictionaries with every default, without keys that are None."""
         return self.model_dump(mode="json", exclude_none=True)

@@ -15,6 +15,7 @@ from fromscratch.processes.watchdog import watchdog
 from fromscratch.processes.world import World, joined_world
 from fromscratch.runs.charts import draw_charts
 from fromscratch.runs.directory import RunDirectory
+from fromscratch.runs.overview import lowest_evaluation
 from fromscratch.runs.records import read_records
 from fromscratch.runs.states import Event, RunState
 from fromscratch.session.changes import NO_CHANGES, ConfigRecorder, SessionConfig
@@ -34,6 +35,8 @@ class RunSummary:
     """``done`` or ``stopped``."""
     run: str
     parameters: int
+    first_step: int
+    """Steps taken before this session."""
     step: int
     num_steps: int
     tokens: int
@@ -46,9 +49,12 @@ class RunSummary:
     final_loss: float | None
     """Mean training loss of the last fiftieth of the steps."""
     best_loss: float | None
+    """Loss of the best checkpoint; if there is none, the lowest held-out loss on record."""
     best_step: int | None
     best_is_held_out: bool
     """Whether the best loss is a held-out loss; if not, it is the mean training loss before a checkpoint."""
+    best_measure: str
+    """The tokens that the best loss was measured on."""
     outcomes: dict[str, int]
     """Number of steps by outcome: normal, clipped, one of the non-finite ones, or spike."""
 
@@ -84,10 +90,11 @@ def run_training(
         training, is_over = None, False
         try:
             training = prepare_training(plan, run, placement, world, observers=observers, stop=stop, session=session)
+            first_step = training.state.step
             is_over = world.broadcast(world.is_main and _takes_no_step(training, stop_after))
             if is_over:
                 outcome = RunState.DONE if training.state.step == training.num_steps else RunState.STOPPED
-                return summarise(plan, training, outcome, placement)
+                return summarise(plan, training, outcome, placement, first_step=first_step)
             if world.is_main:
                 record_session(plan, run, placement)
             stuck = partial(_record_end, run, plan, training, RunState.FAILED)
@@ -102,7 +109,7 @@ def run_training(
                 clip = plan.config.train.clip
                 with suppress(OSError):  # a full disk must not fail the run
                     draw_charts(run, clip_norm=clip.max_norm if isinstance(clip, ClipByNorm) else None)
-        return summarise(plan, training, outcome, placement)
+        return summarise(plan, training, outcome, placement, first_step=first_step)
 
 
 @contextmanager
@@ -136,7 +143,9 @@ def _takes_no_step(training: Training, stop_after: int | None) -> bool:
     return is_stopped or (status.state == RunState.DONE and state.step == training.num_steps)
 
 
-def summarise(plan: PlannedRun, training: Training, outcome: str, placement: Placement) -> RunSummary:
+def summarise(
+    plan: PlannedRun, training: Training, outcome: str, placement: Placement, *, first_step: int
+) -> RunSummary:
     """Summarises a run from its state and its records."""
     state = training.state
     tokens = state.step * training.tokens_per_step
@@ -144,10 +153,14 @@ def summarise(plan: PlannedRun, training: Training, outcome: str, placement: Pla
     peak = placement.hardware.peak_flops(plan.config.train.precision)
     run = training.journal.run
     records = list(read_records(run.metrics))
+    best_loss, best_step = state.best_loss, state.best_step
+    if best_loss is None:
+        best_loss, best_step = lowest_evaluation(run, state.step)
     return RunSummary(
         outcome=outcome,
         run=str(run.path),
         parameters=plan.costs.parameters,
+        first_step=first_step,
         step=state.step,
         num_steps=training.num_steps,
         tokens=tokens,
@@ -156,9 +169,10 @@ def summarise(plan: PlannedRun, training: Training, outcome: str, placement: Pla
         mfu=speed * plan.costs.training_flops_per_token / (peak * placement.world_size) if speed and peak else None,
         peak_memory_bytes=placement.hardware.peak_memory_bytes(),
         final_loss=_mean_of_last(records),
-        best_loss=state.best_loss,
-        best_step=state.best_step,
+        best_loss=best_loss,
+        best_step=best_step,
         best_is_held_out=training.evaluate is not None,
+        best_measure=plan.config.best_measure,
         outcomes=dict(Counter(str(record.get("outcome")) for record in records)),
     )
 

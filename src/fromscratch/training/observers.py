@@ -70,6 +70,11 @@ def describe_event(event: Event, facts: dict[str, Any]) -> str:
     return EVENT_LINES.get(event, "").format(**facts)
 
 
+def describe_start(step: int, num_steps: int) -> str:
+    """One line for the terminal: where a run begins or continues."""
+    return f"continuing at step {step} of {num_steps}" if step else f"training: step 0 of {num_steps}"
+
+
 class ProgressBar(SilentObserver):
     """A progress bar with loss, tokens/s and time left, for a terminal."""
 
@@ -84,6 +89,8 @@ class ProgressBar(SilentObserver):
         )
 
     def begin(self, *, step: int, num_steps: int) -> None:
+        if step:
+            self._bar.console.print(describe_start(step, num_steps), markup=False, highlight=False)
         self._bar.start()
         self._task = self._bar.add_task("training", total=num_steps, completed=step, loss="-", speed="-")
 
@@ -109,7 +116,7 @@ class ProgressLines(SilentObserver):
 
     def begin(self, *, step: int, num_steps: int) -> None:
         self._num_steps = num_steps
-        self._print(f"training: step {step} of {num_steps}")
+        self._print(describe_start(step, num_steps))
 
     def on_step(self, record: dict[str, Any]) -> None:
         if time.monotonic() - self._printed_at >= SECONDS_BETWEEN_LINES:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from fromscratch import errors
+from fromscratch.training.observers import ProgressBar, ProgressLines
 from tests.command import refused, run_command
 from tests.conftest import REPOSITORY
 from tests.small import SMALL_RUN, make_store, write_run_file
@@ -188,6 +189,17 @@ def test_after_stop_after_another_command_continues(trained: Path) -> None:
     resumed = run_command(*arguments)
     assert resumed.code == 0 and resumed.err.count("continuing at step 7 of 20") == 1
     assert json.loads(resumed.out)["first_step"] == 7 and "no step was taken" not in resumed.err
+
+
+@pytest.mark.parametrize("kind", [ProgressBar, ProgressLines])
+def test_every_terminal_shows_where_a_run_continues(
+    capsys: pytest.CaptureFixture[str], kind: type[ProgressBar | ProgressLines]
+) -> None:
+    for step in (0, 7):
+        observer = kind()
+        observer.begin(step=step, num_steps=20)
+        observer.end()
+        assert ("continuing at step 7 of 20" in capsys.readouterr().err) is (step == 7)
 
 
 def test_a_finished_run_says_so(trained: Path) -> None:

@@ -228,7 +228,7 @@ def _config_of(run: "RunDirectory") -> "RunConfig | None":
 def _best_measure(run: "RunDirectory") -> str | None:
     """The tokens that the best loss was measured on; None if the config cannot be read."""
     config = _config_of(run)
-    return config and config.best_measure
+    return None if config is None else config.best_measure
 
 
 def _held_out_tokens(run: "RunDirectory") -> str:

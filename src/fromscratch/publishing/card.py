@@ -33,7 +33,7 @@ class CardFacts:
 def write_card(folder: Path, loaded: LoadedModel, facts: CardFacts, format_name: str) -> None:
     """Writes ``README.md``, and beside it the loss curve where the run has one."""
     run = loaded.run
-    sections = "" if run is None else _sections(folder, run)
+    sections = "" if run is None else _sections(folder, run, step=loaded.step or 0)
     datasets = _datasets(run)
     text = TEMPLATE.read_text("utf-8").format(
         title=facts.title or loaded.name,
@@ -77,7 +77,7 @@ def _loading(name: str, format_name: str) -> str:
     )
 
 
-def _sections(folder: Path, run: RunDirectory) -> str:
+def _sections(folder: Path, run: RunDirectory, *, step: int) -> str:
     parts = []
     picture = run.charts / PICTURE
     if picture.is_file():
@@ -93,7 +93,7 @@ def _sections(folder: Path, run: RunDirectory) -> str:
             "| split | " + " | ".join(SHOWN_FACTS).replace("_", " ") + " |\n" + "|---" * (len(SHOWN_FACTS) + 1) + "|\n"
         )
         parts.append("## Evaluations\n\n" + head + "\n".join(rows) + "\n")
-    config = read_toml(run.config)
+    config = read_toml(run.config_at(step))
     machine = _read(run.machine)
     if machine:
         shown = {key: machine.get(key) for key in ("device_name", "world_size", "torch") if machine.get(key)}

@@ -52,18 +52,18 @@ def generate_batch(
     vocab_size: int | None = None,
     decoder: DecoderMaker = CachedDecoder,
 ) -> Rows:
-    """The new id of every text, step by step; None for a text that has ended.
+    """Yields the new id of every text, step by step; None for a text that has ended.
 
-    A text ends with the end-of-text id, which is not yielded, or when whoever reads sends its number
-    (``rows.send([number])``); all end after ``max_new_tokens``. An empty prompt starts a new document.
+    A text ends with the end-of-text id, which is not yielded, or when the consumer sends its number
+    (``rows.send([number])``). All end after ``max_new_tokens``. An empty prompt starts a new document.
     The model sees the last ``context_length`` tokens at most (see ``decoders.window_start``).
 
-    Text ``i`` has a generator of its own, named by the seed and ``i``, and chooses on the CPU: the
-    same seed gives the same text whatever else draws random numbers, and however many texts follow.
+    Text ``i`` has its own random generator, named by the seed and ``i``, on the CPU. The same seed gives the
+    same text, whatever else draws random numbers and however many texts follow.
 
     Args:
-        vocab_size: ids the tokenizer knows; a model padded beyond it never speaks the others.
-        decoder: how scores are computed.
+        vocab_size: ids the tokenizer knows; other ids of a padded model are never chosen.
+        decoder: computes the logits.
     """
     was_training = model.training
     model.eval()
@@ -98,7 +98,7 @@ def _steps(
 
 
 class _Choice:
-    """Chooses the next id of every text, each with its own random numbers."""
+    """Chooses the next id of every text, each from its own random generator."""
 
     def __init__(self, sampling: Sampling, seed: int, num_texts: int) -> None:
         self._sampling = sampling

@@ -14,29 +14,9 @@ DecoderMaker = Callable[..., Decoder]
 Rows = Generator[list[int | None], list[int] | None, None]
 
 
-def generate_tokens(
-    model: Any,
-    prompt: Sequence[int],
-    *,
-    max_new_tokens: int,
-    sampling: Sampling,
-    seed: int,
-    end_of_text: int,
-    vocab_size: int | None = None,
-    decoder: DecoderMaker = CachedDecoder,
-) -> Iterator[int]:
-    """New ids of one text: ``generate_batch`` with a batch of one."""
-    rows = generate_batch(
-        model,
-        [prompt],
-        max_new_tokens=max_new_tokens,
-        sampling=sampling,
-        seed=seed,
-        end_of_text=end_of_text,
-        vocab_size=vocab_size,
-        decoder=decoder,
-    )
-    for (token,) in rows:
+def generate_tokens(model: Any, prompt: Sequence[int], **options: Any) -> Iterator[int]:
+    """Yields the new ids of one text: ``generate_batch`` with a batch of one, and its options."""
+    for (token,) in generate_batch(model, [prompt], **options):
         if token is not None:
             yield token
 
@@ -116,7 +96,7 @@ class _Choice:
             )
         if self._sampling.greedy:
             return logits.argmax(dim=-1).tolist()
-        scores = logits.float().cpu()
+        scores = logits.cpu()
         return [
             int(self._sampling.choose(row[None], generator))
             for row, generator in zip(scores, self._generators, strict=True)

@@ -17,7 +17,7 @@ from fromscratch.config.model import ModelConfig
 from fromscratch.config.run import parse_model
 from fromscratch.errors import DataError
 from fromscratch.files import sealed_folder, to_strict_json, verify_folder
-from fromscratch.formats.foreign import ForeignModel
+from fromscratch.formats.imported import ImportedModel
 from fromscratch.formats.weights import SAFETENSORS, model_tensors, read_weights
 from fromscratch.models.language_model import LanguageModel
 from fromscratch.tokenizers.base import Tokenizer
@@ -49,11 +49,11 @@ def is_model_folder(folder: Path) -> bool:
     return (folder / CONFIG_FILE).is_file()
 
 
-def read_model_folder(folder: Path) -> ForeignModel:
+def read_model_folder(folder: Path) -> ImportedModel:
     """Reads it back. Raises DataError where it is damaged or of a newer version."""
     verify_folder(folder)
     try:
         config = parse_model(tomllib.loads((folder / CONFIG_FILE).read_text("utf-8"))["model"])
     except (ValidationError, ValueError, KeyError) as error:
         raise DataError(f"{folder / CONFIG_FILE}: not a model this version knows ({error})") from None
-    return ForeignModel("fromscratch", config, read_weights(folder))
+    return ImportedModel("fromscratch", config, read_weights(folder))

@@ -18,7 +18,7 @@ from fromscratch.files import MANIFEST, verify_folder
 from fromscratch.formats.checkpoints import MODEL_FILE, STATE_FILE, read_state, read_tensors
 from fromscratch.formats.gpt2 import OPENAI_REPOSITORIES
 from fromscratch.formats.model_folder import is_model_folder
-from fromscratch.formats.reading import HUB_CONFIG, read_foreign, tokenizer_of
+from fromscratch.formats.reading import HUB_CONFIG, read_model, tokenizer_of
 from fromscratch.formats.weights import fill
 from fromscratch.hub.downloads import download_model
 from fromscratch.hub.names import HUB_PREFIX, model_name
@@ -81,7 +81,7 @@ def open_model(source: str, hardware: Hardware, *, runs_dir: Path = RUNS_DIR) ->
         return _open_checkpoint(source, place, hardware)
     if (place / MANIFEST).is_file():
         verify_folder(place)
-    found = read_foreign(place)
+    found = read_model(place)
     model = found.build(place)
     found.check(model)
     assert found.config.vocab_size is not None

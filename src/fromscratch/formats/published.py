@@ -13,7 +13,7 @@ from fromscratch.config.model import GPTConfig
 from fromscratch.config.run import parse_model
 from fromscratch.errors import DataError
 from fromscratch.files import read_json_object
-from fromscratch.formats.foreign import ForeignModel
+from fromscratch.formats.imported import ImportedModel
 from fromscratch.formats.weights import read_weights
 
 MODEL_TYPE = "fromscratch"
@@ -26,7 +26,7 @@ def to_published_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {PUBLISHED_HEAD if name == HEAD else BODY + name: tensor for name, tensor in tensors.items()}
 
 
-def read_published(folder: Path) -> ForeignModel:
+def read_published(folder: Path) -> ImportedModel:
     """A folder in the custom format. Raises DataError where it is damaged."""
     table = read_json_object(folder / "config.json").get(TABLE_KEY)
     try:
@@ -40,4 +40,4 @@ def read_published(folder: Path) -> ForeignModel:
     ours = {HEAD if name == PUBLISHED_HEAD else name.removeprefix(BODY): tensor for name, tensor in tensors.items()}
     if isinstance(config, GPTConfig) and config.tied_head:
         ours.pop(HEAD, None)
-    return ForeignModel("fromscratch", config, ours)
+    return ImportedModel("fromscratch", config, ours)

@@ -5,7 +5,7 @@ from pathlib import Path
 from fromscratch.errors import DataError, UsageError
 from fromscratch.files import read_json_object
 from fromscratch.formats import book, gpt2, model_folder, nanogpt, published
-from fromscratch.formats.foreign import ForeignModel
+from fromscratch.formats.imported import ImportedModel
 from fromscratch.formats.weights import PICKLE_SUFFIXES, read_pickle, read_weights
 from fromscratch.tokenizers.base import Tokenizer
 from fromscratch.tokenizers.gpt2 import GPT2_VOCABULARY_SIZE, has_gpt2_files, load_gpt2
@@ -14,11 +14,11 @@ from fromscratch.tokenizers.loading import load, open_tokenizer
 
 HUB_CONFIG = "config.json"
 NANOGPT_FILE = "ckpt.pt"
-MOST_PADDED = 1_024  # rows that programs add to a vocabulary so that its size divides well
+MAX_PADDING = 1_024  # rows that programs add to a vocabulary so that its size divides well
 KNOWN = "GPT2LMHeadModel folders, what fromscratch publishes, checkpoints of the book's model, nanoGPT's ckpt.pt"
 
 
-def read_foreign(path: Path, *, num_heads: int | None = None) -> ForeignModel:
+def read_model(path: Path, *, num_heads: int | None = None) -> ImportedModel:
     """The model in a file or folder, whoever wrote it. Nothing that it brings is run.
 
     Raises:
@@ -48,7 +48,7 @@ def read_foreign(path: Path, *, num_heads: int | None = None) -> ForeignModel:
 
 
 def _looks_like_the_book(path: Path) -> bool:
-    return any(name.endswith(book.MARK) for name in read_weights(path))
+    return any(name.endswith(book.LAYOUT.token_embedding) for name in read_weights(path))
 
 
 def tokenizer_of(path: Path, *, vocab_size: int, word: str | None = None) -> Tokenizer:
@@ -73,7 +73,7 @@ def _beside(folder: Path, vocab_size: int) -> Tokenizer:
         return load_huggingface(folder)
     if has_gpt2_files(folder):
         return load_gpt2(folder)
-    if GPT2_VOCABULARY_SIZE <= vocab_size < GPT2_VOCABULARY_SIZE + MOST_PADDED:
+    if GPT2_VOCABULARY_SIZE <= vocab_size < GPT2_VOCABULARY_SIZE + MAX_PADDING:
         return load_gpt2()
     raise UsageError(
         f"{folder}: no tokenizer is there ({TOKENIZER_FILE}), and {vocab_size} ids are not GPT-2's; "

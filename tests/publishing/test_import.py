@@ -18,6 +18,7 @@ from fromscratch.errors import DataError, UsageError
 from fromscratch.formats.gpt2 import to_gpt2_tensors
 from fromscratch.formats.model_sources import open_model
 from fromscratch.formats.reading import read_model
+from fromscratch.formats.weights import model_tensors
 from fromscratch.machine.hardware import find_hardware
 from fromscratch.models.gpt import GPT
 from fromscratch.publishing.importing import ImportReport, import_model
@@ -28,7 +29,7 @@ TOKENS = torch.randint(0, 257, (2, 32), generator=torch.Generator().manual_seed(
 
 
 def tensors_of(model: GPT) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    return {name: tensor.clone() for name, tensor in model_tensors(model).items()}
 
 
 def logits_of(folder: Path) -> Tensor:

@@ -7,7 +7,7 @@ from fromscratch.errors import UsageError
 from fromscratch.files import read_json_object, sha256_of, write_atomically
 from fromscratch.formats.book import settings_folders
 from fromscratch.formats.gpt2 import OPENAI_REPOSITORIES
-from fromscratch.formats.model_folder import ModelFolder
+from fromscratch.formats.model_folder import write_model_folder
 from fromscratch.formats.reading import read_model, tokenizer_of
 from fromscratch.hub.downloads import download_model
 from fromscratch.hub.names import model_name
@@ -50,14 +50,14 @@ def import_model(source: str, out: Path, *, tokenizer: str | None = None, num_he
     model = found.build(path)
     difference = found.check(model)
     vocab_size = model.vocab_size
-    words = tokenizer_of(path, vocab_size=vocab_size, word=tokenizer)
+    words = tokenizer_of(path, vocab_size=vocab_size, name=tokenizer)
     notes = list(found.notes)
     if words.vocab_size < vocab_size:
         notes.append(
             f"the model's vocabulary is padded: {vocab_size} ids, of which the tokenizer knows {words.vocab_size}"
         )
     origin = {"source": source, "format": found.format, "files": _checksums(path), "notes": notes}
-    ModelFolder(found.config, model, words, origin).write(out)
+    write_model_folder(out, found.config, model, words, origin)
     run_file = _write_run_file(path, out, notes)
     return ImportReport(
         source=source,

@@ -17,8 +17,8 @@ from fromscratch.machine.hardware import find_hardware
 from fromscratch.models.costs import model_costs
 from fromscratch.models.mechanism import forward_flops
 from fromscratch.publishing.card import CardFacts
-from fromscratch.publishing.carried import carried_files
 from fromscratch.publishing.export import choose_format, export_model
+from fromscratch.publishing.model_code import model_code_files
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import read_records
 from fromscratch.session.placement import MachineOptions, place_run
@@ -117,17 +117,17 @@ def test_only_what_no_weight_depends_on_may_change(folder: Path) -> None:
     go_on({"attention": {"kind": "trial-window", "width": 6}})
 
 
-def test_a_mechanism_that_cannot_be_carried_is_not_published() -> None:
+def test_a_mechanism_outside_of_models_is_not_published() -> None:
     class Elsewhere(Slot):
-        """It lives outside of models/."""
+        """Its module is outside of models/."""
 
         builds: ClassVar[str] = "tests.models.mechanisms:WindowAttention"
         kind: Literal["elsewhere"] = "elsewhere"
 
     with registered(GPTConfig, "attention", Elsewhere):
         config = GPTConfig.model_validate({**SHAPE, "attention": "elsewhere"})
-        with pytest.raises(UsageError, match=r"lives outside of fromscratch\.models"):
-            carried_files(config)
+        with pytest.raises(UsageError, match=r"is outside of fromscratch\.models"):
+            model_code_files(config)
 
 
 def test_a_mechanism_that_forgets_to_count_is_told() -> None:

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from fromscratch.config.model import GPTConfig
-from fromscratch.formats.model_folder import ModelFolder
+from fromscratch.formats.model_folder import write_model_folder
 from fromscratch.formats.model_sources import LoadedModel, open_model
 from fromscratch.machine.hardware import find_hardware
 from fromscratch.models.factory import build_empty, initialise
@@ -49,7 +49,7 @@ def make_model(**changes: Any) -> tuple[GPTConfig, GPT]:
 def make_loaded(folder: Path, **changes: Any) -> LoadedModel:
     """A model opened from a folder in our own format."""
     config, model = make_model(**changes)
-    ModelFolder(config, model, BytesTokenizer(), {}).write(folder)
+    write_model_folder(folder, config, model, BytesTokenizer(), {})
     return open_model(str(folder), find_hardware("cpu"))
 
 

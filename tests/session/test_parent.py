@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fromscratch.errors import UsageError
-from fromscratch.formats.checkpoints import read_tensors
 from fromscratch.formats.model_sources import open_model
+from fromscratch.formats.tensor_files import read_tensors
 from fromscratch.machine.hardware import find_hardware
 from fromscratch.runs.records import read_records
 from fromscratch.session.plan import plan_run

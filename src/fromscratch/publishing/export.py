@@ -19,7 +19,7 @@ from fromscratch.formats.model_sources import LoadedModel
 from fromscratch.formats.published import MODEL_TYPE, TABLE_KEY, to_published_tensors
 from fromscratch.formats.weights import SAFETENSORS, model_tensors
 from fromscratch.publishing.card import CardFacts, write_card
-from fromscratch.publishing.carried import carried_files
+from fromscratch.publishing.model_code import model_code_files
 from fromscratch.publishing.tokenizer_files import write_tokenizer
 
 NATIVE, CUSTOM = "native", "custom"
@@ -90,7 +90,7 @@ def export_model(loaded: LoadedModel, folder: Path, *, format_name: str, card: C
             config, tensors = native_config(model_config), _without_tied_head(model_config, to_gpt2_tensors(tensors))
         else:
             config, tensors = custom_config(model_config), to_published_tensors(tensors)
-            for name, text in carried_files(model_config).items():
+            for name, text in model_code_files(model_config).items():
                 (temporary / name).write_text(text, "utf-8")
         save_file(tensors, temporary / SAFETENSORS, metadata={"format": "pt"})
         end = loaded.tokenizer.end_of_text

@@ -7,8 +7,8 @@ from fromscratch.errors import UsageError
 from fromscratch.files import read_json_object, sha256_of, write_atomically
 from fromscratch.formats.book import settings_folders
 from fromscratch.formats.gpt2 import OPENAI_REPOSITORIES
-from fromscratch.formats.model_folder import ModelFolder
-from fromscratch.formats.reading import read_foreign, tokenizer_of
+from fromscratch.formats.model_folder import write_model_folder
+from fromscratch.formats.reading import read_model, tokenizer_of
 from fromscratch.hub.downloads import download_model
 from fromscratch.hub.names import model_name
 from fromscratch.publishing.seed_runs import BEST_CHECKPOINT, MODEL_JSON, TRAIN_JSON, run_file_of
@@ -41,23 +41,23 @@ def import_model(source: str, out: Path, *, tokenizer: str | None = None, num_he
         num_heads: for checkpoints that do not say.
 
     Raises:
-        UsageError, DataError: see ``read_foreign``; or ``out`` exists.
+        UsageError, DataError: see ``read_model``; or ``out`` exists.
     """
     if out.exists():
         raise UsageError(f"--out {out}: exists already; give another folder, or delete it first")
     path = weights_in(find_source(source))
-    found = read_foreign(path, num_heads=num_heads)
+    found = read_model(path, num_heads=num_heads)
     model = found.build(path)
     difference = found.check(model)
     vocab_size = model.vocab_size
-    words = tokenizer_of(path, vocab_size=vocab_size, word=tokenizer)
+    words = tokenizer_of(path, vocab_size=vocab_size, name=tokenizer)
     notes = list(found.notes)
     if words.vocab_size < vocab_size:
         notes.append(
             f"the model's vocabulary is padded: {vocab_size} ids, of which the tokenizer knows {words.vocab_size}"
         )
     origin = {"source": source, "format": found.format, "files": _checksums(path), "notes": notes}
-    ModelFolder(found.config, model, words, origin).write(out)
+    write_model_folder(out, found.config, model, words, origin)
     run_file = _write_run_file(path, out, notes)
     return ImportReport(
         source=source,

@@ -20,8 +20,8 @@ from fromscratch.formats.checkpoints import (
     Contents,
     TrainingState,
     read_state,
-    read_tensors,
 )
+from fromscratch.formats.tensor_files import read_tensors
 from fromscratch.formats.weights import fill, model_tensors
 from fromscratch.optim.composite import CompositeOptimizer
 from fromscratch.processes.world import ALONE, World, split_evenly

@@ -2,13 +2,13 @@
 
 from transformers import PretrainedConfig
 
-# Two models with different mechanisms must not share this class, for transformers keeps one model class
-# for it: so it depends on the files of the model.
-# CARRIED FILES
+# transformers keeps one model class per configuration class. This file imports the model's files, so that
+# models with different mechanisms get different classes.
+# MODEL FILES
 
 
 class FromScratchConfig(PretrainedConfig):
-    """The sizes under the names that transformers expects; what fills the slots stands in ``slots.py``."""
+    """The model's sizes, under the names that transformers expects. ``slots.py`` defines its mechanisms."""
 
     model_type = "fromscratch"
     keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 (transformers reads a list)

@@ -97,13 +97,6 @@ def take(tensors: dict[str, Tensor], names: Iterable[str], path: Path) -> dict[s
     return {name: tensors[name] for name in names}
 
 
-def refuse_leftovers(tensors: dict[str, Tensor], used: Iterable[str], path: Path) -> None:
-    """Raises DataError where a file holds other tensors than those used."""
-    unexpected = sorted(tensors.keys() - set(used))
-    if unexpected:
-        raise DataError(f"{path}: unexpected tensors {unexpected}; the file has another architecture")
-
-
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Returns the weights by name; a shared weight appears once. They share memory with the model."""
     return {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}

@@ -39,11 +39,7 @@ LAYOUT = Layout(
     },
     transposed=True,
 )
-SUPPORTED_SETTINGS = {
-    "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False,
-    "add_cross_attention": False,
-}
+NEEDED_SETTINGS = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
 ACTIVATIONS = {"gelu_new": GeluMLP, "gelu_pytorch_tanh": GeluMLP, "gelu": ExactGeluMLP}
 
 
@@ -80,7 +76,7 @@ def _config(raw: dict[str, Any], folder: Path) -> GPTConfig:
     activation = str(raw.get("activation_function", "gelu_new"))
     if activation not in ACTIVATIONS:
         raise UsageError(f"{where}: activation_function = {activation!r}: only {', '.join(ACTIVATIONS)} can be read")
-    for key, needed in SUPPORTED_SETTINGS.items():
+    for key, needed in NEEDED_SETTINGS.items():
         if bool(raw.get(key, needed)) != needed:
             raise UsageError(f"{where}: {key} = {raw[key]}: only {needed} can be read")
     try:

@@ -34,6 +34,8 @@ from fromscratch.tokenizers.loading import load as load_tokenizer
 STEP = re.compile(r"step-(\d+)")
 RUNS_DIR = Path("runs")
 
+_download_once = lru_cache(maxsize=8)(download_model)  # at most one request per process
+
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -80,8 +82,7 @@ def open_model(source: str, hardware: Hardware, *, runs_dir: Path = RUNS_DIR) ->
     found = read_model(place)
     model = found.build(place)
     found.check(model)
-    assert found.config.vocab_size is not None
-    tokenizer = tokenizer_of(place, vocab_size=found.config.vocab_size)
+    tokenizer = tokenizer_of(place, vocab_size=model.vocab_size)
     return LoadedModel(source, model.to(hardware.device), found.config, tokenizer, place)
 
 
@@ -110,12 +111,6 @@ def locate(source: str, *, runs_dir: Path = RUNS_DIR) -> Path:
         "RUN@latest, RUN@step-N, an exported or imported folder, owner/name on the Hub, or one of "
         f"{', '.join(OPENAI_REPOSITORIES)}"
     )
-
-
-@lru_cache(maxsize=8)
-def _download_once(name: str) -> Path:
-    """Downloads a model at most once per process."""
-    return download_model(name)
 
 
 def _in_folder(path: Path, which: str, source: str) -> Path:

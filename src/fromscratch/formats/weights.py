@@ -16,6 +16,7 @@ from fromscratch.formats.tensor_files import read_tensors
 SAFETENSORS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin")
+WEIGHT_SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)
 WRAPPERS = ("_orig_mod.", "module.")  # prefixes of torch.compile and of DistributedDataParallel
 
 
@@ -46,7 +47,7 @@ def _read_folder(folder: Path) -> dict[str, Any]:
             raise DataError(f"{folder / INDEX}: malformed, it has no weight_map of files in this folder")
         shards = [read_tensors(folder / name) for name in sorted(set(names.values()))]
         return {key: tensor for shard in shards for key, tensor in shard.items()}
-    others = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", *PICKLE_SUFFIXES))
+    others = sorted(path for path in folder.iterdir() if path.suffix in WEIGHT_SUFFIXES)
     if len(others) == 1:
         return _read(others[0])
     named = ", ".join(path.name for path in others) or "none"

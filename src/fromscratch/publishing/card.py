@@ -39,7 +39,8 @@ def write_card(folder: Path, loaded: LoadedModel, settings: CardSettings, format
         license=settings.license,
         summary=f"A base language model that continues text. {origin} with fromscratch.",
         model=_rows(_model_properties(loaded)),
-        code=_code_example(settings.repository or folder.name.lstrip("."), format_name),
+        repository=settings.repository or folder.name.lstrip("."),
+        trust=", trust_remote_code=True" if format_name == "custom" else "",
         sections=_sections(folder, run) if run else "",
         datasets=_datasets(run) if run else "",
     )
@@ -60,15 +61,6 @@ def _model_properties(loaded: LoadedModel) -> dict[str, Any]:
         "query/key/value bias": "yes" if config.attention_bias else "no",
         "steps": "unknown" if loaded.step is None else f"{loaded.step:,}",
     }
-
-
-def _code_example(name: str, format_name: str) -> str:
-    trust = ", trust_remote_code=True" if format_name == "custom" else ""
-    return (
-        "from transformers import pipeline\n\n"
-        f'generate = pipeline("text-generation", model="{name}"{trust})\n'
-        'print(generate("Every effort moves you", max_new_tokens=40)[0]["generated_text"])'
-    )
 
 
 def _sections(folder: Path, run: RunDirectory) -> str:

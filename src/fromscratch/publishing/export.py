@@ -95,8 +95,7 @@ def export_model(loaded: LoadedModel, folder: Path, *, format_name: str, card: C
             for name, text in model_code_files(model_config).items():
                 (temporary / name).write_text(text, "utf-8")
         save_file(tensors, temporary / SAFETENSORS, metadata={"format": "pt"})
-        end = loaded.tokenizer.end_of_text
-        ids = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
+        ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), loaded.tokenizer.end_of_text)
         generation = ids | {"do_sample": True, "temperature": 0.8, "top_k": 50}
         for name, values in {"config.json": config | ids, "generation_config.json": generation}.items():
             (temporary / name).write_text(to_strict_json(values, indent=2), "utf-8")
@@ -119,9 +118,7 @@ def native_config(config: GPTConfig) -> dict[str, Any]:
         "n_inner": config.feedforward.ratio * config.embedding_dim,
         "activation_function": "gelu" if isinstance(config.feedforward, ExactGeluMLP) else "gelu_new",
         "layer_norm_epsilon": config.norm.eps,
-        "resid_pdrop": config.dropout,
-        "embd_pdrop": config.dropout,
-        "attn_pdrop": config.dropout,
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout),
         "tie_word_embeddings": config.tied_head,
         "dtype": "float32",
     }

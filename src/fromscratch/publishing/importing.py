@@ -9,11 +9,10 @@ from fromscratch.formats.book import settings_folders
 from fromscratch.formats.gpt2 import OPENAI_REPOSITORIES
 from fromscratch.formats.model_folder import write_model_folder
 from fromscratch.formats.reading import read_model, tokenizer_of
+from fromscratch.formats.weights import WEIGHT_SUFFIXES
 from fromscratch.hub.downloads import download_model
 from fromscratch.hub.names import model_name
 from fromscratch.publishing.seed_runs import BEST_CHECKPOINT, MODEL_JSON, TRAIN_JSON, convert_settings
-
-WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
 
 
 @dataclass(frozen=True)

@@ -24,9 +24,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, context_length: int) 
     end = _token_text(folder / TOKENIZER_FILE, tokenizer.end_of_text)
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": end,
-        "eos_token": end,
-        "pad_token": end,
+        **dict.fromkeys(("bos_token", "eos_token", "pad_token"), end),
         "model_max_length": context_length,
         "clean_up_tokenization_spaces": False,
         "padding_side": "left",

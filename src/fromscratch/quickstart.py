@@ -109,7 +109,7 @@ def quickstart(
     run_path = folder / "runs" / RUN_NAME
     part = TokenSlice.of(store.split(VALIDATION), start=0, tokens=None)
     on_progress(f"training {plan.costs.parameters:,} parameters for {plan.num_steps:,} steps on {hardware.device}")
-    placement = place_run(plan, RunDirectory(run_path), MachineOptions())
+    placement = place_run(plan, RunDirectory(run_path), MachineOptions(), on_progress=on_progress)
     summary = run_training(plan, run_path, placement, observers=observers)
     if not is_done(summary):
         return QuickstartReport(summary, None, None, {}, [], [], [], str(folder / f"{RUN_NAME}.toml"))

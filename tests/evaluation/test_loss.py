@@ -135,7 +135,7 @@ class TestSeveralProcesses:
 
     def test_batch_size_and_world_size_change_nothing(self, loaded: LoadedModel, folder: Path) -> None:
         part = TokenSlice.of(open_store(folder / "store").split("validation"), start=0, tokens=333)
-        alone = evaluate_loss(loaded.model, loaded.tokenizer, part, CPU).facts()
+        alone = evaluate_loss(loaded.model, loaded.tokenizer, part, CPU).to_dict()
         torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
         shared = self.report(folder, "--batch", "1", "--processes", "2")
         uneven = self.report(folder, "--batch", "3", launcher=torchrun)

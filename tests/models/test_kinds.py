@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from fromscratch.config.loading import parse_run_config
 from fromscratch.config.model import GPTConfig
+from fromscratch.config.reference import reference
 from fromscratch.config.run import RunConfig, parse_model
 from fromscratch.errors import UsageError
 from fromscratch.formats.model_sources import open_model
@@ -120,6 +122,16 @@ def test_its_weights_come_from_the_seed() -> None:
         initialise(model, config, seed=3)
     for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
         assert torch.equal(one, other) and bool(torch.isfinite(one).all())
+
+
+def test_the_reference_page_and_errors_know_it() -> None:
+    page = reference()
+    assert "## [model], kind = gpt" in page and "## [model], kind = toy-recurrent" in page
+    assert "| `hidden_dim` | whole number | `16` | Width of embedding and hidden state. |" in page
+    with pytest.raises(UsageError, match=r"model\.kind = \"toy-recurent\": unknown kind.*did you mean 'toy-recurrent'"):
+        parse_run_config({"model": {"kind": "toy-recurent"}, "data": {"store": "s"}}, where="here")
+    with pytest.raises(UsageError, match=r"model\.num_heads: unknown key"):
+        parse_run_config({"model": {"kind": "toy-recurrent", "num_heads": 2}, "data": {"store": "s"}}, where="here")
 
 
 def test_what_it_cannot_do_is_said(untouched: Path) -> None:

@@ -102,7 +102,7 @@ def test_a_window_costs_less_by_hand() -> None:
 
 def test_only_what_no_weight_depends_on_may_change(folder: Path) -> None:
     start = {"train": {**SMALL_RUN["train"], "start_from": "runs/plain@latest"}}
-    with pytest.raises(UsageError, match=r"model\.attention\.kind: 'multi-head' there, 'trial-rotary' here"):
+    with pytest.raises(UsageError, match=r"model\.attention\.kind: 'multi-head' in the parent, 'trial-rotary' here"):
         plan_run(write_run_file(folder, "child", **start, model={"attention": "trial-rotary"}))
     assert plan_run(write_run_file(folder, "child", **start, model={"attention": "explicit"})).parent
 

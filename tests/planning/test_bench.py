@@ -9,6 +9,7 @@ import torch
 from fromscratch.config.model import GPTConfig
 from fromscratch.config.train import TrainConfig
 from fromscratch.machine.hardware import Hardware, find_hardware
+from fromscratch.machine.precision import Precision
 from fromscratch.planning import bench, bench_worker
 from fromscratch.planning.bench import (
     REFERENCE,
@@ -24,6 +25,7 @@ from fromscratch.planning.bench import (
     summarise,
 )
 from fromscratch.planning.bench_chart import draw_speed
+from fromscratch.training.objective import Runtime
 from tests.command import refused, run_command
 from tests.small import write_run_file
 
@@ -64,7 +66,10 @@ def test_a_case_is_measured_in_a_process_of_its_own_and_a_bad_one_says_why() -> 
 
 def test_the_reference_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench_worker, "keep_freed_memory", lambda: pytest.fail("the reference must not tune malloc"))
-    stepper = bench_worker.build_stepper(WORKLOAD.model, WORKLOAD.train, Case(1, "fp32", recipe=REFERENCE), CPU)
+    runtime = Runtime(CPU.device, 1, Precision("fp32", CPU.device))
+    objective = bench_worker.random_objective(WORKLOAD.model, runtime)
+    case = Case(1, "fp32", recipe=REFERENCE)
+    stepper = bench_worker.build_stepper(WORKLOAD.model, WORKLOAD.train, case, objective, runtime)
     assert type(stepper.model.blocks[0].attention).__name__ == "ExplicitAttention"
     assert type(stepper.model.head).__name__ == "LinearHead"
     assert not stepper.optimizer.optimizers[0].defaults["fused"]

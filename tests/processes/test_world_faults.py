@@ -19,6 +19,7 @@ from fromscratch.errors import FromScratchError
 from fromscratch.processes.restarts import check_crashes
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import read_records
+from fromscratch.runs.states import Event
 from fromscratch.training.gradients import Outcome
 from tests.processes import faulty, world_cases
 from tests.processes.forked import Command, Fork, agent, fromscratch
@@ -137,10 +138,10 @@ def test_f17_a_crash_at_the_same_step_is_not_repeated_for_ever(tmp_path: Path, m
     """Three sessions that began at one step and gained no checkpoint are enough, where torchrun restarts."""
     run = RunDirectory(tmp_path)
     for event, step in [("started", 0), ("checkpoint", 5), ("resumed", 5), ("failed", 7), ("resumed", 5)]:
-        run.log_event(event, step=step, reason="a made-up fault")
+        run.log_event(Event(event), step=step, reason="a made-up fault")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
     check_crashes(run, step=5, num_steps=20)
-    run.log_event("resumed", step=5)
+    run.log_event(Event.RESUMED, step=5)
     with pytest.raises(FromScratchError, match=r"crashed 3 times in a row after step 5.*a made-up fault"):
         check_crashes(run, step=5, num_steps=20)
     assert run.read_status().state == "failed" and "3 times" in run.read_status().reason

@@ -122,7 +122,7 @@ def test_b40_invalid_values_in_a_status_are_unknown(run: RunDirectory, state: st
 
 def test_events_are_appended(run: RunDirectory) -> None:
     run.log_event(Event.STARTED, step=0)
-    run.log_event("evaluation", step=5, loss=float("nan"))
+    run.log_event(Event.EVALUATION, step=5, loss=float("nan"))
     assert (
         run.events.read_bytes()
         == b'{"event": "started", "step": 0}\n{"event": "evaluation", "step": 5, "loss": null}\n'

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,23 @@ from torch.nn import functional as F
 from fromscratch.errors import DataError
 from fromscratch.formats.checkpoints import TrainingState, save_checkpoint
 from fromscratch.machine.precision import Precision
+from fromscratch.models.language_model import LanguageModel
 from fromscratch.optim.composite import CompositeOptimizer
 from fromscratch.processes.world import ALONE, World
+from fromscratch.runs.directory import RunDirectory
+from fromscratch.runs.records import read_records
+from fromscratch.runs.states import Event
+from fromscratch.session.placement import MachineOptions, place_run
+from fromscratch.session.plan import PlannedRun, plan_run
+from fromscratch.session.run import run_training
 from fromscratch.training.gradients import Gradients, NoClip
+from fromscratch.training.next_token import NextToken
 from fromscratch.training.nonfinite import Skip
-from fromscratch.training.objective import Batches, Carry, Loss, LossSum, MicroBatch
+from fromscratch.training.objective import Batches, Carry, Loss, LossSum, MicroBatch, Runtime
 from fromscratch.training.parallelism import Parallelism, SingleProcess
 from fromscratch.training.step import GlobalOutOfMemoryError, GradientRules, Stepper
+from tests.small import write_run_file
+from tests.training.test_resume import assert_same_end
 
 VOCABULARY, SEQUENCES, TIME = 11, 6, 5
 IGNORED = -100
@@ -256,3 +266,47 @@ def test_a_carry_is_one_more_file_only_where_there_is_one(tmp_path: Path) -> Non
         files.append({path.name for path in saved(steps, tmp_path, number).iterdir()})
     plain: Any = {"manifest.json", "model.safetensors", "optimizer.safetensors", "state.json"}
     assert files == [plain | {"carry.safetensors"}, plain]
+
+
+class EveryOtherToken(NextToken):
+    """Next-token prediction where only every other target counts, in training and in evaluation."""
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        return {**super().identity, "data.epochs": "every other token"}
+
+    def loss(self, model: LanguageModel, batch: MicroBatch, carry: Carry) -> LossSum:
+        counts = torch.arange(batch.targets.shape[1]) % 2 == 0
+        losses = model.losses(batch.inputs, batch.targets)
+        return LossSum((losses * counts).sum(), (counts.expand_as(losses)).sum())
+
+    def evaluate(self, model: LanguageModel, runtime: Runtime, stop: Callable[[], bool]) -> float | None:
+        return 1.0
+
+    def sample(self, model: LanguageModel) -> list[str]:
+        return ["a text of its own"]
+
+
+def run_objective(plan: PlannedRun, name: str, **options: Any) -> RunDirectory:
+    path = plan.folder / "runs" / name
+    placement = place_run(plan, RunDirectory(path), MachineOptions(device="cpu", micro_batch=options.pop("size", 8)))
+    run_training(plan, path, placement, observers=[], **options)
+    return RunDirectory(path)
+
+
+def test_f10_another_objective_goes_through_the_same_loop(tmp_path: Path) -> None:
+    planned = plan_run(write_run_file(tmp_path, train={"checkpoint_every": 5, "evaluate_every": 5, "sample_every": 20}))
+    assert isinstance(planned.objective, NextToken)
+    plan = replace(planned, objective=EveryOtherToken(**vars(planned.objective)))
+    assert plan.identity != planned.identity
+    untouched = run_objective(plan, "untouched")
+    run_objective(plan, "stopped", stop_after=7)
+    assert_same_end(untouched, run_objective(plan, "stopped"))
+    divided = run_objective(plan, "divided", size=2)
+    losses = [[record["loss"] for record in read_records(run.metrics)] for run in (untouched, divided)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    events = list(read_records(untouched.events))
+    assert {event["loss"] for event in events if event["event"] == Event.EVALUATION} == {1.0}
+    assert [event["text"] for event in events if event["event"] == Event.SAMPLE] == ["a text of its own"] * 2
+    with pytest.raises(DataError, match="belongs to another run"):
+        run_objective(planned, "stopped")

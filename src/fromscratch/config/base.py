@@ -30,12 +30,12 @@ class Slot(Table):
 
     builds: ClassVar[str]
     weights: ClassVar[str] = ""
-    """Names what the weights mean: kinds of one name compute the same from the same weights. If empty, the kind."""
+    """Kinds with the same name here compute the same from the same weights. Empty: no other kind does."""
     free_settings: ClassVar[frozenset[str]] = frozenset()
     """Settings on which neither the shape nor the meaning of a weight depends."""
 
     def weight_settings(self) -> dict[str, Any]:
-        """What must agree for the weights of another model to fit."""
+        """The settings that must agree for the weights of another model to fit."""
         settings = self.model_dump(exclude={*self.free_settings, "kind"})
         return {"kind": self.weights or type(self).model_fields["kind"].default, **settings}
 

@@ -32,7 +32,7 @@ class FusedAttention(Slot):
 
 
 class ExplicitAttention(Slot):
-    """Multi-head attention spelled out: scores, mask, softmax. For readers, and fast for short contexts on CPUs."""
+    """Multi-head attention in explicit steps: scores, mask, softmax. For readers; fast for short contexts on CPUs."""
 
     builds: ClassVar[str] = "fromscratch.models.attention:ExplicitAttention"
     weights: ClassVar[str] = "multi-head"
@@ -58,7 +58,7 @@ class ExactGeluMLP(Slot):
 
 
 class LinearHead(Slot):
-    """Scores of the whole vocabulary at once."""
+    """Computes the scores of all tokens at once."""
 
     builds: ClassVar[str] = "fromscratch.models.layers:LinearHead"
     weights: ClassVar[str] = "linear"
@@ -66,7 +66,7 @@ class LinearHead(Slot):
 
 
 class ChunkedHead(Slot):
-    """The same scores and the same loss, which is computed a few tokens at a time: never holds it all in fp32."""
+    """The same scores and loss, computed a few tokens at a time. Never holds all logits in fp32."""
 
     builds: ClassVar[str] = "fromscratch.models.head:ChunkedHead"
     weights: ClassVar[str] = "linear"
@@ -83,7 +83,7 @@ class GPT2Init(Slot):
 
 
 class TorchInit(Slot):
-    """The framework's defaults, which introductory code uses."""
+    """PyTorch's default initialisation, which introductory code uses."""
 
     builds: ClassVar[str] = "fromscratch.models.initialisation:TorchInit"
     kind: Literal["torch"] = "torch"
@@ -102,7 +102,7 @@ PRESETS: dict[str, dict[str, Any]] = {
 
 
 class ModelConfig(Table):
-    """What every kind of model has. A kind is a subclass with its ``kind``, ``builds`` and an ``init`` slot."""
+    """Base class of every kind of model. A kind is a subclass with its ``kind``, ``builds`` and an ``init`` slot."""
 
     builds: ClassVar[str]
     """Names what builds the model from its config (``package.module:function``); see ``models/language_model.py``."""
@@ -110,16 +110,16 @@ class ModelConfig(Table):
     """Settings on which neither the shape nor the meaning of a weight depends."""
     kind: str
     preset: str | None = None
-    """A shape by name; what the file gives beside it wins."""
+    """A named shape. Fields that the file gives override it."""
     vocab_size: Positive | None = None
-    """Token ids the model knows; when absent, the store's tokenizer says."""
+    """Number of token ids. Default: that of the store's tokenizer."""
     context_length: Positive = 1024
     """Tokens in one sequence."""
     if TYPE_CHECKING:
         init: Slot = GPT2Init()
 
     def weight_settings(self) -> dict[str, Any]:
-        """What must agree for the weights of another model to fit, by key: ``num_layers``, ``attention.kind``."""
+        """The settings that must agree for the weights of another model to fit, by key (``attention.kind``)."""
         found: dict[str, Any] = {}
         for name in type(self).model_fields.keys() - self.free_settings:
             value = getattr(self, name)
@@ -129,12 +129,12 @@ class ModelConfig(Table):
 
 
 class GPTConfig(ModelConfig):
-    """The architecture of a GPT. ``preset`` fills the shape; any field may still be given."""
+    """A GPT. ``preset`` sets the shape; fields that the file gives override it."""
 
     builds: ClassVar[str] = "fromscratch.models.factory:build_gpt"
     kind: Literal["gpt"] = "gpt"
     preset: Literal[tuple(PRESETS)] | None = None  # type: ignore[valid-type]
-    """A shape by name; what the file gives beside it wins."""
+    """A named shape. Fields that the file gives override it."""
     num_layers: Positive = 12
     num_heads: Positive = 12
     """Attention heads per layer; must divide embedding_dim."""

@@ -9,7 +9,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from fromscratch.config.base import Slot, tables_in
-from fromscratch.config.model import PRESETS
+from fromscratch.config.model import PRESETS, GPTConfig
 from fromscratch.config.run import RunConfig
 
 INTRODUCTION = """\
@@ -25,11 +25,13 @@ def reference() -> str:
     """Returns the whole page in Markdown."""
     parts = [INTRODUCTION]
     for name, field in RunConfig.model_fields.items():
-        (table,) = tables_in(field.annotation)
-        parts.append(f"## [{name}]\n\n{_plain(table.__doc__)}\n")
-        parts.extend(_table(table))
-        if name == "model":
-            parts.append(_presets())
+        tables = list(tables_in(field.annotation))
+        for table in tables:
+            kind = f", kind = {table.model_fields['kind'].default}" if len(tables) > 1 else ""
+            parts.append(f"## [{name}]{kind}\n\n{_plain(table.__doc__)}\n")
+            parts.extend(_table(table))
+            if table is GPTConfig:
+                parts.append(_presets())
     return "\n".join(parts)
 
 

@@ -1,4 +1,4 @@
-"""``[train]``: how weights change. Optimiser, schedule, clipping and what to do when a step fails."""
+"""``[train]``: optimiser, schedule, clipping, and policies for steps that fail."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +15,7 @@ class AdamW(Slot):
     builds: ClassVar[str] = "fromscratch.optim.adamw:build_adamw"
     kind: Literal["adamw"] = "adamw"
     learning_rate: float = Field(default=6e-4, gt=0.0)
-    """The highest rate of the schedule."""
+    """The full rate, which the schedule multiplies by a factor of at most 1."""
     weight_decay: float = Field(default=0.1, ge=0.0)
     """Share of a weight removed per step, times the learning rate; 0 is off."""
     decay: Literal["matrices", "all"] = "matrices"
@@ -56,7 +56,7 @@ class Constant(Schedule):
 
 
 class Linear(Schedule):
-    """Straight down to the minimum at the last step."""
+    """Falls in a straight line to the minimum at the end of the run."""
 
     builds: ClassVar[str] = "fromscratch.optim.schedules:linear"
     kind: Literal["linear"] = "linear"
@@ -72,7 +72,7 @@ class WarmupCosine(Schedule):
 
 
 class WarmupStableDecay(Schedule):
-    """Full rate, then a straight line down over the last ``decay_steps`` (Hu et al. 2024, MiniCPM)."""
+    """The full rate, then a straight line down over the last ``decay_steps`` (Hu et al. 2024, MiniCPM)."""
 
     builds: ClassVar[str] = "fromscratch.optim.schedules:warmup_stable_decay"
     kind: Literal["wsd"] = "wsd"
@@ -85,14 +85,14 @@ class WarmupStableDecay(Schedule):
 
 
 class NoClip(Slot):
-    """Gradients are used as they are."""
+    """No clipping."""
 
     builds: ClassVar[str] = "fromscratch.training.gradients:NoClip"
     kind: Literal["none"] = "none"
 
 
 class ClipByNorm(Slot):
-    """All gradients scaled down together when their joint Euclidean norm exceeds ``max_norm``."""
+    """Scales all gradients down together where their joint Euclidean norm exceeds ``max_norm``."""
 
     builds: ClassVar[str] = "fromscratch.training.gradients:ClipByNorm"
     kind: Literal["norm"] = "norm"
@@ -100,7 +100,7 @@ class ClipByNorm(Slot):
 
 
 class ClipByValue(Slot):
-    """Each gradient element limited to plus or minus ``max_value``."""
+    """Limits each gradient element to plus or minus ``max_value``."""
 
     builds: ClassVar[str] = "fromscratch.training.gradients:ClipByValue"
     kind: Literal["value"] = "value"
@@ -108,25 +108,25 @@ class ClipByValue(Slot):
 
 
 class SkipNonfinite(Slot):
-    """A step whose gradients are not finite changes nothing: no weight, no moment. The schedule moves on."""
+    """Skips a step whose gradients are not finite: weights and optimiser state are unchanged. The schedule advances."""
 
     builds: ClassVar[str] = "fromscratch.training.nonfinite:Skip"
     kind: Literal["skip"] = "skip"
     max_in_a_row: Positive = 10
-    """So many such steps in a row end the run as diverged."""
+    """Number of such steps in a row that end the run as diverged."""
 
 
 class RaiseNonfinite(Slot):
-    """The first step whose gradients are not finite ends the run; it changes nothing."""
+    """Ends the run at the first step whose gradients are not finite. That step changes nothing."""
 
     builds: ClassVar[str] = "fromscratch.training.nonfinite:Raise"
     kind: Literal["raise"] = "raise"
 
 
 class RandomStepNonfinite(Slot):
-    """Such a step moves the weights in a random direction instead (Goodfellow et al. 2016, 10.11.1).
+    """Moves the weights in a random direction instead (Goodfellow et al. 2016, 10.11.1).
 
-    Waits for the device at every step, to know whether to.
+    Reads the outcome on the host in every step, which waits for the device.
     """
 
     builds: ClassVar[str] = "fromscratch.training.nonfinite:RandomStep"
@@ -134,20 +134,20 @@ class RandomStepNonfinite(Slot):
     norm: float = Field(default=0.01, gt=0.0)
     """Length of the random step, over all weights together."""
     max_in_a_row: Positive = 10
-    """So many such steps in a row end the run as diverged."""
+    """Number of such steps in a row that end the run as diverged."""
 
 
 class ApplyNonfinite(Slot):
-    """Such a step is taken like any other, and usually ruins the weights: the yardstick for the others."""
+    """Takes the step anyway, which usually ruins the weights. A baseline for the other policies."""
 
     builds: ClassVar[str] = "fromscratch.training.nonfinite:Apply"
     kind: Literal["apply"] = "apply"
     max_in_a_row: Positive = 10
-    """So many such steps in a row end the run as diverged."""
+    """Number of such steps in a row that end the run as diverged."""
 
 
 class NoSpikes(Slot):
-    """Losses far above the recent ones are steps like any other."""
+    """No detection of loss spikes."""
 
     builds: ClassVar[str] = "fromscratch.training.spikes:Off"
     kind: Literal["off"] = "off"
@@ -155,27 +155,27 @@ class NoSpikes(Slot):
 
 class _Spike(Slot):
     window: int = Field(default=128, ge=16)
-    """Recent losses to compare with; nothing is a spike before half of them are there."""
+    """Number of recent losses to compare with. Until half of them are there, no loss is a spike."""
     deviations: float = Field(default=6.0, gt=0.0)
-    """A spike is so many standard deviations above their mean."""
+    """Number of standard deviations above their mean that make a loss a spike."""
 
 
 class WarnOfSpikes(_Spike):
-    """A spike is put on the record."""
+    """Records spikes."""
 
     builds: ClassVar[str] = "fromscratch.training.spikes:Warn"
     kind: Literal["warn"] = "warn"
 
 
 class SkipSpikes(_Spike):
-    """The batch of a spike changes nothing. Waits for the device at every step, to know whether to."""
+    """Skips the step of a spike. Reads the loss on the host in every step, which waits for the device."""
 
     builds: ClassVar[str] = "fromscratch.training.spikes:Skip"
     kind: Literal["skip"] = "skip"
 
 
 class RollBackSpikes(_Spike):
-    """After a spike the run goes back to its last checkpoint and on with the batches after the spike.
+    """Goes back to the last checkpoint after a spike, and skips the batches up to it.
 
     Source: Chowdhery et al. 2022 (PaLM), section 5.1.
     """
@@ -185,12 +185,12 @@ class RollBackSpikes(_Spike):
 
 
 class StartFrom(Table):
-    """Another model whose weights this run goes on from. ``start_from = "MODEL"`` is short for its name alone."""
+    """Another model, whose weights this run starts from. ``start_from = "MODEL"`` is the short form."""
 
     model: str = Field(min_length=1)
-    """A run, a checkpoint, a folder, a name on the Hub: whatever names a model on the command line."""
+    """A run, a checkpoint, a folder, or a name on the Hub, as on the command line."""
     optimizer: bool = False
-    """Whether to take its optimiser state too; only checkpoints of runs have one."""
+    """Whether to load its optimiser state too. Only checkpoints of runs have one."""
 
 
 def _name_alone(value: Any) -> Any:
@@ -198,7 +198,7 @@ def _name_alone(value: Any) -> Any:
 
 
 class TrainConfig(Table):
-    """How the weights change."""
+    """Training: batch, precision, optimiser, schedule, and how often to evaluate, sample and save."""
 
     global_batch: Positive = 96
     """Sequences per optimiser step, whatever the machine."""
@@ -207,7 +207,7 @@ class TrainConfig(Table):
     seed: NonNegative = 42
     """Names every random stream of the run: initial weights, dropout, order of the data."""
     start_from: Annotated[StartFrom | None, BeforeValidator(_name_alone)] = None
-    """A model to go on from, with this file's data, schedule and budget; absent, weights are drawn at random."""
+    """A model to start from, with this file's data, schedule and budget. Without it, weights are drawn at random."""
     evaluate_every: NonNegative = 500
     """Steps between held-out evaluations; 0 is never."""
     sample_every: NonNegative = 0
@@ -215,7 +215,7 @@ class TrainConfig(Table):
     checkpoint_every: NonNegative = 500
     """Steps between checkpoints; 0 saves only at the end."""
     keep_checkpoints: Positive = 2
-    """Newest checkpoints kept, beside the best one."""
+    """Number of newest checkpoints that are kept, beside the best one."""
     optimizer: Annotated[AdamW, SlotMarker("adamw")] = AdamW()
     schedule: Annotated[Constant | Linear | WarmupCosine | WarmupStableDecay, SLOT] = Constant()
     clip: Annotated[NoClip | ClipByNorm | ClipByValue, SLOT] = NoClip()

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from fromscratch.errors import DataError
-from fromscratch.files import FileFacts, point_link, read_json_object, sealed_folder, to_strict_json
+from fromscratch.files import FileEntry, point_link, read_json_object, sealed_folder, to_strict_json
 from fromscratch.formats.tensor_files import write_tensors
 from fromscratch.runs.retention import LATEST, checkpoint_name
 
@@ -80,7 +80,7 @@ def save_checkpoint(folder: Path, contents: Contents, **facts: Any) -> Path:
     """Writes ``folder/step-N`` atomically, then points ``latest`` at it."""
     state = contents.state
     destination = folder / checkpoint_name(state.step)
-    written: dict[str, FileFacts] = {}
+    written: dict[str, FileEntry] = {}
     with sealed_folder(destination, written=written, step=state.step, **facts) as temporary:
         for name, tensors in contents.files.items():
             written[name] = write_tensors(temporary / name, tensors)

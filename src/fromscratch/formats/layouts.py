@@ -59,7 +59,10 @@ class Layout:
             for ours, theirs in self.modules.items()
         }
         modules["final_norm"] = (self.final_norm,)
-        names = {EMBEDDING: (self.token_embedding,), POSITIONS: (self.position_embedding,)}
+        names: dict[str, tuple[str, ...]] = {
+            EMBEDDING: (self.token_embedding,),
+            POSITIONS: (self.position_embedding,),
+        }
         for ours, theirs in modules.items():
             their_leaves = self.norm_leaves if ours.endswith("norm") else LEAVES
             for leaf, their_leaf in zip(LEAVES, their_leaves, strict=True):

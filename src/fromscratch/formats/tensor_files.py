@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fromscratch.errors import DataError
-from fromscratch.files import FileFacts, write_checked
+from fromscratch.files import FileEntry, write_checked
 
 DTYPE_NAMES = {
     torch.float64: "F64",
@@ -35,7 +35,7 @@ def bytes_of(tensors: dict[str, Tensor]) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> FileFacts:
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> FileEntry:
     """Writes a new safetensors file, flushes it to disk, and returns its size and SHA-256.
 
     Tensors on a device are copied to host memory one at a time.

@@ -3,15 +3,18 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from fromscratch.config.model import ExplicitAttention, GPTConfig, LinearHead, ModelConfig
 from fromscratch.config.run import parse_model
 from fromscratch.config.train import TrainConfig
+from fromscratch.data.batches import SequenceBatches
+from fromscratch.data.store import TokenSplit
 from fromscratch.errors import UsageError
 from fromscratch.machine.acceleration import Acceleration, accelerate
 from fromscratch.machine.allocator import keep_freed_memory
@@ -21,8 +24,9 @@ from fromscratch.machine.precision import Precision
 from fromscratch.models.factory import build_empty, initialise
 from fromscratch.optim.composite import as_composite
 from fromscratch.planning.bench import OUT_OF_MEMORY, REFERENCE, Case
-from fromscratch.training.next_token import next_token_loss
-from fromscratch.training.objective import MicroBatch
+from fromscratch.training.held_out import TokenSlice
+from fromscratch.training.next_token import NextToken
+from fromscratch.training.objective import Objective, Runtime
 from fromscratch.training.step import GradientRules, Stepper
 
 RATE_FACTOR = 0.1
@@ -30,31 +34,34 @@ WARM_UP_STEPS = 2  # they compile, create optimiser state and grow the allocator
 
 
 @dataclass(frozen=True)
-class RandomBatches:
-    """One micro-batch of random tokens per step."""
+class RandomTokens:
+    """Random token ids, to be read like a split of a store."""
 
     vocab_size: int
-    context_length: int
-    micro_batch: int
-    device: torch.device
-    max_steps: int = 2**31
-    num_micro_batches: int = 1
+    name: str = "random"
+    tokens: int = 2**50
 
-    @property
-    def targets_per_step(self) -> int:
-        return self.micro_batch * self.context_length
-
-    def smaller(self) -> None:
-        """Returns None: a measurement must not change its micro-batch."""
-
-    def micro_batches(self, step: int) -> Iterator[MicroBatch]:
-        generator = torch.Generator().manual_seed(step)
-        tokens = torch.randint(0, self.vocab_size, (self.micro_batch, self.context_length + 1), generator=generator)
-        tokens = tokens.to(self.device)
-        yield MicroBatch(tokens[:, :-1], tokens[:, 1:], tuple(range(self.micro_batch)))
+    def read(self, start: int, count: int) -> NDArray[np.int64]:
+        """``count`` ids, the same for the same ``start``."""
+        return np.random.default_rng(start).integers(self.vocab_size, size=count)
 
 
-def build_stepper(model_config: ModelConfig, train: TrainConfig, case: Case, hardware: Hardware) -> Stepper:
+def random_objective(model: ModelConfig, runtime: Runtime) -> NextToken:
+    """Next-token prediction with one micro-batch of random tokens per step, and one batch of them held out."""
+    assert model.vocab_size is not None
+    split = cast(TokenSplit, RandomTokens(model.vocab_size))
+    held_out = max(runtime.micro_batch, default_micro_batch(runtime.device, model.context_length))
+    return NextToken(
+        SequenceBatches(split, model.context_length, global_batch=runtime.micro_batch),
+        seed=0,
+        store_fingerprint="",
+        held_out=TokenSlice(split, 0, held_out * model.context_length),
+    )
+
+
+def build_stepper(
+    model_config: ModelConfig, train: TrainConfig, case: Case, objective: Objective, runtime: Runtime
+) -> Stepper:
     """Builds a randomly initialised model and its stepper, by the engine or the reference recipe."""
     reference = case.recipe == REFERENCE
     if reference:
@@ -63,29 +70,19 @@ def build_stepper(model_config: ModelConfig, train: TrainConfig, case: Case, har
         model_config = model_config.model_copy(update={"attention": ExplicitAttention(), "head": LinearHead()})
     else:
         keep_freed_memory()
-    model = build_empty(model_config, hardware.device)
+    model = build_empty(model_config, runtime.device)
     initialise(model, model_config, seed=0)
     parameters, rate = list(model.named_parameters()), train.optimizer.learning_rate
     unfused = torch.optim.AdamW(model.parameters(), lr=rate) if reference else None
-    assert model_config.vocab_size is not None
     return Stepper(
         model,
         as_composite(unfused or train.optimizer.build(parameters)),
-        RandomBatches(model_config.vocab_size, model_config.context_length, case.micro_batch, hardware.device),
-        loss=accelerate(model, next_token_loss, Acceleration(case.compile, case.activation_checkpointing)),
+        objective.batches(runtime),
+        loss=accelerate(model, objective.loss, Acceleration(case.compile, case.activation_checkpointing)),
         rules=GradientRules(train.clip.build(), train.nonfinite.build()),
-        precision=Precision(case.precision, hardware.device),
+        precision=runtime.precision,
+        carry=objective.initial_carry(model, runtime.micro_batch),
     )
-
-
-@torch.inference_mode()
-def evaluate_once(stepper: Stepper, config: ModelConfig, micro_batch: int, device: torch.device) -> None:
-    """Computes the losses of one batch of the size that a run's evaluation uses."""
-    batch = max(micro_batch, default_micro_batch(device, config.context_length))
-    tokens = torch.zeros(batch, config.context_length, dtype=torch.long, device=device)
-    stepper.model.eval()
-    with stepper.precision.arithmetic():
-        stepper.model.losses(tokens, tokens)  # type: ignore[operator]
 
 
 def time_steps(
@@ -111,7 +108,9 @@ def run_request(request: dict[str, Any]) -> dict[str, Any]:
     hardware = find_hardware(request["device"])
     try:
         model, case = parse_model(request["model"]), Case(**request["case"])
-        stepper = build_stepper(model, TrainConfig.model_validate(request["train"]), case, hardware)
+        runtime = Runtime(hardware.device, case.micro_batch, Precision(case.precision, hardware.device))
+        objective = random_objective(model, runtime)
+        stepper = build_stepper(model, TrainConfig.model_validate(request["train"]), case, objective, runtime)
         found = time_steps(
             stepper,
             hardware,
@@ -120,7 +119,7 @@ def run_request(request: dict[str, Any]) -> dict[str, Any]:
             holds_gradients=request["as_memory_probe"],
         )
         if request["as_memory_probe"]:
-            evaluate_once(stepper, model, case.micro_batch, hardware.device)
+            objective.evaluate(stepper.model, runtime, lambda: False)  # type: ignore[arg-type]
         return {**found, "peak_memory_bytes": hardware.peak_memory_bytes()}
     except (RuntimeError, MemoryError) as error:
         if not is_memory_error(error):

@@ -16,7 +16,7 @@ import tomli_w
 from fromscratch.errors import DataError, UsageError
 from fromscratch.files import read_json_object, to_strict_json, write_atomically
 from fromscratch.runs.records import RecordWriter, read_records, to_count, to_float
-from fromscratch.runs.states import RunState
+from fromscratch.runs.states import Event, RunState
 
 LOCK_ATTEMPTS, LOCK_WAIT_SECONDS = 4, 0.05
 NAME_RULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -98,7 +98,7 @@ class RunDirectory:
         """Changes some values of ``machine.json``; a resume makes the choices recorded there."""
         self.write_machine({**(read_json_object(self.machine) if self.machine.is_file() else {}), **facts})
 
-    def log_event(self, event: str, **facts: Any) -> None:
+    def log_event(self, event: Event, **facts: Any) -> None:
         """Appends an ``Event`` and waits until it is on the disk."""
         with RecordWriter(self.events) as writer:
             writer.write({"event": event, **facts})

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup
+from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 
 from fromscratch.processes.launcher import launch_measurement
 from fromscratch.runs.directory import RunDirectory
@@ -40,6 +42,13 @@ def launch_shells(hangup: signal.Handlers) -> None:
     """The launcher of ``--processes 2``; its workers are shells that write down which signal ends them."""
     signal.signal(signal.SIGHUP, hangup)
     sys.executable = str(Path("worker").resolve())
+    monitor = LocalElasticAgent._monitor_workers
+
+    def monitor_workers(self: LocalElasticAgent, group: WorkerGroup) -> RunResult:
+        Path("monitored").touch()  # torchrun's agent loses workers if a signal interrupts it while it starts them
+        return monitor(self, group)
+
+    LocalElasticAgent._monitor_workers = monitor_workers  # type: ignore[method-assign]
     sys.exit(launch_measurement([], processes=2))
 
 
@@ -49,7 +58,7 @@ def start_shells(tmp_path: Path) -> Callable[[signal.Handlers], Fork]:
         (tmp_path / "worker").write_text(WORKER)
         (tmp_path / "worker").chmod(0o755)
         launcher = Fork(Command(launch_shells, (hangup,), tmp_path))
-        wait_until(lambda: all((tmp_path / f"started-{rank}").exists() for rank in range(2)))
+        wait_until(lambda: all((tmp_path / name).exists() for name in ("started-0", "started-1", "monitored")))
         return launcher
 
     return start

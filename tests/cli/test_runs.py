@@ -204,9 +204,8 @@ def test_an_earlier_checkpoint_is_evaluated_with_its_own_config(world: Path) -> 
     change = ("--set", "model.head=linear", "--allow-change", "model.head", "--set", "train.keep_checkpoints=9")
     assert run_command(*RUN, "half", *change, "--allow-change", "train.keep_checkpoints").code == 0
     cpu = find_hardware("cpu")
-    configs = [open_model(f"runs/half@step-{step}", cpu).config for step in (7, 20)]
-    kinds = [config.model_dump()["head"]["kind"] for config in configs]
-    assert kinds == ["chunked", "linear"]
+    heads = [open_model(f"runs/half@step-{step}", cpu).config.model_dump()["head"]["kind"] for step in (7, 20)]
+    assert heads == ["chunked", "linear"]
 
 
 def test_another_machine_does_not_replace_the_earlier_one(world: Path) -> None:

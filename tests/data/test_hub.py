@@ -204,6 +204,31 @@ def test_offline_nothing_is_tried_again() -> None:
     assert waits == []
 
 
+@pytest.mark.parametrize("endpoint", ["http://127.0.0.1:9", "http://nosuchhost.invalid"])
+def test_without_a_network_it_says_so_within_seconds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, endpoint: str
+) -> None:
+    """In a process of its own, because the Hub's library reads its settings when it is imported."""
+    for name in ("http_proxy", "https_proxy", "all_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
+    environment = {**os.environ, "HF_ENDPOINT": endpoint, "HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "0"}
+    script = (
+        "import time; from fromscratch.hub.downloads import *; from fromscratch.hub.requests import HubError\n"
+        "import huggingface_hub\n"
+        "began = time.monotonic()\n"
+        "for ask in (lambda: download_model('hf://owner/name'), lambda: list_files(model_name('owner/name'))):\n"
+        "    try: ask()\n"
+        "    except HubError as error: print(error)\n"
+        "print(time.monotonic() - began)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    *messages, seconds = done.stdout.splitlines()
+    assert len(messages) == 2, done.stderr
+    assert all(f"no connection to {endpoint}, and not in the cache" in message for message in messages)
+    assert float(seconds) < 10 and "Retry" not in done.stderr
+
+
 def answer(status: int, **headers: str) -> Exception:
     """The error of ``huggingface_hub`` for an answer of the Hub."""
     response = SimpleNamespace(status_code=status, headers=headers, request=None)
@@ -222,6 +247,7 @@ def test_waits_grow_between_attempts_and_the_last_error_is_told(
     monkeypatch: pytest.MonkeyPatch, error: Exception, reason: str
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(requests, "is_offline", lambda: False)
     waits: list[float] = []
     with pytest.raises(HubError, match=rf"^x: failed after 5 attempts \({reason}.*\); try again later$") as caught:
         ask_hub("x", failing(error), sleep=waits.append)
@@ -231,6 +257,7 @@ def test_waits_grow_between_attempts_and_the_last_error_is_told(
 
 def test_the_server_says_how_long_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(requests, "is_offline", lambda: False)
     for asked, seconds in (("7", 7.0), ("9999", 60.0)):
         waits: list[float] = []
         with pytest.raises(HubError):
@@ -250,6 +277,7 @@ def test_what_the_user_must_change_is_said_at_once(
     monkeypatch: pytest.MonkeyPatch, error: Exception, says: str
 ) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(requests, "is_offline", lambda: False)
     waits: list[float] = []
     with pytest.raises(UsageError, match=says) as caught:
         ask_hub("x", failing(error), sleep=waits.append)

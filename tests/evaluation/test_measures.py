@@ -16,8 +16,8 @@ from fromscratch.data.store import open_store
 from fromscratch.errors import UsageError
 from fromscratch.evaluation.compare import compare_models
 from fromscratch.evaluation.injection import Rate, load_probes, measure_injection, speakers
-from fromscratch.evaluation.keeping import keep_evaluation
 from fromscratch.evaluation.loss import bootstrap_interval, evaluate_loss
+from fromscratch.evaluation.saving import save_evaluation
 from fromscratch.evaluation.smoke import PROMPTS, smoke_test
 from fromscratch.formats.model_sources import LoadedModel, open_model
 from fromscratch.generation.conversation import TEMPLATES, Conversation, Template, open_template
@@ -181,9 +181,9 @@ def test_probes_hide_a_claim_between_the_users_lines() -> None:
 def test_smoke_texts_are_kept_in_the_run(loaded: LoadedModel, tmp_path: Path) -> None:
     texts = smoke_test(loaded, tokens=5)
     assert [text.prompt for text in texts] == list(PROMPTS) and texts == smoke_test(loaded, tokens=5)
-    path = keep_evaluation(loaded, "smoke", {"texts": [text.greedy for text in texts]})
+    path = save_evaluation(loaded, "smoke", {"texts": [text.greedy for text in texts]})
     assert path is not None and json.loads(path.read_text())["step"] == loaded.step
-    assert keep_evaluation(make_loaded(tmp_path / "m"), "smoke", {}) is None
+    assert save_evaluation(make_loaded(tmp_path / "m"), "smoke", {}) is None
 
 
 def test_on_the_command_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import torch
 from fromscratch.config.model import ExplicitAttention, FusedAttention, GPTConfig
 from fromscratch.generation.decoders import CachedDecoder, PlainDecoder, window_start
 from fromscratch.generation.generate import generate_batch, generate_tokens
-from fromscratch.generation.packed import packed_twin, packing_pays
+from fromscratch.generation.packed import packing_pays, with_packed_weights
 from fromscratch.generation.sampling import Sampling
 from fromscratch.models.factory import build_empty, initialise
 from fromscratch.models.gpt import GPT
@@ -117,7 +117,7 @@ def test_windows_drop_a_quarter_at_a_time(tokens: int, start: int) -> None:
 def test_packed_products_are_the_products(shape: tuple[int, ...], bias: bool) -> None:
     layer, x = torch.nn.Linear(48, 96, bias=bias), torch.randn(shape)
     with torch.inference_mode():
-        expected, packed = layer(x), packed_twin(layer, rows=x.numel() // 48)
+        expected, packed = layer(x), with_packed_weights(layer, rows=x.numel() // 48)
         for _ in range(2):
             torch.testing.assert_close(packed(x), expected, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(packed(x[:1]), expected[:1], atol=1e-5, rtol=1e-5)  # other numbers of rows
@@ -126,7 +126,7 @@ def test_packed_products_are_the_products(shape: tuple[int, ...], bias: bool) ->
 def test_the_packed_twin_leaves_the_model_as_it_was() -> None:
     model = make()
     before = {name: id(module) for name, module in model.named_modules()}
-    twin = packed_twin(model, rows=1)
+    twin = with_packed_weights(model, rows=1)
     assert {name: id(module) for name, module in model.named_modules()} == before
     assert all("forward" not in vars(module) for module in model.modules())
     assert [id(p) for p in twin.parameters()] == [id(p) for p in model.parameters()]

@@ -85,3 +85,22 @@ def test_the_repetition_penalty_by_hand() -> None:
 def test_b24_the_newer_settings_out_of_range(settings: dict[str, float]) -> None:
     with pytest.raises(UsageError, match=next(iter(settings)).replace("_", "-")):
         Sampling(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 1.0, "repetition_penalty": 1.5e-117},
+        {"temperature": 1.0, "repetition_penalty": 1.7e308},
+        {"temperature": 5e-324},
+        {"temperature": 1.7e308, "top_p": 1e-300, "min_p": 5e-324},
+        {"temperature": 5e-324, "repetition_penalty": 5e-324, "top_k": 1, "top_p": 1.0},
+    ],
+)
+def test_no_accepted_setting_overflows(settings: dict[str, float]) -> None:
+    sampling = Sampling(**settings)  # type: ignore[arg-type]
+    logits = torch.tensor([[3.0, -2.0, 0.0, 1e4, -1e4]])
+    scores = sampling.penalised(logits, torch.tensor([[0, 1, 3]]))
+    probabilities = sampling.probabilities(scores)
+    assert bool(torch.isfinite(probabilities).all()) and float(probabilities.sum()) == pytest.approx(1.0)
+    assert 0 <= int(sampling.choose(scores, torch.Generator().manual_seed(0))) < 5

@@ -11,8 +11,8 @@ from fromscratch.config.model import GPTConfig
 from fromscratch.config.reference import reference
 from fromscratch.config.run import RunConfig, parse_model
 from fromscratch.errors import UsageError
-from fromscratch.formats.checkpoints import read_tensors
 from fromscratch.formats.model_sources import open_model
+from fromscratch.formats.tensor_files import read_tensors
 from fromscratch.generation.decoders import CachedDecoder, PlainDecoder
 from fromscratch.generation.generate import generate_batch
 from fromscratch.generation.sampling import Sampling

@@ -18,8 +18,8 @@ from fromscratch.generation.generate import generate_batch
 from fromscratch.generation.sampling import Sampling
 from fromscratch.machine.hardware import find_hardware
 from fromscratch.models.costs import model_costs
-from fromscratch.publishing.carried import carried_files
 from fromscratch.publishing.export import choose_format, custom_config, native_config
+from fromscratch.publishing.model_code import model_code_files
 from tests.publishing.models import VARIANTS, publish
 
 transformers = pytest.importorskip("transformers")
@@ -230,7 +230,7 @@ def test_every_preset_has_the_parameters_it_should_in_both_formats(preset: str, 
         native = transformers.GPT2LMHeadModel(transformers.GPT2Config(**native_config(config)))
     assert native.num_parameters() == expected
     (tmp_path / "config.json").write_text(json.dumps(custom_config(config)))
-    for name, text in carried_files(config).items():
+    for name, text in model_code_files(config).items():
         (tmp_path / name).write_text(text)
     described = transformers.AutoConfig.from_pretrained(tmp_path, trust_remote_code=True)
     with torch.device("meta"):

@@ -63,7 +63,7 @@ def loss(
         return
     facts = {"store": store, "split": split, "start": start, "precision": precision}
     record_loss(loaded, report, **facts)
-    everything = {"model": model, "step": loaded.step, **facts, **report.facts()}
+    everything = {"model": model, "step": loaded.step, **facts, **report.to_dict()}
     if as_json:
         print_json(everything)
     else:
@@ -91,7 +91,7 @@ def compare(
     from dataclasses import asdict
 
     from fromscratch.evaluation.compare import compare_models
-    from fromscratch.evaluation.keeping import keep_evaluation
+    from fromscratch.evaluation.saving import save_evaluation
     from fromscratch.formats.model_sources import open_model
     from fromscratch.formats.stores import open_named_store
     from fromscratch.machine.hardware import find_hardware
@@ -106,7 +106,7 @@ def compare(
     comparison = compare_models(first, second, part, hardware, batch=batch)
     facts = {"a": a, "b": b, "store": store, "split": split, "start": start, "verdict": comparison.verdict}
     everything = facts | {"comparison": asdict(comparison)}
-    keep_evaluation(second, f"compare-step-{second.step}-with-{first.name}", {"measure": "compare", **everything})
+    save_evaluation(second, f"compare-step-{second.step}-with-{first.name}", {"measure": "compare", **everything})
     if as_json:
         print_json(everything)
         return
@@ -139,7 +139,7 @@ def smoke(
     """
     from dataclasses import asdict
 
-    from fromscratch.evaluation.keeping import keep_evaluation
+    from fromscratch.evaluation.saving import save_evaluation
     from fromscratch.evaluation.smoke import smoke_test
     from fromscratch.formats.model_sources import open_model
     from fromscratch.machine.hardware import find_hardware
@@ -147,7 +147,7 @@ def smoke(
     loaded = open_model(model, find_hardware(device))
     texts = [asdict(text) for text in smoke_test(loaded, seed=seed, tokens=tokens)]
     facts = {"measure": "smoke", "model": model, "seed": seed, "texts": texts}
-    keep_evaluation(loaded, f"smoke-step-{loaded.step}", facts)
+    save_evaluation(loaded, f"smoke-step-{loaded.step}", facts)
     if as_json:
         print_json({"step": loaded.step, **facts})
         return
@@ -168,7 +168,7 @@ def injection(
     Example: fromscratch eval injection gpt2 --template transcript
     """
     from fromscratch.evaluation.injection import measure_injection
-    from fromscratch.evaluation.keeping import keep_evaluation
+    from fromscratch.evaluation.saving import save_evaluation
     from fromscratch.formats.model_sources import open_model
     from fromscratch.generation.conversation import open_template
     from fromscratch.machine.hardware import find_hardware
@@ -180,11 +180,11 @@ def injection(
         "measure": "injection",
         "model": model,
         "template": template,
-        "smuggled": report.smuggled.facts(),
-        "control": report.control.facts(),
+        "smuggled": report.smuggled.to_dict(),
+        "control": report.control.to_dict(),
         "answers": report.answers,
     }
-    keep_evaluation(loaded, f"injection-step-{loaded.step}", facts)
+    save_evaluation(loaded, f"injection-step-{loaded.step}", facts)
     if as_json:
         print_json({"step": loaded.step, **facts})
         return
@@ -210,22 +210,22 @@ def harness(
     import tempfile
 
     from fromscratch.evaluation.harness import run_harness
-    from fromscratch.evaluation.keeping import keep_evaluation
+    from fromscratch.evaluation.saving import save_evaluation
     from fromscratch.formats.model_sources import open_model
     from fromscratch.machine.hardware import find_hardware
-    from fromscratch.publishing.card import CardFacts
+    from fromscratch.publishing.card import CardSettings
     from fromscratch.publishing.export import choose_format, export_model
 
     hardware = find_hardware(device)
     loaded = open_model(model, find_hardware("cpu"))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
-        export_model(loaded, folder, format_name=choose_format(loaded.config, None), card=CardFacts())
+        export_model(loaded, folder, format_name=choose_format(loaded.config, None), card=CardSettings())
         results = run_harness(
             folder, tasks.split(","), device=str(hardware.device), include=include, limit=limit, batch=batch
         )
     facts = {"measure": "harness", "model": model, "limit": limit, "results": results}
-    keep_evaluation(loaded, f"harness-step-{loaded.step}", facts)
+    save_evaluation(loaded, f"harness-step-{loaded.step}", facts)
     if as_json:
         print_json({"step": loaded.step, **facts})
         return

@@ -185,7 +185,7 @@ class RollBackSpikes(_Spike):
 
 
 class StartFrom(Table):
-    """Another model, whose weights this run starts from. ``start_from = "MODEL"`` is short for a table with ``model``."""
+    """Another model, whose weights this run starts from. ``start_from = "MODEL"`` is the short form."""
 
     model: str = Field(min_length=1)
     """A run, a checkpoint, a folder, or a name on the Hub, as on the command line."""

@@ -1,4 +1,4 @@
-"""Two models on the same tokens: who predicts them better, by how much, how surely, and where."""
+"""Compares two models on the same tokens: difference of losses, interval, and the documents that differ most."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -7,14 +7,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fromscratch.errors import UsageError
-from fromscratch.evaluation.loss import LossReport, bootstrap_interval, measure_loss
+from fromscratch.evaluation.loss import LossReport, bootstrap_interval, evaluation_runtime, measure_loss
 from fromscratch.formats.model_sources import LoadedModel
 from fromscratch.machine.hardware import Hardware
 from fromscratch.tokenizers.base import Tokenizer
 from fromscratch.training.held_out import TokenSlice
 
 SHOWN_CHARACTERS = 120
-FEWEST_TOKENS = 8  # of a document: below, a mean is noise
+MIN_TOKENS = 8  # of a document; the mean of fewer is noise
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,11 @@ class Comparison:
     """Ends of its 95% confidence interval, by bootstrap over sequences."""
     high: float | None
     documents: list[DocumentDifference]
-    """Where they differ most."""
+    """The documents with the largest difference."""
 
     @property
     def verdict(self) -> str:
-        """In words; the interval knows of the test set's noise, not of the seed's."""
+        """In words. The interval covers the noise of the test set, not that of the seed."""
         if self.low is None or self.high is None:
             return "unknown: one sequence is no sample"
         if self.low > 0 or self.high < 0:
@@ -54,16 +54,22 @@ class Comparison:
 
 
 def compare_models(
-    a: LoadedModel, b: LoadedModel, part: TokenSlice, hardware: Hardware, *, batch: int | None = None, most: int = 5
+    a: LoadedModel,
+    b: LoadedModel,
+    part: TokenSlice,
+    hardware: Hardware,
+    *,
+    batch: int | None = None,
+    max_documents: int = 5,
 ) -> Comparison:
-    """Both models on one slice.
+    """Evaluates both models on one slice.
 
     Raises:
         UsageError: their tokenizers or context lengths differ, so that their sequences are not the same.
     """
     if a.tokenizer.fingerprint != b.tokenizer.fingerprint:
         raise UsageError(
-            f"{a.source} knows tokenizer {a.tokenizer.name}, {b.source} knows {b.tokenizer.name}: their tokens cannot "
+            f"{a.source} has tokenizer {a.tokenizer.name}, {b.source} has {b.tokenizer.name}: their tokens cannot "
             "be paired; compare bits_per_byte of 'eval loss', each on a store of its own tokenizer"
         )
     if a.model.context_length != b.model.context_length:
@@ -71,7 +77,9 @@ def compare_models(
             f"{a.source} has a context of {a.model.context_length} tokens, {b.source} one of {b.model.context_length}: "
             "their sequences cannot be paired; use 'eval loss' for each"
         )
-    measured = [measure_loss(m.model, m.tokenizer, part, hardware, batch=batch) for m in (a, b)]
+    measured = [
+        measure_loss(m.model, m.tokenizer, part, evaluation_runtime(m.model, hardware, batch=batch)) for m in (a, b)
+    ]
     difference = measured[1].sequence_nats - measured[0].sequence_nats
     interval = bootstrap_interval(difference, measured[0].sequence_tokens)
     per_token = measured[1].losses - measured[0].losses
@@ -81,21 +89,21 @@ def compare_models(
         difference=float(difference.sum()) / part.tokens,
         low=interval[0] if interval else None,
         high=interval[1] if interval else None,
-        documents=_documents(per_token, part, a.tokenizer, most),
+        documents=_documents(per_token, part, a.tokenizer, max_documents),
     )
 
 
 def _documents(
-    difference: NDArray[np.float64], part: TokenSlice, tokenizer: Tokenizer, most: int
+    difference: NDArray[np.float64], part: TokenSlice, tokenizer: Tokenizer, max_documents: int
 ) -> list[DocumentDifference]:
-    """The documents with the largest mean difference, either way."""
+    """Returns the documents with the largest mean difference, in either direction."""
     targets = part.split.read(part.start + 1, part.tokens)
     ends = np.flatnonzero(targets == tokenizer.end_of_text) + 1
     bounds = [0, *(int(end) for end in ends if end < part.tokens), part.tokens]
     found = []
     for begin, end in pairwise(bounds):
-        if end - begin >= FEWEST_TOKENS:
+        if end - begin >= MIN_TOKENS:
             text = tokenizer.decode(targets[begin:end])[:SHOWN_CHARACTERS]
             mean = float(difference[begin:end].mean())
             found.append(DocumentDifference(part.start + 1 + begin, end - begin, mean, text))
-    return sorted(found, key=lambda document: -abs(document.difference))[:most]
+    return sorted(found, key=lambda document: -abs(document.difference))[:max_documents]

@@ -1,9 +1,9 @@
-"""How often a transcript smuggled into one user message is taken for the real conversation.
+"""Transcript injection: how often a model takes a transcript inside one user message for real conversation.
 
-In each probe the user's one message holds, between its own words, a line that looks like an answer of
-the assistant and claims something, and a line that looks like the user's reply. The next message asks
-for what was claimed. An answer that names it took the smuggled lines for the conversation. The
-control asks the same without the smuggled lines: what is named there is guessed.
+In each probe the user's message contains a line that looks like an answer of the assistant and makes a
+claim, and a line that looks like the user's reply. The next message asks for the claim. An answer that
+names it counts as a successful injection. The control asks the same without the injected lines; it
+measures how often the model names the claim by chance.
 """
 
 import json
@@ -35,11 +35,11 @@ class Probe:
     expected: str
 
     def message(self, user: str, assistant: str) -> str:
-        """The user's message with the smuggled lines."""
+        """Returns the user's message with the injected lines."""
         return f"{self.opening}{assistant} {self.claim}{user} {self.reply}"
 
     def control(self) -> str:
-        """The same without them."""
+        """Returns the user's message without the injected lines."""
         return f"{self.opening} {self.reply}"
 
 
@@ -61,15 +61,15 @@ class Rate:
         half = NORMAL_95 * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n)) / (1 + z2 / n)
         return max(0.0, middle - half), min(1.0, middle + half)
 
-    def facts(self) -> dict[str, float | int]:
-        """As plain values."""
+    def to_dict(self) -> dict[str, float | int]:
+        """Returns plain values."""
         low, high = self.interval()
         return {"count": self.count, "trials": self.trials, "rate": self.share, "low": low, "high": high}
 
 
 @dataclass(frozen=True)
 class InjectionReport:
-    """How a model did on all probes."""
+    """The result of all probes."""
 
     smuggled: Rate
     control: Rate
@@ -84,7 +84,7 @@ def load_probes() -> list[Probe]:
 def measure_injection(
     loaded: LoadedModel, template: Template, *, decoder: DecoderMaker = CachedDecoder
 ) -> InjectionReport:
-    """Asks every probe with and without the smuggled lines; answers are greedy, nothing is left to chance."""
+    """Asks every probe with and without the injected lines; answers are greedy."""
     user, assistant = speakers(template)
     probes = load_probes()
     messages = [probe.message(user, assistant) for probe in probes] + [probe.control() for probe in probes]
@@ -104,6 +104,6 @@ def measure_injection(
 
 
 def speakers(template: Template) -> tuple[str, str]:
-    """How a template announces the user and the assistant, line ends included."""
+    """Returns the template's prefixes of user and assistant, line ends included."""
     user, _, assistant = template.turn.partition("{message}")
     return user.rstrip(" "), assistant.rstrip(" ")

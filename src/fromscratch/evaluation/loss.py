@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from fromscratch.evaluation.keeping import keep_evaluation
+from fromscratch.evaluation.saving import save_evaluation
 from fromscratch.formats.model_sources import LoadedModel
 from fromscratch.machine.hardware import Hardware
 from fromscratch.machine.precision import Precision
@@ -16,10 +17,11 @@ from fromscratch.models.language_model import LanguageModel
 from fromscratch.processes.world import ALONE, World
 from fromscratch.tokenizers.base import Tokenizer
 from fromscratch.training.held_out import TokenSlice, sequence_losses
+from fromscratch.training.objective import Runtime
 
 DEFAULT_BATCH_TOKENS = 8_192
 BOOTSTRAP_SAMPLES = 2_000
-LARGEST_EXPONENT = 700.0  # of a double
+MAX_EXPONENT = 700.0  # of a double
 
 
 @dataclass(frozen=True)
@@ -30,9 +32,9 @@ class LossReport:
     """Mean cross-entropy, nats per token."""
     perplexity: float
     bits_per_byte: float | None
-    """Bits to predict one byte of the text: comparable between tokenizers; None where no byte was predicted."""
+    """Bits per predicted byte, comparable between tokenizers; None where no byte was predicted."""
     tokens: int
-    """Predicted; end-of-text among them."""
+    """Predicted tokens, end-of-text included."""
     bytes: int
     """UTF-8 bytes of the predicted tokens."""
     seconds: float
@@ -41,32 +43,14 @@ class LossReport:
     loss_high: float | None = None
     sequences: int = 0
 
-    def facts(self) -> dict[str, Any]:
-        """The report as plain values."""
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the report as plain values."""
         return asdict(self)
-
-
-def evaluate_loss(
-    model: LanguageModel,
-    tokenizer: Tokenizer,
-    part: TokenSlice,
-    hardware: Hardware,
-    *,
-    batch: int | None = None,
-    precision: str = "fp32",
-    world: World = ALONE,
-) -> LossReport:
-    """Predicts every token of the slice once, in sequences of the model's context length.
-
-    Sums are exact (``math.fsum``), so that neither the batch size nor the number of processes, which share
-    the batches, changes anything beyond the rounding of each single loss. Every process gets the report.
-    """
-    return measure_loss(model, tokenizer, part, hardware, batch=batch, precision=precision, world=world).report
 
 
 @dataclass(frozen=True)
 class MeasuredLoss:
-    """A report, and what it was made of."""
+    """A report and the values that it summarises."""
 
     report: LossReport
     sequence_nats: NDArray[np.float64]
@@ -76,45 +60,46 @@ class MeasuredLoss:
     """Of every target that this process predicted, in order."""
 
 
-def measure_loss(
-    model: LanguageModel,
-    tokenizer: Tokenizer,
-    part: TokenSlice,
-    hardware: Hardware,
-    *,
-    batch: int | None = None,
-    precision: str = "fp32",
-    world: World = ALONE,
-) -> MeasuredLoss:
-    """As ``evaluate_loss``, with the loss of every sequence, and of every token of this process's share."""
-    context_length = model.context_length
-    byte_lengths = tokenizer.byte_lengths()
+def evaluate_loss(
+    model: LanguageModel, tokenizer: Tokenizer, part: TokenSlice, hardware: Hardware, **options: Any
+) -> LossReport:
+    """As ``measure_loss``, with the options of ``evaluation_runtime``; returns the report alone."""
+    return measure_loss(model, tokenizer, part, evaluation_runtime(model, hardware, **options)).report
+
+
+def evaluation_runtime(
+    model: LanguageModel, hardware: Hardware, *, batch: int | None = None, precision: str = "fp32", world: World = ALONE
+) -> Runtime:
+    """Returns device, batch and precision of an evaluation. ``batch`` None is one of about 8,192 tokens."""
+    batch = batch or max(1, DEFAULT_BATCH_TOKENS // model.context_length)
+    return Runtime(hardware.device, batch, Precision(precision, hardware.device), world)
+
+
+def measure_loss(model: LanguageModel, tokenizer: Tokenizer, part: TokenSlice, runtime: Runtime) -> MeasuredLoss:
+    """Predicts every token of the slice once, in sequences of the model's context length.
+
+    Sums are exact (``math.fsum``). So neither the batch size nor the number of processes, which share the batches,
+    changes the result beyond the rounding of each single loss. Every process gets the report.
+    """
+    byte_lengths, world = tokenizer.byte_lengths(), runtime.world
     began = time.perf_counter()
     sums: list[float] = []
     counts: list[int] = []
-    pieces, text_bytes = [np.empty(0)], 0
-    for targets, losses in sequence_losses(
-        model,
-        part,
-        context_length=context_length,
-        batch=batch or max(1, DEFAULT_BATCH_TOKENS // context_length),
-        device=hardware.device,
-        precision=Precision(precision, hardware.device),
-        world=world,
-    ):
+    parts, text_bytes = [np.empty(0)], 0
+    for targets, losses in sequence_losses(model, part, runtime):
         sums += [math.fsum(row) for row in losses]
         counts += [losses.shape[1]] * len(losses)
-        pieces.append(losses.ravel())
+        parts.append(losses.ravel())
         text_bytes += int(np.sum(byte_lengths[targets]))
     text_bytes = round(world.sum(text_bytes))
-    sequence_nats = world.all_gather(np.array(sums, dtype=np.float64))
-    sequence_tokens = world.all_gather(np.array(counts, dtype=np.float64)).astype(np.int64)
+    sequence_nats = world.all_gather(torch.tensor(sums, dtype=torch.float64)).numpy()
+    sequence_tokens = world.all_gather(torch.tensor(counts)).numpy()
     nats = math.fsum(sequence_nats)
     loss = nats / part.tokens
     interval = bootstrap_interval(sequence_nats, sequence_tokens)
     report = LossReport(
         loss=loss,
-        perplexity=math.exp(min(loss, LARGEST_EXPONENT)),
+        perplexity=math.exp(min(loss, MAX_EXPONENT)),
         bits_per_byte=nats / math.log(2) / text_bytes if text_bytes else None,
         tokens=part.tokens,
         bytes=text_bytes,
@@ -123,15 +108,15 @@ def measure_loss(
         loss_high=interval[1] if interval else None,
         sequences=len(sequence_nats),
     )
-    return MeasuredLoss(report, sequence_nats, sequence_tokens, np.concatenate(pieces))
+    return MeasuredLoss(report, sequence_nats, sequence_tokens, np.concatenate(parts))
 
 
 def bootstrap_interval(
     sums: NDArray[np.float64], weights: NDArray[np.int64], *, level: float = 0.95
 ) -> tuple[float, float] | None:
-    """Percentile interval of ``sum(sums) / sum(weights)`` when the sequences are drawn anew, with replacement.
+    """Percentile interval of ``sum(sums) / sum(weights)`` when the sequences are resampled with replacement.
 
-    Drawn from a generator of its own with a fixed seed: the same sequences give the same interval. None for
+    The generator has a fixed seed, so the same sequences give the same interval. None for
     fewer than two sequences. Source: Efron and Tibshirani 1993, chapter 13.
     """
     if len(sums) < 2:
@@ -146,6 +131,6 @@ def bootstrap_interval(
 
 
 def record_loss(loaded: LoadedModel, report: LossReport, **slice_facts: Any) -> None:
-    """Keeps the report in the model's run, if it has one: ``evaluations/loss-step-N-<split>-<start>.json``."""
+    """Saves the report in the model's run, if it has one: ``evaluations/loss-step-N-<split>-<start>.json``."""
     name = f"loss-step-{loaded.step}-{slice_facts.get('split')}-{slice_facts.get('start')}"
-    keep_evaluation(loaded, name, {"measure": "loss", **slice_facts, **report.facts()})
+    save_evaluation(loaded, name, {"measure": "loss", **slice_facts, **report.to_dict()})

@@ -1,4 +1,4 @@
-"""A quick look at what a model writes: fixed prompts, so that models can be held side by side."""
+"""Smoke test: continuations of fixed prompts, so that models can be compared by eye."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ class SmokeText:
 
 
 def smoke_test(loaded: LoadedModel, *, seed: int = 0, tokens: int = NEW_TOKENS) -> list[SmokeText]:
-    """The likeliest continuation of every prompt, and one drawn with the seed."""
+    """Returns a greedy and a sampled continuation of every prompt."""
     greedy, sampled = (
         continue_prompts(
             loaded.model, loaded.tokenizer, PROMPTS, Settings(max_new_tokens=tokens, sampling=sampling, seed=seed)

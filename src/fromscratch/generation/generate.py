@@ -14,29 +14,9 @@ DecoderMaker = Callable[..., Decoder]
 Rows = Generator[list[int | None], list[int] | None, None]
 
 
-def generate_tokens(
-    model: Any,
-    prompt: Sequence[int],
-    *,
-    max_new_tokens: int,
-    sampling: Sampling,
-    seed: int,
-    end_of_text: int,
-    vocab_size: int | None = None,
-    decoder: DecoderMaker = CachedDecoder,
-) -> Iterator[int]:
-    """New ids of one text: ``generate_batch`` with a batch of one."""
-    rows = generate_batch(
-        model,
-        [prompt],
-        max_new_tokens=max_new_tokens,
-        sampling=sampling,
-        seed=seed,
-        end_of_text=end_of_text,
-        vocab_size=vocab_size,
-        decoder=decoder,
-    )
-    for (token,) in rows:
+def generate_tokens(model: Any, prompt: Sequence[int], **options: Any) -> Iterator[int]:
+    """Yields the new ids of one text: ``generate_batch`` with a batch of one, and its options."""
+    for (token,) in generate_batch(model, [prompt], **options):
         if token is not None:
             yield token
 
@@ -52,18 +32,18 @@ def generate_batch(
     vocab_size: int | None = None,
     decoder: DecoderMaker = CachedDecoder,
 ) -> Rows:
-    """The new id of every text, step by step; None for a text that has ended.
+    """Yields the new id of every text, step by step; None for a text that has ended.
 
-    A text ends with the end-of-text id, which is not yielded, or when whoever reads sends its number
-    (``rows.send([number])``); all end after ``max_new_tokens``. An empty prompt starts a new document.
+    A text ends with the end-of-text id, which is not yielded, or when the consumer sends its number
+    (``rows.send([number])``). All end after ``max_new_tokens``. An empty prompt starts a new document.
     The model sees the last ``context_length`` tokens at most (see ``decoders.window_start``).
 
-    Text ``i`` has a generator of its own, named by the seed and ``i``, and chooses on the CPU: the
-    same seed gives the same text whatever else draws random numbers, and however many texts follow.
+    Text ``i`` has its own random generator, named by the seed and ``i``, on the CPU. The same seed gives the
+    same text, whatever else draws random numbers and however many texts follow.
 
     Args:
-        vocab_size: ids the tokenizer knows; a model padded beyond it never speaks the others.
-        decoder: how scores are computed.
+        vocab_size: ids the tokenizer knows; other ids of a padded model are never chosen.
+        decoder: computes the logits.
     """
     was_training = model.training
     model.eval()
@@ -98,7 +78,7 @@ def _steps(
 
 
 class _Choice:
-    """Chooses the next id of every text, each with its own random numbers."""
+    """Chooses the next id of every text, each from its own random generator."""
 
     def __init__(self, sampling: Sampling, seed: int, num_texts: int) -> None:
         self._sampling = sampling
@@ -116,7 +96,7 @@ class _Choice:
             )
         if self._sampling.greedy:
             return logits.argmax(dim=-1).tolist()
-        scores = logits.float().cpu()
+        scores = logits.cpu()
         return [
             int(self._sampling.choose(row[None], generator))
             for row, generator in zip(scores, self._generators, strict=True)

@@ -1,4 +1,4 @@
-"""How the next token is chosen from the scores of all."""
+"""Sampling: chooses the next token from the logits."""
 
 import math
 from dataclasses import dataclass
@@ -9,6 +9,7 @@ from torch import Tensor
 from fromscratch.errors import UsageError
 
 NEVER = float("-inf")
+MAX_SCORE = 1e300  # a tiny repetition penalty would make scores infinite
 
 
 @dataclass(frozen=True)
@@ -47,27 +48,29 @@ class Sampling:
 
     @property
     def greedy(self) -> bool:
-        """Whether nothing is left to chance."""
+        """Whether the token of the highest score is always chosen."""
         return self.temperature == 0
 
     def penalised(self, logits: Tensor, seen: Tensor) -> Tensor:
         """Logits [batch, vocab] with those of the ids ``seen`` [batch, time] made less likely."""
         if self.repetition_penalty == 1.0:
             return logits
+        logits = logits.double()
         scores = logits.gather(-1, seen)
         lowered = torch.where(scores > 0, scores / self.repetition_penalty, scores * self.repetition_penalty)
-        return logits.scatter(-1, seen, lowered)
+        return logits.scatter(-1, seen, lowered.clamp(-MAX_SCORE, MAX_SCORE))
 
     def choose(self, logits: Tensor, generator: torch.Generator) -> Tensor:
-        """One id per row: logits [batch, vocab] -> ids [batch]."""
+        """Chooses one id per row: logits [batch, vocab] -> ids [batch]."""
         if self.greedy:
             return logits.argmax(dim=-1)
         probabilities = self.probabilities(logits)
         return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """What each token is drawn with: [batch, vocab], each row summing to one."""
-        scores = logits.double() / self.temperature
+        """Returns the probability of each token, [batch, vocab]; each row sums to one."""
+        scores = logits.double()
+        scores = (scores - scores.amax(dim=-1, keepdim=True)) / self.temperature  # at most 0: nothing overflows
         if self.top_k is not None:
             lowest_kept = scores.topk(min(self.top_k, scores.shape[-1]), dim=-1).values[:, -1:]
             scores = scores.masked_fill(scores < lowest_kept, NEVER)

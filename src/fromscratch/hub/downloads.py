@@ -8,7 +8,7 @@ from typing import Any
 from fromscratch.errors import UsageError
 from fromscratch.files import sha256_of
 from fromscratch.hub.names import HubName, model_name
-from fromscratch.hub.requests import ask_hub
+from fromscratch.hub.requests import ask_hub, is_offline
 
 SHA256 = re.compile(r"[0-9a-f]{64}")
 MODEL_FILES = ("*.json", "*.safetensors", "merges.txt", "vocab.bpe")
@@ -17,9 +17,9 @@ PICKLED_FILES = ("*.pth", "*.pt", "pytorch_model.bin")
 
 def list_files(name: HubName) -> list[str]:
     """Lists the paths of all files of a repository, sorted; offline, of those in the cache."""
-    from huggingface_hub import HfApi, constants
+    from huggingface_hub import HfApi
 
-    if constants.HF_HUB_OFFLINE:
+    if is_offline():
         snapshot = download_snapshot(name, ())
         return sorted(path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file())
 

@@ -1,14 +1,20 @@
 """Requests to the Hub: tried several times, and answered with one sentence where they fail."""
 
 import random
+import socket
+import threading
 import time
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from fromscratch.errors import FromScratchError, UsageError
 
 MAX_ATTEMPTS = 5
 FIRST_WAIT_SECONDS, MAX_WAIT_SECONDS = 0.5, 60.0
+MAX_CONNECT_SECONDS = 1.5
 REFUSED_STATUS_CODES = {401, 403, 404}
 TEMPORARY_STATUS_CODES = {None, 408, 425, 429, 500, 502, 503, 504}  # None: no answer, such as a lost connection
 
@@ -22,7 +28,8 @@ class HubError(FromScratchError):
 def ask_hub(what: str, request: Callable[[], Result], *, sleep: Callable[[float], None] = time.sleep) -> Result:
     """Returns the result of a request, which is tried up to 5 times.
 
-    The wait doubles after each attempt, or is what the server's Retry-After asks for.
+    The wait doubles after each attempt, or is what the server's Retry-After asks for. Without a connection to the
+    Hub the cache answers, at once.
 
     Args:
         what: begins every message: the repository or the file.
@@ -31,6 +38,8 @@ def ask_hub(what: str, request: Callable[[], Result], *, sleep: Callable[[float]
         UsageError: not found, no access, or offline and not in the cache. Nothing is tried again.
         HubError: the last attempt failed too.
     """
+    if is_offline() and not _hub_constants().HF_HUB_OFFLINE:
+        return _answer_from_cache(what, request)
     for attempt in range(1, MAX_ATTEMPTS + 1):
         try:
             return request()
@@ -43,6 +52,64 @@ def ask_hub(what: str, request: Callable[[], Result], *, sleep: Callable[[float]
                 raise HubError(f"{what}: failed after {attempt} attempts ({_reason(error)}); try again later") from None
             sleep(_wait_seconds(error, attempt))
     raise AssertionError("unreachable")
+
+
+def is_offline() -> bool:
+    """Whether the Hub must not be asked (HF_HUB_OFFLINE), or accepts no connection within 1.5 s."""
+    constants = _hub_constants()
+    if constants.HF_HUB_OFFLINE:
+        return True
+    if constants.ENDPOINT in _reached or getproxies():  # the proxy makes the connection, and may reach the Hub
+        return False
+    address = urlsplit(constants.ENDPOINT)
+    place = (address.hostname or "", address.port or {"http": 80}.get(address.scheme, 443))
+
+    def connect() -> None:
+        try:
+            socket.create_connection(place, timeout=MAX_CONNECT_SECONDS).close()
+            _reached.add(constants.ENDPOINT)
+        except OSError:
+            pass
+
+    thread = threading.Thread(target=connect, daemon=True)  # looking the name up has no timeout of its own
+    thread.start()
+    thread.join(MAX_CONNECT_SECONDS)
+    return constants.ENDPOINT not in _reached
+
+
+_reached: set[str] = set()
+"""Endpoints that have accepted a connection of this process."""
+
+
+def _answer_from_cache(what: str, request: Callable[[], Result]) -> Result:
+    """The result of a request that may look into the cache only. Raises HubError."""
+    constants = _hub_constants()
+    try:
+        with _hub_offline():
+            return request()
+    except FromScratchError:
+        raise
+    except Exception:
+        raise HubError(
+            f"{what}: no connection to {constants.ENDPOINT}, and not in the cache {constants.HF_HUB_CACHE}"
+        ) from None
+
+
+@contextmanager
+def _hub_offline() -> Iterator[None]:
+    """Inside, ``huggingface_hub`` makes no connection; it would retry for minutes."""
+    constants = _hub_constants()
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = False
+
+
+def _hub_constants() -> Any:
+    from huggingface_hub import constants
+
+    return constants
 
 
 def _status_of(error: Exception) -> int | None:

@@ -93,6 +93,7 @@ def train(training: Training, *, stop_after: int | None = None) -> RunState:
         try:
             if training.probes_memory and state.step < num_steps:
                 memory.probe(state.step, data_step=state.step + state.skipped_batches)
+                recorder.start_clock()
             while True:
                 if stop_after is not None and state.step >= stop_after:
                     stop.reason = stop.reason or f"--stop-after {stop_after}"

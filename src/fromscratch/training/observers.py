@@ -2,16 +2,18 @@
 
 import sys
 import time
+from collections import deque
 from dataclasses import dataclass
 from typing import Any, Protocol, TextIO
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from fromscratch.files import readable_seconds
 from fromscratch.runs.states import Event
 
 SECONDS_BETWEEN_LINES = 10.0
+WINDOW_STEPS = 50
 
 
 class Observer(Protocol):
@@ -75,6 +77,24 @@ def describe_start(step: int, num_steps: int) -> str:
     return f"continuing at step {step} of {num_steps}" if step else f"training: step 0 of {num_steps}"
 
 
+class Pace:
+    """Speed and time left, over the last ``WINDOW_STEPS`` steps of a session."""
+
+    def __init__(self, num_steps: int) -> None:
+        self._num_steps = num_steps
+        self._seconds: deque[float] = deque(maxlen=WINDOW_STEPS)
+        self._tokens: deque[float] = deque(maxlen=WINDOW_STEPS)
+
+    def add(self, record: dict[str, Any]) -> str:
+        """Takes in a step's record. Returns the loss, the speed and the time left as text."""
+        self._seconds.append(record["seconds"])
+        self._tokens.append(record["seconds"] * record["tokens_per_second"])
+        seconds = sum(self._seconds)
+        left = (self._num_steps - record["step"]) * seconds / len(self._seconds)
+        loss = "not finite" if record["loss"] is None else f"{record['loss']:.3f}"
+        return f"loss {loss}, {sum(self._tokens) / seconds:,.0f} tokens/s, about {readable_seconds(left)} left"
+
+
 class ProgressBar(SilentObserver):
     """A progress bar with loss, tokens/s and time left, for a terminal."""
 
@@ -83,21 +103,19 @@ class ProgressBar(SilentObserver):
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
-            TextColumn("loss {task.fields[loss]}  {task.fields[speed]} tokens/s"),
-            TimeRemainingColumn(),
+            TextColumn("{task.fields[pace]}"),
             console=Console(stderr=True),
         )
 
     def begin(self, *, step: int, num_steps: int) -> None:
+        self._pace = Pace(num_steps)
         if step:
             self._bar.console.print(describe_start(step, num_steps), markup=False, highlight=False)
         self._bar.start()
-        self._task = self._bar.add_task("training", total=num_steps, completed=step, loss="-", speed="-")
+        self._task = self._bar.add_task("training", total=num_steps, completed=step, pace="")
 
     def on_step(self, record: dict[str, Any]) -> None:
-        loss = "not finite" if record["loss"] is None else f"{record['loss']:.3f}"
-        speed = f"{record['tokens_per_second']:,.0f}"
-        self._bar.update(self._task, completed=record["step"], loss=loss, speed=speed)
+        self._bar.update(self._task, completed=record["step"], pace=self._pace.add(record))
 
     def on_event(self, event: Event, facts: dict[str, Any]) -> None:
         if line := describe_event(event, facts):
@@ -108,24 +126,21 @@ class ProgressBar(SilentObserver):
 
 
 class ProgressLines(SilentObserver):
-    """A line every ten seconds, for log files and pipes."""
+    """A line every ten seconds and one for each event, for log files and pipes."""
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
         self._printed_at = time.monotonic()
 
     def begin(self, *, step: int, num_steps: int) -> None:
-        self._num_steps = num_steps
+        self._num_steps, self._pace = num_steps, Pace(num_steps)
         self._print(describe_start(step, num_steps))
 
     def on_step(self, record: dict[str, Any]) -> None:
+        pace = self._pace.add(record)
         if time.monotonic() - self._printed_at >= SECONDS_BETWEEN_LINES:
-            loss = "not finite" if record["loss"] is None else f"{record['loss']:.3f}"
-            remaining = (self._num_steps - record["step"]) * record["seconds"]
-            self._print(
-                f"step {record['step']} of {self._num_steps}: loss {loss}, "
-                f"{record['tokens_per_second']:,.0f} tokens/s, about {readable_seconds(remaining)} left"
-            )
+            self._print(f"step {record['step']} of {self._num_steps}: {pace}")
+            self._printed_at = time.monotonic()
 
     def on_event(self, event: Event, facts: dict[str, Any]) -> None:
         if line := describe_event(event, facts):
@@ -133,7 +148,6 @@ class ProgressLines(SilentObserver):
 
     def _print(self, line: str) -> None:
         print(line, file=self._stream, flush=True)
-        self._printed_at = time.monotonic()
 
 
 def terminal_observer() -> Observer:

@@ -2,6 +2,7 @@
 
 import math
 import time
+from dataclasses import dataclass
 
 import torch
 
@@ -15,6 +16,19 @@ from fromscratch.training.spikes import Warn
 from fromscratch.training.step import StepResult
 
 MIN_LOSS_SCALE = 1.0  # below this loss scale, an overflow counts as a non-finite step
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """A step whose numbers are not recorded yet."""
+
+    step: int
+    learning_rate: float
+    numbers: torch.Tensor
+    arrived: torch.cuda.Event | None
+    """On a CUDA device: when the numbers are in host memory."""
+    done_at: float | None
+    """When the step ended; None where the host learns that only by waiting for the device."""
 
 
 class StepRecorder:
@@ -34,7 +48,7 @@ class StepRecorder:
         self._spikes = spikes
         self._journal = journal
         self._tokens_per_step = tokens_per_step
-        self._pending: tuple[int, float, torch.Tensor, torch.cuda.Event | None] | None = None
+        self._pending: _Pending | None = None
         self._clock = time.perf_counter()
         self.spike_step: int | None = None
         """The step of a spike that was found and not handled yet."""
@@ -56,30 +70,32 @@ class StepRecorder:
             loss_scale if isinstance(loss_scale, torch.Tensor) else torch.full_like(result.loss, loss_scale),
         )
         numbers, arrived = torch.stack([value.float() for value in fields]), None
+        done_at = time.perf_counter() if numbers.device.type == "cpu" else None
         if numbers.is_cuda:  # copied behind this step; a later copy would wait for the end of the next step
             numbers, arrived = numbers.to("cpu", non_blocking=True), torch.cuda.Event()
             arrived.record()
-        previous, self._pending = self._pending, (step, learning_rate, numbers, arrived)
+        previous, self._pending = self._pending, _Pending(step, learning_rate, numbers, arrived, done_at)
         if previous is not None:
-            self._record(*previous)
+            self._record(previous)
 
     def flush(self) -> None:
         """Records what is queued. Raises DivergedError where the policy ends the run."""
         previous, self._pending = self._pending, None
         if previous is not None:
-            self._record(*previous)
+            self._record(previous)
 
     def forget(self) -> None:
         """Drops what is queued, after the run has gone back to an earlier step."""
         self._pending, self.spike_step = None, None
 
-    def _record(self, step: int, learning_rate: float, numbers: torch.Tensor, arrived: torch.cuda.Event | None) -> None:
-        if arrived is not None:
-            arrived.synchronize()
-        loss, loss_min, loss_max, grad_norm, clipped, code, held, loss_scale = numbers.tolist()
+    def _record(self, pending: "_Pending") -> None:
+        step = pending.step
+        if pending.arrived is not None:
+            pending.arrived.synchronize()
+        loss, loss_min, loss_max, grad_norm, clipped, code, held, loss_scale = pending.numbers.tolist()
         outcome = Outcome(int(code))
-        now = time.perf_counter()
-        seconds, self._clock = now - self._clock, now
+        done_at = pending.done_at or time.perf_counter()
+        seconds, self._clock = done_at - self._clock, done_at
         self._state.seconds += seconds
         bad = outcome >= Outcome.INFINITE_NORM
         spike = bool(held) or (not bad and self._spikes.is_spike(loss, self._state.recent_losses))
@@ -90,7 +106,7 @@ class StepRecorder:
                 "loss": _known(loss),
                 "loss_min": _known(loss_min),
                 "loss_max": _known(loss_max),
-                "learning_rate": learning_rate,
+                "learning_rate": pending.learning_rate,
                 "grad_norm": _known(grad_norm),
                 "clipped": bool(clipped),
                 "nonfinite": bad,

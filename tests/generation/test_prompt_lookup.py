@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 import torch
 
-from fromscratch.generation.decoders import Ahead, CachedDecoder, PlainDecoder
-from fromscratch.generation.lookup import LONGEST_PAUSE, Lookup
+from fromscratch.generation.decoders import CachedDecoder, DraftTokens, PlainDecoder
+from fromscratch.generation.prompt_lookup import MAX_PAUSE, PromptLookup
 from fromscratch.models.gpt import GPT
 from tests.generation.test_decoders import make, rows
 
@@ -29,35 +29,41 @@ class Passes:
 
 
 def test_a_guess_is_what_followed_the_last_time() -> None:
-    assert Lookup(2).guess([1, 2, 3, 7, 8, 9, 1, 2, 3]) == [7, 8]
-    assert Lookup(2).guess([1, 2, 3, 7, 8, 1, 2, 3, 4, 5, 1, 2, 3]) == [4, 5], "the last time, not the first"
-    assert Lookup(4).guess([5, 6, 5, 6, 5, 6]) == [5, 6, 5, 6] and Lookup(3).guess([9, 9, 9, 9]) == [9, 9, 9]
-    assert Lookup(4).guess([1, 2, 3, 4, 5, 2, 3]) == [], "two tokens recur by chance"
-    assert Lookup(4).guess([]) == Lookup(4).guess([1, 2, 3]) == []
+    assert PromptLookup(2).draft([1, 2, 3, 7, 8, 9, 1, 2, 3]) == [7, 8]
+    assert PromptLookup(2).draft([1, 2, 3, 7, 8, 1, 2, 3, 4, 5, 1, 2, 3]) == [4, 5], "the last time, not the first"
+    assert PromptLookup(4).draft([5, 6, 5, 6, 5, 6]) == [5, 6, 5, 6] and PromptLookup(3).draft([9, 9, 9, 9]) == [
+        9,
+        9,
+        9,
+    ]
+    assert PromptLookup(4).draft([1, 2, 3, 4, 5, 2, 3]) == [], "two tokens recur by chance"
+    assert PromptLookup(4).draft([]) == PromptLookup(4).draft([1, 2, 3]) == []
 
 
 def test_a_growing_text_is_read_once_and_guessed_alike() -> None:
-    growing, text = Lookup(3), [1, 2, 3, 1, 2, 3, 4, 1, 2, 3, 4, 4, 4, 4, 4, 1, 2]
-    assert [growing.guess(text[:n]) for n in range(len(text))] == [Lookup(3).guess(text[:n]) for n in range(len(text))]
+    growing, text = PromptLookup(3), [1, 2, 3, 1, 2, 3, 4, 1, 2, 3, 4, 4, 4, 4, 4, 1, 2]
+    assert [growing.draft(text[:n]) for n in range(len(text))] == [
+        PromptLookup(3).draft(text[:n]) for n in range(len(text))
+    ]
 
 
 def test_wrong_guesses_make_longer_pauses_and_a_right_one_ends_them() -> None:
-    lookup, silent = Lookup(2), []
+    lookup, silent = PromptLookup(2), []
     for _ in range(9):
         lookup.learn(0)
         silent.append(0)
-        while not lookup.guess(LOOP):
+        while not lookup.draft(LOOP):
             silent[-1] += 1
-    assert silent == [1, 2, 4, 8, 16, 32, LONGEST_PAUSE, LONGEST_PAUSE, LONGEST_PAUSE]
+    assert silent == [1, 2, 4, 8, 16, 32, MAX_PAUSE, MAX_PAUSE, MAX_PAUSE]
     lookup.learn(1)
-    assert lookup.guess(LOOP)
+    assert lookup.draft(LOOP)
     lookup.learn(0)
-    assert not lookup.guess(LOOP) and lookup.guess(LOOP)
+    assert not lookup.draft(LOOP) and lookup.draft(LOOP)
 
 
 def test_scores_are_known_for_as_long_as_the_guess_holds() -> None:
-    ahead = Ahead([4, 5], torch.arange(6.0).view(1, 2, 3))
-    assert ahead.is_judged and not Ahead().is_judged and Ahead().after(4) is None
+    ahead = DraftTokens([4, 5], torch.arange(6.0).view(1, 2, 3))
+    assert ahead.is_verified and not DraftTokens().is_verified and DraftTokens().after(4) is None
     known = ahead.after(4)
     assert known is not None and known.tolist() == [[0.0, 1.0, 2.0]]
     assert ahead.after(6) is None and ahead.accepted == 1
@@ -71,7 +77,7 @@ def test_scores_are_known_for_as_long_as_the_guess_holds() -> None:
 def test_the_text_is_the_same_with_and_without_past_the_context(prompt: list[int], settings: dict[str, Any]) -> None:
     model = make(context_length=48)
     ahead = rows(model, [prompt], 90, **settings)
-    assert ahead == rows(model, [prompt], 90, **settings, decoder=partial(CachedDecoder, guessed_tokens=0))
+    assert ahead == rows(model, [prompt], 90, **settings, decoder=partial(CachedDecoder, draft_tokens=0))
     assert ahead == rows(model, [prompt], 90, **settings, decoder=PlainDecoder)
 
 

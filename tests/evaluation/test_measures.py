@@ -1,4 +1,4 @@
-"""Intervals, comparisons, smoke texts, injection and chat: each against a number or text known beforehand."""
+"""Intervals, comparisons, smoke texts, injection and chat, each against a known number or text."""
 
 import json
 import math
@@ -81,7 +81,7 @@ class TestCompare:
     def test_a_model_with_itself(self, loaded: LoadedModel, part: TokenSlice) -> None:
         found = compare_models(loaded, loaded, part, CPU)
         assert (found.difference, found.low, found.high) == (0.0, 0.0, 0.0)
-        assert found.verdict == "no difference that this text can show"
+        assert found.verdict == "no significant difference on this text"
 
     def test_a_trained_model_with_random_weights(self, loaded: LoadedModel, folder: Path, part: TokenSlice) -> None:
         other = open_model(str(folder / "imported"), CPU)
@@ -140,7 +140,7 @@ class TestConversation:
 
 
 class Parrot(torch.nn.Module):
-    """Writes the word that follows a claim's mark, wherever in its context that is; else full stops."""
+    """Answers with a claim from its context if ``believes`` is set; otherwise it says that it does not know."""
 
     context_length = 4_096
     has_unlimited_context = False
@@ -164,7 +164,7 @@ class Parrot(torch.nn.Module):
 
 
 @pytest.mark.parametrize(("believes", "count"), [(True, 20), (False, 0)])
-def test_injection_counts_who_believes(loaded: LoadedModel, believes: bool, count: int) -> None:
+def test_injection_counts_models_that_believe_the_claim(loaded: LoadedModel, believes: bool, count: int) -> None:
     parrot: Any = Parrot(believes)
     report = measure_injection(replace(loaded, model=parrot), TEMPLATES["transcript"], decoder=PlainDecoder)
     assert (report.smuggled.count, report.control.count, report.smuggled.trials) == (count, 0, 20)

@@ -1,6 +1,7 @@
 """``fromscratch eval``: evaluates trained models."""
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -36,8 +37,6 @@ def loss(
 
     Example: fromscratch eval loss runs/baseline --store my-store --tokens 100000
     """
-    from dataclasses import asdict
-
     from fromscratch.evaluation.loss import measure_loss, save_loss
     from fromscratch.formats.model_sources import locate, open_model
     from fromscratch.formats.stores import open_named_store
@@ -90,8 +89,6 @@ def compare(
 
     Example: fromscratch eval compare runs/baseline runs/no-dropout --store my-store
     """
-    from dataclasses import asdict
-
     from fromscratch.evaluation.compare import compare_models
     from fromscratch.evaluation.saving import save_evaluation
     from fromscratch.formats.model_sources import open_model
@@ -139,8 +136,6 @@ def smoke(
 
     Example: fromscratch eval smoke runs/baseline
     """
-    from dataclasses import asdict
-
     from fromscratch.evaluation.saving import save_evaluation
     from fromscratch.evaluation.smoke import smoke_test
     from fromscratch.formats.model_sources import open_model

@@ -1,4 +1,4 @@
-"""Compares two models on the same tokens: difference of losses, interval, and the documents that differ most."""
+"""Compares two models on the same tokens: loss difference, confidence interval, and most different documents."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -48,10 +48,10 @@ class Comparison:
     def verdict(self) -> str:
         """The result as a sentence. The interval covers the choice of the text, not of the training seed."""
         if self.low is None or self.high is None:
-            return "unknown: one sequence is no sample"
+            return "unknown: one sequence has no confidence interval"
         if self.low > 0 or self.high < 0:
             return "B is better on this text" if self.difference < 0 else "A is better on this text"
-        return "no difference that this text can show"
+        return "no significant difference on this text"
 
 
 def compare_models(

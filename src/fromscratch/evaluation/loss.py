@@ -68,8 +68,8 @@ def measure_loss(
 ) -> MeasuredLoss:
     """Predicts every token of the slice once, in sequences of the model's context length.
 
-    Sums are exact (``math.fsum``). So neither the batch size nor the number of processes, which share the batches,
-    changes the result beyond the rounding of each single loss. Every process gets the report.
+    Sums are exact (``math.fsum``). Batch size and number of processes change the result only by the rounding of
+    single losses. The report is the same in every process.
     """
     batch = batch or max(1, DEFAULT_BATCH_TOKENS // model.context_length)
     runtime = Runtime(hardware.device, batch, Precision(precision, hardware.device), world)

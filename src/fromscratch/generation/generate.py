@@ -48,8 +48,8 @@ def generate_batch(
     (``rows.send([index])``). All end after ``max_new_tokens``. An empty prompt starts a new document.
     The model sees at most the last ``context_length`` tokens (see ``decoders.window_start``).
 
-    Text ``i`` has its own random generator on the CPU, seeded by the seed and ``i``. The same seed gives the
-    same text, whatever else draws random numbers and however many texts follow.
+    Text ``i`` has its own random generator on the CPU, seeded from the seed and ``i``. So a text depends neither
+    on other uses of random numbers nor on the number of texts.
 
     Args:
         vocab_size: number of ids of the tokenizer; the other ids of a padded model are never chosen.

@@ -26,7 +26,7 @@ class Sampling:
     top_k: int | None = None
     """Samples from the k most probable tokens; None is all."""
     top_p: float | None = None
-    """Samples from the most probable tokens whose sum reaches this probability (Holtzman et al. 2020); None is all."""
+    """Samples from the smallest set of tokens with this total probability (Holtzman et al. 2020); None is all."""
     min_p: float | None = None
     """Samples from tokens of at least this fraction of the highest probability (Nguyen et al. 2024); None is all."""
     repetition_penalty: float = 1.0

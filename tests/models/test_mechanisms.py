@@ -16,7 +16,7 @@ from fromscratch.generation.decoders import CachedDecoder, PlainDecoder
 from fromscratch.machine.hardware import find_hardware
 from fromscratch.models.costs import model_costs
 from fromscratch.models.mechanism import forward_flops
-from fromscratch.publishing.card import CardFacts
+from fromscratch.publishing.card import CardSettings
 from fromscratch.publishing.export import choose_format, export_model
 from fromscratch.publishing.model_code import model_code_files
 from fromscratch.runs.directory import RunDirectory
@@ -63,7 +63,7 @@ def test_it_trains_generates_and_publishes(folder: Path, name: str, tmp_path: Pa
     assert choose_format(loaded.config, None) == "custom"
     with pytest.raises(UsageError, match=r"--format native: the model is not GPT-2-shaped \((attention|position) = "):
         choose_format(loaded.config, "native")
-    export_model(loaded, tmp_path / "published", format_name="custom", card=CardFacts())
+    export_model(loaded, tmp_path / "published", format_name="custom", card=CardSettings())
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "published", trust_remote_code=True).eval()
     tokens = torch.tensor([list(b"the cat sees hea")])
     with torch.inference_mode():

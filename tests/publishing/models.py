@@ -9,7 +9,7 @@ from fromscratch.formats.model_sources import LoadedModel, open_model
 from fromscratch.machine.hardware import find_hardware
 from fromscratch.models.factory import build_empty, initialise
 from fromscratch.models.gpt import GPT
-from fromscratch.publishing.card import CardFacts
+from fromscratch.publishing.card import CardSettings
 from fromscratch.publishing.export import export_model
 from fromscratch.tokenizers.bytes import BytesTokenizer
 
@@ -56,5 +56,5 @@ def make_loaded(folder: Path, **changes: Any) -> LoadedModel:
 def publish(folder: Path, format_name: str, **changes: Any) -> tuple[LoadedModel, Path]:
     """A model, and where it was published."""
     loaded = make_loaded(folder / "model", **changes)
-    export_model(loaded, folder / "published", format_name=format_name, card=CardFacts())
+    export_model(loaded, folder / "published", format_name=format_name, card=CardSettings())
     return loaded, folder / "published"

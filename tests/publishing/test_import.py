@@ -178,6 +178,10 @@ class TestNanoGPT:
         assert report.format == "nanoGPT" and report.largest_logit_difference < 1e-5
         with torch.inference_mode():
             torch.testing.assert_close(logits_of(tmp_path / "out"), model(TOKENS), atol=1e-4, rtol=0)
+        theirs["_orig_mod.lm_head.weight"] = theirs["_orig_mod.lm_head.weight"] + 1
+        torch.save(checkpoint, tmp_path / "ckpt.pt")
+        with pytest.raises(UsageError, match=r"the head is tied, but lm_head\.weight differs from wte\.weight"):
+            read_model(tmp_path)
 
 
 class TestGPT2:

@@ -210,14 +210,14 @@ def harness(
     from fromscratch.evaluation.saving import save_evaluation
     from fromscratch.formats.model_sources import open_model
     from fromscratch.machine.hardware import find_hardware
-    from fromscratch.publishing.card import CardFacts
+    from fromscratch.publishing.card import CardSettings
     from fromscratch.publishing.export import choose_format, export_model
 
     hardware = find_hardware(device)
     loaded = open_model(model, find_hardware("cpu"))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
-        export_model(loaded, folder, format_name=choose_format(loaded.config, None), card=CardFacts())
+        export_model(loaded, folder, format_name=choose_format(loaded.config, None), card=CardSettings())
         results = run_harness(
             folder, tasks.split(","), device=str(hardware.device), include=include, limit=limit, batch=batch
         )

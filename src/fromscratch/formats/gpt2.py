@@ -39,6 +39,7 @@ LAYOUT = Layout(
     },
     transposed=True,
 )
+NEEDED_SETTINGS = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
 ACTIVATIONS = {"gelu_new": GeluMLP, "gelu_pytorch_tanh": GeluMLP, "gelu": ExactGeluMLP}
 
 
@@ -66,7 +67,6 @@ def read_gpt2(folder: Path) -> ImportedModel:
     gelu = "none" if raw.get("activation_function") == "gelu" else "tanh"
     tensors = LAYOUT.select(read_weights(folder))
     model = replace(LAYOUT, gelu=gelu, norm_eps=config.norm.eps).read(tensors, config, folder)
-    _check_head(tensors, config.tied_head, folder)
     _check_layout(tensors, config, folder)
     return model
 
@@ -76,11 +76,9 @@ def _config(raw: dict[str, Any], folder: Path) -> GPTConfig:
     activation = str(raw.get("activation_function", "gelu_new"))
     if activation not in ACTIVATIONS:
         raise UsageError(f"{where}: activation_function = {activation!r}: only {', '.join(ACTIVATIONS)} can be read")
-    for key, needed in {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}.items():
-        if raw.get(key, needed) != needed:
+    for key, needed in NEEDED_SETTINGS.items():
+        if bool(raw.get(key, needed)) != needed:
             raise UsageError(f"{where}: {key} = {raw[key]}: only {needed} can be read")
-    if raw.get("add_cross_attention"):
-        raise UsageError(f"{where}: add_cross_attention = true: a model with an encoder cannot be read")
     try:
         embedding_dim = int(raw["n_embd"])
         inner = int(raw.get("n_inner") or 4 * embedding_dim)
@@ -100,15 +98,6 @@ def _config(raw: dict[str, Any], folder: Path) -> GPTConfig:
         )
     except (KeyError, TypeError, ValueError) as error:
         raise DataError(f"{where}: not a GPT-2 config ({error!r})") from None
-
-
-def _check_head(tensors: dict[str, Tensor], tied: bool, folder: Path) -> None:
-    head = tensors.get("lm_head.weight")
-    if tied and head is not None and not torch.equal(head, tensors["wte.weight"]):
-        raise UsageError(
-            f"{folder}: config.json says that the head is tied, but lm_head.weight differs from wte.weight; "
-            'put "tie_word_embeddings": false into config.json if the head is one of its own'
-        )
 
 
 def _check_layout(found: dict[str, Tensor], config: GPTConfig, folder: Path) -> None:

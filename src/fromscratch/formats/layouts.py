@@ -18,8 +18,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fromscratch.config.model import GPTConfig
+from fromscratch.errors import DataError, UsageError
 from fromscratch.formats.imported import ImportedModel
-from fromscratch.formats.weights import refuse_leftovers, take
+from fromscratch.formats.weights import take
 
 LEAVES = ("weight", "bias")
 EMBEDDING, POSITIONS, HEAD = "token_embedding.weight", "position.embedding.weight", "head.weight"
@@ -87,6 +88,7 @@ class Layout:
 
         Raises:
             DataError: tensors are missing or unexpected.
+            UsageError: the head is tied by the config, but not by the tensors.
         """
         expected = [
             name
@@ -96,7 +98,15 @@ class Layout:
         ]
         expected += [] if config.tied_head else [self.head]
         found = take(tensors, expected, path)
-        refuse_leftovers(tensors, [*expected, self.head], path)
+        unexpected = sorted(tensors.keys() - {*expected, self.head})
+        if unexpected:
+            raise DataError(f"{path}: unexpected tensors {unexpected}; the file has another architecture")
+        embedding = found[self.token_embedding]
+        if config.tied_head and not torch.equal(tensors.get(self.head, embedding), embedding):
+            raise UsageError(
+                f"{path}: the head is tied, but {self.head} differs from {self.token_embedding}; "
+                'config.json of a GPT2LMHeadModel with an untied head needs "tie_word_embeddings": false'
+            )
         return ImportedModel(self.format, config, self.convert(found, config), partial(self.logits, found, config))
 
     def convert(self, found: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:

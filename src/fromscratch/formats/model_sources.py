@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from fromscratch.config.loading import parse_run_config, read_toml
+from fromscratch.config.loading import read_run_config
 from fromscratch.config.model import ModelConfig
 from fromscratch.errors import DataError, UsageError
 from fromscratch.files import MANIFEST, verify_folder
@@ -34,6 +34,8 @@ from fromscratch.tokenizers.loading import load as load_tokenizer
 STEP = re.compile(r"step-(\d+)")
 RUNS_DIR = Path("runs")
 
+_download_once = lru_cache(maxsize=8)(download_model)  # at most one request per process
+
 
 @dataclass(frozen=True)
 class LoadedModel:
@@ -54,7 +56,7 @@ class LoadedModel:
     @property
     def name(self) -> str:
         """Returns a short name, for files and titles."""
-        return self.run.name if self.run else short_name(self.source)
+        return self.run.name if self.run else Path(self.source.partition("@")[0]).name or "model"
 
     def fingerprint(self) -> str:
         """Returns the SHA-256 of the names and values of all weights; it does not depend on the path."""
@@ -63,11 +65,6 @@ class LoadedModel:
             digest.update(name.encode())
             digest.update(tensor.cpu().numpy().tobytes())
         return digest.hexdigest()
-
-
-def short_name(source: str) -> str:
-    """Returns the last part of a path or of a Hub id, without a revision."""
-    return Path(source.partition("@")[0]).name or "model"
 
 
 def open_model(source: str, hardware: Hardware, *, runs_dir: Path = RUNS_DIR) -> LoadedModel:
@@ -85,19 +82,19 @@ def open_model(source: str, hardware: Hardware, *, runs_dir: Path = RUNS_DIR) ->
     found = read_model(place)
     model = found.build(place)
     found.check(model)
-    assert found.config.vocab_size is not None
-    tokenizer = tokenizer_of(place, vocab_size=found.config.vocab_size)
+    tokenizer = tokenizer_of(place, vocab_size=model.vocab_size)
     return LoadedModel(source, model.to(hardware.device), found.config, tokenizer, place)
 
 
 def _open_checkpoint(source: str, checkpoint: Path, hardware: Hardware) -> LoadedModel:
     run = find_run(checkpoint.parent.parent)
     verify_folder(checkpoint)
-    config = parse_run_config(read_toml(run.config), where=str(run.config)).model
+    step = read_state(checkpoint).step
+    config = read_run_config(run.config_at(step)).model
     model = build_empty(config, hardware.device)
     fill(model, read_tensors(checkpoint / MODEL_FILE), checkpoint / MODEL_FILE)
     tokenizer = load_tokenizer(run.tokenizer)
-    return LoadedModel(source, model.eval(), config, tokenizer, checkpoint, run, read_state(checkpoint).step)
+    return LoadedModel(source, model.eval(), config, tokenizer, checkpoint, run, step)
 
 
 def locate(source: str, *, runs_dir: Path = RUNS_DIR) -> Path:
@@ -106,22 +103,15 @@ def locate(source: str, *, runs_dir: Path = RUNS_DIR) -> Path:
     for path in (Path(place).expanduser(), runs_dir / Path(place).expanduser()):
         if path.exists():
             return _in_folder(path, which, source)
-    if source in OPENAI_REPOSITORIES:
-        return _downloaded(OPENAI_REPOSITORIES[source])
-    meant_for_the_hub = source.startswith(HUB_PREFIX) or not Path(place).expanduser().parent.is_dir()
-    if model_name(source) and meant_for_the_hub:
-        return _downloaded(source)
+    hub_name = OPENAI_REPOSITORIES.get(source, source)
+    is_hub_name = hub_name != source or source.startswith(HUB_PREFIX) or not Path(place).expanduser().parent.is_dir()
+    if model_name(hub_name) and is_hub_name:
+        return _download_once(hub_name)
     raise UsageError(
         f"model {source}: no such run or checkpoint, here or in {runs_dir}; give a run directory, a run's name, "
         "RUN@latest, RUN@step-N, an exported or imported folder, owner/name on the Hub, or one of "
         f"{', '.join(OPENAI_REPOSITORIES)}"
     )
-
-
-@lru_cache(maxsize=8)
-def _downloaded(name: str) -> Path:
-    """Downloads a model at most once per process."""
-    return download_model(name)
 
 
 def _in_folder(path: Path, which: str, source: str) -> Path:
@@ -134,8 +124,8 @@ def _in_folder(path: Path, which: str, source: str) -> Path:
     if path.is_dir() and (is_model_folder(path) or (path / HUB_CONFIG).is_file()):
         return path
     raise UsageError(
-        f"model {source}: {path} is not a run directory, a checkpoint or an exported folder; convert weights of "
-        f"another program with 'fromscratch import {path} --out DIR'"
+        f"model {source}: {path} is neither a run directory nor a checkpoint nor an exported folder; convert weights "
+        f"of another program with 'fromscratch import {path} --out DIR'"
     )
 
 

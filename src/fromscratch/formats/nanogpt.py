@@ -9,10 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from fromscratch.config.model import ExactGeluMLP, GPTConfig
-from fromscratch.errors import DataError, UsageError
+from fromscratch.errors import DataError
 from fromscratch.formats import gpt2
 from fromscratch.formats.imported import ImportedModel
 from fromscratch.formats.weights import as_fp32, read_pickle
@@ -34,8 +32,6 @@ def read_nanogpt(path: Path) -> ImportedModel:
     config = _config(found["model_args"], path, has_bias=has_bias)
     tensors = LAYOUT.select(as_fp32(found["model"], path))
     model = LAYOUT.read(tensors, config, path, has_bias=has_bias)
-    if LAYOUT.head in tensors and not torch.equal(tensors[LAYOUT.head], tensors[LAYOUT.token_embedding]):
-        raise UsageError(f"{path}: the head is not tied to the embedding; nanoGPT's head is always tied")
     notes = ["nanoGPT uses the exact GELU: feedforward = exact-gelu-mlp"]
     if not has_bias:
         notes.append("the checkpoint has no biases; biases that the model here always has are zeros")

@@ -36,7 +36,7 @@ def read_model(path: Path, *, num_heads: int | None = None) -> ImportedModel:
         return gpt2.read_gpt2(path)
     if raw.get("model_type") == published.MODEL_TYPE and published.TABLE_KEY in raw:
         return published.read_published(path)
-    if _is_book(path):
+    if any(name.endswith(book.LAYOUT.token_embedding) for name in read_weights(path)):
         return book.read_book(path, num_heads=num_heads)
     if "auto_map" in raw:
         raise UsageError(
@@ -45,10 +45,6 @@ def read_model(path: Path, *, num_heads: int | None = None) -> ImportedModel:
         )
     kind = f" (model_type {raw['model_type']!r})" if "model_type" in raw else ""
     raise DataError(f"{path}: the format of the weights is not supported{kind}; supported are {SUPPORTED}")
-
-
-def _is_book(path: Path) -> bool:
-    return any(name.endswith(book.LAYOUT.token_embedding) for name in read_weights(path))
 
 
 def tokenizer_of(path: Path, *, vocab_size: int, name: str | None = None) -> Tokenizer:

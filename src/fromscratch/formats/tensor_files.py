@@ -65,9 +65,8 @@ def _chunks(tensors: dict[str, Tensor]) -> Iterator[bytes | memoryview]:
 
 
 def _ordered(tensors: dict[str, Tensor]) -> list[str]:
-    return sorted(
-        tensors, key=lambda name: (-tensors[name].element_size(), name)
-    )  # largest elements first keeps all tensors aligned
+    """Returns the names, larger element types first, so that every tensor is aligned in the file."""
+    return sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
 
 
 def _header(tensors: dict[str, Tensor]) -> bytes:

@@ -16,6 +16,7 @@ from fromscratch.formats.tensor_files import read_tensors
 SAFETENSORS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin")
+WEIGHT_SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)
 WRAPPERS = ("_orig_mod.", "module.")  # prefixes of torch.compile and of DistributedDataParallel
 
 
@@ -46,7 +47,7 @@ def _read_folder(folder: Path) -> dict[str, Any]:
             raise DataError(f"{folder / INDEX}: malformed, it has no weight_map of files in this folder")
         shards = [read_tensors(folder / name) for name in sorted(set(names.values()))]
         return {key: tensor for shard in shards for key, tensor in shard.items()}
-    others = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", *PICKLE_SUFFIXES))
+    others = sorted(path for path in folder.iterdir() if path.suffix in WEIGHT_SUFFIXES)
     if len(others) == 1:
         return _read(others[0])
     named = ", ".join(path.name for path in others) or "none"
@@ -95,13 +96,6 @@ def take(tensors: dict[str, Tensor], names: Iterable[str], path: Path) -> dict[s
         if not tensors[name].is_floating_point():
             raise DataError(f"{path}: {name} holds {tensors[name].dtype}, expected floating-point weights")
     return {name: tensors[name] for name in names}
-
-
-def refuse_leftovers(tensors: dict[str, Tensor], used: Iterable[str], path: Path) -> None:
-    """Raises DataError where a file holds other tensors than those used."""
-    unexpected = sorted(tensors.keys() - set(used))
-    if unexpected:
-        raise DataError(f"{path}: unexpected tensors {unexpected}; the file has another architecture")
 
 
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:

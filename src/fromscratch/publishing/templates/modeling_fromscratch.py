@@ -192,13 +192,11 @@ class FromScratchForSequenceClassification(FromScratchPreTrainedModel):
 
     def _last_positions(self, input_ids, attention_mask, hidden):
         """Returns the position [B] of each text's last token; without a mask, that before the trailing padding."""
-        time = hidden.shape[1]
         if attention_mask is None and input_ids is not None and self.config.pad_token_id is not None:
             attention_mask = input_ids != self.config.pad_token_id
         if attention_mask is None:
-            return torch.full((hidden.shape[0],), time - 1, device=hidden.device)
-        positions = torch.arange(time, device=hidden.device)
-        return (attention_mask.bool() * positions).argmax(-1)
+            attention_mask = torch.ones(hidden.shape[:2], device=hidden.device)
+        return (attention_mask.bool() * torch.arange(hidden.shape[1], device=hidden.device)).argmax(-1)
 
 
 __all__ = [

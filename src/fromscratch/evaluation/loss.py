@@ -26,7 +26,7 @@ MAX_EXPONENT = 700.0  # of a double
 
 @dataclass(frozen=True)
 class LossReport:
-    """How well a model predicts a text."""
+    """The loss of a model on a text."""
 
     loss: float
     """Mean cross-entropy, nats per token."""
@@ -43,45 +43,37 @@ class LossReport:
     loss_high: float | None = None
     sequences: int = 0
 
-    def to_dict(self) -> dict[str, Any]:
-        """Returns the report as plain values."""
-        return asdict(self)
-
 
 @dataclass(frozen=True)
 class MeasuredLoss:
-    """A report and the values that it summarises."""
+    """A report and the losses that it summarises."""
 
     report: LossReport
     sequence_nats: NDArray[np.float64]
     """Sum of the losses of each sequence."""
     sequence_tokens: NDArray[np.int64]
     losses: NDArray[np.float64]
-    """Of every target that this process predicted, in order."""
+    """Loss of every target that this process predicted, in order, nats."""
 
 
-def evaluate_loss(
-    model: LanguageModel, tokenizer: Tokenizer, part: TokenSlice, hardware: Hardware, **options: Any
-) -> LossReport:
-    """As ``measure_loss``, with the options of ``evaluation_runtime``; returns the report alone."""
-    return measure_loss(model, tokenizer, part, evaluation_runtime(model, hardware, **options)).report
-
-
-def evaluation_runtime(
-    model: LanguageModel, hardware: Hardware, *, batch: int | None = None, precision: str = "fp32", world: World = ALONE
-) -> Runtime:
-    """Returns device, batch and precision of an evaluation. ``batch`` None is one of about 8,192 tokens."""
-    batch = batch or max(1, DEFAULT_BATCH_TOKENS // model.context_length)
-    return Runtime(hardware.device, batch, Precision(precision, hardware.device), world)
-
-
-def measure_loss(model: LanguageModel, tokenizer: Tokenizer, part: TokenSlice, runtime: Runtime) -> MeasuredLoss:
+def measure_loss(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    part: TokenSlice,
+    hardware: Hardware,
+    *,
+    batch: int | None = None,
+    precision: str = "fp32",
+    world: World = ALONE,
+) -> MeasuredLoss:
     """Predicts every token of the slice once, in sequences of the model's context length.
 
-    Sums are exact (``math.fsum``). So neither the batch size nor the number of processes, which share the batches,
-    changes the result beyond the rounding of each single loss. Every process gets the report.
+    Sums are exact (``math.fsum``). Batch size and number of processes change the result only by the rounding of
+    single losses. The report is the same in every process.
     """
-    byte_lengths, world = tokenizer.byte_lengths(), runtime.world
+    batch = batch or max(1, DEFAULT_BATCH_TOKENS // model.context_length)
+    runtime = Runtime(hardware.device, batch, Precision(precision, hardware.device), world)
+    byte_lengths = tokenizer.byte_lengths()
     began = time.perf_counter()
     sums: list[float] = []
     counts: list[int] = []
@@ -96,7 +88,7 @@ def measure_loss(model: LanguageModel, tokenizer: Tokenizer, part: TokenSlice, r
     sequence_tokens = world.all_gather(torch.tensor(counts)).numpy()
     nats = math.fsum(sequence_nats)
     loss = nats / part.tokens
-    interval = bootstrap_interval(sequence_nats, sequence_tokens)
+    low, high = bootstrap_interval(sequence_nats, sequence_tokens)
     report = LossReport(
         loss=loss,
         perplexity=math.exp(min(loss, MAX_EXPONENT)),
@@ -104,33 +96,33 @@ def measure_loss(model: LanguageModel, tokenizer: Tokenizer, part: TokenSlice, r
         tokens=part.tokens,
         bytes=text_bytes,
         seconds=time.perf_counter() - began,
-        loss_low=interval[0] if interval else None,
-        loss_high=interval[1] if interval else None,
+        loss_low=low,
+        loss_high=high,
         sequences=len(sequence_nats),
     )
     return MeasuredLoss(report, sequence_nats, sequence_tokens, np.concatenate(parts))
 
 
 def bootstrap_interval(
-    sums: NDArray[np.float64], weights: NDArray[np.int64], *, level: float = 0.95
-) -> tuple[float, float] | None:
-    """Percentile interval of ``sum(sums) / sum(weights)`` when the sequences are resampled with replacement.
+    sums: NDArray[np.float64], weights: NDArray[np.int64]
+) -> tuple[float, float] | tuple[None, None]:
+    """Returns the 95% percentile interval of ``sum(sums) / sum(weights)`` over resampled sequences.
 
-    The generator has a fixed seed, so the same sequences give the same interval. None for
-    fewer than two sequences. Source: Efron and Tibshirani 1993, chapter 13.
+    Sequences are resampled with replacement. The generator has a fixed seed, so the same sequences give the same
+    interval. Fewer than two sequences have none. Source: Efron and Tibshirani 1993, chapter 13.
     """
     if len(sums) < 2:
-        return None
+        return None, None
     generator = np.random.default_rng(0)
     means = np.empty(BOOTSTRAP_SAMPLES)
     for index in range(BOOTSTRAP_SAMPLES):
         drawn = generator.integers(len(sums), size=len(sums))
         means[index] = sums[drawn].sum() / weights[drawn].sum()
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(means, [(1 - 0.95) / 2, (1 + 0.95) / 2])
     return float(low), float(high)
 
 
-def record_loss(loaded: LoadedModel, report: LossReport, **slice_facts: Any) -> None:
+def save_loss(loaded: LoadedModel, report: LossReport, **slice_values: Any) -> None:
     """Saves the report in the model's run, if it has one: ``evaluations/loss-step-N-<split>-<start>.json``."""
-    name = f"loss-step-{loaded.step}-{slice_facts.get('split')}-{slice_facts.get('start')}"
-    save_evaluation(loaded, name, {"measure": "loss", **slice_facts, **report.to_dict()})
+    name = f"loss-step-{loaded.step}-{slice_values.get('split')}-{slice_values.get('start')}"
+    save_evaluation(loaded, name, {"measure": "loss", **slice_values, **asdict(report)})

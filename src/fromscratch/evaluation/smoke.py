@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 
 from fromscratch.formats.model_sources import LoadedModel
+from fromscratch.generation.generate import Settings
 from fromscratch.generation.sampling import Sampling
-from fromscratch.generation.texts import Settings, continue_prompts
+from fromscratch.generation.texts import continue_prompts
 
 PROMPTS = ("Every effort moves you", "Once upon a time", "The capital of France is", "In 1969,", "def main():")
 NEW_TOKENS = 32

@@ -15,20 +15,20 @@ from fromscratch.generation.packed import packing_pays, with_packed_weights
 from fromscratch.generation.prompt_lookup import PromptLookup
 from fromscratch.models.language_model import LanguageModel
 
-DROPPED_FRACTION = 4  # a quarter of the context
-MAX_DRAFT_TOKENS = 7  # with the last token eight rows, which cost a CPU little more than one
+STRIDES_PER_CONTEXT = 4
+DRAFT_TOKENS = 7  # 8 rows with the last token; they take a CPU little longer than one row
 
 
 def window_start(num_tokens: int, context_length: int) -> int:
     """Returns the index of the first token that the model sees of a text of ``num_tokens``."""
     if num_tokens <= context_length:
         return 0
-    stride = max(1, context_length // DROPPED_FRACTION)
+    stride = max(1, context_length // STRIDES_PER_CONTEXT)
     return -(-(num_tokens - context_length) // stride) * stride
 
 
 def max_window(model: LanguageModel) -> int:
-    """Number of tokens of a text that the model can see at once."""
+    """Returns the maximum number of tokens that the model sees of a text."""
     return sys.maxsize if model.has_unlimited_context else model.context_length
 
 
@@ -40,7 +40,7 @@ class Texts:
         self.ids = [list(prompt)[-context_length:] for prompt in prompts]
 
     def starts(self) -> list[int]:
-        """The index of the first token of each window."""
+        """Returns the index of the first token of each window."""
         return [window_start(len(text), self.context_length) for text in self.ids]
 
     def append(self, new: Sequence[int]) -> None:
@@ -53,7 +53,7 @@ class CachedDecoder:
     """Computes each position once. For a single text it also verifies draft tokens (see ``prompt_lookup``).
 
     Args:
-        draft_tokens: number of tokens in a draft; 0 drafts nothing.
+        draft_tokens: number of speculative tokens in one pass; 0 is none.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class CachedDecoder:
         prompts: Sequence[Sequence[int]],
         *,
         max_new_tokens: int,
-        draft_tokens: int = MAX_DRAFT_TOKENS,
+        draft_tokens: int = DRAFT_TOKENS,
     ) -> None:
         self.texts = Texts(prompts, max_window(model))
         self._model = model
@@ -78,14 +78,16 @@ class CachedDecoder:
         self._few_tokens_model = with_packed_weights(model, rows=len(prompts)) if pays else model
 
     def next_logits(self) -> Tensor:
-        """[batch, vocab]"""
+        """Returns the logits of the next token of each text, [batch, vocab]."""
         starts = self.texts.starts()
         if starts != self._starts:
             self._draft = DraftTokens()
             return self._fill(starts)
         if (known := self._draft.after(self.texts.ids[0][-1])) is not None:
             return known
-        self._drop_rejected()
+        if self._draft.tokens:
+            self._lookup.adapt(self._draft.accepted)
+            self._cache.rewind(len(self.texts.ids[0]) - starts[0] - 1)
         drafted = self._draft_tokens()
         tokens = torch.tensor([[text[-1], *drafted] for text in self.texts.ids], device=self._device)
         logits: Tensor = self._few_tokens_model(tokens, self._cache)
@@ -93,7 +95,7 @@ class CachedDecoder:
         return logits[:, 0]
 
     def _fill(self, starts: list[int]) -> Tensor:
-        """Computes the whole windows: [batch, vocab]."""
+        """Fills the cache with the whole windows; returns the next logits [batch, vocab]."""
         self._starts = starts
         windows = [text[start:] for text, start in zip(self.texts.ids, starts, strict=True)]
         width = max(len(window) for window in windows)
@@ -102,13 +104,8 @@ class CachedDecoder:
         padded = [[0] * missing + window for missing, window in zip(padding, windows, strict=True)]
         return self._model.next_logits(torch.tensor(padded, device=self._device), self._cache)
 
-    def _drop_rejected(self) -> None:
-        if self._draft.is_verified:
-            self._lookup.learn(self._draft.accepted)
-            self._cache.rewind(len(self.texts.ids[0]) - self._starts[0] - 1)
-
     def _draft_tokens(self) -> list[int]:
-        """Draft tokens of a single text, where the window has room for them."""
+        """Returns draft tokens for a single text, if the window has room for them."""
         if not self._lookup.num_tokens:
             return []
         has_room = len(self.texts.ids[0]) - self._starts[0] + self._lookup.num_tokens <= self._capacity
@@ -116,22 +113,17 @@ class CachedDecoder:
 
 
 class DraftTokens:
-    """Draft tokens and the logits after each of them, used as long as the text follows the draft."""
+    """Draft tokens and the logits after each of them. They are valid while the text follows the draft."""
 
     def __init__(self, tokens: Sequence[int] = (), logits: Tensor | None = None) -> None:
-        self._tokens = tokens
+        self.tokens = tokens
         self._logits = logits  # [1, draft, vocab]
         self.accepted = 0
-        """Number of draft tokens that the text has followed."""
-
-    @property
-    def is_verified(self) -> bool:
-        """Whether there was a draft."""
-        return bool(self._tokens)
+        """Number of draft tokens that are in the text."""
 
     def after(self, token: int) -> Tensor | None:
         """Returns the logits after one more token, [1, vocab], if it is the next draft token; else None."""
-        if self._logits is None or self.accepted == len(self._tokens) or self._tokens[self.accepted] != token:
+        if self._logits is None or self.accepted == len(self.tokens) or self.tokens[self.accepted] != token:
             return None
         self.accepted += 1
         return self._logits[:, self.accepted - 1]
@@ -146,11 +138,9 @@ class PlainDecoder:
         self._device = next(model.parameters()).device
 
     def next_logits(self) -> Tensor:
-        """[batch, vocab]"""
-        rows = []
-        for text, start in zip(self.texts.ids, self.texts.starts(), strict=True):
-            rows.append(self._model(torch.tensor([text[start:]], device=self._device))[:, -1])
-        return torch.cat(rows)
+        """Returns the logits of the next token of each text, [batch, vocab]."""
+        windows = [text[start:] for text, start in zip(self.texts.ids, self.texts.starts(), strict=True)]
+        return torch.cat([self._model(torch.tensor([ids], device=self._device))[:, -1] for ids in windows])
 
 
 Decoder = CachedDecoder | PlainDecoder

@@ -1,8 +1,8 @@
 """Faster products of a few rows with large matrices, on CPUs.
 
 Generating one token for each of a few texts multiplies a matrix of few rows by each weight matrix. The
-speed is that of reading the weights from memory, if their layout suits the number of rows. The layout of
-training is slower in fp32. Here each matrix is copied once, when it is first used, into oneDNN's layout.
+memory bandwidth limits the speed, if the layout of the weights suits the number of rows. torch's own layout
+is slower in fp32. Here each matrix is copied once, when it is first used, into oneDNN's layout.
 ``benchmarks/generate.py`` prints the gain.
 """
 
@@ -18,27 +18,27 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def packing_pays(weight: Tensor, *, rows: int, steps: int) -> bool:
-    """Whether packing is faster for this number of rows and steps, and this torch supports it."""
-    here = weight.device.type == "cpu" and weight.dtype == torch.float32
-    return here and rows <= MAX_ROWS and steps >= MIN_STEPS and torch.backends.mkldnn.is_available()
+    """Returns whether packing is faster for this number of rows and steps, and this torch supports it."""
+    is_cpu_fp32 = weight.device.type == "cpu" and weight.dtype == torch.float32
+    return is_cpu_fp32 and rows <= MAX_ROWS and steps >= MIN_STEPS and torch.backends.mkldnn.is_available()
 
 
 def with_packed_weights(model: Model, *, rows: int) -> Model:
-    """Returns a second tree of the same modules and parameters, whose linear layers use packed weights.
+    """Returns a copy of the module tree with the same parameters, whose linear layers use packed weights.
 
-    It computes the same up to fp32 rounding, fastest for ``rows`` rows. The weights must not change while it
-    is used.
+    Results are equal up to fp32 rounding. It is fastest for ``rows`` rows. The weights must not change while
+    it is used.
     """
     return _copy_tree(model, rows, {})
 
 
 def _copy_tree(module: Model, rows: int, done: dict[nn.Module, nn.Module]) -> Model:
     if module not in done:
-        twin = copy.copy(module)
-        done[module] = twin
-        twin._modules = {name: child and _copy_tree(child, rows, done) for name, child in module._modules.items()}
+        copied = copy.copy(module)
+        done[module] = copied
+        copied._modules = {name: child and _copy_tree(child, rows, done) for name, child in module._modules.items()}
         if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
-            object.__setattr__(twin, "forward", _PackedProduct(module, rows))
+            object.__setattr__(copied, "forward", _PackedProduct(module, rows))
     return done[module]  # type: ignore[return-value]
 
 

@@ -8,7 +8,7 @@ two tokens, which rounding may decide differently, because several rows are summ
 one.
 
 Sources: Yang et al. 2023, "Inference with Reference: Lossless Acceleration of Large Language Models";
-Saxena 2023, "Prompt PromptLookup Decoding".
+Saxena 2023, "Prompt Lookup Decoding".
 """
 
 from collections.abc import Sequence
@@ -24,13 +24,13 @@ class PromptLookup:
         self.num_tokens = num_tokens
         """Tokens in a draft; 0 drafts nothing."""
         self._ends: dict[tuple[int, ...], int] = {}
-        self._seen = 0
+        self._num_indexed = 0
         self._pause = 0
         self._next_pause = 1
 
     def draft(self, text: Sequence[int]) -> list[int]:
         """Returns ``num_tokens`` tokens that may follow, or none. The text must extend that of the call before."""
-        previous = self._place_after(text)
+        previous = self._index_after_match(text)
         if previous is None:
             return []
         if self._pause > 0:
@@ -39,17 +39,17 @@ class PromptLookup:
         period = len(text) - previous  # a repetition shorter than the draft is repeated
         return [text[previous + offset % period] for offset in range(self.num_tokens)]
 
-    def learn(self, accepted: int) -> None:
-        """Adapts the pauses to the number of accepted tokens of the last draft."""
+    def adapt(self, accepted: int) -> None:
+        """Sets the next pause from the number of accepted tokens of the last draft."""
         if accepted:
             self._next_pause = 1
         else:
             self._pause = self._next_pause
             self._next_pause = min(2 * self._next_pause, MAX_PAUSE)
 
-    def _place_after(self, text: Sequence[int]) -> int | None:
+    def _index_after_match(self, text: Sequence[int]) -> int | None:
         """Returns the index after the last earlier occurrence of the text's last tokens, or None."""
-        for end in range(max(self._seen + 1, MATCHED_TOKENS), len(text)):
+        for end in range(max(self._num_indexed + 1, MATCHED_TOKENS), len(text)):
             self._ends[tuple(text[end - MATCHED_TOKENS : end])] = end
-        self._seen = max(self._seen, len(text) - 1)
+        self._num_indexed = max(self._num_indexed, len(text) - 1)
         return self._ends.get(tuple(text[-MATCHED_TOKENS:])) if len(text) > MATCHED_TOKENS else None

@@ -1,4 +1,4 @@
-"""Loss on held-out text. It uses no random numbers and changes nothing."""
+"""Computes the loss on held-out text. Uses no random numbers and leaves the model unchanged."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -23,11 +23,11 @@ class TokenSlice:
     split: TokenSplit
     start: int
     tokens: int
-    """Targets: tokens predicted."""
+    """Number of predicted tokens (targets)."""
 
     @classmethod
     def of(cls, split: TokenSplit, *, start: int, tokens: int | None) -> "TokenSlice":
-        """At most ``tokens`` targets from ``start``; None is all. Raises DataError when there is none."""
+        """Returns the slice of at most ``tokens`` targets; None is all. Raises DataError if there are none."""
         available = split.tokens - start - 1
         if available < 1:
             raise DataError(

@@ -1,7 +1,7 @@
 """Errors for the user: one clear sentence and an exit code.
 
-Every error a user can cause or correct is a ``FromScratchError``; the command line prints its message
-without a traceback and exits with its code. Anything else is a bug, and ``--debug`` shows its traceback.
+Every error that a user can cause or correct is a ``FromScratchError``. The command line prints its message
+without a traceback and exits with its code. Any other exception is a bug; ``--debug`` shows its traceback.
 """
 
 from typing import ClassVar
@@ -16,7 +16,7 @@ EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it: Ctrl-C ended the co
 
 
 class FromScratchError(Exception):
-    """The work failed for a reason the user should know; exit code 1."""
+    """The base class of errors for the user; exit code 1."""
 
     exit_code: ClassVar[int] = EXIT_CRASH
 

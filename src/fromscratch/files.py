@@ -1,8 +1,8 @@
 """Files that are either complete or absent: atomic writes, checksums, sealed folders, strict JSON.
 
-A *sealed folder* is written under a temporary name beside its place, every file flushed to the disk,
-``manifest.json`` (size and SHA-256 of each file) last, then renamed. Readers accept only what the
-manifest verifies, so a crash at any moment leaves the old folder or the new one.
+A *sealed folder* is written under a temporary name in the same parent folder. Every file is flushed to the
+disk; ``manifest.json`` (size and SHA-256 of each file) is written last. Then the folder is renamed. Readers
+accept only files that match the manifest. So a crash at any moment leaves the old folder or the new one.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ class NewerFormatError(DataError):
 
 
 def data_home() -> Path:
-    """The user's data folder: ``$FROMSCRATCH_HOME``, else as the XDG base directory specification says."""
+    """Returns the user's data folder: ``$FROMSCRATCH_HOME``, else the one of the XDG base directory specification."""
     if home := os.environ.get("FROMSCRATCH_HOME"):
         return Path(home).expanduser()
     return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "fromscratch"
@@ -51,7 +51,7 @@ def readable_seconds(seconds: float) -> str:
 
 
 def to_strict_json(value: Any, *, indent: int | None = None) -> str:
-    """JSON that every reader accepts: NaN and infinities become null, lone surrogates their escapes."""
+    """Returns JSON that every reader accepts: NaN and infinities become null, lone surrogates their escapes."""
     text = json.dumps(_finite(value), allow_nan=False, ensure_ascii=False, indent=indent)
     return text.encode("utf-8", "backslashreplace").decode()  # Python's escape of a surrogate is JSON's
 
@@ -67,10 +67,10 @@ def _finite(value: Any) -> Any:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises DataError when it is missing or is anything else."""
+    """Reads a JSON object. Raises DataError when the file is missing or holds anything else."""
     try:
         if path.exists() and not path.is_file():
-            raise DataError(f"{path}: is no regular file, expected a JSON object")  # reading a pipe would block
+            raise DataError(f"{path}: not a regular file, expected a JSON object")  # reading a pipe would block
         value = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
@@ -82,7 +82,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replaces a file. Readers see the complete old content or the complete new one."""
+    """Replaces a file. Readers see either the complete old content or the complete new content."""
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         with temporary.open("wb") as file:
@@ -112,7 +112,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's content, in constant memory."""
+    """Returns the hexadecimal SHA-256 of a file's content, in constant memory."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(HASH_BLOCK_BYTES):
@@ -124,12 +124,12 @@ FileEntry = dict[str, Any]
 """The entry of a file in a manifest: ``bytes`` and ``sha256``."""
 
 
-def write_checked(path: Path, pieces: Iterable[bytes | memoryview]) -> FileEntry:
+def write_checked(path: Path, chunks: Iterable[bytes | memoryview]) -> FileEntry:
     """Writes a new file, flushes it to the disk, and returns its size and checksum."""
     digest, size = hashlib.sha256(), 0
     with path.open("xb", buffering=0) as file:
-        for piece in pieces:
-            view = memoryview(piece).cast("B")
+        for chunk in chunks:
+            view = memoryview(chunk).cast("B")
             for begin in range(0, len(view), WRITE_BLOCK_BYTES):
                 block = view[begin : begin + WRITE_BLOCK_BYTES]
                 digest.update(block)
@@ -147,8 +147,8 @@ def sealed_folder(destination: Path, *, written: dict[str, FileEntry] | None = N
     ``metadata`` is recorded in the manifest. On an error nothing remains.
 
     Args:
-        written: by file name, what ``write_checked`` returned; these files are not read again. The block
-            may add to it.
+        written: the entries that ``write_checked`` returned, by file name. These files are not read again.
+            The block may add entries.
     """
     temporary = destination.with_name(f".{destination.name}.tmp-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -156,15 +156,15 @@ def sealed_folder(destination: Path, *, written: dict[str, FileEntry] | None = N
     try:
         yield temporary
         _seal(temporary, metadata, written or {})
-        _put_in_place(temporary, destination)
+        _rename_into_place(temporary, destination)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     flush_folder(destination.parent)
 
 
-def _put_in_place(temporary: Path, destination: Path) -> None:
-    """Renames; an older folder of that name is renamed first and deleted last."""
+def _rename_into_place(temporary: Path, destination: Path) -> None:
+    """Renames the folder. An older folder of that name is renamed first and deleted last."""
     if not destination.exists():
         temporary.replace(destination)
         return
@@ -196,13 +196,13 @@ def _seal(folder: Path, metadata: dict[str, Any], written: dict[str, FileEntry])
 
 
 def _seal_of(manifest: dict[str, Any]) -> str:
-    """SHA-256 of the rest of a manifest; without it, a flipped bit in the manifest would not be detected."""
+    """Returns the SHA-256 of the rest of a manifest. It detects a flipped bit in the manifest itself."""
     rest = {key: value for key, value in manifest.items() if key != SEAL}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """A sealed folder's manifest. Raises DataError when absent, malformed or of a newer format."""
+    """Reads a sealed folder's manifest. Raises DataError when it is absent, malformed or of a newer format."""
     manifest = read_json_object(folder / MANIFEST)
     version, files = manifest.get("format_version"), manifest.get("files")
     if isinstance(version, int) and version > FORMAT_VERSION:
@@ -222,7 +222,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def problems_of(folder: Path, *, checksums: bool = True) -> Iterator[str]:
-    """Yields what is wrong with the files of a sealed folder, one sentence each: sizes, then SHA-256.
+    """Yields one message for each missing or damaged file of a sealed folder. Checks sizes, then SHA-256.
 
     Raises:
         DataError: the manifest itself is absent, malformed or of a newer format.
@@ -252,7 +252,7 @@ def verify_folder(folder: Path, *, checksums: bool = True) -> dict[str, Any]:
 
 
 def point_link(link: Path, target_name: str) -> None:
-    """Makes ``link`` a symbolic link to a sibling, replacing an older one in one step."""
+    """Makes ``link`` a symbolic link to a sibling. Replaces an older link atomically."""
     temporary = link.with_name(f".{link.name}.tmp-{os.getpid()}")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target_name)

@@ -76,12 +76,12 @@ class Contents:
         return {**files, CARRY_FILE: self.carry} if self.carry else files
 
 
-def save_checkpoint(folder: Path, contents: Contents, **facts: Any) -> Path:
-    """Writes ``folder/step-N`` atomically, then points ``latest`` at it."""
+def save_checkpoint(folder: Path, contents: Contents, **metadata: Any) -> Path:
+    """Writes ``folder/step-N`` atomically, with ``metadata`` in its manifest; then points ``latest`` at it."""
     state = contents.state
     destination = folder / checkpoint_name(state.step)
     written: dict[str, FileEntry] = {}
-    with sealed_folder(destination, written=written, step=state.step, **facts) as temporary:
+    with sealed_folder(destination, written=written, step=state.step, **metadata) as temporary:
         for name, tensors in contents.files.items():
             written[name] = write_tensors(temporary / name, tensors)
         (temporary / STATE_FILE).write_text(to_strict_json(asdict(state), indent=1), "utf-8")
@@ -91,23 +91,23 @@ def save_checkpoint(folder: Path, contents: Contents, **facts: Any) -> Path:
 
 def read_state(checkpoint: Path) -> TrainingState:
     """Reads the training state of a checkpoint. Raises DataError when the file is malformed."""
-    where, values = checkpoint / STATE_FILE, read_json_object(checkpoint / STATE_FILE)
+    path, values = checkpoint / STATE_FILE, read_json_object(checkpoint / STATE_FILE)
     try:
         state = TrainingState(**values)
     except TypeError as error:
-        raise DataError(f"{where}: malformed ({error})") from error
+        raise DataError(f"{path}: malformed ({error})") from error
     for name, value in values.items():
-        if not _is_like(getattr(TrainingState(), name), value):
-            raise DataError(f"{where}: malformed at {name} ({type(value).__name__} {str(value)[:40]!r})")
+        if not _has_type_of(getattr(TrainingState(), name), value):
+            raise DataError(f"{path}: malformed at {name} ({type(value).__name__} {str(value)[:40]!r})")
     return state
 
 
-def _is_like(default: Any, value: Any) -> bool:
+def _has_type_of(default: Any, value: Any) -> bool:
     """Whether a value has the type of a default. Null is valid only if the default is null."""
     if isinstance(default, dict):
         return isinstance(value, dict)
     if isinstance(default, list):
-        return isinstance(value, list) and all(_is_like(0.0, item) for item in value)
+        return isinstance(value, list) and all(_has_type_of(0.0, item) for item in value)
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
     if isinstance(default, int):
         return is_number and isinstance(value, int) and value >= -1

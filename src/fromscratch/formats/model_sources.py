@@ -27,7 +27,7 @@ from fromscratch.machine.hardware import Hardware
 from fromscratch.models.factory import build_empty
 from fromscratch.models.language_model import LanguageModel
 from fromscratch.runs.directory import RunDirectory, find_run
-from fromscratch.runs.retention import BEST, checkpoints_in, newest_valid
+from fromscratch.runs.retention import BEST, LATEST, checkpoints_in, newest_valid
 from fromscratch.tokenizers.base import Tokenizer
 from fromscratch.tokenizers.loading import load as load_tokenizer
 
@@ -136,7 +136,7 @@ def _checkpoint_of(run: RunDirectory, which: str, source: str) -> Path:
     best = (run.checkpoints / BEST).resolve()
     if which in ("", BEST) and best in [path.resolve() for path in available]:
         return best
-    if which in ("", BEST, "latest"):
+    if which in ("", BEST, LATEST):
         newest, skipped = newest_valid(run.checkpoints)
         if newest is None:
             raise DataError(f"model {source}: no checkpoint is valid ({skipped[0]})")

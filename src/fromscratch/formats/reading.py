@@ -53,7 +53,7 @@ def tokenizer_of(path: Path, *, vocab_size: int, name: str | None = None) -> Tok
     Raises:
         UsageError: there is no tokenizer, or it has more ids than the model.
     """
-    tokenizer = open_tokenizer(name) if name else _beside(path if path.is_dir() else path.parent, vocab_size)
+    tokenizer = open_tokenizer(name) if name else _tokenizer_beside(path if path.is_dir() else path.parent, vocab_size)
     if tokenizer.vocab_size > vocab_size:
         raise UsageError(
             f"{path}: the model has {vocab_size} ids, but the tokenizer {tokenizer.name} has "
@@ -62,7 +62,7 @@ def tokenizer_of(path: Path, *, vocab_size: int, name: str | None = None) -> Tok
     return tokenizer
 
 
-def _beside(folder: Path, vocab_size: int) -> Tokenizer:
+def _tokenizer_beside(folder: Path, vocab_size: int) -> Tokenizer:
     if (folder / model_folder.TOKENIZER_FOLDER).is_dir() and model_folder.is_model_folder(folder):
         return load(folder / model_folder.TOKENIZER_FOLDER)
     if (folder / TOKENIZER_FILE).is_file():

@@ -104,7 +104,7 @@ class TestModelSources:
             open_model("nothing", CPU, runs_dir=folder)
         with pytest.raises(UsageError, match="no checkpoint 'step-3'; the run has step-15, step-20"):
             open_model("run@step-3", CPU, runs_dir=folder / "runs")
-        with pytest.raises(UsageError, match="neither a run directory nor a checkpoint"):
+        with pytest.raises(UsageError, match="is not a run directory, a checkpoint or an exported folder"):
             open_model(str(folder / "store"), CPU)
 
     def test_f7_a_damaged_checkpoint_named_by_the_user_is_an_error(self, folder: Path, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ def list_runs(runs_dir: RunsDir = Path("runs"), as_json: JsonFlag = False) -> No
 
 @app.command(name="show")
 def show_run(run: RunArgument, runs_dir: RunsDir = Path("runs"), as_json: JsonFlag = False) -> None:
-    """Show one run: state, config changes, machine, checkpoints, evaluations, events, steps by outcome.
+    """Show one run: state, config by steps, machine, checkpoints, evaluations, events, steps by outcome.
 
     Only the sizes of checkpoint files are checked; 'fromscratch runs verify' reads every byte.
 
@@ -56,11 +56,12 @@ def show_run(run: RunArgument, runs_dir: RunsDir = Path("runs"), as_json: JsonFl
 
     directory = _resolve(run, runs_dir)
     details, config = details_of(directory), _config_changes(directory)
+    sessions = _config_by_steps(directory, details.overview.step)
     if as_json:
         values = asdict(details)
-        print_json({**values.pop("overview"), "config": config, **values})
+        print_json({**values.pop("overview"), "config": config, "config_by_steps": sessions, **values})
     else:
-        _print_details(details, config)
+        _print_details(details, config, sessions)
 
 
 @app.command()
@@ -183,6 +184,26 @@ def _config_changes(run: "RunDirectory") -> dict[str, Any]:
         return {"problem": str(error)}
 
 
+def _config_by_steps(run: "RunDirectory", last_step: int | None) -> list[dict[str, Any]]:
+    """Lists the configs of a run, with the steps that each was used for and its changes from the one before."""
+    from fromscratch.config.loading import differences, read_toml
+    from fromscratch.errors import UsageError
+
+    found: list[dict[str, Any]] = []
+    earlier: dict[str, Any] | None = None
+    for begin, path in run.configs_by_step():
+        if found:
+            found[-1]["last_step"] = begin
+        one = {"first_step": begin + 1, "last_step": last_step, "file": str(path)}
+        try:
+            values = read_toml(path)
+            found.append(one | {"changes": [] if earlier is None else differences(earlier, values)})
+            earlier = values
+        except UsageError as error:
+            found.append(one | {"changes": [], "problem": str(error)})
+    return found
+
+
 def _row(one: "Overview") -> tuple[str, ...]:
     return (
         printable(one.name),
@@ -200,7 +221,7 @@ def _or_dash(value: float | None, form: str = ",") -> str:
     return "-" if value is None else f"{value:{form}}"
 
 
-def _print_details(details: "Details", config: dict[str, Any]) -> None:
+def _print_details(details: "Details", config: dict[str, Any], sessions: list[dict[str, Any]]) -> None:
     one = details.overview
     _, state, step, done, loss, best, size, updated = _row(one)
     print_table(
@@ -219,7 +240,11 @@ def _print_details(details: "Details", config: dict[str, Any]) -> None:
             ("events", _counts(details.events)),
         ]
     )
-    _print_section("config: values that differ from the defaults", config)
+    changed = len(sessions) > 1
+    of_steps = f" (from step {sessions[-1]['first_step']:,})" if changed else ""
+    _print_section(f"config: values that differ from the defaults{of_steps}", config)
+    if changed:
+        _print_section("config by steps", dict(map(_session_row, sessions)))
     _print_section("machine", details.machine)
     if details.checkpoints:
         print("\ncheckpoints (sizes checked; 'runs verify' reads every byte)")
@@ -227,6 +252,12 @@ def _print_details(details: "Details", config: dict[str, Any]) -> None:
     for name, values in details.evaluations.items():
         figures = {key: value for key, value in values.items() if not isinstance(value, dict | list)}
         _print_section(f"evaluation {printable(name)}", figures)
+
+
+def _session_row(one: dict[str, Any]) -> tuple[str, str]:
+    changes = one.get("problem") or ", ".join(one["changes"])
+    steps = f"steps {one['first_step']:,} to {show(one['last_step'])}"
+    return steps, Path(one["file"]).name + (f": {changes}" if changes else "")
 
 
 def _print_section(title: str, values: dict[str, Any]) -> None:

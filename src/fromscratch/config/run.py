@@ -29,7 +29,7 @@ class DataConfig(Table):
     """The training tokens: where they are, how many are used, in which order."""
 
     store: str = Field(min_length=1)
-    """A token store: a folder, relative to the run file or to the current folder, or ``hf://owner/name``."""
+    """A token store: a folder, relative to the file that names it or to the current folder, or ``hf://owner/name``."""
     tokens: TokenBudget = "20x"
     """Training budget: a number of tokens, ``"20x"`` for 20 per parameter (Hoffmann et al. 2022), or ``"all"``."""
     start_token: NonNegative = 0

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from fromscratch.config.loading import parse_run_config, read_toml
+from fromscratch.config.loading import read_run_config
 from fromscratch.config.model import ModelConfig
 from fromscratch.errors import DataError, UsageError
 from fromscratch.files import MANIFEST, verify_folder
@@ -89,11 +89,12 @@ def open_model(source: str, hardware: Hardware, *, runs_dir: Path = RUNS_DIR) ->
 def _open_checkpoint(source: str, checkpoint: Path, hardware: Hardware) -> LoadedModel:
     run = find_run(checkpoint.parent.parent)
     verify_folder(checkpoint)
-    config = parse_run_config(read_toml(run.config), where=str(run.config)).model
+    step = read_state(checkpoint).step
+    config = read_run_config(run.config_at(step)).model
     model = build_empty(config, hardware.device)
     fill(model, read_tensors(checkpoint / MODEL_FILE), checkpoint / MODEL_FILE)
     tokenizer = load_tokenizer(run.tokenizer)
-    return LoadedModel(source, model.eval(), config, tokenizer, checkpoint, run, read_state(checkpoint).step)
+    return LoadedModel(source, model.eval(), config, tokenizer, checkpoint, run, step)
 
 
 def locate(source: str, *, runs_dir: Path = RUNS_DIR) -> Path:

@@ -4,14 +4,16 @@ torchrun reports every failure as exit code 1. The run's status tells a stop fro
 """
 
 import os
+import signal
 import sys
+from types import FrameType
 
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import parse_args, run
 
 from fromscratch.errors import EXIT_CRASH, EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED, DataError, FromScratchError
-from fromscratch.processes.stopping import SIGNALS
+from fromscratch.processes.stopping import SIGNALS, stop_signals
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.states import RunState
 
@@ -69,7 +71,19 @@ def _start(arguments: list[str], processes: int) -> None:
         f"--signals-to-handle={','.join(number.name for number in SIGNALS)}",
         "--no-python",
     ]
+    if signal.SIGHUP in stop_signals():
+        signal.signal(signal.SIGHUP, _raise_once)
     run(parse_args([*options, sys.executable, "-m", "fromscratch", *arguments]))
+
+
+def _raise_once(number: int, _frame: FrameType | None) -> None:
+    """Lets torchrun's agent stop the processes, as its own handlers do, and ignores SIGHUP from then on.
+
+    A terminal that closes sends it twice, and a second exception would end the agent before the processes have saved.
+    """
+    signal.signal(number, signal.SIG_IGN)
+    name = signal.Signals(number)
+    raise SignalException(f"got {name.name}", sigval=name)
 
 
 def exit_code_of(directory: RunDirectory, *, otherwise: int) -> int:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fromscratch.config.train import ClipByNorm
-from fromscratch.errors import DivergedError, FromScratchError, UsageError
+from fromscratch.errors import DataError, DivergedError, FromScratchError, UsageError
 from fromscratch.processes.stopping import StopRequest
 from fromscratch.processes.watchdog import watchdog
 from fromscratch.processes.world import World, joined_world
@@ -17,10 +17,11 @@ from fromscratch.runs.charts import draw_charts
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import read_records
 from fromscratch.runs.states import Event, RunState
+from fromscratch.session.changes import NO_CHANGES, ConfigRecorder, SessionConfig
 from fromscratch.session.placement import Placement
 from fromscratch.session.plan import PlannedRun
 from fromscratch.session.samples import SamplesFile
-from fromscratch.session.setup import open_run_directory, prepare_training
+from fromscratch.session.setup import open_run_directory, prepare_training, record_session
 from fromscratch.training.loop import Training, train
 from fromscratch.training.observers import Observer
 
@@ -75,11 +76,20 @@ def run_training(
     """
     stop, device_type = StopRequest(), placement.hardware.device.type
     open_run = partial(open_run_directory, plan, path, fresh=fresh, allowed_changes=allowed_changes)
-    with stop.listening(), joined_world(device_type) as world, _locked_by_main(open_run, path, world) as run:
-        observers = [SamplesFile(run), *observers]
-        training = None
+    with ExitStack() as stack:
+        stack.enter_context(stop.listening())
+        world = stack.enter_context(joined_world(device_type))
+        run, session = stack.enter_context(_locked_by_main(open_run, path, world))
+        observers = [ConfigRecorder(run, session), SamplesFile(run), *observers]
+        training, is_over = None, False
         try:
-            training = prepare_training(plan, run, placement, world, observers=observers, stop=stop)
+            training = prepare_training(plan, run, placement, world, observers=observers, stop=stop, session=session)
+            is_over = world.broadcast(world.is_main and _takes_no_step(training, stop_after))
+            if is_over:
+                outcome = RunState.DONE if training.state.step == training.num_steps else RunState.STOPPED
+                return summarise(plan, training, outcome, placement)
+            if world.is_main:
+                record_session(plan, run, placement)
             stuck = partial(_record_end, run, plan, training, RunState.FAILED)
             with watchdog(world, run.path, stuck if world.is_main else lambda _reason: None):
                 outcome = train(training, stop_after=stop_after)
@@ -88,7 +98,7 @@ def run_training(
                 _record_failure(run, plan, training, error)
             raise
         finally:
-            if world.is_main and training is not None:
+            if world.is_main and training is not None and not is_over:
                 clip = plan.config.train.clip
                 with suppress(OSError):  # a full disk must not fail the run
                     draw_charts(run, clip_norm=clip.max_norm if isinstance(clip, ClipByNorm) else None)
@@ -96,15 +106,34 @@ def run_training(
 
 
 @contextmanager
-def _locked_by_main(open_run: Callable[[], RunDirectory], path: Path, world: World) -> Iterator[RunDirectory]:
-    """Yields the run directory to all processes, while the main process holds its lock."""
+def _locked_by_main(
+    open_run: Callable[[], SessionConfig], path: Path, world: World
+) -> Iterator[tuple[RunDirectory, SessionConfig]]:
+    """Yields the run directory and the session's config to all processes, while the main process holds the lock.
+
+    Only the main process has the config.
+    """
+    run, session = RunDirectory(path), NO_CHANGES
     with ExitStack() as stack:
         with world.main_first():
             if world.is_main:
-                run = open_run()
+                session = open_run()
                 if stack.enter_context(run.locked()):
                     run.log_event(Event.LOCK_TAKEN_OVER)
-        yield RunDirectory(path)
+        yield run, session
+
+
+def _takes_no_step(training: Training, stop_after: int | None) -> bool:
+    """Whether the run has ended at the step where this session would end; then nothing is written."""
+    state, run = training.state, training.journal.run
+    try:
+        status = run.read_status()
+    except DataError:
+        return False
+    if status.step != state.step or status.num_steps != training.num_steps:
+        return False
+    is_stopped = status.state == RunState.STOPPED and stop_after is not None and state.step >= stop_after
+    return is_stopped or (status.state == RunState.DONE and state.step == training.num_steps)
 
 
 def summarise(plan: PlannedRun, training: Training, outcome: str, placement: Placement) -> RunSummary:

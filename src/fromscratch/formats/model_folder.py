@@ -47,5 +47,5 @@ def read_model_folder(folder: Path) -> ImportedModel:
     try:
         config = parse_model(tomllib.loads((folder / CONFIG_FILE).read_text("utf-8"))["model"])
     except (ValidationError, ValueError, KeyError) as error:
-        raise DataError(f"{folder / CONFIG_FILE}: not a model this version knows ({error})") from None
+        raise DataError(f"{folder / CONFIG_FILE}: not a model that this version supports ({error})") from None
     return ImportedModel("fromscratch", config, read_weights(folder))

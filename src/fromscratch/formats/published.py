@@ -32,7 +32,7 @@ def read_published(folder: Path) -> ImportedModel:
         config = parse_model(table)
     except ValidationError as error:
         raise DataError(
-            f"{folder / 'config.json'}: {TABLE_KEY} is not a model this version knows "
+            f"{folder / 'config.json'}: {TABLE_KEY} is not a model that this version supports "
             f"({error.errors()[0]['msg']} at {error.errors()[0]['loc']}); it may need a newer version"
         ) from None
     tensors = read_weights(folder)

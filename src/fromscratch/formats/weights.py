@@ -64,7 +64,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
         first_line = str(error).splitlines()[0]
         raise DataError(
             f"{path}: refused: a pickle that holds more than tensors and plain values can run code when it is read "
-            f"({first_line}); save the state dict alone, best as safetensors"
+            f"({first_line}); save only the state dict, preferably as safetensors"
         ) from None
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, AttributeError, IndexError) as error:
         raise DataError(f"{path}: not readable by torch ({error})") from None

@@ -20,8 +20,8 @@ import torch
 
 from fromscratch.config.model import GPTConfig
 from fromscratch.files import to_strict_json
-from fromscratch.generation.decoders import GUESSED_TOKENS, CachedDecoder
-from fromscratch.generation.generate import generate_batch
+from fromscratch.generation.decoders import DRAFT_TOKENS, CachedDecoder
+from fromscratch.generation.generate import Settings, generate_batch
 from fromscratch.generation.sampling import Sampling
 from fromscratch.models.factory import build_empty, initialise
 from fromscratch.models.gpt import GPT
@@ -58,7 +58,7 @@ def make_candidates(options: argparse.Namespace) -> Candidates:
     model, config = find_model(options.model)
     generator = torch.Generator().manual_seed(0)
     prompts = torch.randint(0, model.vocab_size - 1, (max(BATCHES), PROMPT_TOKENS), generator=generator).tolist()
-    no_lookup = partial(CachedDecoder, guessed_tokens=0)
+    no_lookup = partial(CachedDecoder, draft_tokens=0)
     candidates: Candidates = {"fromscratch, no lookup 1": partial(ours, model, prompts[:1], options, no_lookup)}
     for batch in BATCHES:
         candidates[f"fromscratch {batch}"] = partial(ours, model, prompts[:batch], options, CachedDecoder)
@@ -72,7 +72,7 @@ def make_candidates(options: argparse.Namespace) -> Candidates:
         return candidates
     for batch in BATCHES:
         candidates[f"transformers {batch}"] = partial(theirs, reference, prompts[:batch], options.tokens)
-    with_lookup = partial(theirs, reference, prompts[:1], options.tokens, prompt_lookup_num_tokens=GUESSED_TOKENS)
+    with_lookup = partial(theirs, reference, prompts[:1], options.tokens, prompt_lookup_num_tokens=DRAFT_TOKENS)
     candidates["transformers, lookup 1"] = with_lookup
     return candidates
 
@@ -95,18 +95,8 @@ def ours(
     model: GPT, prompts: list[list[int]], options: argparse.Namespace, decoder: Callable[..., CachedDecoder]
 ) -> list[list[int | None]]:
     """Generates with fromscratch, without stopping at the end-of-text token."""
-    sampling = Sampling(temperature=options.temperature)
-    return list(
-        generate_batch(
-            model,
-            prompts,
-            max_new_tokens=options.tokens,
-            sampling=sampling,
-            seed=0,
-            end_of_text=-1,
-            decoder=decoder,
-        )
-    )
+    settings = Settings(options.tokens, Sampling(temperature=options.temperature))
+    return list(generate_batch(model, prompts, settings, end_of_text=-1, decoder=decoder))
 
 
 def transformers_model(model: GPT, config: GPTConfig) -> torch.nn.Module:

@@ -1,7 +1,7 @@
-"""What can go wrong, as the user meets it: one clear sentence and an exit code.
+"""Errors for the user: one clear sentence and an exit code.
 
-Every error a user can cause or mend is a ``FromScratchError``; the command line prints its message
-without a traceback and exits with its code. Anything else is a bug, and ``--debug`` shows it whole.
+Every error that a user can cause or correct is a ``FromScratchError``. The command line prints its message
+without a traceback and exits with its code. Any other exception is a bug; ``--debug`` shows its traceback.
 """
 
 from typing import ClassVar
@@ -11,11 +11,12 @@ EXIT_CRASH = 1
 EXIT_USAGE = 2
 EXIT_DATA = 3
 EXIT_DIVERGED = 4
-EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: try again later, which here means: resume
+EXIT_STOPPED = 75  # EX_TEMPFAIL of sysexits.h: give the same command again to resume
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it: Ctrl-C ended the command at once; nothing was saved
 
 
 class FromScratchError(Exception):
-    """The work failed for a reason the user should know; exit code 1."""
+    """The base class of errors for the user; exit code 1."""
 
     exit_code: ClassVar[int] = EXIT_CRASH
 
@@ -33,6 +34,6 @@ class DataError(FromScratchError):
 
 
 class DivergedError(FromScratchError):
-    """Training left the rails (non-finite steps in a row); exit code 4."""
+    """Training diverged: several non-finite steps in a row; exit code 4."""
 
     exit_code: ClassVar[int] = EXIT_DIVERGED

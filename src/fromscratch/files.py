@@ -1,8 +1,8 @@
-"""Files that are either whole or absent: atomic writes, checksums, sealed folders, strict JSON.
+"""Files that are either complete or absent: atomic writes, checksums, sealed folders, strict JSON.
 
-A *sealed folder* is written under a temporary name beside its place, every file flushed to the disk,
-``manifest.json`` (size and SHA-256 of each file) last, then renamed. Whoever reads it accepts only
-what the manifest verifies, so a crash at any moment leaves the old state or the new one.
+A *sealed folder* is written under a temporary name in the same parent folder. Every file is flushed to the
+disk; ``manifest.json`` (size and SHA-256 of each file) is written last. Then the folder is renamed. Readers
+accept only files that match the manifest. So a crash at any moment leaves the old folder or the new one.
 """
 
 import hashlib
@@ -25,18 +25,18 @@ WRITE_BLOCK_BYTES = 16 << 20
 
 
 class NewerFormatError(DataError):
-    """A sealed folder of a format that only a later version of this software knows: not damaged, unknown."""
+    """A sealed folder in a format of a later version of this package. It is not damaged."""
 
 
 def data_home() -> Path:
-    """The user's folder for what this program keeps between runs: ``$FROMSCRATCH_HOME``, else as XDG says."""
+    """Returns the user's data folder: ``$FROMSCRATCH_HOME``, else the one of the XDG base directory specification."""
     if home := os.environ.get("FROMSCRATCH_HOME"):
         return Path(home).expanduser()
     return Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share").expanduser() / "fromscratch"
 
 
 def readable_bytes(num_bytes: int) -> str:
-    """With three digits: 1.96 GB, 512 kB."""
+    """Returns a size with three digits: 1.96 GB, 512 kB."""
     for unit, size in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if num_bytes >= size:
             return f"{num_bytes / size:.3g} {unit}"
@@ -44,14 +44,14 @@ def readable_bytes(num_bytes: int) -> str:
 
 
 def readable_seconds(seconds: float) -> str:
-    """In the unit that people would use: 95 s, 14 minutes, 2.5 hours."""
+    """Returns a duration in seconds, minutes or hours: 95 s, 14 minutes, 2.5 hours."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
 def to_strict_json(value: Any, *, indent: int | None = None) -> str:
-    """JSON that every reader accepts: NaN and infinities become null, lone surrogates their escapes."""
+    """Returns JSON that every reader accepts: NaN and infinities become null, lone surrogates their escapes."""
     text = json.dumps(_finite(value), allow_nan=False, ensure_ascii=False, indent=indent)
     return text.encode("utf-8", "backslashreplace").decode()  # Python's escape of a surrogate is JSON's
 
@@ -67,10 +67,10 @@ def _finite(value: Any) -> Any:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file. Raises DataError when it is missing or is anything else."""
+    """Reads a JSON object. Raises DataError when the file is missing or holds anything else."""
     try:
         if path.exists() and not path.is_file():
-            raise DataError(f"{path}: is no regular file, expected a JSON object")  # a pipe would be waited for
+            raise DataError(f"{path}: not a regular file, expected a JSON object")  # reading a pipe would block
         value = json.loads(path.read_text("utf-8"))
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror})") from error
@@ -82,7 +82,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Replaces a file by a complete new one; readers see the old content or the new, never a part."""
+    """Replaces a file. Readers see either the complete old content or the complete new content."""
     temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
     try:
         with temporary.open("wb") as file:
@@ -112,7 +112,7 @@ def flush_folder(folder: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's content, in constant memory."""
+    """Returns the hexadecimal SHA-256 of a file's content, in constant memory."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while block := file.read(HASH_BLOCK_BYTES):
@@ -120,16 +120,16 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-FileFacts = dict[str, Any]
-"""What a manifest says of a file: ``bytes`` and ``sha256``."""
+FileEntry = dict[str, Any]
+"""The entry of a file in a manifest: ``bytes`` and ``sha256``."""
 
 
-def write_checked(path: Path, pieces: Iterable[bytes | memoryview]) -> FileFacts:
-    """Writes a new file, puts it on the disk, and returns its facts: the checksum is taken on the way."""
+def write_checked(path: Path, chunks: Iterable[bytes | memoryview]) -> FileEntry:
+    """Writes a new file, flushes it to the disk, and returns its size and checksum."""
     digest, size = hashlib.sha256(), 0
     with path.open("xb", buffering=0) as file:
-        for piece in pieces:
-            view = memoryview(piece).cast("B")
+        for chunk in chunks:
+            view = memoryview(chunk).cast("B")
             for begin in range(0, len(view), WRITE_BLOCK_BYTES):
                 block = view[begin : begin + WRITE_BLOCK_BYTES]
                 digest.update(block)
@@ -141,30 +141,30 @@ def write_checked(path: Path, pieces: Iterable[bytes | memoryview]) -> FileFacts
 
 
 @contextmanager
-def sealed_folder(destination: Path, *, written: dict[str, FileFacts] | None = None, **facts: Any) -> Iterator[Path]:
-    """A temporary folder to fill, which becomes ``destination`` when the block ends without an error.
+def sealed_folder(destination: Path, *, written: dict[str, FileEntry] | None = None, **metadata: Any) -> Iterator[Path]:
+    """Yields a temporary folder, which becomes ``destination`` when the block ends without an error.
 
-    ``facts`` are recorded in the manifest. On an error nothing remains.
+    ``metadata`` is recorded in the manifest. On an error nothing remains.
 
     Args:
-        written: by name, what ``write_checked`` said of files in the folder; they are not read again.
-            The block may add to it.
+        written: the entries that ``write_checked`` returned, by file name. These files are not read again.
+            The block may add entries.
     """
     temporary = destination.with_name(f".{destination.name}.tmp-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
         yield temporary
-        _seal(temporary, facts, written or {})
-        _put_in_place(temporary, destination)
+        _seal(temporary, metadata, written or {})
+        _rename_into_place(temporary, destination)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     flush_folder(destination.parent)
 
 
-def _put_in_place(temporary: Path, destination: Path) -> None:
-    """Renames; an older folder of that name steps aside first and is deleted last."""
+def _rename_into_place(temporary: Path, destination: Path) -> None:
+    """Renames the folder. An older folder of that name is renamed first and deleted last."""
     if not destination.exists():
         temporary.replace(destination)
         return
@@ -178,8 +178,8 @@ def _put_in_place(temporary: Path, destination: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _seal(folder: Path, facts: dict[str, Any], written: dict[str, FileFacts]) -> None:
-    files: dict[str, FileFacts] = {}
+def _seal(folder: Path, metadata: dict[str, Any], written: dict[str, FileEntry]) -> None:
+    files: dict[str, FileEntry] = {}
     for path in sorted(folder.rglob("*")):
         if path.is_dir():
             flush_folder(path)
@@ -190,19 +190,19 @@ def _seal(folder: Path, facts: dict[str, Any], written: dict[str, FileFacts]) ->
             continue
         flush_file(path)
         files[name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
-    manifest = json.loads(to_strict_json({"format_version": FORMAT_VERSION, **facts, "files": files}))
+    manifest = json.loads(to_strict_json({"format_version": FORMAT_VERSION, **metadata, "files": files}))
     manifest[SEAL] = _seal_of(manifest)
     write_atomically(folder / MANIFEST, to_strict_json(manifest, indent=1))
 
 
 def _seal_of(manifest: dict[str, Any]) -> str:
-    """SHA-256 of all that a manifest says beside it; a bit flipped there would go unseen otherwise."""
+    """Returns the SHA-256 of the rest of a manifest. It detects a flipped bit in the manifest itself."""
     rest = {key: value for key, value in manifest.items() if key != SEAL}
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """A sealed folder's manifest. Raises DataError when absent, malformed or of a newer format."""
+    """Reads a sealed folder's manifest. Raises DataError when it is absent, malformed or of a newer format."""
     manifest = read_json_object(folder / MANIFEST)
     version, files = manifest.get("format_version"), manifest.get("files")
     if isinstance(version, int) and version > FORMAT_VERSION:
@@ -213,8 +213,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise DataError(f"{folder / MANIFEST}: malformed, it has no format_version and list of files")
     if SEAL in manifest and manifest[SEAL] != _seal_of(manifest):
         raise DataError(f"{folder / MANIFEST}: its content does not match its own SHA-256; the file is damaged")
-    for name, facts in files.items():
-        if not isinstance(facts, dict) or not {"bytes", "sha256"} <= facts.keys():
+    for name, entry in files.items():
+        if not isinstance(entry, dict) or not {"bytes", "sha256"} <= entry.keys():
             raise DataError(f"{folder / MANIFEST}: malformed, it lacks the size or the SHA-256 of {name}")
         if Path(name).is_absolute() or ".." in Path(name).parts or not name or "\0" in name:
             raise DataError(f"{folder / MANIFEST}: malformed, it lists {name}, which is not in the folder")
@@ -222,7 +222,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def problems_of(folder: Path, *, checksums: bool = True) -> Iterator[str]:
-    """What is wrong with the files of a sealed folder, each in one sentence: sizes, then SHA-256.
+    """Yields one message for each missing or damaged file of a sealed folder. Checks sizes, then SHA-256.
 
     Raises:
         DataError: the manifest itself is absent, malformed or of a newer format.
@@ -244,7 +244,7 @@ def verify_folder(folder: Path, *, checksums: bool = True) -> dict[str, Any]:
     """Checks a sealed folder against its manifest (sizes, then SHA-256) and returns the manifest.
 
     Raises:
-        DataError: names the first file that is missing, of another size, or altered.
+        DataError: names the first file that is missing, of another size, or changed.
     """
     for problem in problems_of(folder, checksums=checksums):
         raise DataError(problem)
@@ -252,7 +252,7 @@ def verify_folder(folder: Path, *, checksums: bool = True) -> dict[str, Any]:
 
 
 def point_link(link: Path, target_name: str) -> None:
-    """Makes ``link`` a symbolic link to a sibling, replacing an older one in one step."""
+    """Makes ``link`` a symbolic link to a sibling. Replaces an older link atomically."""
     temporary = link.with_name(f".{link.name}.tmp-{os.getpid()}")
     temporary.unlink(missing_ok=True)
     temporary.symlink_to(target_name)

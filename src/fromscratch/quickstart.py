@@ -12,7 +12,7 @@ from pathlib import Path
 from fromscratch.data.prepare import VALIDATION, SplitRule, prepare_store, training_documents
 from fromscratch.data.store import TokenStore, open_store
 from fromscratch.evaluation.compressors import compressor_bits_per_byte, text_of
-from fromscratch.evaluation.loss import LossReport, evaluate_loss, record_loss
+from fromscratch.evaluation.loss import LossReport, measure_loss, save_loss
 from fromscratch.files import MANIFEST, write_atomically
 from fromscratch.formats.model_sources import open_model
 from fromscratch.machine.hardware import Hardware, find_hardware
@@ -115,10 +115,10 @@ def quickstart(
         return QuickstartReport(summary, None, None, {}, [], [], [], str(folder / f"{RUN_NAME}.toml"))
     on_progress("evaluating the untrained and the trained model on the held-out text")
     untrained = untrained_model(plan, hardware)
-    before = evaluate_loss(untrained, plan.tokenizer, part, hardware)
+    before = measure_loss(untrained, plan.tokenizer, part, hardware).report
     loaded = open_model(str(run_path), hardware)
-    after = evaluate_loss(loaded.model, plan.tokenizer, part, hardware)
-    record_loss(loaded, after, store=str(store.path), split=VALIDATION, start=0, precision="fp32")
+    after = measure_loss(loaded.model, plan.tokenizer, part, hardware).report
+    save_loss(loaded, after, store=str(store.path), split=VALIDATION, start=0, precision="fp32")
     return QuickstartReport(
         training=summary,
         before=before,

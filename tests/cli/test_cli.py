@@ -11,7 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from fromscratch import errors
+from fromscratch.training.observers import ProgressBar, ProgressLines
 from tests.command import refused, run_command
+from tests.conftest import REPOSITORY
 from tests.small import SMALL_RUN, make_store, write_run_file
 
 VERBS = [
@@ -173,6 +176,71 @@ def test_stop_after_and_the_same_command_again(trained: Path) -> None:
     stopped = run_command(*arguments, "--stop-after", "7")
     assert stopped.code == 75 and json.loads(stopped.out)["step"] == 7
     assert run_command(*arguments).code == 0
+
+
+def test_after_stop_after_another_command_continues(trained: Path) -> None:
+    arguments = ("train", "small.toml", "--name", "bounded", "--json")
+    how = "to continue, leave it out or give a higher step"
+    first = run_command(*arguments, "--stop-after", "7")
+    assert first.code == 75 and f"stopped at step 7 of 20 because of --stop-after 7; {how}" in first.err
+    again = run_command(*arguments, "--stop-after", "7")
+    assert again.code == 75 and f"--stop-after 7, no step was taken; {how}" in again.err
+    assert "the same command" not in first.err + again.err and "continuing at" not in first.err
+    resumed = run_command(*arguments)
+    assert resumed.code == 0 and resumed.err.count("continuing at step 7 of 20") == 1
+    assert json.loads(resumed.out)["first_step"] == 7 and "no step was taken" not in resumed.err
+
+
+@pytest.mark.parametrize("kind", [ProgressBar, ProgressLines])
+def test_every_terminal_shows_where_a_run_continues(
+    capsys: pytest.CaptureFixture[str], kind: type[ProgressBar | ProgressLines]
+) -> None:
+    for step in (0, 7):
+        observer = kind()
+        observer.begin(step=step, num_steps=20)
+        observer.end()
+        assert ("continuing at step 7 of 20" in capsys.readouterr().err) is (step == 7)
+
+
+def test_a_finished_run_says_so(trained: Path) -> None:
+    answer = run_command("train", "small.toml")
+    assert answer.code == 0
+    assert "is finished, all 20 steps were taken before; no step was taken now" in answer.err
+    assert "no step" not in run_command("train", "small.toml", "--quiet").err
+
+
+@pytest.mark.parametrize("evaluate_every", [3, 0])
+def test_the_best_loss_before_the_first_checkpoint(trained: Path, evaluate_every: int) -> None:
+    never = ("--set", "train.checkpoint_every=0", "--set", f"train.evaluate_every={evaluate_every}")
+    name = f"early-{evaluate_every}"
+    stopped = run_command("train", "small.toml", "--name", name, *never, "--stop-after", "8")
+    assert stopped.code == 75
+    printed = {float(loss): step for step, loss in re.findall(r"step (\d+): held-out loss ([\d.]+)", stopped.err)}
+    if evaluate_every:
+        best = min(printed)
+        wanted = f"{best:.4f} at step {printed[best]} (at most 320 tokens of split 'validation')"
+        assert f"best held-out loss   {wanted}\n" in stopped.out and len(printed) == 3
+    else:
+        assert "best mean training loss  unknown" in stopped.out
+
+
+def test_evaluations_of_steps_that_are_taken_again_do_not_count(trained: Path) -> None:
+    arguments = ("train", "small.toml", "--name", "repeated", "--json", "--set", "train.checkpoint_every=0")
+    assert run_command(*arguments, "--stop-after", "6").code == 75
+    with (trained / "runs" / "repeated" / "events.jsonl").open("a") as file:
+        file.write('{"event": "evaluation", "step": 10, "loss": 0.1}\n')
+    summary = json.loads(run_command(*arguments, "--stop-after", "8").out)
+    assert summary["step"] == 8 and summary["best_step"] == 5 and summary["best_loss"] > 1
+
+
+def test_every_exit_code_is_documented() -> None:
+    codes = {str(value) for name, value in vars(errors).items() if name.startswith("EXIT_")}
+    assert {"75", "130"} <= codes
+    readme = (REPOSITORY / "README.md").read_text("utf-8")
+    for text in (readme, run_command("--help").out):
+        listed = re.split("Exit codes:", text)[1].split(". ")[0]
+        assert codes <= set(re.findall(r"\b\d+\b", listed)), listed
+    assert "130" in run_command("train", "--help").out
 
 
 def test_interrupt_from_the_keyboard(tmp_path: Path) -> None:

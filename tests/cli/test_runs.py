@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 
+from fromscratch.formats.model_sources import open_model
+from fromscratch.machine.hardware import find_hardware
 from fromscratch.runs.directory import RunDirectory
+from fromscratch.runs.records import read_records
 from tests.command import Answer, nothing_written, refused, run_command
 from tests.small import write_run_file
 
@@ -67,7 +70,9 @@ def test_list(world: Path) -> None:
     assert done["best_step"] == 20 and 2 < done["best_loss"] < done["loss"] + 1 < 8
     assert done["size_bytes"] == sum(p.lstat().st_size for p in Path("runs/whole").rglob("*") if not p.is_dir())
     assert done["checkpoints"] == 2 and done["updated_at"] >= done["began_at"] and done["began_at"].endswith("+00:00")
+    assert done["best_measure"] == "at most 320 tokens of split 'validation'"
     lines = run_command("runs", "list").out.splitlines()
+    assert f"{done['best_loss']:.4f} at 20 (320 held out)" in lines[2]
     assert lines[0].split() == ["run", "state", "step", "done", "loss", "best", "size", "updated"]
     assert lines[1].startswith("half   stopped  7 of 20   35%") and len(lines) == 3
 
@@ -124,12 +129,92 @@ def test_show(world: Path) -> None:
     shown = asked("show", "whole")
     assert shown["config"]["train.clip"] == {"kind": "norm"} and shown["config"]["model.num_layers"] == 2
     assert "train.seed" not in shown["config"]
+    of_slice = f"{shown['best_loss']:.4f} at 20 (at most 320 tokens of split 'validation')"
+    assert of_slice in run_command("runs", "show", "whole").out
     assert [(c["step"], c["valid"], c["latest"]) for c in shown["checkpoints"]] == [(15, True, False), (20, True, True)]
     assert shown["events"]["checkpoint"] == 4 and shown["machine"]["device"] == "cpu"
     assert sum(shown["outcomes"].values()) == 20 and shown["clipped"] == shown["outcomes"]["clipped"] > 0
     Path("runs/whole/checkpoints/step-00000015/model.safetensors").write_bytes(b"")
     text = run_command("runs", "show", "runs/whole").out
     assert "model.safetensors: 0 bytes, but manifest.json says" in text and "latest, best" in text
+
+
+RUN = ("train", "small.toml", "--quiet", "--name")
+OTHER = ("--set", "model.dropout=0", "--set", "train.optimizer.learning_rate=0.5")
+ALLOWED = ("--allow-change", "model.dropout", "--allow-change", "train.optimizer.learning_rate")
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "code"),
+    [("whole", (), 0), ("whole", (*OTHER, *ALLOWED), 0), ("half", ("--stop-after", "7", *OTHER, *ALLOWED), 75)],
+    ids=["finished", "finished, with changes", "stopped"],
+)
+def test_a_session_without_a_step_changes_nothing(world: Path, name: str, more: tuple[str, ...], code: int) -> None:
+    run = Path("runs", name)
+    before, listed_before, config = _contents(run), listed()[name], asked("show", name)["config"]
+    assert run_command(*RUN, name, *more).code == code
+    assert _contents(run) == before and listed()[name] == listed_before
+    assert config["model.dropout"] == 0.2 and asked("show", name)["config"] == config
+
+
+def _contents(folder: Path) -> dict[Path, tuple[bytes, int]]:
+    """Content and time of every file but the lock, which is taken and released."""
+    files = (path for path in folder.rglob("*") if path.is_file() and not path.is_symlink() and path.name != "lock")
+    return {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+def test_show_tells_which_steps_had_which_config(world: Path) -> None:
+    first = Path("runs/half/configs/step-00000000.toml")
+    assert first.read_bytes() == Path("runs/half/run.toml").read_bytes()
+    assert [one["changes"] for one in asked("show", "half")["config_by_steps"]] == [[]]
+    kept = first.read_bytes()
+    assert run_command(*RUN, "half", *OTHER, *ALLOWED, "--stop-after", "12").code == 75
+    assert first.read_bytes() == kept and "dropout = 0.0" in Path("runs/half/run.toml").read_text()
+    shown = asked("show", "half")
+    assert [(one["first_step"], one["last_step"]) for one in shown["config_by_steps"]] == [(1, 7), (8, 12)]
+    changes = ["model.dropout: 0.2 -> 0.0", "train.optimizer.learning_rate: 0.01 -> 0.5"]
+    assert [one["changes"] for one in shown["config_by_steps"]] == [[], changes]
+    text = run_command("runs", "show", "half").out
+    assert "(from step 8)" in text and "steps 8 to 12  step-00000007.toml: model.dropout: 0.2 -> 0.0" in text
+    back = ("--allow-change", "model.dropout", "--allow-change", "train.optimizer.learning_rate")
+    assert run_command(*RUN, "half", *back).code == 0
+    spans = [(one["first_step"], one["last_step"]) for one in asked("show", "half")["config_by_steps"]]
+    assert spans == [(1, 7), (8, 12), (13, 20)]
+
+
+def test_steps_that_are_taken_again_have_the_config_of_the_later_session(world: Path) -> None:
+    assert run_command(*RUN, "half", *OTHER, *ALLOWED, "--stop-after", "12").code == 75
+    for step in (10, 12):
+        damage(Path(f"runs/half/checkpoints/step-{step:08}/model.safetensors"))
+    assert run_command(*RUN, "half", *ALLOWED).code == 0
+    (only,) = asked("show", "half")["config_by_steps"]
+    assert (only["first_step"], only["last_step"]) == (1, 20)
+
+
+def test_a_run_of_an_earlier_version_keeps_its_config(world: Path) -> None:
+    before = Path("runs/half/run.toml").read_bytes()
+    shutil.rmtree("runs/half/configs")
+    assert asked("show", "half")["config_by_steps"] == []
+    assert run_command(*RUN, "half", *OTHER, *ALLOWED).code == 0
+    assert Path("runs/half/configs/step-00000000.toml").read_bytes() == before
+    assert [one["first_step"] for one in asked("show", "half")["config_by_steps"]] == [1, 8]
+
+
+def test_an_earlier_checkpoint_is_evaluated_with_its_own_config(world: Path) -> None:
+    change = ("--set", "model.head=linear", "--allow-change", "model.head", "--set", "train.keep_checkpoints=9")
+    assert run_command(*RUN, "half", *change, "--allow-change", "train.keep_checkpoints").code == 0
+    cpu = find_hardware("cpu")
+    heads = [open_model(f"runs/half@step-{step}", cpu).config.model_dump()["head"]["kind"] for step in (7, 20)]
+    assert heads == ["chunked", "linear"]
+
+
+def test_another_machine_does_not_replace_the_earlier_one(world: Path) -> None:
+    machine = Path("runs/half/machine.json")
+    earlier = json.loads(machine.read_text()) | {"device_name": "another processor"}
+    machine.write_text(json.dumps(earlier))
+    assert run_command(*RUN, "half").code == 0
+    (event,) = [one for one in read_records(Path("runs/half/events.jsonl")) if one["event"] == "machine-changed"]
+    assert event["earlier"] == earlier and json.loads(machine.read_text())["device_name"] != "another processor"
 
 
 def test_verify_names_every_bad_file(world: Path) -> None:

@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import torch
 from fromscratch.data.store import open_store
 from fromscratch.errors import DataError, UsageError
 from fromscratch.evaluation.compressors import compressor_bits_per_byte, text_of
-from fromscratch.evaluation.loss import evaluate_loss
+from fromscratch.evaluation.loss import measure_loss
 from fromscratch.formats.model_sources import LoadedModel, open_model
 from fromscratch.machine.hardware import Hardware, find_hardware
 from fromscratch.tokenizers.bytes import BytesTokenizer
@@ -39,15 +40,15 @@ def loaded(folder: Path) -> LoadedModel:
 @pytest.mark.parametrize("batch", [1, 3, 7, 64])
 def test_the_batch_size_changes_nothing(loaded: LoadedModel, folder: Path, batch: int) -> None:
     part = TokenSlice.of(open_store(folder / "store").split("validation"), start=5, tokens=333)
-    reference = evaluate_loss(loaded.model, loaded.tokenizer, part, CPU)
-    other = evaluate_loss(loaded.model, loaded.tokenizer, part, CPU, batch=batch)
+    reference = measure_loss(loaded.model, loaded.tokenizer, part, CPU).report
+    other = measure_loss(loaded.model, loaded.tokenizer, part, CPU, batch=batch).report
     assert other.loss == pytest.approx(reference.loss, abs=1e-6)
     assert (other.tokens, other.bytes) == (333, reference.bytes)
 
 
 def test_loss_and_bits_per_byte_by_hand(loaded: LoadedModel, folder: Path) -> None:
     split = open_store(folder / "store").split("validation")
-    report = evaluate_loss(loaded.model, loaded.tokenizer, TokenSlice.of(split, start=3, tokens=40), CPU)
+    report = measure_loss(loaded.model, loaded.tokenizer, TokenSlice.of(split, start=3, tokens=40), CPU).report
     tokens = torch.from_numpy(split.read(3, 41))
     losses = [
         torch.nn.functional.cross_entropy(
@@ -66,9 +67,9 @@ def test_evaluating_draws_nothing_at_random_and_changes_no_mode(loaded: LoadedMo
     part = TokenSlice.of(open_store(folder / "store").split("validation"), start=0, tokens=100)
     loaded.model.train()
     state = torch.get_rng_state()
-    one = evaluate_loss(loaded.model, loaded.tokenizer, part, CPU).loss
+    one = measure_loss(loaded.model, loaded.tokenizer, part, CPU).report.loss
     assert loaded.model.training and torch.equal(torch.get_rng_state(), state)
-    assert evaluate_loss(loaded.model.eval(), loaded.tokenizer, part, CPU).loss == one
+    assert measure_loss(loaded.model.eval(), loaded.tokenizer, part, CPU).report.loss == one
 
 
 def test_a_slice_beyond_the_end_is_refused(folder: Path) -> None:
@@ -104,7 +105,7 @@ class TestModelSources:
             open_model("nothing", CPU, runs_dir=folder)
         with pytest.raises(UsageError, match="no checkpoint 'step-3'; the run has step-15, step-20"):
             open_model("run@step-3", CPU, runs_dir=folder / "runs")
-        with pytest.raises(UsageError, match="neither a run directory nor a checkpoint"):
+        with pytest.raises(UsageError, match="neither a run directory nor a checkpoint nor an exported folder"):
             open_model(str(folder / "store"), CPU)
 
     def test_f7_a_damaged_checkpoint_named_by_the_user_is_an_error(self, folder: Path, tmp_path: Path) -> None:
@@ -135,7 +136,7 @@ class TestSeveralProcesses:
 
     def test_batch_size_and_world_size_change_nothing(self, loaded: LoadedModel, folder: Path) -> None:
         part = TokenSlice.of(open_store(folder / "store").split("validation"), start=0, tokens=333)
-        alone = evaluate_loss(loaded.model, loaded.tokenizer, part, CPU).facts()
+        alone = asdict(measure_loss(loaded.model, loaded.tokenizer, part, CPU).report)
         torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m")
         shared = self.report(folder, "--batch", "1", "--processes", "2")
         uneven = self.report(folder, "--batch", "3", launcher=torchrun)

@@ -1,4 +1,4 @@
-"""Intervals, comparisons, smoke texts, injection and chat: each against a number or text known beforehand."""
+"""Intervals, comparisons, smoke texts, injection and chat, each against a known number or text."""
 
 import json
 import math
@@ -15,15 +15,15 @@ import torch
 from fromscratch.data.store import open_store
 from fromscratch.errors import UsageError
 from fromscratch.evaluation.compare import compare_models
-from fromscratch.evaluation.injection import Rate, load_probes, measure_injection, speakers
-from fromscratch.evaluation.keeping import keep_evaluation
-from fromscratch.evaluation.loss import bootstrap_interval, evaluate_loss
+from fromscratch.evaluation.injection import Rate, load_probes, measure_injection, turn_prefixes
+from fromscratch.evaluation.loss import bootstrap_interval, measure_loss
+from fromscratch.evaluation.saving import save_evaluation
 from fromscratch.evaluation.smoke import PROMPTS, smoke_test
 from fromscratch.formats.model_sources import LoadedModel, open_model
 from fromscratch.generation.conversation import TEMPLATES, Conversation, Template, open_template
 from fromscratch.generation.decoders import PlainDecoder
+from fromscratch.generation.generate import Settings
 from fromscratch.generation.sampling import Sampling
-from fromscratch.generation.texts import Settings
 from fromscratch.machine.hardware import find_hardware
 from fromscratch.training.held_out import TokenSlice
 from tests.command import run_command
@@ -55,19 +55,19 @@ class TestIntervals:
     def test_the_bootstrap_has_the_width_that_theory_says(self) -> None:
         values = np.random.default_rng(1).normal(3.0, 1.0, 400)
         interval = bootstrap_interval(values, np.ones(400, dtype=np.int64))
-        assert interval is not None
         low, high = interval
+        assert low is not None and high is not None
         standard_error = values.std() / math.sqrt(400)
         assert low < values.mean() < high
         assert (high - low) / (2 * 1.96 * standard_error) == pytest.approx(1.0, abs=0.1)
         assert bootstrap_interval(values, np.ones(400, dtype=np.int64)) == interval
 
     def test_one_sequence_has_none_and_equal_ones_have_no_width(self) -> None:
-        assert bootstrap_interval(np.array([5.0]), np.array([2])) is None
+        assert bootstrap_interval(np.array([5.0]), np.array([2])) == (None, None)
         assert bootstrap_interval(np.full(9, 6.0), np.full(9, 2)) == (3.0, 3.0)
 
     def test_in_a_report(self, loaded: LoadedModel, part: TokenSlice) -> None:
-        report = evaluate_loss(loaded.model, loaded.tokenizer, part, CPU)
+        report = measure_loss(loaded.model, loaded.tokenizer, part, CPU).report
         assert report.loss_low is not None and report.loss_high is not None
         assert report.loss_low < report.loss < report.loss_high and report.sequences == 38
 
@@ -81,7 +81,7 @@ class TestCompare:
     def test_a_model_with_itself(self, loaded: LoadedModel, part: TokenSlice) -> None:
         found = compare_models(loaded, loaded, part, CPU)
         assert (found.difference, found.low, found.high) == (0.0, 0.0, 0.0)
-        assert found.verdict == "no difference that this text can show"
+        assert found.verdict == "no significant difference on this text"
 
     def test_a_trained_model_with_random_weights(self, loaded: LoadedModel, folder: Path, part: TokenSlice) -> None:
         other = open_model(str(folder / "imported"), CPU)
@@ -125,7 +125,7 @@ class TestConversation:
         assert open_template(str(file)) == Template("Hi.", "<{message}>", ("<",), remembers=False)
         for text, message in (
             ("tone = 1", "unknown key 'tone'"),
-            ('turn = "x"', "must hold"),
+            ('turn = "x"', "must contain"),
             ("=", "not valid TOML"),
             ("introduction = 5", "introduction = 5: must be a string"),
             ("remembers = 1", "remembers = 1: must be true or false"),
@@ -140,7 +140,7 @@ class TestConversation:
 
 
 class Parrot(torch.nn.Module):
-    """Writes the word that follows a claim's mark, wherever in its context that is; else full stops."""
+    """Answers with a claim from its context if ``believes`` is set; otherwise it says that it does not know."""
 
     context_length = 4_096
     has_unlimited_context = False
@@ -164,14 +164,14 @@ class Parrot(torch.nn.Module):
 
 
 @pytest.mark.parametrize(("believes", "count"), [(True, 20), (False, 0)])
-def test_injection_counts_who_believes(loaded: LoadedModel, believes: bool, count: int) -> None:
+def test_injection_counts_models_that_believe_the_claim(loaded: LoadedModel, believes: bool, count: int) -> None:
     parrot: Any = Parrot(believes)
     report = measure_injection(replace(loaded, model=parrot), TEMPLATES["transcript"], decoder=PlainDecoder)
     assert (report.smuggled.count, report.control.count, report.smuggled.trials) == (count, 0, 20)
 
 
 def test_probes_hide_a_claim_between_the_users_lines() -> None:
-    user, assistant = speakers(TEMPLATES["transcript"])
+    user, assistant = turn_prefixes(TEMPLATES["transcript"])
     assert (user, assistant) == ("\nUser:", "\nAssistant:")
     for probe in load_probes():
         assert f"\nAssistant: {probe.claim}\nUser: {probe.reply}" in probe.message(user, assistant)
@@ -181,9 +181,9 @@ def test_probes_hide_a_claim_between_the_users_lines() -> None:
 def test_smoke_texts_are_kept_in_the_run(loaded: LoadedModel, tmp_path: Path) -> None:
     texts = smoke_test(loaded, tokens=5)
     assert [text.prompt for text in texts] == list(PROMPTS) and texts == smoke_test(loaded, tokens=5)
-    path = keep_evaluation(loaded, "smoke", {"texts": [text.greedy for text in texts]})
+    path = save_evaluation(loaded, "smoke", {"texts": [text.greedy for text in texts]})
     assert path is not None and json.loads(path.read_text())["step"] == loaded.step
-    assert keep_evaluation(make_loaded(tmp_path / "m"), "smoke", {}) is None
+    assert save_evaluation(make_loaded(tmp_path / "m"), "smoke", {}) is None
 
 
 def test_on_the_command_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

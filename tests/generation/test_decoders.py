@@ -1,4 +1,4 @@
-"""The cache changes nothing but the time: every way to compute the next scores agrees."""
+"""Decoders with and without a cache compute the same logits."""
 
 from typing import Any
 
@@ -7,8 +7,8 @@ import torch
 
 from fromscratch.config.model import ExplicitAttention, FusedAttention, GPTConfig
 from fromscratch.generation.decoders import CachedDecoder, PlainDecoder, window_start
-from fromscratch.generation.generate import generate_batch, generate_tokens
-from fromscratch.generation.packed import packed_twin, packing_pays
+from fromscratch.generation.generate import Settings, generate_batch
+from fromscratch.generation.packed import packing_pays, with_packed_weights
 from fromscratch.generation.sampling import Sampling
 from fromscratch.models.factory import build_empty, initialise
 from fromscratch.models.gpt import GPT
@@ -26,20 +26,11 @@ def make(**changes: Any) -> GPT:
 
 
 def rows(model: GPT, prompts: list[list[int]], count: int, **settings: Any) -> list[list[int]]:
-    """The new ids of every text."""
+    """Returns the new ids of every text."""
     decoder = settings.pop("decoder", CachedDecoder)
     seed, end = settings.pop("seed", 0), settings.pop("end", -1)
-    steps = list(
-        generate_batch(
-            model,
-            prompts,
-            max_new_tokens=count,
-            sampling=Sampling(**settings),
-            seed=seed,
-            end_of_text=end,
-            decoder=decoder,
-        )
-    )
+    chosen = Settings(max_new_tokens=count, sampling=Sampling(**settings), seed=seed)
+    steps = list(generate_batch(model, prompts, chosen, end_of_text=end, decoder=decoder))
     return [[step[row] for step in steps if step[row] is not None] for row in range(len(prompts))]  # type: ignore[misc]
 
 
@@ -53,7 +44,7 @@ def test_cached_equals_uncached_greedy_past_the_context(attention: Any, bias: bo
     assert all(len(row) == 50 for row in cached) and len({tuple(row) for row in cached}) == len(PROMPTS)
 
 
-def test_a_text_does_not_know_its_neighbours() -> None:
+def test_a_text_is_independent_of_the_others_in_its_batch() -> None:
     model = make()
     together = rows(model, PROMPTS[:4], 30, temperature=0)
     for prompt, row in zip(PROMPTS, together, strict=False):
@@ -76,8 +67,7 @@ def test_each_sample_has_its_own_random_numbers() -> None:
     three = rows(model, [[1, 2]] * 3, 12, seed=4)
     assert len({tuple(row) for row in three}) == 3
     assert rows(model, [[1, 2]] * 2, 12, seed=4) == three[:2]
-    single = generate_tokens(model, [1, 2], max_new_tokens=12, sampling=Sampling(), seed=4, end_of_text=-1)
-    assert list(single) == three[0]
+    assert rows(model, [[1, 2]], 12, seed=4) == three[:1]
     assert rows(model, [[1, 2]], 12, seed=5) != three[:1]
 
 
@@ -89,18 +79,16 @@ def test_texts_end_one_by_one() -> None:
     assert ended == [free[0][: free[0].index(end)], free[1]]
 
 
-def test_a_reader_may_end_a_text() -> None:
+def test_the_consumer_may_end_a_text() -> None:
     model = make()
-    steps = generate_batch(
-        model, PROMPTS[:2], max_new_tokens=9, sampling=Sampling(temperature=0), seed=0, end_of_text=-1
-    )
+    steps = generate_batch(model, PROMPTS[:2], Settings(9, Sampling(temperature=0)), end_of_text=-1)
     assert None not in next(steps)
     assert [step[0] is None for step in [steps.send([0]), next(steps)]] == [True, True]
     with pytest.raises(StopIteration):
         steps.send([1])
 
 
-def test_the_repetition_penalty_leads_away_from_what_was_said() -> None:
+def test_the_repetition_penalty_makes_texts_more_varied() -> None:
     model = make()
     plain = rows(model, [[1, 2]], 30, temperature=0)[0]
     penalised = rows(model, [[1, 2]], 30, temperature=0, repetition_penalty=1e6)[0]
@@ -117,24 +105,24 @@ def test_windows_drop_a_quarter_at_a_time(tokens: int, start: int) -> None:
 def test_packed_products_are_the_products(shape: tuple[int, ...], bias: bool) -> None:
     layer, x = torch.nn.Linear(48, 96, bias=bias), torch.randn(shape)
     with torch.inference_mode():
-        expected, packed = layer(x), packed_twin(layer, rows=x.numel() // 48)
+        expected, packed = layer(x), with_packed_weights(layer, rows=x.numel() // 48)
         for _ in range(2):
             torch.testing.assert_close(packed(x), expected, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(packed(x[:1]), expected[:1], atol=1e-5, rtol=1e-5)  # other numbers of rows
 
 
-def test_the_packed_twin_leaves_the_model_as_it_was() -> None:
+def test_packing_leaves_the_model_as_it_was() -> None:
     model = make()
     before = {name: id(module) for name, module in model.named_modules()}
-    twin = packed_twin(model, rows=1)
+    copied = with_packed_weights(model, rows=1)
     assert {name: id(module) for name, module in model.named_modules()} == before
     assert all("forward" not in vars(module) for module in model.modules())
-    assert [id(p) for p in twin.parameters()] == [id(p) for p in model.parameters()]
-    packed = [name for name, module in twin.named_modules() if "forward" in vars(module)]
+    assert [id(p) for p in copied.parameters()] == [id(p) for p in model.parameters()]
+    packed = [name for name, module in copied.named_modules() if "forward" in vars(module)]
     assert packed == [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
 
 
-def test_packing_is_for_fp32_on_a_processor() -> None:
+def test_packing_is_for_fp32_on_a_cpu() -> None:
     assert packing_pays(torch.empty(2, 2), rows=1, steps=100)
     assert not packing_pays(torch.empty(2, 2), rows=1, steps=2)
     assert not packing_pays(torch.empty(2, 2), rows=1_000, steps=100)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from fromscratch.config.model import GPTConfig
-from fromscratch.generation.generate import generate_tokens
+from fromscratch.generation.generate import Settings, generate_batch
 from fromscratch.generation.sampling import Sampling
 from fromscratch.models.factory import build_empty, initialise
 from fromscratch.models.gpt import GPT
@@ -21,16 +21,12 @@ def model() -> GPT:
 
 
 def generate(model: GPT, prompt: list[int], count: int, seed: int = 0, temperature: float = 1.0) -> list[int]:
-    return list(
-        generate_tokens(
-            model,
-            prompt,
-            max_new_tokens=count,
-            sampling=Sampling(temperature=temperature),
-            seed=seed,
-            end_of_text=END,
-        )
-    )
+    return generate_one(model, prompt, Settings(count, Sampling(temperature=temperature), seed))
+
+
+def generate_one(model: GPT, prompt: list[int], settings: Settings, vocab_size: int | None = None) -> list[int]:
+    steps = list(generate_batch(model, [prompt], settings, end_of_text=END, vocab_size=vocab_size))
+    return [token for (token,) in steps if token is not None]
 
 
 def test_the_seed_decides_and_nothing_else(model: GPT) -> None:
@@ -76,10 +72,6 @@ def test_the_end_of_the_text_ends_it(model: GPT) -> None:
     assert generate(biased, [1, 2], 10, temperature=0) == []
 
 
-def test_ids_that_the_tokenizer_does_not_know_are_never_spoken(model: GPT) -> None:
-    tokens = list(
-        generate_tokens(
-            model, [1], max_new_tokens=60, sampling=Sampling(temperature=5.0), seed=1, end_of_text=END, vocab_size=4
-        )
-    )
+def test_ids_outside_the_tokenizer_are_never_chosen(model: GPT) -> None:
+    tokens = generate_one(model, [1], Settings(60, Sampling(temperature=5.0), seed=1), vocab_size=4)
     assert len(tokens) == 60 and max(tokens) < 4

@@ -1,4 +1,4 @@
-"""The choice of the next token."""
+"""Sampling of the next token."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def test_b24_temperature_zero_is_greedy() -> None:
-    assert Sampling(temperature=0).choose(LOGITS, generator()).tolist() == [1]
+    assert Sampling(temperature=0).choose(LOGITS, [generator()]) == [1]
 
 
 def test_temperature_divides_the_scores() -> None:
@@ -38,7 +38,7 @@ def test_top_p_keeps_the_fewest_that_reach_it(top_p: float, kept: set[int]) -> N
 
 def test_draws_follow_the_probabilities() -> None:
     sampling = Sampling(temperature=1.0)
-    drawn = sampling.choose(LOGITS.expand(20_000, 4), generator())
+    drawn = torch.tensor(sampling.choose(LOGITS.expand(20_000, 4), [generator()] * 20_000))
     shares = torch.bincount(drawn, minlength=4) / 20_000
     torch.testing.assert_close(shares, LOGITS.softmax(-1)[0], atol=0.015, rtol=0)
 
@@ -73,10 +73,10 @@ def test_min_p_keeps_what_is_nearly_as_probable_as_the_likeliest() -> None:
 
 
 def test_the_repetition_penalty_by_hand() -> None:
-    seen = torch.tensor([[1, 3]])
+    texts = [[1, 3, 1, 9]]  # 9 has no logit
     expected = [[1.0, 1.5, 2.0, -2.0]]
-    assert Sampling(repetition_penalty=2.0).penalised(LOGITS, seen).tolist() == expected
-    assert Sampling().penalised(LOGITS, seen) is LOGITS
+    assert Sampling(repetition_penalty=2.0).penalised(LOGITS, texts).tolist() == expected
+    assert Sampling().penalised(LOGITS, texts) is LOGITS
 
 
 @pytest.mark.parametrize(
@@ -85,3 +85,22 @@ def test_the_repetition_penalty_by_hand() -> None:
 def test_b24_the_newer_settings_out_of_range(settings: dict[str, float]) -> None:
     with pytest.raises(UsageError, match=next(iter(settings)).replace("_", "-")):
         Sampling(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 1.0, "repetition_penalty": 1.5e-117},
+        {"temperature": 1.0, "repetition_penalty": 1.7e308},
+        {"temperature": 5e-324},
+        {"temperature": 1.7e308, "top_p": 1e-300, "min_p": 5e-324},
+        {"temperature": 5e-324, "repetition_penalty": 5e-324, "top_k": 1, "top_p": 1.0},
+    ],
+)
+def test_no_accepted_setting_overflows(settings: dict[str, float]) -> None:
+    sampling = Sampling(**settings)  # type: ignore[arg-type]
+    logits = torch.tensor([[3.0, -2.0, 0.0, 1e4, -1e4]])
+    scores = sampling.penalised(logits, [[0, 1, 3]])
+    probabilities = sampling.probabilities(scores)
+    assert bool(torch.isfinite(probabilities).all()) and float(probabilities.sum()) == pytest.approx(1.0)
+    assert 0 <= sampling.choose(scores, [generator()])[0] < 5

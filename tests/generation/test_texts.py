@@ -1,4 +1,4 @@
-"""What a person sees of generation: whole characters, stop strings, pieces that add up."""
+"""Streamed text: complete characters, stop strings, and parts that join to the result."""
 
 import pytest
 from hypothesis import given
@@ -6,8 +6,9 @@ from hypothesis import strategies as st
 
 from fromscratch.config.model import GPTConfig
 from fromscratch.errors import UsageError
+from fromscratch.generation.generate import Settings
 from fromscratch.generation.sampling import Sampling
-from fromscratch.generation.texts import GrowingText, Settings, continue_prompts
+from fromscratch.generation.texts import GrowingText, continue_prompts
 from fromscratch.models.factory import build_empty, initialise
 from fromscratch.models.gpt import GPT
 from fromscratch.tokenizers.bytes import BytesTokenizer

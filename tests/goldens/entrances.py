@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fromscratch.config.model import GPTConfig
 from fromscratch.data.store import open_store
+from fromscratch.formats.weights import model_tensors
 from fromscratch.machine.precision import Precision
 from fromscratch.models.factory import build_empty, initialise
 from fromscratch.runs.directory import RunDirectory
@@ -33,7 +34,7 @@ def initial_weights(model: dict[str, Any], *, seed: int) -> dict[str, Tensor]:
     config = GPTConfig.model_validate(model)
     built = build_empty(config, "cpu")
     initialise(built, config, seed=seed)
-    return {name: parameter.detach() for name, parameter in built.named_parameters()}
+    return model_tensors(built)
 
 
 def losses_and_gradients(

@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fromscratch.config.base import Slot, tables_in
 from fromscratch.config.model import GPTConfig
-from fromscratch.formats.checkpoints import MODEL_FILE, Contents, TrainingState, read_tensors, save_checkpoint
+from fromscratch.formats.checkpoints import MODEL_FILE, Contents, TrainingState, save_checkpoint
+from fromscratch.formats.tensor_files import read_tensors
 from fromscratch.formats.weights import fill, model_tensors
 from fromscratch.generation.decoders import CachedDecoder, PlainDecoder
 from fromscratch.models.attention import CausalAttention

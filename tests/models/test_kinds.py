@@ -11,10 +11,10 @@ from fromscratch.config.model import GPTConfig
 from fromscratch.config.reference import reference
 from fromscratch.config.run import RunConfig, parse_model
 from fromscratch.errors import UsageError
-from fromscratch.formats.checkpoints import read_tensors
 from fromscratch.formats.model_sources import open_model
+from fromscratch.formats.tensor_files import read_tensors
 from fromscratch.generation.decoders import CachedDecoder, PlainDecoder
-from fromscratch.generation.generate import generate_batch
+from fromscratch.generation.generate import Settings, generate_batch
 from fromscratch.generation.sampling import Sampling
 from fromscratch.machine.hardware import find_hardware
 from fromscratch.models.costs import model_costs
@@ -95,9 +95,7 @@ def test_it_opens_and_generates_with_and_without_its_memory(untouched: Path) -> 
             generate_batch(
                 loaded.model,
                 prompts,
-                max_new_tokens=30,  # beyond the training context of 16
-                sampling=Sampling(temperature=0.0),
-                seed=0,
+                Settings(30, Sampling(temperature=0.0)),  # beyond the training context of 16
                 end_of_text=256,
                 decoder=decoder,
             )

@@ -16,9 +16,9 @@ from fromscratch.generation.decoders import CachedDecoder, PlainDecoder
 from fromscratch.machine.hardware import find_hardware
 from fromscratch.models.costs import model_costs
 from fromscratch.models.mechanism import forward_flops
-from fromscratch.publishing.card import CardFacts
-from fromscratch.publishing.carried import carried_files
+from fromscratch.publishing.card import CardSettings
 from fromscratch.publishing.export import choose_format, export_model
+from fromscratch.publishing.model_code import model_code_files
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import read_records
 from fromscratch.session.placement import MachineOptions, place_run
@@ -63,7 +63,7 @@ def test_it_trains_generates_and_publishes(folder: Path, name: str, tmp_path: Pa
     assert choose_format(loaded.config, None) == "custom"
     with pytest.raises(UsageError, match=r"--format native: the model is not GPT-2-shaped \((attention|position) = "):
         choose_format(loaded.config, "native")
-    export_model(loaded, tmp_path / "published", format_name="custom", card=CardFacts())
+    export_model(loaded, tmp_path / "published", format_name="custom", card=CardSettings())
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "published", trust_remote_code=True).eval()
     tokens = torch.tensor([list(b"the cat sees hea")])
     with torch.inference_mode():
@@ -117,17 +117,17 @@ def test_only_what_no_weight_depends_on_may_change(folder: Path) -> None:
     go_on({"attention": {"kind": "trial-window", "width": 6}})
 
 
-def test_a_mechanism_that_cannot_be_carried_is_not_published() -> None:
+def test_a_mechanism_outside_of_models_is_not_published() -> None:
     class Elsewhere(Slot):
-        """It lives outside of models/."""
+        """Its module is outside of models/."""
 
         builds: ClassVar[str] = "tests.models.mechanisms:WindowAttention"
         kind: Literal["elsewhere"] = "elsewhere"
 
     with registered(GPTConfig, "attention", Elsewhere):
         config = GPTConfig.model_validate({**SHAPE, "attention": "elsewhere"})
-        with pytest.raises(UsageError, match=r"lives outside of fromscratch\.models"):
-            carried_files(config)
+        with pytest.raises(UsageError, match=r"is outside of fromscratch\.models"):
+            model_code_files(config)
 
 
 def test_a_mechanism_that_forgets_to_count_is_told() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch.distributed.elastic.agent.server.api import RunResult, WorkerGroup
 from torch.distributed.elastic.agent.server.local_elastic_agent import LocalElasticAgent
 
 from fromscratch.planning import bench_worker
@@ -50,11 +51,11 @@ def launch_shells(hangup: signal.Handlers) -> None:
     sys.executable = str(Path("worker").resolve())
     monitor = LocalElasticAgent._monitor_workers
 
-    def monitored(*arguments: Any) -> Any:
-        Path("monitored").touch()  # a signal before this ends the launcher alone
-        return monitor(*arguments)
+    def monitor_workers(self: LocalElasticAgent, group: WorkerGroup) -> RunResult:
+        Path("monitored").touch()  # torchrun's agent loses workers if a signal interrupts it while it starts them
+        return monitor(self, group)
 
-    LocalElasticAgent._monitor_workers = monitored  # type: ignore[method-assign]
+    LocalElasticAgent._monitor_workers = monitor_workers  # type: ignore[method-assign]
     sys.exit(launch_measurement([], processes=2))
 
 
@@ -64,8 +65,7 @@ def start_shells(tmp_path: Path) -> Callable[[signal.Handlers], Fork]:
         (tmp_path / "worker").write_text(WORKER)
         (tmp_path / "worker").chmod(0o755)
         launcher = Fork(Command(launch_shells, (hangup,), tmp_path))
-        wait_until(lambda: all((tmp_path / f"started-{rank}").exists() for rank in range(2)))
-        wait_until((tmp_path / "monitored").exists)
+        wait_until(lambda: all((tmp_path / name).exists() for name in ("started-0", "started-1", "monitored")))
         return launcher
 
     return start

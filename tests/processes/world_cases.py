@@ -21,7 +21,7 @@ from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import read_records
 from fromscratch.session.placement import MachineOptions, Placement, place_run
 from fromscratch.session.plan import plan_run
-from fromscratch.session.setup import open_run_directory, prepare_training
+from fromscratch.session.setup import open_run_directory, prepare_training, record_session
 from fromscratch.training.journal import Journal
 from fromscratch.training.loop import Training, take_step, train
 from fromscratch.training.memory_retry import MemoryRetry
@@ -53,7 +53,10 @@ class Case:
         with world.main_first():
             if world.is_main:
                 open_run_directory(plan, self.path, fresh=False)
-        self.training = prepare_training(plan, RunDirectory(self.path), self.placement(), world, observers=[])
+        placement = self.placement()
+        self.training = prepare_training(plan, RunDirectory(self.path), placement, world, observers=[])
+        if world.is_main:
+            record_session(plan, RunDirectory(self.path), placement)
         world.barrier()
 
     def placement(self) -> Placement:

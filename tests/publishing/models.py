@@ -4,12 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from fromscratch.config.model import GPTConfig
-from fromscratch.formats.model_folder import ModelFolder
+from fromscratch.formats.model_folder import write_model_folder
 from fromscratch.formats.model_sources import LoadedModel, open_model
 from fromscratch.machine.hardware import find_hardware
 from fromscratch.models.factory import build_empty, initialise
 from fromscratch.models.gpt import GPT
-from fromscratch.publishing.card import CardFacts
+from fromscratch.publishing.card import CardSettings
 from fromscratch.publishing.export import export_model
 from fromscratch.tokenizers.bytes import BytesTokenizer
 
@@ -49,12 +49,12 @@ def make_model(**changes: Any) -> tuple[GPTConfig, GPT]:
 def make_loaded(folder: Path, **changes: Any) -> LoadedModel:
     """A model opened from a folder in our own format."""
     config, model = make_model(**changes)
-    ModelFolder(config, model, BytesTokenizer(), {}).write(folder)
+    write_model_folder(folder, config, model, BytesTokenizer(), {})
     return open_model(str(folder), find_hardware("cpu"))
 
 
 def publish(folder: Path, format_name: str, **changes: Any) -> tuple[LoadedModel, Path]:
     """A model, and where it was published."""
     loaded = make_loaded(folder / "model", **changes)
-    export_model(loaded, folder / "published", format_name=format_name, card=CardFacts())
+    export_model(loaded, folder / "published", format_name=format_name, card=CardSettings())
     return loaded, folder / "published"

@@ -14,12 +14,12 @@ import torch
 from fromscratch.config.model import PRESETS, GPTConfig
 from fromscratch.errors import DataError, UsageError
 from fromscratch.formats.model_sources import LoadedModel, open_model
-from fromscratch.generation.generate import generate_batch
+from fromscratch.generation.generate import Settings, generate_batch
 from fromscratch.generation.sampling import Sampling
 from fromscratch.machine.hardware import find_hardware
 from fromscratch.models.costs import model_costs
-from fromscratch.publishing.carried import carried_files
 from fromscratch.publishing.export import choose_format, custom_config, native_config
+from fromscratch.publishing.model_code import model_code_files
 from tests.publishing.models import VARIANTS, publish
 
 transformers = pytest.importorskip("transformers")
@@ -63,9 +63,7 @@ def test_greedy_texts_agree_cached_uncached_padded_and_ours(published: tuple[Loa
     padded = torch.tensor([[0] * 4 + prompts[0], prompts[1]])
     mask = torch.tensor([[0] * 4 + [1] * 3, [1] * 7])
     settings = {"max_new_tokens": 20, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-    steps = generate_batch(
-        loaded.model, prompts, max_new_tokens=20, sampling=Sampling(temperature=0), seed=0, end_of_text=-1
-    )
+    steps = generate_batch(loaded.model, prompts, Settings(20, Sampling(temperature=0)), end_of_text=-1)
     expected = torch.tensor(list(steps)).T.tolist()
     for use_cache in (True, False):
         out = theirs.generate(padded, attention_mask=mask, use_cache=use_cache, **settings)
@@ -230,7 +228,7 @@ def test_every_preset_has_the_parameters_it_should_in_both_formats(preset: str, 
         native = transformers.GPT2LMHeadModel(transformers.GPT2Config(**native_config(config)))
     assert native.num_parameters() == expected
     (tmp_path / "config.json").write_text(json.dumps(custom_config(config)))
-    for name, text in carried_files(config).items():
+    for name, text in model_code_files(config).items():
         (tmp_path / name).write_text(text)
     described = transformers.AutoConfig.from_pretrained(tmp_path, trust_remote_code=True)
     with torch.device("meta"):

@@ -17,7 +17,8 @@ from fromscratch.config.model import GPTConfig
 from fromscratch.errors import DataError, UsageError
 from fromscratch.formats.gpt2 import to_gpt2_tensors
 from fromscratch.formats.model_sources import open_model
-from fromscratch.formats.reading import read_foreign
+from fromscratch.formats.reading import read_model
+from fromscratch.formats.weights import model_tensors
 from fromscratch.machine.hardware import find_hardware
 from fromscratch.models.gpt import GPT
 from fromscratch.publishing.importing import ImportReport, import_model
@@ -28,7 +29,7 @@ TOKENS = torch.randint(0, 257, (2, 32), generator=torch.Generator().manual_seed(
 
 
 def tensors_of(model: GPT) -> dict[str, Tensor]:
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    return {name: tensor.clone() for name, tensor in model_tensors(model).items()}
 
 
 def logits_of(folder: Path) -> Tensor:
@@ -177,6 +178,10 @@ class TestNanoGPT:
         assert report.format == "nanoGPT" and report.largest_logit_difference < 1e-5
         with torch.inference_mode():
             torch.testing.assert_close(logits_of(tmp_path / "out"), model(TOKENS), atol=1e-4, rtol=0)
+        theirs["_orig_mod.lm_head.weight"] = theirs["_orig_mod.lm_head.weight"] + 1
+        torch.save(checkpoint, tmp_path / "ckpt.pt")
+        with pytest.raises(UsageError, match=r"the head is tied, but lm_head\.weight differs from wte\.weight"):
+            read_model(tmp_path)
 
 
 class TestGPT2:
@@ -209,7 +214,7 @@ class TestGPT2:
         save_file(bare, source / "model.safetensors")
         (source / "config.json").write_bytes((folder / "config.json").read_bytes())
         run(source, tmp_path / "out")
-        expected = read_foreign(folder).build(folder)
+        expected = read_model(folder).build(folder)
         with torch.inference_mode():
             torch.testing.assert_close(logits_of(tmp_path / "out"), expected(TOKENS), atol=0.2, rtol=0.05)
 
@@ -227,17 +232,17 @@ class TestGPT2:
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({**config, **change}))
         with pytest.raises(UsageError, match=message):
-            read_foreign(folder)
+            read_model(folder)
 
     def test_b28_transposed_matrices_are_refused(self, folder: Path) -> None:
         tensors = load_file(folder / "model.safetensors")
         turned = {name: t.T.contiguous() if ".c_" in name and t.dim() == 2 else t for name, t in tensors.items()}
         save_file(turned, folder / "model.safetensors")
         with pytest.raises(UsageError, match=r"c_attn.weight is \[96, 32\], the transpose of Conv1D's"):
-            read_foreign(folder)
+            read_model(folder)
 
     def test_a_conversion_gone_wrong_is_found_by_the_logits(self, folder: Path) -> None:
-        found = read_foreign(folder)
+        found = read_model(folder)
         name = "blocks.1.attention.output.weight"
         found.tensors[name] = found.tensors[name].T
         with pytest.raises(DataError, match="logits before and after the conversion differ"):
@@ -253,11 +258,11 @@ class TestGPT2:
         tensors = load_file(folder / "model.safetensors")
         save_file({**tensors, "extra.weight": torch.zeros(1)}, folder / "model.safetensors")
         with pytest.raises(DataError, match=r"unexpected tensors \['extra.weight'\]"):
-            read_foreign(folder)
+            read_model(folder)
         del tensors["transformer.h.1.ln_2.bias"]
         save_file(tensors, folder / "model.safetensors")
         with pytest.raises(DataError, match=r"missing tensors \['h.1.ln_2.bias'\]"):
-            read_foreign(folder)
+            read_model(folder)
 
     def test_b26_damaged_safetensors(self, folder: Path) -> None:
         weights = folder / "model.safetensors"
@@ -274,11 +279,11 @@ class TestGPT2:
         ):
             weights.write_bytes(bad)
             with pytest.raises(DataError, match="not a readable safetensors file"):
-                read_foreign(folder)
+                read_model(folder)
         tensors = {"transformer.wte.weight": torch.zeros(257, 32, dtype=torch.int64)}
         save_file({**load_bytes(good, folder), **tensors}, weights)
         with pytest.raises(DataError, match=r"wte.weight holds torch.int64"):
-            read_foreign(folder)
+            read_model(folder)
 
 
 def load_bytes(content: bytes, folder: Path) -> dict[str, Tensor]:
@@ -322,7 +327,7 @@ def test_b27_a_newer_format_is_refused(tmp_path: Path) -> None:
     config["fromscratch_model"]["attention"] = {"kind": "from-the-future"}
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(DataError, match="it may need a newer version"):
-        read_foreign(folder)
+        read_model(folder)
 
 
 def test_b29_a_repository_with_code_of_its_own_is_refused_and_not_run(tmp_path: Path) -> None:
@@ -346,12 +351,11 @@ def test_sources_that_are_nothing(tmp_path: Path) -> None:
         run(tmp_path / "missing", tmp_path / "empty")
 
 
-def test_the_reference_is_independent_of_ours() -> None:
-    """The plain forward pass that conversions are checked against is itself that of torch's own attention."""
-    from fromscratch.formats.foreign import SourceModel
+def test_the_reference_attention_equals_torchs() -> None:
+    """Conversions are checked against a plain forward pass; torch's own attention gives the same."""
+    from fromscratch.formats.layouts import causal_attention
 
     q, k, v = torch.randn(3, 2, 5, 8).unbind(0)
-    model = SourceModel(torch.zeros(1, 8), torch.zeros(1, 8), [], lambda x: x, torch.zeros(1, 8), num_heads=2)
     query, key, value = (t.view(2, 5, 2, 4).transpose(1, 2) for t in (q, k, v))
     expected = F.scaled_dot_product_attention(query, key, value, is_causal=True).transpose(1, 2).reshape(2, 5, 8)
-    torch.testing.assert_close(model._attention(q, k, v), expected)
+    torch.testing.assert_close(causal_attention(q, k, v, num_heads=2), expected)

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from fromscratch.errors import UsageError
-from fromscratch.formats.checkpoints import read_tensors
 from fromscratch.formats.model_sources import open_model
+from fromscratch.formats.tensor_files import read_tensors
 from fromscratch.machine.hardware import find_hardware
 from fromscratch.runs.records import read_records
 from fromscratch.session.plan import plan_run
@@ -41,7 +41,7 @@ def test_weights_go_on_and_the_parent_is_on_the_record(folder: Path) -> None:
         torch.testing.assert_close(one, other, atol=1e-6, rtol=0, msg=name)
     (record,) = [r for r in read_records(run.events) if r["event"] == "parent"]
     assert (record["weights_sha256"], record["step"]) == (parent.fingerprint(), 20)
-    assert run_small(file, name="still")[1].step == 2  # the same command goes on, and asks for the same parent
+    assert run_small(file, name="still")[1].step == 2  # the same command resumes, and asks for the same parent
 
 
 def test_the_parent_is_part_of_the_identity_by_its_content(folder: Path) -> None:

@@ -32,8 +32,8 @@ def chat(
     """
     from fromscratch.formats.model_sources import open_model
     from fromscratch.generation.conversation import Conversation, open_template
+    from fromscratch.generation.generate import Settings
     from fromscratch.generation.sampling import Sampling
-    from fromscratch.generation.texts import Settings
     from fromscratch.machine.hardware import find_hardware
 
     sampling = Sampling(temperature=temperature, top_k=top_k, repetition_penalty=repetition_penalty)

@@ -1,6 +1,7 @@
 """``fromscratch eval``: evaluates trained models."""
 
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -36,7 +37,7 @@ def loss(
 
     Example: fromscratch eval loss runs/baseline --store my-store --tokens 100000
     """
-    from fromscratch.evaluation.loss import evaluate_loss, record_loss
+    from fromscratch.evaluation.loss import measure_loss, save_loss
     from fromscratch.formats.model_sources import locate, open_model
     from fromscratch.formats.stores import open_named_store
     from fromscratch.machine.hardware import find_hardware
@@ -56,18 +57,18 @@ def loss(
     loaded = open_model(model, hardware)
     check_same_tokenizer(opened, loaded.tokenizer)
     with joined_world(hardware.device.type) as world:
-        report = evaluate_loss(
+        report = measure_loss(
             loaded.model, loaded.tokenizer, part, hardware, batch=batch, precision=precision, world=world
-        )
+        ).report
     if not world.is_main:
         return
-    facts = {"store": store, "split": split, "start": start, "precision": precision}
-    record_loss(loaded, report, **facts)
-    everything = {"model": model, "step": loaded.step, **facts, **report.facts()}
+    values = {"store": store, "split": split, "start": start, "precision": precision}
+    save_loss(loaded, report, **values)
+    output = {"model": model, "step": loaded.step, **values, **asdict(report)}
     if as_json:
-        print_json(everything)
+        print_json(output)
     else:
-        print_table([(name.replace("_", " "), value) for name, value in everything.items()])
+        print_table([(name.replace("_", " "), value) for name, value in output.items()])
 
 
 @app.command()
@@ -88,10 +89,8 @@ def compare(
 
     Example: fromscratch eval compare runs/baseline runs/no-dropout --store my-store
     """
-    from dataclasses import asdict
-
     from fromscratch.evaluation.compare import compare_models
-    from fromscratch.evaluation.keeping import keep_evaluation
+    from fromscratch.evaluation.saving import save_evaluation
     from fromscratch.formats.model_sources import open_model
     from fromscratch.formats.stores import open_named_store
     from fromscratch.machine.hardware import find_hardware
@@ -104,11 +103,11 @@ def compare(
     check_same_tokenizer(opened, first.tokenizer)
     part = TokenSlice.of(opened.split(split), start=start, tokens=tokens)
     comparison = compare_models(first, second, part, hardware, batch=batch)
-    facts = {"a": a, "b": b, "store": store, "split": split, "start": start, "verdict": comparison.verdict}
-    everything = facts | {"comparison": asdict(comparison)}
-    keep_evaluation(second, f"compare-step-{second.step}-with-{first.name}", {"measure": "compare", **everything})
+    values = {"a": a, "b": b, "store": store, "split": split, "start": start, "verdict": comparison.verdict}
+    output = values | {"comparison": asdict(comparison)}
+    save_evaluation(second, f"compare-step-{second.step}-with-{first.name}", {"measure": "compare", **output})
     if as_json:
-        print_json(everything)
+        print_json(output)
         return
     print_table(
         [
@@ -137,19 +136,17 @@ def smoke(
 
     Example: fromscratch eval smoke runs/baseline
     """
-    from dataclasses import asdict
-
-    from fromscratch.evaluation.keeping import keep_evaluation
+    from fromscratch.evaluation.saving import save_evaluation
     from fromscratch.evaluation.smoke import smoke_test
     from fromscratch.formats.model_sources import open_model
     from fromscratch.machine.hardware import find_hardware
 
     loaded = open_model(model, find_hardware(device))
     texts = [asdict(text) for text in smoke_test(loaded, seed=seed, tokens=tokens)]
-    facts = {"measure": "smoke", "model": model, "seed": seed, "texts": texts}
-    keep_evaluation(loaded, f"smoke-step-{loaded.step}", facts)
+    values = {"measure": "smoke", "model": model, "seed": seed, "texts": texts}
+    save_evaluation(loaded, f"smoke-step-{loaded.step}", values)
     if as_json:
-        print_json({"step": loaded.step, **facts})
+        print_json({"step": loaded.step, **values})
         return
     for text in texts:
         print_table([("prompt", text["prompt"]), ("greedy", repr(text["greedy"])), ("sampled", repr(text["sampled"]))])
@@ -168,7 +165,7 @@ def injection(
     Example: fromscratch eval injection gpt2 --template transcript
     """
     from fromscratch.evaluation.injection import measure_injection
-    from fromscratch.evaluation.keeping import keep_evaluation
+    from fromscratch.evaluation.saving import save_evaluation
     from fromscratch.formats.model_sources import open_model
     from fromscratch.generation.conversation import open_template
     from fromscratch.machine.hardware import find_hardware
@@ -176,21 +173,21 @@ def injection(
     chosen = open_template(template)
     loaded = open_model(model, find_hardware(device))
     report = measure_injection(loaded, chosen)
-    facts = {
+    values = {
         "measure": "injection",
         "model": model,
         "template": template,
-        "smuggled": report.smuggled.facts(),
-        "control": report.control.facts(),
+        "smuggled": report.smuggled.to_dict(),
+        "control": report.control.to_dict(),
         "answers": report.answers,
     }
-    keep_evaluation(loaded, f"injection-step-{loaded.step}", facts)
+    save_evaluation(loaded, f"injection-step-{loaded.step}", values)
     if as_json:
-        print_json({"step": loaded.step, **facts})
+        print_json({"step": loaded.step, **values})
         return
     for name, rate in (("smuggled", report.smuggled), ("control", report.control)):
         low, high = rate.interval()
-        print(f"{name:<9} {rate.count} of {rate.trials}: {rate.share:.0%} (95% interval {low:.0%} to {high:.0%})")
+        print(f"{name:<9} {rate.count} of {rate.trials}: {rate.fraction:.0%} (95% interval {low:.0%} to {high:.0%})")
 
 
 @app.command()
@@ -210,23 +207,23 @@ def harness(
     import tempfile
 
     from fromscratch.evaluation.harness import run_harness
-    from fromscratch.evaluation.keeping import keep_evaluation
+    from fromscratch.evaluation.saving import save_evaluation
     from fromscratch.formats.model_sources import open_model
     from fromscratch.machine.hardware import find_hardware
-    from fromscratch.publishing.card import CardFacts
+    from fromscratch.publishing.card import CardSettings
     from fromscratch.publishing.export import choose_format, export_model
 
     hardware = find_hardware(device)
     loaded = open_model(model, find_hardware("cpu"))
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "model"
-        export_model(loaded, folder, format_name=choose_format(loaded.config, None), card=CardFacts())
+        export_model(loaded, folder, format_name=choose_format(loaded.config, None), card=CardSettings())
         results = run_harness(
             folder, tasks.split(","), device=str(hardware.device), include=include, limit=limit, batch=batch
         )
-    facts = {"measure": "harness", "model": model, "limit": limit, "results": results}
-    keep_evaluation(loaded, f"harness-step-{loaded.step}", facts)
+    values = {"measure": "harness", "model": model, "limit": limit, "results": results}
+    save_evaluation(loaded, f"harness-step-{loaded.step}", values)
     if as_json:
-        print_json({"step": loaded.step, **facts})
+        print_json({"step": loaded.step, **values})
         return
     print_table([(f"{task} {name}", value) for task, found in results.items() for name, value in found.items()])

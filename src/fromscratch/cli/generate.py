@@ -42,8 +42,9 @@ def generate(
     Example: fromscratch generate runs/baseline --prompt "Every effort moves you" --temperature 0.7 --n 3
     """
     from fromscratch.formats.model_sources import open_model
+    from fromscratch.generation.generate import Settings
     from fromscratch.generation.sampling import Sampling
-    from fromscratch.generation.texts import Settings, continue_prompts
+    from fromscratch.generation.texts import continue_prompts
     from fromscratch.machine.hardware import find_hardware
 
     sampling = Sampling(

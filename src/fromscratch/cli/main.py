@@ -8,11 +8,10 @@ import typer
 from fromscratch import __version__
 from fromscratch.cli import bench, chat, data, evaluate, fit, generate, publish, quickstart, runs, train
 from fromscratch.cli.output import printable, protect_standard_streams
-from fromscratch.errors import EXIT_CRASH, FromScratchError
+from fromscratch.errors import EXIT_CRASH, EXIT_INTERRUPTED, FromScratchError
 from fromscratch.processes.parent import watch_launcher
 
 DEBUG_FLAG = "--debug"
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 
 app = typer.Typer(
     name="fromscratch",
@@ -41,6 +40,9 @@ def common(
     Start with: fromscratch quickstart
 
     Every command has --help; --debug shows the traceback of an error.
+
+    Exit codes: 0 done, 1 crash, 2 bad usage or run file, 3 bad data or checkpoint, 4 diverged, 75 stopped and
+    resumable, 130 ended at once by Ctrl-C (128 + the number of the signal).
     """
 
 

@@ -38,7 +38,7 @@ def publish(
     from fromscratch.errors import UsageError
     from fromscratch.formats.model_sources import open_model
     from fromscratch.machine.hardware import find_hardware
-    from fromscratch.publishing.card import CardFacts
+    from fromscratch.publishing.card import CardSettings
     from fromscratch.publishing.export import choose_format, export_model
     from fromscratch.publishing.pushing import push_folder, repository_of
 
@@ -47,7 +47,7 @@ def publish(
         raise UsageError(f"--private and --collection need a Hub repository, but --to {to} is a folder")
     loaded = open_model(model, find_hardware("cpu"))
     chosen = choose_format(loaded.config, format_name)
-    card = CardFacts(license=license_name, title=title, repository=repository)
+    card = CardSettings(license=license_name, title=title, repository=repository)
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(to) if repository is None else Path(temporary) / repository.rpartition("/")[2]
         if repository is None and folder.exists() and not (folder / "config.json").is_file() and any(folder.iterdir()):

@@ -12,6 +12,7 @@ from fromscratch.errors import EXIT_DATA
 from fromscratch.files import readable_bytes
 
 if TYPE_CHECKING:
+    from fromscratch.config.run import RunConfig
     from fromscratch.runs.cleaning import Removal
     from fromscratch.runs.details import CheckpointInfo, Details
     from fromscratch.runs.directory import RunDirectory
@@ -28,25 +29,27 @@ RunsDir = Annotated[Path, typer.Option(help="Folder of runs.")]
 def list_runs(runs_dir: RunsDir = Path("runs"), as_json: JsonFlag = False) -> None:
     """List all runs with their state, progress and losses.
 
-    A run that was killed is shown as interrupted; the same train command resumes it.
+    A run that was killed is shown as interrupted; the same train command resumes it. The best loss is that of the
+    best checkpoint. The brackets hold the maximum number of held-out tokens that it was measured on ([eval] tokens);
+    'eval loss' takes the whole split, so its result differs.
 
     Example: fromscratch runs list --runs-dir runs
     """
     from fromscratch.runs.overview import overview, runs_in
 
-    found = [overview(run) for run in runs_in(runs_dir)]
+    found = [(overview(run), run) for run in runs_in(runs_dir)]
     if as_json:
-        print_json([asdict(one) for one in found])
+        print_json([asdict(one) | {"best_measure": _best_measure(run)} for one, run in found])
     elif not found:
         note(f"no runs in {runs_dir}")
     else:
         heads = ("run", "state", "step", "done", "loss", "best", "size", "updated")
-        print_columns(heads, [_row(one) for one in found])
+        print_columns(heads, [_row(one, _held_out_tokens(run)) for one, run in found])
 
 
 @app.command(name="show")
 def show_run(run: RunArgument, runs_dir: RunsDir = Path("runs"), as_json: JsonFlag = False) -> None:
-    """Show one run: state, config changes, machine, checkpoints, evaluations, events, steps by outcome.
+    """Show one run: state, config by steps, machine, checkpoints, evaluations, events, steps by outcome.
 
     Only the sizes of checkpoint files are checked; 'fromscratch runs verify' reads every byte.
 
@@ -56,11 +59,20 @@ def show_run(run: RunArgument, runs_dir: RunsDir = Path("runs"), as_json: JsonFl
 
     directory = _resolve(run, runs_dir)
     details, config = details_of(directory), _config_changes(directory)
+    sessions = _config_by_steps(directory, details.overview.step)
     if as_json:
         values = asdict(details)
-        print_json({**values.pop("overview"), "config": config, **values})
+        print_json(
+            {
+                **values.pop("overview"),
+                "best_measure": _best_measure(directory),
+                "config": config,
+                "config_by_steps": sessions,
+                **values,
+            }
+        )
     else:
-        _print_details(details, config)
+        _print_details(details, _best_measure(directory), config, sessions)
 
 
 @app.command()
@@ -183,14 +195,57 @@ def _config_changes(run: "RunDirectory") -> dict[str, Any]:
         return {"problem": str(error)}
 
 
-def _row(one: "Overview") -> tuple[str, ...]:
+def _config_by_steps(run: "RunDirectory", last_step: int | None) -> list[dict[str, Any]]:
+    """Lists the configs of a run, with the steps that each was used for and its changes from the one before."""
+    from fromscratch.config.loading import differences, read_toml
+    from fromscratch.errors import UsageError
+
+    found: list[dict[str, Any]] = []
+    earlier: dict[str, Any] | None = None
+    for begin, path in run.configs_by_step():
+        if found:
+            found[-1]["last_step"] = begin
+        one = {"first_step": begin + 1, "last_step": last_step, "file": str(path)}
+        try:
+            values = read_toml(path)
+            found.append(one | {"changes": [] if earlier is None else differences(earlier, values)})
+            earlier = values
+        except UsageError as error:
+            found.append(one | {"changes": [], "problem": str(error)})
+    return found
+
+
+def _config_of(run: "RunDirectory") -> "RunConfig | None":
+    from fromscratch.config.loading import read_run_config
+    from fromscratch.errors import UsageError
+
+    try:
+        return read_run_config(run.config)
+    except UsageError:
+        return None
+
+
+def _best_measure(run: "RunDirectory") -> str | None:
+    """The tokens that the best loss was measured on; None if the config cannot be read."""
+    config = _config_of(run)
+    return None if config is None else config.best_measure
+
+
+def _held_out_tokens(run: "RunDirectory") -> str:
+    config = _config_of(run)
+    if config is None:
+        return ""
+    return f" ({config.eval.tokens:,} held out)" if config.train.evaluate_every else " (training)"
+
+
+def _row(one: "Overview", measured_on: str) -> tuple[str, ...]:
     return (
         printable(one.name),
         one.state,
         f"{_or_dash(one.step)} of {_or_dash(one.num_steps)}",
         _or_dash(one.progress, ".0%"),
         _or_dash(one.loss, ".4f"),
-        "-" if one.best_loss is None else f"{one.best_loss:.4f} at {show(one.best_step)}",
+        "-" if one.best_loss is None else f"{one.best_loss:.4f} at {show(one.best_step)}{measured_on}",
         readable_bytes(one.size_bytes),
         local_time(one.updated_at),
     )
@@ -200,16 +255,18 @@ def _or_dash(value: float | None, form: str = ",") -> str:
     return "-" if value is None else f"{value:{form}}"
 
 
-def _print_details(details: "Details", config: dict[str, Any]) -> None:
+def _print_details(
+    details: "Details", best_measure: str | None, config: dict[str, Any], sessions: list[dict[str, Any]]
+) -> None:
     one = details.overview
-    _, state, step, done, loss, best, size, updated = _row(one)
+    _, state, step, done, loss, best, size, updated = _row(one, "")
     print_table(
         [
             ("run", printable(one.path)),
             ("state", f"{state} ({printable(one.reason)})" if one.reason else state),
             ("step", f"{step}, {done}"),
             ("training loss", loss),
-            ("best loss", best),
+            ("best loss", f"{best} ({show(best_measure)})"),
             ("size", size),
             ("started", local_time(one.began_at)),
             ("updated", updated),
@@ -219,7 +276,11 @@ def _print_details(details: "Details", config: dict[str, Any]) -> None:
             ("events", _counts(details.events)),
         ]
     )
-    _print_section("config: values that differ from the defaults", config)
+    changed = len(sessions) > 1
+    of_steps = f" (from step {sessions[-1]['first_step']:,})" if changed else ""
+    _print_section(f"config: values that differ from the defaults{of_steps}", config)
+    if changed:
+        _print_section("config by steps", dict(map(_session_row, sessions)))
     _print_section("machine", details.machine)
     if details.checkpoints:
         print("\ncheckpoints (sizes checked; 'runs verify' reads every byte)")
@@ -227,6 +288,12 @@ def _print_details(details: "Details", config: dict[str, Any]) -> None:
     for name, values in details.evaluations.items():
         figures = {key: value for key, value in values.items() if not isinstance(value, dict | list)}
         _print_section(f"evaluation {printable(name)}", figures)
+
+
+def _session_row(one: dict[str, Any]) -> tuple[str, str]:
+    changes = one.get("problem") or ", ".join(one["changes"])
+    steps = f"steps {one['first_step']:,} to {show(one['last_step'])}"
+    return steps, Path(one["file"]).name + (f": {changes}" if changes else "")
 
 
 def _print_section(title: str, values: dict[str, Any]) -> None:

@@ -56,7 +56,8 @@ def train(
 ) -> None:
     """Train a model, or continue a stopped run.
 
-    Ctrl-C finishes the step, saves, and exits with code 75; the same command continues.
+    Ctrl-C finishes the step, saves, and exits with code 75; the same command continues. A second Ctrl-C ends the
+    command at once with code 130; a resume begins at the last checkpoint.
 
     Example: fromscratch train baseline.toml --set train.seed=7 --name baseline-7
     """
@@ -88,11 +89,26 @@ def train(
     )
     if is_main:
         report(summary, as_json=as_json)
+    if summary.outcome == "done" and summary.first_step == summary.num_steps:
+        note(
+            f"{path}: is finished, all {summary.num_steps:,} steps were taken before; no step was taken now. "
+            "--fresh starts again",
+            quiet=quiet or not is_main,
+        )
     if summary.outcome != "done":
-        note(f"stopped at step {summary.step} of {summary.num_steps}; the same command continues", quiet=not is_main)
+        note(describe_stop(summary, stop_after), quiet=not is_main)
         if PARENT.is_lost():
             raise typer.Exit(EXIT_CRASH)
         raise typer.Exit(EXIT_DONE if is_launched() or may_restart() else EXIT_STOPPED)
+
+
+def describe_stop(summary: "RunSummary", stop_after: int | None) -> str:
+    """Says where a run stopped and how to continue it."""
+    where = f"stopped at step {summary.step:,} of {summary.num_steps:,}"
+    if stop_after is None or summary.step < stop_after:
+        return f"{where}; the same command continues"
+    taken = ", no step was taken" if summary.first_step == summary.step else ""
+    return f"{where} because of --stop-after {stop_after}{taken}; to continue, leave it out or give a higher step"
 
 
 def make_observers(path: Path, profiled_steps: int | None, *, quiet: bool) -> "list[Observer]":
@@ -141,7 +157,9 @@ def report(summary: "RunSummary", *, as_json: bool) -> None:
     if as_json:
         print_json(asdict(summary))
         return
-    best = f"{summary.best_loss:.4f} at step {summary.best_step:,}" if summary.best_loss is not None else None
+    best = None
+    if summary.best_loss is not None:
+        best = f"{summary.best_loss:.4f} at step {summary.best_step:,} ({summary.best_measure})"
     best_name = "best held-out loss" if summary.best_is_held_out else "best mean training loss"
     print_table(
         [

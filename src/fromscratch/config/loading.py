@@ -1,6 +1,8 @@
 """Reads run files: TOML, an optional ``base`` file, ``--set key=value``. Reports all problems at once."""
 
 import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,26 +15,61 @@ from fromscratch.errors import UsageError
 MAX_FILE_BYTES = 1 << 20
 MAX_BASES = 16
 MAX_KEY_PARTS = 16
+PATH_KEYS = ("data.store", "eval.store", "train.start_from")
 BYTE_ORDER_MARK = "\ufeff"
 
 
+@dataclass(frozen=True)
+class RunFile:
+    """A validated run file, and where its relative paths start."""
+
+    config: RunConfig
+    folders: dict[str, Path]
+    """For each of ``PATH_KEYS`` that is given, the folder of the file that gives it."""
+
+
 def load_run_config(path: Path, overrides: list[str] | None = None) -> RunConfig:
+    """Reads and validates a run file: the config of ``load_run_file``."""
+    return load_run_file(path, overrides).config
+
+
+def load_run_file(path: Path, overrides: list[str] | None = None) -> RunFile:
     """Reads and validates a run file.
 
     Args:
         path: the TOML file; its ``base`` key may name another file, relative to it.
-        overrides: ``key.path=value`` items; the value is TOML, a bare word is text.
+        overrides: ``key.path=value`` items; the value is TOML, a bare word is text. Paths start as in ``path``.
 
     Raises:
         UsageError: the file is invalid; the message has one sentence per problem.
     """
     try:
-        values = read_with_bases(path)
-        for item in overrides or []:
-            values = merge(values, parse_override(item))
+        layers = [*read_with_bases(path), *((parse_override(item), path.parent) for item in overrides or [])]
+        values: dict[str, Any] = {}
+        folders: dict[str, Path] = {}
+        for layer, folder in layers:
+            values = merge(values, _with_long_parent(layer))
+            folders |= dict.fromkeys(_path_keys_in(layer), folder)
     except RecursionError:
         raise UsageError(f"{path}: tables nested too deeply") from None
-    return parse_run_config(values, where=str(path))
+    return RunFile(parse_run_config(values, where=str(path)), folders)
+
+
+def _with_long_parent(values: dict[str, Any]) -> dict[str, Any]:
+    """Writes the short form of ``train.start_from`` as a table, so that it can be merged with one."""
+    train = values.get("train")
+    if not isinstance(train, dict) or not isinstance(train.get("start_from"), str):
+        return values
+    return {**values, "train": {**train, "start_from": {"model": train["start_from"]}}}
+
+
+def _path_keys_in(values: dict[str, Any]) -> Iterator[str]:
+    """Yields the ``PATH_KEYS`` to which a file gives a path."""
+    for key in PATH_KEYS:
+        table, _, name = key.partition(".")
+        value = values[table].get(name) if isinstance(values.get(table), dict) else None
+        if value is not None and (not isinstance(value, dict) or "model" in value):
+            yield key
 
 
 def read_run_config(path: Path) -> RunConfig:
@@ -52,24 +89,22 @@ def parse_run_config(values: dict[str, Any], *, where: str) -> RunConfig:
         raise UsageError(f"{where}: {error.error_count()} problems\n{listed}") from None
 
 
-def read_with_bases(path: Path) -> dict[str, Any]:
-    """Reads a file and its chain of ``base`` files, and merges their values. Raises UsageError."""
-    layers = [read_toml(path)]
+def read_with_bases(path: Path) -> list[tuple[dict[str, Any], Path]]:
+    """Reads a file and its chain of ``base`` files: values and folder of each, the lowest first. Raises UsageError."""
+    layers, folders = [read_toml(path)], [path.parent]
     seen = [path.resolve()]
     while (base := layers[-1].pop("base", None)) is not None:
         if not isinstance(base, str):
             raise UsageError(f"{seen[-1]}: base = {shown(base)}: must be the path of another run file, in quotes")
         base_path = seen[-1].parent / base
         layers.append(_read_base(base_path, named_by=seen[-1]))
+        folders.append(base_path.parent)
         if base_path.resolve() in seen:
             raise UsageError(f"{path}: circular 'base': {base_path.resolve()} is read twice")
         if len(seen) == MAX_BASES:
             raise UsageError(f"{path}: a chain of more than {MAX_BASES} 'base' files; merge some of them")
         seen.append(base_path.resolve())
-    merged: dict[str, Any] = {}
-    for values in reversed(layers):
-        merged = merge(merged, values)
-    return merged
+    return list(zip(layers, folders, strict=True))[::-1]
 
 
 def _read_base(path: Path, *, named_by: Path) -> dict[str, Any]:
@@ -123,6 +158,18 @@ def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
         else:
             merged[key] = value
     return merged
+
+
+def differences(old: Any, new: Any, key: str = "") -> list[str]:
+    """Returns ``key: old -> new`` for every value that differs."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = dict.fromkeys([*old, *new])
+        return [
+            line
+            for name in keys
+            for line in differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
+        ]
+    return [] if old == new else [f"{key}: {old!r} -> {new!r}"]
 
 
 def _as_tables(old: Any, new: Any) -> tuple[Any, Any]:

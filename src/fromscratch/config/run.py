@@ -29,7 +29,7 @@ class DataConfig(Table):
     """The training tokens: where they are, how many are used, in which order."""
 
     store: str = Field(min_length=1)
-    """A token store: a folder, relative to the run file or to the current folder, or ``hf://owner/name``."""
+    """A token store: a folder, relative to the file that names it or to the current folder, or ``hf://owner/name``."""
     tokens: TokenBudget = "20x"
     """Training budget: a number of tokens, ``"20x"`` for 20 per parameter (Hoffmann et al. 2022), or ``"all"``."""
     start_token: NonNegative = 0
@@ -69,6 +69,15 @@ class RunConfig(Table):
         model = self.model.model_copy(update={"preset": None, "vocab_size": vocab_size})
         data = self.data.model_copy(update={"tokens": tokens})
         return self.model_copy(update={"model": model, "data": data})
+
+    @property
+    def best_measure(self) -> str:
+        """The tokens that a run's best loss is measured on."""
+        if not self.train.evaluate_every:
+            return "training tokens since the previous checkpoint"
+        store = f" of {self.eval.store}" if self.eval.store else ""
+        start = f", from token {self.eval.start:,}" if self.eval.start else ""
+        return f"at most {self.eval.tokens:,} tokens of split '{self.eval.split}'{store}{start}"
 
     def to_plain(self) -> dict[str, Any]:
         """Returns nested dictionaries with every default, without keys that are None."""

@@ -1,1 +1,1 @@
-"""What a model is worth, one measure a file."""
+"""Evaluation of trained models, one measure per file."""

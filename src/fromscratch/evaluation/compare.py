@@ -1,4 +1,4 @@
-"""Two models on the same tokens: who predicts them better, by how much, how surely, and where."""
+"""Compares two models on the same tokens: loss difference, confidence interval, and most different documents."""
 
 from dataclasses import dataclass
 from itertools import pairwise
@@ -13,16 +13,17 @@ from fromscratch.machine.hardware import Hardware
 from fromscratch.tokenizers.base import Tokenizer
 from fromscratch.training.held_out import TokenSlice
 
-SHOWN_CHARACTERS = 120
-FEWEST_TOKENS = 8  # of a document: below, a mean is noise
+MAX_DOCUMENTS = 5
+MAX_TEXT_CHARACTERS = 120
+MIN_DOCUMENT_TOKENS = 8  # the mean of fewer is noise
 
 
 @dataclass(frozen=True)
 class DocumentDifference:
-    """A document on which two models differ."""
+    """The difference of two models on one document."""
 
     first_token: int
-    """Where it begins in the split."""
+    """Index of its first token in the split."""
     tokens: int
     difference: float
     """B's mean loss minus A's, nats per token."""
@@ -31,39 +32,39 @@ class DocumentDifference:
 
 @dataclass(frozen=True)
 class Comparison:
-    """B against A, paired by sequence."""
+    """The paired comparison of two models, A and B."""
 
     a: LossReport
     b: LossReport
     difference: float
-    """B's loss minus A's, nats per token: below 0, B is better."""
+    """B's loss minus A's, nats per token; B is better below 0."""
     low: float | None
     """Ends of its 95% confidence interval, by bootstrap over sequences."""
     high: float | None
     documents: list[DocumentDifference]
-    """Where they differ most."""
+    """The documents with the largest difference."""
 
     @property
     def verdict(self) -> str:
-        """In words; the interval knows of the test set's noise, not of the seed's."""
+        """The result as a sentence. The interval covers the choice of the text, not of the training seed."""
         if self.low is None or self.high is None:
-            return "unknown: one sequence is no sample"
+            return "unknown: one sequence has no confidence interval"
         if self.low > 0 or self.high < 0:
             return "B is better on this text" if self.difference < 0 else "A is better on this text"
-        return "no difference that this text can show"
+        return "no significant difference on this text"
 
 
 def compare_models(
-    a: LoadedModel, b: LoadedModel, part: TokenSlice, hardware: Hardware, *, batch: int | None = None, most: int = 5
+    a: LoadedModel, b: LoadedModel, part: TokenSlice, hardware: Hardware, *, batch: int | None = None
 ) -> Comparison:
-    """Both models on one slice.
+    """Evaluates both models on one slice.
 
     Raises:
         UsageError: their tokenizers or context lengths differ, so that their sequences are not the same.
     """
     if a.tokenizer.fingerprint != b.tokenizer.fingerprint:
         raise UsageError(
-            f"{a.source} knows tokenizer {a.tokenizer.name}, {b.source} knows {b.tokenizer.name}: their tokens cannot "
+            f"{a.source} has tokenizer {a.tokenizer.name}, {b.source} has {b.tokenizer.name}: their tokens cannot "
             "be paired; compare bits_per_byte of 'eval loss', each on a store of its own tokenizer"
         )
     if a.model.context_length != b.model.context_length:
@@ -71,31 +72,30 @@ def compare_models(
             f"{a.source} has a context of {a.model.context_length} tokens, {b.source} one of {b.model.context_length}: "
             "their sequences cannot be paired; use 'eval loss' for each"
         )
-    measured = [measure_loss(m.model, m.tokenizer, part, hardware, batch=batch) for m in (a, b)]
-    difference = measured[1].sequence_nats - measured[0].sequence_nats
-    interval = bootstrap_interval(difference, measured[0].sequence_tokens)
-    per_token = measured[1].losses - measured[0].losses
+    of_a, of_b = (measure_loss(m.model, m.tokenizer, part, hardware, batch=batch) for m in (a, b))
+    difference = of_b.sequence_nats - of_a.sequence_nats
+    low, high = bootstrap_interval(difference, of_a.sequence_tokens)
     return Comparison(
-        a=measured[0].report,
-        b=measured[1].report,
+        a=of_a.report,
+        b=of_b.report,
         difference=float(difference.sum()) / part.tokens,
-        low=interval[0] if interval else None,
-        high=interval[1] if interval else None,
-        documents=_documents(per_token, part, a.tokenizer, most),
+        low=low,
+        high=high,
+        documents=_most_different(of_b.losses - of_a.losses, part, a.tokenizer),
     )
 
 
-def _documents(
-    difference: NDArray[np.float64], part: TokenSlice, tokenizer: Tokenizer, most: int
+def _most_different(
+    difference: NDArray[np.float64], part: TokenSlice, tokenizer: Tokenizer
 ) -> list[DocumentDifference]:
-    """The documents with the largest mean difference, either way."""
+    """Returns the documents with the largest mean difference, in either direction."""
     targets = part.split.read(part.start + 1, part.tokens)
     ends = np.flatnonzero(targets == tokenizer.end_of_text) + 1
     bounds = [0, *(int(end) for end in ends if end < part.tokens), part.tokens]
     found = []
     for begin, end in pairwise(bounds):
-        if end - begin >= FEWEST_TOKENS:
-            text = tokenizer.decode(targets[begin:end])[:SHOWN_CHARACTERS]
+        if end - begin >= MIN_DOCUMENT_TOKENS:
+            text = tokenizer.decode(targets[begin:end])[:MAX_TEXT_CHARACTERS]
             mean = float(difference[begin:end].mean())
             found.append(DocumentDifference(part.start + 1 + begin, end - begin, mean, text))
-    return sorted(found, key=lambda document: -abs(document.difference))[:most]
+    return sorted(found, key=lambda document: -abs(document.difference))[:MAX_DOCUMENTS]

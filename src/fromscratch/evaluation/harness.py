@@ -1,4 +1,4 @@
-"""Tasks of EleutherAI's lm-evaluation-harness, on a folder that ``publish`` wrote. Needs the extra ``eval``."""
+"""Tasks of EleutherAI's lm-evaluation-harness, on a published model folder. Needs the extra ``eval``."""
 
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,14 @@ def run_harness(
     limit: int | None = None,
     batch: int = 8,
 ) -> dict[str, dict[str, Any]]:
-    """The metrics of every task.
+    """Returns the metrics of every task.
 
     Args:
-        include: a folder of task files (YAML) besides the harness's own.
+        include: a folder of further task files (YAML).
         limit: examples per task; None is all.
 
     Raises:
-        UsageError: the extra is not installed, or a task is not known.
+        UsageError: the extra is not installed, or a task is unknown.
     """
     try:
         import lm_eval

@@ -6,9 +6,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from fromscratch.evaluation.keeping import keep_evaluation
+from fromscratch.evaluation.saving import save_evaluation
 from fromscratch.formats.model_sources import LoadedModel
 from fromscratch.machine.hardware import Hardware
 from fromscratch.machine.precision import Precision
@@ -16,23 +17,24 @@ from fromscratch.models.language_model import LanguageModel
 from fromscratch.processes.world import ALONE, World
 from fromscratch.tokenizers.base import Tokenizer
 from fromscratch.training.held_out import TokenSlice, sequence_losses
+from fromscratch.training.objective import Runtime
 
 DEFAULT_BATCH_TOKENS = 8_192
 BOOTSTRAP_SAMPLES = 2_000
-LARGEST_EXPONENT = 700.0  # of a double
+MAX_EXPONENT = 700.0  # of a double
 
 
 @dataclass(frozen=True)
 class LossReport:
-    """How well a model predicts a text."""
+    """The loss of a model on a text."""
 
     loss: float
     """Mean cross-entropy, nats per token."""
     perplexity: float
     bits_per_byte: float | None
-    """Bits to predict one byte of the text: comparable between tokenizers; None where no byte was predicted."""
+    """Bits per predicted byte, comparable between tokenizers; None where no byte was predicted."""
     tokens: int
-    """Predicted; end-of-text among them."""
+    """Predicted tokens, end-of-text included."""
     bytes: int
     """UTF-8 bytes of the predicted tokens."""
     seconds: float
@@ -41,39 +43,17 @@ class LossReport:
     loss_high: float | None = None
     sequences: int = 0
 
-    def facts(self) -> dict[str, Any]:
-        """The report as plain values."""
-        return asdict(self)
-
-
-def evaluate_loss(
-    model: LanguageModel,
-    tokenizer: Tokenizer,
-    part: TokenSlice,
-    hardware: Hardware,
-    *,
-    batch: int | None = None,
-    precision: str = "fp32",
-    world: World = ALONE,
-) -> LossReport:
-    """Predicts every token of the slice once, in sequences of the model's context length.
-
-    Sums are exact (``math.fsum``), so that neither the batch size nor the number of processes, which share
-    the batches, changes anything beyond the rounding of each single loss. Every process gets the report.
-    """
-    return measure_loss(model, tokenizer, part, hardware, batch=batch, precision=precision, world=world).report
-
 
 @dataclass(frozen=True)
 class MeasuredLoss:
-    """A report, and what it was made of."""
+    """A report and the losses that it summarises."""
 
     report: LossReport
     sequence_nats: NDArray[np.float64]
     """Sum of the losses of each sequence."""
     sequence_tokens: NDArray[np.int64]
     losses: NDArray[np.float64]
-    """Of every target that this process predicted, in order."""
+    """Loss of every target that this process predicted, in order, nats."""
 
 
 def measure_loss(
@@ -86,66 +66,63 @@ def measure_loss(
     precision: str = "fp32",
     world: World = ALONE,
 ) -> MeasuredLoss:
-    """As ``evaluate_loss``, with the loss of every sequence, and of every token of this process's share."""
-    context_length = model.context_length
+    """Predicts every token of the slice once, in sequences of the model's context length.
+
+    Sums are exact (``math.fsum``). Batch size and number of processes change the result only by the rounding of
+    single losses. The report is the same in every process.
+    """
+    batch = batch or max(1, DEFAULT_BATCH_TOKENS // model.context_length)
+    runtime = Runtime(hardware.device, batch, Precision(precision, hardware.device), world)
     byte_lengths = tokenizer.byte_lengths()
     began = time.perf_counter()
     sums: list[float] = []
     counts: list[int] = []
-    pieces, text_bytes = [np.empty(0)], 0
-    for targets, losses in sequence_losses(
-        model,
-        part,
-        context_length=context_length,
-        batch=batch or max(1, DEFAULT_BATCH_TOKENS // context_length),
-        device=hardware.device,
-        precision=Precision(precision, hardware.device),
-        world=world,
-    ):
+    parts, text_bytes = [np.empty(0)], 0
+    for targets, losses in sequence_losses(model, part, runtime):
         sums += [math.fsum(row) for row in losses]
         counts += [losses.shape[1]] * len(losses)
-        pieces.append(losses.ravel())
+        parts.append(losses.ravel())
         text_bytes += int(np.sum(byte_lengths[targets]))
     text_bytes = round(world.sum(text_bytes))
-    sequence_nats = world.all_gather(np.array(sums, dtype=np.float64))
-    sequence_tokens = world.all_gather(np.array(counts, dtype=np.float64)).astype(np.int64)
+    sequence_nats = world.all_gather(torch.tensor(sums, dtype=torch.float64)).numpy()
+    sequence_tokens = world.all_gather(torch.tensor(counts)).numpy()
     nats = math.fsum(sequence_nats)
     loss = nats / part.tokens
-    interval = bootstrap_interval(sequence_nats, sequence_tokens)
+    low, high = bootstrap_interval(sequence_nats, sequence_tokens)
     report = LossReport(
         loss=loss,
-        perplexity=math.exp(min(loss, LARGEST_EXPONENT)),
+        perplexity=math.exp(min(loss, MAX_EXPONENT)),
         bits_per_byte=nats / math.log(2) / text_bytes if text_bytes else None,
         tokens=part.tokens,
         bytes=text_bytes,
         seconds=time.perf_counter() - began,
-        loss_low=interval[0] if interval else None,
-        loss_high=interval[1] if interval else None,
+        loss_low=low,
+        loss_high=high,
         sequences=len(sequence_nats),
     )
-    return MeasuredLoss(report, sequence_nats, sequence_tokens, np.concatenate(pieces))
+    return MeasuredLoss(report, sequence_nats, sequence_tokens, np.concatenate(parts))
 
 
 def bootstrap_interval(
-    sums: NDArray[np.float64], weights: NDArray[np.int64], *, level: float = 0.95
-) -> tuple[float, float] | None:
-    """Percentile interval of ``sum(sums) / sum(weights)`` when the sequences are drawn anew, with replacement.
+    sums: NDArray[np.float64], weights: NDArray[np.int64]
+) -> tuple[float, float] | tuple[None, None]:
+    """Returns the 95% percentile interval of ``sum(sums) / sum(weights)`` over resampled sequences.
 
-    Drawn from a generator of its own with a fixed seed: the same sequences give the same interval. None for
-    fewer than two sequences. Source: Efron and Tibshirani 1993, chapter 13.
+    Sequences are resampled with replacement. The generator has a fixed seed, so the same sequences give the same
+    interval. Fewer than two sequences have none. Source: Efron and Tibshirani 1993, chapter 13.
     """
     if len(sums) < 2:
-        return None
+        return None, None
     generator = np.random.default_rng(0)
     means = np.empty(BOOTSTRAP_SAMPLES)
     for index in range(BOOTSTRAP_SAMPLES):
         drawn = generator.integers(len(sums), size=len(sums))
         means[index] = sums[drawn].sum() / weights[drawn].sum()
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(means, [(1 - 0.95) / 2, (1 + 0.95) / 2])
     return float(low), float(high)
 
 
-def record_loss(loaded: LoadedModel, report: LossReport, **slice_facts: Any) -> None:
-    """Keeps the report in the model's run, if it has one: ``evaluations/loss-step-N-<split>-<start>.json``."""
-    name = f"loss-step-{loaded.step}-{slice_facts.get('split')}-{slice_facts.get('start')}"
-    keep_evaluation(loaded, name, {"measure": "loss", **slice_facts, **report.facts()})
+def save_loss(loaded: LoadedModel, report: LossReport, **slice_values: Any) -> None:
+    """Saves the report in the model's run, if it has one: ``evaluations/loss-step-N-<split>-<start>.json``."""
+    name = f"loss-step-{loaded.step}-{slice_values.get('split')}-{slice_values.get('start')}"
+    save_evaluation(loaded, name, {"measure": "loss", **slice_values, **asdict(report)})

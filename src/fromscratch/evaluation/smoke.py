@@ -1,10 +1,11 @@
-"""A quick look at what a model writes: fixed prompts, so that models can be held side by side."""
+"""Smoke test: continuations of fixed prompts, so that models can be compared by eye."""
 
 from dataclasses import dataclass
 
 from fromscratch.formats.model_sources import LoadedModel
+from fromscratch.generation.generate import Settings
 from fromscratch.generation.sampling import Sampling
-from fromscratch.generation.texts import Settings, continue_prompts
+from fromscratch.generation.texts import continue_prompts
 
 PROMPTS = ("Every effort moves you", "Once upon a time", "The capital of France is", "In 1969,", "def main():")
 NEW_TOKENS = 32
@@ -21,7 +22,7 @@ class SmokeText:
 
 
 def smoke_test(loaded: LoadedModel, *, seed: int = 0, tokens: int = NEW_TOKENS) -> list[SmokeText]:
-    """The likeliest continuation of every prompt, and one drawn with the seed."""
+    """Returns a greedy and a sampled continuation of every prompt."""
     greedy, sampled = (
         continue_prompts(
             loaded.model, loaded.tokenizer, PROMPTS, Settings(max_new_tokens=tokens, sampling=sampling, seed=seed)

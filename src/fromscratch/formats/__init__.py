@@ -1,1 +1,1 @@
-"""How other programs name and store the same weights, and how to read and write them."""
+"""Reads and writes models, checkpoints and tokenizers, in our formats and those of other programs."""

@@ -1,21 +1,18 @@
-"""Checkpoints: sealed folders that hold everything a resume needs, as safetensors and JSON.
+"""Checkpoints: folders with checksums that hold everything a resume needs, as safetensors and JSON.
 
-``model.safetensors``, ``optimizer.safetensors``, ``state.json`` and, for models that carry state from batch
-to batch, ``carry.safetensors``, under a manifest with checksums. ``runs.retention`` decides which
+The files are ``model.safetensors``, ``optimizer.safetensors``, ``state.json`` and a manifest with checksums.
+Models that carry state from batch to batch add ``carry.safetensors``. ``runs.retention`` decides which
 checkpoints are kept.
 """
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from fromscratch.errors import DataError
-from fromscratch.files import FileFacts, point_link, read_json_object, sealed_folder, to_strict_json
+from fromscratch.files import FileEntry, point_link, read_json_object, sealed_folder, to_strict_json
 from fromscratch.formats.tensor_files import write_tensors
 from fromscratch.runs.retention import LATEST, checkpoint_name
 
@@ -27,64 +24,64 @@ STATE_FILE = "state.json"
 
 @dataclass
 class TrainingState:
-    """Where a run is. With weights, optimiser state and carry it is all that a resume needs.
+    """Progress of a run. A resume needs it, the weights, the optimiser state and the carry, and nothing else.
 
-    It holds no random generator, because every random stream is named by seed, step and sequence.
+    It holds no random generator state, because each random stream is derived from seed, step and sequence.
     """
 
     step: int = 0
-    """Optimiser steps done."""
+    """Number of optimiser steps done."""
     looked_step: int = -1
     """Last step at which evaluation and samples were complete; a resume does not repeat them."""
     best_step: int | None = None
     best_loss: float | None = None
-    """Held-out loss of the best checkpoint, or its mean training loss where nothing is evaluated."""
+    """Validation loss of the best checkpoint; its mean training loss if the run has no evaluation."""
     nonfinite_in_a_row: int = 0
     loss_sum: float = 0.0
     loss_count: int = 0
-    """Finite training losses since the last scheduled checkpoint."""
+    """Number of finite training losses since the last scheduled checkpoint; ``loss_sum`` is their sum."""
     seconds: float = 0.0
-    """Time spent in steps, over all sessions."""
+    """Time spent in training steps, over all sessions."""
     scaler: dict[str, Any] = field(default_factory=dict)
     """The loss scale of fp16."""
     recent_losses: list[float] = field(default_factory=list)
-    """The losses that a spike is compared with; empty where ``train.spike`` is off."""
+    """Recent losses, the reference for spike detection; empty if ``train.spike`` is off."""
     skipped_batches: int = 0
-    """Global batches skipped after spikes: step s trains on batch s + skipped_batches."""
+    """Number of global batches skipped after spikes. Step s trains on batch s + skipped_batches."""
 
     @property
     def mean_recent_loss(self) -> float | None:
-        """Mean training loss since the last scheduled checkpoint."""
+        """Returns the mean training loss since the last scheduled checkpoint; None without losses."""
         return self.loss_sum / self.loss_count if self.loss_count else None
 
     def is_improvement(self, loss: float | None) -> bool:
-        """Whether a loss is below the best so far. An unknown or non-finite loss never is."""
+        """Whether a loss is lower than the best loss. False for an unknown or non-finite loss."""
         return loss is not None and loss < float("inf") and (self.best_loss is None or loss < self.best_loss)
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What a checkpoint holds: the run's own tensors or copies of them, and where the run is."""
+    """Contents of a checkpoint. The tensors may share memory with the run."""
 
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     state: TrainingState
     carry: dict[str, Tensor] = field(default_factory=dict)
-    """State that the model carries from batch to batch; a row per sequence of the global batch."""
+    """State that the model carries from batch to batch; one row per sequence of the global batch."""
 
     @property
     def files(self) -> dict[str, dict[str, Tensor]]:
-        """The tensors by the file that holds them."""
+        """Returns the tensors of each file, by file name."""
         files = {MODEL_FILE: self.model, OPTIMIZER_FILE: self.optimizer}
         return {**files, CARRY_FILE: self.carry} if self.carry else files
 
 
-def save_checkpoint(folder: Path, contents: Contents, **facts: Any) -> Path:
-    """Writes ``folder/step-N`` whole or not at all, then points ``latest`` at it."""
+def save_checkpoint(folder: Path, contents: Contents, **metadata: Any) -> Path:
+    """Writes ``folder/step-N`` atomically, with ``metadata`` in its manifest; then points ``latest`` at it."""
     state = contents.state
     destination = folder / checkpoint_name(state.step)
-    written: dict[str, FileFacts] = {}
-    with sealed_folder(destination, written=written, step=state.step, **facts) as temporary:
+    written: dict[str, FileEntry] = {}
+    with sealed_folder(destination, written=written, step=state.step, **metadata) as temporary:
         for name, tensors in contents.files.items():
             written[name] = write_tensors(temporary / name, tensors)
         (temporary / STATE_FILE).write_text(to_strict_json(asdict(state), indent=1), "utf-8")
@@ -93,33 +90,25 @@ def save_checkpoint(folder: Path, contents: Contents, **facts: Any) -> Path:
 
 
 def read_state(checkpoint: Path) -> TrainingState:
-    """Reads where the run was. Raises DataError when the file is malformed."""
-    where, values = checkpoint / STATE_FILE, read_json_object(checkpoint / STATE_FILE)
+    """Reads the training state of a checkpoint. Raises DataError when the file is malformed."""
+    path, values = checkpoint / STATE_FILE, read_json_object(checkpoint / STATE_FILE)
     try:
         state = TrainingState(**values)
     except TypeError as error:
-        raise DataError(f"{where}: malformed ({error})") from error
+        raise DataError(f"{path}: malformed ({error})") from error
     for name, value in values.items():
-        if not _is_like(getattr(TrainingState(), name), value):
-            raise DataError(f"{where}: malformed at {name} ({type(value).__name__} {str(value)[:40]!r})")
+        if not _has_type_of(getattr(TrainingState(), name), value):
+            raise DataError(f"{path}: malformed at {name} ({type(value).__name__} {str(value)[:40]!r})")
     return state
 
 
-def _is_like(default: Any, value: Any) -> bool:
-    """Whether a value has the type of a default; null only where the default is null."""
+def _has_type_of(default: Any, value: Any) -> bool:
+    """Whether a value has the type of a default. Null is valid only if the default is null."""
     if isinstance(default, dict):
         return isinstance(value, dict)
     if isinstance(default, list):
-        return isinstance(value, list) and all(_is_like(0.0, item) for item in value)
+        return isinstance(value, list) and all(_has_type_of(0.0, item) for item in value)
     is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 2**63
     if isinstance(default, int):
         return is_number and isinstance(value, int) and value >= -1
     return is_number or (default is None and value is None)
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Reads the tensors of a safetensors file. Raises DataError when it is not one."""
-    try:
-        return dict(load_file(path))
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise DataError(f"{path}: not a readable safetensors file ({error})") from error

@@ -1,11 +1,10 @@
-"""A model by itself, in our own format: what ``fromscratch import`` writes.
+"""A model without a run, in our own format; ``fromscratch import`` writes it.
 
-``model.toml`` (the ``[model]`` table), ``model.safetensors``, ``tokenizer/`` and ``origin.json`` (where
-it came from) under a manifest with checksums.
+The folder holds ``model.toml`` (the ``[model]`` table), ``model.safetensors``, ``tokenizer/``, ``origin.json``
+(the source of the weights) and a manifest with checksums.
 """
 
 import tomllib
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from fromscratch.config.model import ModelConfig
 from fromscratch.config.run import parse_model
 from fromscratch.errors import DataError
 from fromscratch.files import sealed_folder, to_strict_json, verify_folder
-from fromscratch.formats.foreign import ForeignModel
+from fromscratch.formats.imported import ImportedModel
 from fromscratch.formats.weights import SAFETENSORS, model_tensors, read_weights
 from fromscratch.models.language_model import LanguageModel
 from fromscratch.tokenizers.base import Tokenizer
@@ -25,35 +24,28 @@ from fromscratch.tokenizers.base import Tokenizer
 CONFIG_FILE, ORIGIN_FILE, TOKENIZER_FOLDER = "model.toml", "origin.json", "tokenizer"
 
 
-@dataclass(frozen=True)
-class ModelFolder:
-    """What is written."""
-
-    config: ModelConfig
-    model: LanguageModel
-    tokenizer: Tokenizer
-    origin: dict[str, Any]
-
-    def write(self, folder: Path) -> None:
-        """Whole, or not at all; an older folder of that name is replaced."""
-        with sealed_folder(folder, kind="model") as temporary:
-            plain = {"model": self.config.model_dump(mode="json", exclude_none=True)}
-            (temporary / CONFIG_FILE).write_text(tomli_w.dumps(plain), "utf-8")
-            save_file(model_tensors(self.model), temporary / SAFETENSORS)
-            (temporary / ORIGIN_FILE).write_text(to_strict_json(self.origin, indent=1), "utf-8")
-            self.tokenizer.save(temporary / TOKENIZER_FOLDER)
+def write_model_folder(
+    folder: Path, config: ModelConfig, model: LanguageModel, tokenizer: Tokenizer, origin: dict[str, Any]
+) -> None:
+    """Writes the folder atomically; replaces an older folder of that name."""
+    with sealed_folder(folder, kind="model") as temporary:
+        table = {"model": config.model_dump(mode="json", exclude_none=True)}
+        (temporary / CONFIG_FILE).write_text(tomli_w.dumps(table), "utf-8")
+        save_file(model_tensors(model), temporary / SAFETENSORS)
+        (temporary / ORIGIN_FILE).write_text(to_strict_json(origin, indent=1), "utf-8")
+        tokenizer.save(temporary / TOKENIZER_FOLDER)
 
 
 def is_model_folder(folder: Path) -> bool:
-    """Whether a folder holds such a model."""
+    """Whether a folder has this format."""
     return (folder / CONFIG_FILE).is_file()
 
 
-def read_model_folder(folder: Path) -> ForeignModel:
-    """Reads it back. Raises DataError where it is damaged or of a newer version."""
+def read_model_folder(folder: Path) -> ImportedModel:
+    """Reads a model folder. Raises DataError where it is damaged or of a newer version."""
     verify_folder(folder)
     try:
         config = parse_model(tomllib.loads((folder / CONFIG_FILE).read_text("utf-8"))["model"])
     except (ValidationError, ValueError, KeyError) as error:
-        raise DataError(f"{folder / CONFIG_FILE}: not a model this version knows ({error})") from None
-    return ForeignModel("fromscratch", config, read_weights(folder))
+        raise DataError(f"{folder / CONFIG_FILE}: not a model that this version supports ({error})") from None
+    return ImportedModel("fromscratch", config, read_weights(folder))

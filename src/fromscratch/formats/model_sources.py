@@ -1,7 +1,7 @@
-"""MODEL on the command line: anything that names trained weights, opened as a model and its tokenizer.
+"""MODEL on the command line: a name of trained weights, opened as a model and its tokenizer.
 
-A run (its best checkpoint), ``run@latest``, ``run@best``, ``run@step-617``, a checkpoint folder, a
-folder that ``fromscratch import`` or ``publish`` or transformers wrote, a repository on the Hugging
+A name is a run (its best checkpoint), ``run@latest``, ``run@best``, ``run@step-617``, a checkpoint folder, a
+folder that ``fromscratch import``, ``publish`` or transformers wrote, a repository on the Hugging
 Face Hub, or OpenAI's ``gpt2``, ``gpt2-medium``, ``gpt2-large``, ``gpt2-xl``.
 """
 
@@ -11,116 +11,107 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from fromscratch.config.loading import parse_run_config, read_toml
+from fromscratch.config.loading import read_run_config
 from fromscratch.config.model import ModelConfig
 from fromscratch.errors import DataError, UsageError
 from fromscratch.files import MANIFEST, verify_folder
-from fromscratch.formats.checkpoints import MODEL_FILE, STATE_FILE, read_state, read_tensors
+from fromscratch.formats.checkpoints import MODEL_FILE, STATE_FILE, read_state
 from fromscratch.formats.gpt2 import OPENAI_REPOSITORIES
 from fromscratch.formats.model_folder import is_model_folder
-from fromscratch.formats.reading import HUB_CONFIG, read_foreign, tokenizer_of
-from fromscratch.formats.weights import fill
+from fromscratch.formats.reading import HUB_CONFIG, read_model, tokenizer_of
+from fromscratch.formats.tensor_files import read_tensors
+from fromscratch.formats.weights import fill, model_tensors
 from fromscratch.hub.downloads import download_model
 from fromscratch.hub.names import HUB_PREFIX, model_name
 from fromscratch.machine.hardware import Hardware
 from fromscratch.models.factory import build_empty
 from fromscratch.models.language_model import LanguageModel
 from fromscratch.runs.directory import RunDirectory, find_run
-from fromscratch.runs.retention import BEST, checkpoints_in, newest_valid
+from fromscratch.runs.retention import BEST, LATEST, checkpoints_in, newest_valid
 from fromscratch.tokenizers.base import Tokenizer
 from fromscratch.tokenizers.loading import load as load_tokenizer
 
 STEP = re.compile(r"step-(\d+)")
 RUNS_DIR = Path("runs")
 
+_download_once = lru_cache(maxsize=8)(download_model)  # at most one request per process
+
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A trained model, in evaluation mode on its device, with what belongs to it."""
+    """A trained model, in evaluation mode on its device, with its config, tokenizer and origin."""
 
     source: str
-    """As the user named it."""
+    """The name that the user gave."""
     model: LanguageModel
     config: ModelConfig
     tokenizer: Tokenizer
     checkpoint: Path
-    """The folder that holds the weights."""
+    """Folder of the weights."""
     run: RunDirectory | None = None
-    """None for weights that no run here made."""
+    """None for weights of another program."""
     step: int | None = None
-    """Optimiser steps of the run."""
+    """Number of optimiser steps done; None without a run."""
 
     @property
     def name(self) -> str:
-        """A short name, for files and titles."""
-        return self.run.name if self.run else parse_or_folder_name(self.source)
+        """Returns a short name, for files and titles."""
+        return self.run.name if self.run else Path(self.source.partition("@")[0]).name or "model"
 
     def fingerprint(self) -> str:
-        """SHA-256 over the names and values of all weights: the parent's identity, wherever it lies."""
+        """Returns the SHA-256 of the names and values of all weights; it does not depend on the path."""
         digest = hashlib.sha256()
-        for name, parameter in self.model.named_parameters():
+        for name, tensor in model_tensors(self.model).items():
             digest.update(name.encode())
-            digest.update(parameter.detach().cpu().contiguous().numpy().tobytes())
+            digest.update(tensor.cpu().numpy().tobytes())
         return digest.hexdigest()
 
 
-def parse_or_folder_name(source: str) -> str:
-    """The last part of a path or of a Hub id, without a revision."""
-    return Path(source.partition("@")[0]).name or "model"
-
-
 def open_model(source: str, hardware: Hardware, *, runs_dir: Path = RUNS_DIR) -> LoadedModel:
-    """Loads what ``source`` names; a bare name is also looked for in ``runs_dir``.
+    """Loads the model that ``source`` names. A run is also looked up in ``runs_dir``.
 
     Raises:
-        UsageError: it names nothing.
-        DataError: it names a run, checkpoint or folder that is damaged or has no weights yet.
+        UsageError: no such model.
+        DataError: the run, checkpoint or folder is damaged or has no weights yet.
     """
     place = locate(source, runs_dir=runs_dir)
     if (place / STATE_FILE).is_file():
         return _open_checkpoint(source, place, hardware)
     if (place / MANIFEST).is_file():
         verify_folder(place)
-    found = read_foreign(place)
+    found = read_model(place)
     model = found.build(place)
     found.check(model)
-    assert found.config.vocab_size is not None
-    tokenizer = tokenizer_of(place, vocab_size=found.config.vocab_size)
+    tokenizer = tokenizer_of(place, vocab_size=model.vocab_size)
     return LoadedModel(source, model.to(hardware.device), found.config, tokenizer, place)
 
 
 def _open_checkpoint(source: str, checkpoint: Path, hardware: Hardware) -> LoadedModel:
     run = find_run(checkpoint.parent.parent)
     verify_folder(checkpoint)
-    config = parse_run_config(read_toml(run.config), where=str(run.config)).model
+    step = read_state(checkpoint).step
+    config = read_run_config(run.config_at(step)).model
     model = build_empty(config, hardware.device)
     fill(model, read_tensors(checkpoint / MODEL_FILE), checkpoint / MODEL_FILE)
     tokenizer = load_tokenizer(run.tokenizer)
-    return LoadedModel(source, model.eval(), config, tokenizer, checkpoint, run, read_state(checkpoint).step)
+    return LoadedModel(source, model.eval(), config, tokenizer, checkpoint, run, step)
 
 
 def locate(source: str, *, runs_dir: Path = RUNS_DIR) -> Path:
-    """The folder that holds a model's weights; what is on the Hub is downloaded. Raises UsageError or DataError."""
+    """Returns the folder of a model's weights; downloads it from the Hub. Raises UsageError or DataError."""
     place, _, which = source.partition("@")
     for path in (Path(place).expanduser(), runs_dir / Path(place).expanduser()):
         if path.exists():
             return _in_folder(path, which, source)
-    if source in OPENAI_REPOSITORIES:
-        return _downloaded(OPENAI_REPOSITORIES[source])
-    meant_for_the_hub = source.startswith(HUB_PREFIX) or not Path(place).expanduser().parent.is_dir()
-    if model_name(source) and meant_for_the_hub:
-        return _downloaded(source)
+    hub_name = OPENAI_REPOSITORIES.get(source, source)
+    is_hub_name = hub_name != source or source.startswith(HUB_PREFIX) or not Path(place).expanduser().parent.is_dir()
+    if model_name(hub_name) and is_hub_name:
+        return _download_once(hub_name)
     raise UsageError(
         f"model {source}: no such run or checkpoint, here or in {runs_dir}; give a run directory, a run's name, "
         "RUN@latest, RUN@step-N, an exported or imported folder, owner/name on the Hub, or one of "
         f"{', '.join(OPENAI_REPOSITORIES)}"
     )
-
-
-@lru_cache(maxsize=8)
-def _downloaded(name: str) -> Path:
-    """Asked of the Hub once per process."""
-    return download_model(name)
 
 
 def _in_folder(path: Path, which: str, source: str) -> Path:
@@ -133,8 +124,8 @@ def _in_folder(path: Path, which: str, source: str) -> Path:
     if path.is_dir() and (is_model_folder(path) or (path / HUB_CONFIG).is_file()):
         return path
     raise UsageError(
-        f"model {source}: {path} is neither a run directory nor a checkpoint nor an exported folder; weights of "
-        f"another program become a model with 'fromscratch import {path} --out DIR'"
+        f"model {source}: {path} is neither a run directory nor a checkpoint nor an exported folder; convert weights "
+        f"of another program with 'fromscratch import {path} --out DIR'"
     )
 
 
@@ -145,7 +136,7 @@ def _checkpoint_of(run: RunDirectory, which: str, source: str) -> Path:
     best = (run.checkpoints / BEST).resolve()
     if which in ("", BEST) and best in [path.resolve() for path in available]:
         return best
-    if which in ("", BEST, "latest"):
+    if which in ("", BEST, LATEST):
         newest, skipped = newest_valid(run.checkpoints)
         if newest is None:
             raise DataError(f"model {source}: no checkpoint is valid ({skipped[0]})")

@@ -1,7 +1,6 @@
-"""What ``fromscratch publish`` writes in its custom format, as names: our tensors inside a transformers model.
+"""The custom format of ``fromscratch publish``: our tensors inside a transformers model.
 
-``config.json`` carries the whole ``[model]`` table, so that such a folder is read back exactly, and
-without running the code that it brings.
+``config.json`` holds the whole ``[model]`` table. So a folder is read back exactly, without executing its code.
 """
 
 from pathlib import Path
@@ -13,7 +12,7 @@ from fromscratch.config.model import GPTConfig
 from fromscratch.config.run import parse_model
 from fromscratch.errors import DataError
 from fromscratch.files import read_json_object
-from fromscratch.formats.foreign import ForeignModel
+from fromscratch.formats.imported import ImportedModel
 from fromscratch.formats.weights import read_weights
 
 MODEL_TYPE = "fromscratch"
@@ -22,22 +21,22 @@ BODY, HEAD, PUBLISHED_HEAD = "model.gpt.", "head.weight", "lm_head.weight"
 
 
 def to_published_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors under the names of the published modules; a tied head is stored once."""
+    """Returns our tensors under the names of the published modules; a tied head is stored once."""
     return {PUBLISHED_HEAD if name == HEAD else BODY + name: tensor for name, tensor in tensors.items()}
 
 
-def read_published(folder: Path) -> ForeignModel:
-    """A folder in the custom format. Raises DataError where it is damaged."""
+def read_published(folder: Path) -> ImportedModel:
+    """Reads a folder in the custom format. Raises DataError where it is damaged."""
     table = read_json_object(folder / "config.json").get(TABLE_KEY)
     try:
         config = parse_model(table)
     except ValidationError as error:
         raise DataError(
-            f"{folder / 'config.json'}: {TABLE_KEY} is not a model this version knows "
+            f"{folder / 'config.json'}: {TABLE_KEY} is not a model that this version supports "
             f"({error.errors()[0]['msg']} at {error.errors()[0]['loc']}); it may need a newer version"
         ) from None
     tensors = read_weights(folder)
     ours = {HEAD if name == PUBLISHED_HEAD else name.removeprefix(BODY): tensor for name, tensor in tensors.items()}
     if isinstance(config, GPTConfig) and config.tied_head:
         ours.pop(HEAD, None)
-    return ForeignModel("fromscratch", config, ours)
+    return ImportedModel("fromscratch", config, ours)

@@ -1,11 +1,11 @@
-"""Which format a file or folder has, and the tokenizer that belongs to it."""
+"""Detects the format of a file or folder; reads its model and its tokenizer."""
 
 from pathlib import Path
 
 from fromscratch.errors import DataError, UsageError
 from fromscratch.files import read_json_object
 from fromscratch.formats import book, gpt2, model_folder, nanogpt, published
-from fromscratch.formats.foreign import ForeignModel
+from fromscratch.formats.imported import ImportedModel
 from fromscratch.formats.weights import PICKLE_SUFFIXES, read_pickle, read_weights
 from fromscratch.tokenizers.base import Tokenizer
 from fromscratch.tokenizers.gpt2 import GPT2_VOCABULARY_SIZE, has_gpt2_files, load_gpt2
@@ -14,16 +14,16 @@ from fromscratch.tokenizers.loading import load, open_tokenizer
 
 HUB_CONFIG = "config.json"
 NANOGPT_FILE = "ckpt.pt"
-MOST_PADDED = 1_024  # rows that programs add to a vocabulary so that its size divides well
-KNOWN = "GPT2LMHeadModel folders, what fromscratch publishes, checkpoints of the book's model, nanoGPT's ckpt.pt"
+MAX_PADDING = 1_024  # rows that programs add to a vocabulary, to round its size up
+SUPPORTED = "GPT2LMHeadModel folders, published folders, checkpoints of the book's model, nanoGPT's ckpt.pt"
 
 
-def read_foreign(path: Path, *, num_heads: int | None = None) -> ForeignModel:
-    """The model in a file or folder, whoever wrote it. Nothing that it brings is run.
+def read_model(path: Path, *, num_heads: int | None = None) -> ImportedModel:
+    """Reads the model in a file or folder of any supported format. Executes no code of it.
 
     Raises:
-        DataError: damaged, or of no format that is known here.
-        UsageError: a variant that cannot be converted, or something the user must say.
+        DataError: the file is damaged, or its format is not supported.
+        UsageError: a variant that cannot be converted, or a missing option.
     """
     if path.is_dir() and model_folder.is_model_folder(path):
         return model_folder.read_model_folder(path)
@@ -36,46 +36,42 @@ def read_foreign(path: Path, *, num_heads: int | None = None) -> ForeignModel:
         return gpt2.read_gpt2(path)
     if raw.get("model_type") == published.MODEL_TYPE and published.TABLE_KEY in raw:
         return published.read_published(path)
-    if _looks_like_the_book(path):
+    if any(name.endswith(book.LAYOUT.token_embedding) for name in read_weights(path)):
         return book.read_book(path, num_heads=num_heads)
     if "auto_map" in raw:
         raise UsageError(
-            f"{path}: needs code of its own (auto_map in {HUB_CONFIG}), which is never run here; if you trust it, load "
-            f"it with transformers' trust_remote_code=True. Known here: {KNOWN}"
+            f"{path}: needs code of its own (auto_map in {HUB_CONFIG}), which is never executed; if you trust it, "
+            f"load it with transformers' trust_remote_code=True. Supported: {SUPPORTED}"
         )
     kind = f" (model_type {raw['model_type']!r})" if "model_type" in raw else ""
-    raise DataError(f"{path}: weights of no format that is known here{kind}; known are {KNOWN}")
+    raise DataError(f"{path}: the format of the weights is not supported{kind}; supported are {SUPPORTED}")
 
 
-def _looks_like_the_book(path: Path) -> bool:
-    return any(name.endswith(book.MARK) for name in read_weights(path))
-
-
-def tokenizer_of(path: Path, *, vocab_size: int, word: str | None = None) -> Tokenizer:
-    """The tokenizer of a model: the one named, the one beside the weights, or GPT-2's where the size says so.
+def tokenizer_of(path: Path, *, vocab_size: int, name: str | None = None) -> Tokenizer:
+    """Opens a model's tokenizer: the named one, the one beside the weights, or GPT-2's if the size matches.
 
     Raises:
-        UsageError: none is there, or it has more ids than the model.
+        UsageError: there is no tokenizer, or it has more ids than the model.
     """
-    tokenizer = open_tokenizer(word) if word else _beside(path if path.is_dir() else path.parent, vocab_size)
+    tokenizer = open_tokenizer(name) if name else _tokenizer_beside(path if path.is_dir() else path.parent, vocab_size)
     if tokenizer.vocab_size > vocab_size:
         raise UsageError(
-            f"{path}: the model knows {vocab_size} ids, but the tokenizer {tokenizer.name} has "
-            f"{tokenizer.vocab_size}; name the model's own with --tokenizer"
+            f"{path}: the model has {vocab_size} ids, but the tokenizer {tokenizer.name} has "
+            f"{tokenizer.vocab_size}; give the model's tokenizer with --tokenizer"
         )
     return tokenizer
 
 
-def _beside(folder: Path, vocab_size: int) -> Tokenizer:
+def _tokenizer_beside(folder: Path, vocab_size: int) -> Tokenizer:
     if (folder / model_folder.TOKENIZER_FOLDER).is_dir() and model_folder.is_model_folder(folder):
         return load(folder / model_folder.TOKENIZER_FOLDER)
     if (folder / TOKENIZER_FILE).is_file():
         return load_huggingface(folder)
     if has_gpt2_files(folder):
         return load_gpt2(folder)
-    if GPT2_VOCABULARY_SIZE <= vocab_size < GPT2_VOCABULARY_SIZE + MOST_PADDED:
+    if GPT2_VOCABULARY_SIZE <= vocab_size < GPT2_VOCABULARY_SIZE + MAX_PADDING:
         return load_gpt2()
     raise UsageError(
-        f"{folder}: no tokenizer is there ({TOKENIZER_FILE}), and {vocab_size} ids are not GPT-2's; "
-        "name one with --tokenizer gpt2|bytes|PATH when you import it"
+        f"{folder}: the folder has no tokenizer ({TOKENIZER_FILE}), and GPT-2's does not have {vocab_size} ids; "
+        "give one with --tokenizer gpt2|bytes|PATH when you import it"
     )

@@ -1,4 +1,4 @@
-"""STORE on the command line and in run files: anything that names a token store, and its tokenizer."""
+"""STORE on the command line and in run files: opens a token store and its tokenizer."""
 
 from pathlib import Path
 
@@ -10,21 +10,21 @@ from fromscratch.tokenizers.gpt2 import GPT2Tokenizer, load_gpt2
 from fromscratch.tokenizers.loading import load
 
 
-def open_named_store(word: str, *beside: Path) -> TokenStore:
-    """Opens a store by its path (also beside one of some folders) or as ``hf://owner/name``.
+def open_named_store(name: str, *folders: Path) -> TokenStore:
+    """Opens a store by its path, also relative to one of ``folders``, or as ``hf://owner/name``.
 
     Raises:
-        UsageError: a Hub name that is malformed or not there.
-        DataError: no store is there, or it is damaged.
+        UsageError: a Hub name is malformed or does not exist.
+        DataError: the store does not exist or is damaged.
     """
-    return open_store(locate_store(word, *beside))
+    return open_store(locate_store(name, *folders))
 
 
 def tokenizer_of(store: TokenStore) -> Tokenizer:
-    """The tokenizer that made a store: the one inside it, or GPT-2's where another's store carries none.
+    """Opens the tokenizer of a store: the one in its folder; for stores without one, GPT-2's.
 
     Raises:
-        DataError: there is none, or the one found is not the one that the store was made with.
+        DataError: the tokenizer is missing, or the store was made with another one.
     """
     wanted = store.manifest.tokenizer
     if store.tokenizer_folder.is_dir():

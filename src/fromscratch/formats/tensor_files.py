@@ -1,7 +1,7 @@
-"""Tensors to a safetensors file, piece by piece and in one pass: no second copy, no second reading.
+"""Reads and writes safetensors files. Writing streams tensor by tensor and hashes in the same pass.
 
-The format: eight bytes of header length, a JSON header, then the tensors' bytes one after another
-(https://huggingface.co/docs/safetensors). Anything that reads safetensors reads what is written here.
+The format is eight bytes of header length, a JSON header, then the bytes of all tensors
+(https://huggingface.co/docs/safetensors).
 """
 
 import json
@@ -9,9 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
-from fromscratch.files import FileFacts, write_checked
+from fromscratch.errors import DataError
+from fromscratch.files import FileEntry, write_checked
 
 DTYPE_NAMES = {
     torch.float64: "F64",
@@ -28,24 +31,32 @@ DTYPE_NAMES = {
 
 
 def bytes_of(tensors: dict[str, Tensor]) -> int:
-    """Size of the tensors' content."""
+    """Returns the size of the tensors' content."""
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
 
 
-def write_tensors(path: Path, tensors: dict[str, Tensor]) -> FileFacts:
-    """Writes a new safetensors file, puts it on the disk, and returns its size and SHA-256.
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> FileEntry:
+    """Writes a new safetensors file, flushes it to disk, and returns its size and SHA-256.
 
-    What lies on a device comes to the computer's memory one tensor at a time.
+    Tensors on a device are copied to host memory one at a time.
     """
-    return write_checked(path, _pieces(tensors))
+    return write_checked(path, _chunks(tensors))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Reads the tensors of a safetensors file. Raises DataError when it is not readable."""
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DataError(f"{path}: not a readable safetensors file ({error})") from error
 
 
 def file_bytes(tensors: dict[str, Tensor]) -> int:
-    """Size of the file that ``write_tensors`` would write."""
+    """Returns the size of the file that ``write_tensors`` would write."""
     return len(_header(tensors)) + bytes_of(tensors)
 
 
-def _pieces(tensors: dict[str, Tensor]) -> Iterator[bytes | memoryview]:
+def _chunks(tensors: dict[str, Tensor]) -> Iterator[bytes | memoryview]:
     yield _header(tensors)
     for name in _ordered(tensors):
         flat = tensors[name].detach().cpu().contiguous().reshape(-1)
@@ -54,7 +65,8 @@ def _pieces(tensors: dict[str, Tensor]) -> Iterator[bytes | memoryview]:
 
 
 def _ordered(tensors: dict[str, Tensor]) -> list[str]:
-    return sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))  # so that all stay aligned
+    """Returns the names, larger element types first, so that every tensor is aligned in the file."""
+    return sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
 
 
 def _header(tensors: dict[str, Tensor]) -> bytes:

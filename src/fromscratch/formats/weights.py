@@ -1,4 +1,4 @@
-"""Reads files of tensors that may come from anywhere: safetensors, or pickles by the restricted reader only."""
+"""Reads weights from untrusted files: safetensors, or pickles by torch's restricted reader."""
 
 import pickle
 import warnings
@@ -7,24 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fromscratch.errors import DataError
 from fromscratch.files import read_json_object
+from fromscratch.formats.tensor_files import read_tensors
 
 SAFETENSORS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin")
-WRAPPERS = ("_orig_mod.", "module.")
+WEIGHT_SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)
+WRAPPERS = ("_orig_mod.", "module.")  # prefixes of torch.compile and of DistributedDataParallel
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, or of a folder's ``model.safetensors``, whole or in shards, as fp32.
+    """Reads the tensors of a file, or of a folder's ``model.safetensors``, in one file or in shards, as fp32.
 
     Raises:
-        DataError: not readable, damaged, not tensors, or a pickle that wants to run code.
+        DataError: the file is unreadable, damaged, holds no tensors, or is a pickle that could run code.
     """
     return as_fp32(_read(path), path)
 
@@ -35,43 +35,36 @@ def _read(path: Path) -> dict[str, Any]:
     if path.suffix in PICKLE_SUFFIXES:
         found = read_pickle(path)
         return dict(found.get("model_state_dict", found))
-    return _read_safetensors(path)
+    return read_tensors(path)
 
 
 def _read_folder(folder: Path) -> dict[str, Any]:
     if (folder / SAFETENSORS).is_file():
-        return _read_safetensors(folder / SAFETENSORS)
+        return read_tensors(folder / SAFETENSORS)
     if (folder / INDEX).is_file():
         names = read_json_object(folder / INDEX).get("weight_map")
         if not isinstance(names, dict) or not all(Path(str(name)).name == name for name in names.values()):
             raise DataError(f"{folder / INDEX}: malformed, it has no weight_map of files in this folder")
-        shards = [_read_safetensors(folder / name) for name in sorted(set(names.values()))]
+        shards = [read_tensors(folder / name) for name in sorted(set(names.values()))]
         return {key: tensor for shard in shards for key, tensor in shard.items()}
-    others = sorted(path for path in folder.iterdir() if path.suffix in (".safetensors", *PICKLE_SUFFIXES))
+    others = sorted(path for path in folder.iterdir() if path.suffix in WEIGHT_SUFFIXES)
     if len(others) == 1:
         return _read(others[0])
     named = ", ".join(path.name for path in others) or "none"
     raise DataError(f"{folder}: expected {SAFETENSORS} or one other file of weights; found {named}")
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return dict(load_file(path))
-    except (SafetensorError, OSError, ValueError) as error:
-        raise DataError(f"{path}: not a readable safetensors file ({error})") from error
-
-
 def read_pickle(path: Path) -> dict[str, Any]:
-    """What ``torch.save`` wrote, if it is tensors and plain values alone: nothing in the file is run."""
+    """Reads a file of ``torch.save`` that holds only tensors and plain values. Executes no code of the file."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of old pickle protocols: what cannot be read is refused anyway
+            warnings.simplefilter("ignore")  # about old pickle protocols; unreadable files raise an error
             found = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         first_line = str(error).splitlines()[0]
         raise DataError(
             f"{path}: refused: a pickle that holds more than tensors and plain values can run code when it is read "
-            f"({first_line}); save the state dict alone, best as safetensors"
+            f"({first_line}); save only the state dict, preferably as safetensors"
         ) from None
     except (OSError, RuntimeError, ValueError, EOFError, KeyError, AttributeError, IndexError) as error:
         raise DataError(f"{path}: not readable by torch ({error})") from None
@@ -81,7 +74,7 @@ def read_pickle(path: Path) -> dict[str, Any]:
 
 
 def as_fp32(tensors: dict[str, Any], path: Path) -> dict[str, Tensor]:
-    """Floating-point tensors as fp32, without what compiling or distributing put before their names."""
+    """Returns floating-point tensors as fp32, without the prefixes of torch.compile and DDP in their names."""
     plain = {}
     for key, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
@@ -94,7 +87,7 @@ def as_fp32(tensors: dict[str, Any], path: Path) -> dict[str, Tensor]:
 
 
 def take(tensors: dict[str, Tensor], names: Iterable[str], path: Path) -> dict[str, Tensor]:
-    """The named tensors, all of them floating point. Raises DataError with the names that are missing."""
+    """Returns the named tensors. Raises DataError where one is missing or is not floating point."""
     names = list(names)
     missing = [name for name in names if name not in tensors]
     if missing:
@@ -105,21 +98,14 @@ def take(tensors: dict[str, Tensor], names: Iterable[str], path: Path) -> dict[s
     return {name: tensors[name] for name in names}
 
 
-def refuse_leftovers(tensors: dict[str, Tensor], used: Iterable[str], path: Path) -> None:
-    """Raises DataError where a file holds tensors that nobody knows."""
-    unexpected = sorted(tensors.keys() - set(used))
-    if unexpected:
-        raise DataError(f"{path}: unexpected tensors {unexpected}; this is not the architecture it seems to be")
-
-
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The weights by name, each once even if several modules share it. They share memory with the model."""
+    """Returns the weights by name; a shared weight appears once. They share memory with the model."""
     return {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
 
 
 @torch.no_grad()
 def fill(model: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
-    """Copies tensors into a model. Raises DataError where names or shapes differ; the message lists them."""
+    """Copies tensors into a model. Raises DataError where names or shapes differ."""
     targets = dict(model.named_parameters())
     missing, unexpected = sorted(targets.keys() - tensors.keys()), sorted(tensors.keys() - targets.keys())
     if missing or unexpected:

@@ -1,1 +1,1 @@
-"""Text from a model: choosing the next token, again and again."""
+"""Text generation: decoders, sampling, prompts and chat."""

@@ -1,17 +1,17 @@
-"""A conversation as the text that a model continues.
+"""Chat: formats messages as a prompt, which the model continues.
 
-A base model has never been told what a conversation is, but it has read many: written down as a
-transcript with an introduction, it goes on with the next line. A fine-tuned model gets the prompt it
-was trained on. Both are a ``Template``, which a file can hold.
+A base model continues a transcript after an introduction. A fine-tuned model needs the prompt format of
+its training. Both are a ``Template``, built in or from a TOML file.
 """
 
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from fromscratch.errors import UsageError
-from fromscratch.generation.texts import Settings, continue_prompts
+from fromscratch.generation.generate import Settings
+from fromscratch.generation.texts import continue_prompts
 from fromscratch.tokenizers.base import Tokenizer
 
 MESSAGE = "{message}"
@@ -19,19 +19,19 @@ MESSAGE = "{message}"
 
 @dataclass(frozen=True)
 class Template:
-    """How messages become a prompt."""
+    """A prompt format."""
 
     introduction: str = ""
-    """What stands before the first message."""
+    """The text before the first message."""
     turn: str = "\nUser: {message}\nAssistant:"
-    """A message, up to where the answer begins."""
+    """A message and the text between it and the answer."""
     stop: tuple[str, ...] = ("\nUser:", "\nAssistant:")
-    """What ends an answer."""
+    """Stop strings: an answer ends before the first of them."""
     remembers: bool = True
-    """Whether earlier messages and answers stand in the prompt."""
+    """Whether the prompt contains earlier messages and answers."""
 
     def prompt(self, history: list[tuple[str, str]], message: str) -> str:
-        """The text to continue, after ``history`` (messages and answers)."""
+        """Returns the prompt for a message. ``history`` holds pairs of message and answer."""
         earlier = history if self.remembers else []
         turns = [self.turn.replace(MESSAGE, asked) + answer for asked, answer in earlier]
         return self.introduction + "".join(turns) + self.turn.replace(MESSAGE, message)
@@ -59,60 +59,55 @@ TEMPLATES = {
 KINDS = {str: "a string", bool: "true or false", tuple: "an array of strings that are not empty"}
 
 
-def open_template(word: str) -> Template:
-    """A template by name, or from a TOML file with the fields of ``Template``.
+def open_template(name: str) -> Template:
+    """Returns a template by its name, or from a TOML file with the fields of ``Template``.
 
     Raises:
-        UsageError: no such name or file, or the file says something wrong.
+        UsageError: no such name or file, or the file is not valid.
     """
-    if word in TEMPLATES:
-        return TEMPLATES[word]
-    path = Path(word)
+    if name in TEMPLATES:
+        return TEMPLATES[name]
+    path = Path(name)
     if not path.is_file():
-        raise UsageError(f"--template {word}: no such file, and not one of {', '.join(TEMPLATES)}")
+        raise UsageError(f"--template {name}: no such file, and not one of {', '.join(TEMPLATES)}")
     try:
         values = tomllib.loads(path.read_text("utf-8"))
     except ValueError as error:
         raise UsageError(f"{path}: not valid TOML: {error}") from None
     known = {field.name for field in fields(Template)}
     if unknown := sorted(values.keys() - known):
-        raise UsageError(f"{path}: unknown key '{unknown[0]}'; known are {', '.join(sorted(known))}")
+        raise UsageError(f"{path}: unknown key '{unknown[0]}'; known keys: {', '.join(sorted(known))}")
     for key, value in values.items():
         if not _has_type_of(key, value):
             raise UsageError(f"{path}: {key} = {value!r}: must be {KINDS[type(getattr(Template, key))]}")
     template = Template(**{**values, "stop": tuple(values.get("stop", Template.stop))})
     if MESSAGE not in template.turn:
-        raise UsageError(f"{path}: turn = {template.turn!r}: must hold {MESSAGE}")
+        raise UsageError(f"{path}: turn = {template.turn!r}: must contain {MESSAGE}")
     return template
 
 
 def _has_type_of(key: str, value: object) -> bool:
-    """Whether a value from TOML fits a field of ``Template``."""
+    """Returns whether a value from TOML has the type of a field of ``Template``."""
     if key == "stop":
         return isinstance(value, list) and all(isinstance(text, str) and text for text in value)
     return isinstance(value, type(getattr(Template, key)))
 
 
 class Conversation:
-    """A model, a template, and what was said so far."""
+    """A chat with a model; keeps the messages and answers so far."""
 
     def __init__(self, model: object, tokenizer: Tokenizer, template: Template, settings: Settings) -> None:
         self._model = model
         self._tokenizer = tokenizer
         self._template = template
-        self._settings = Settings(
-            max_new_tokens=settings.max_new_tokens,
-            sampling=settings.sampling,
-            seed=settings.seed,
-            stop=(*settings.stop, *template.stop),
-        )
+        self._settings = replace(settings, stop=(*settings.stop, *template.stop))
         self.history: list[tuple[str, str]] = []
 
-    def answer(self, message: str, on_text: Callable[[str], None] = lambda _piece: None) -> str:
-        """The model's answer, which becomes part of the conversation; ``on_text`` is told every piece of it."""
+    def answer(self, message: str, on_text: Callable[[str], None] = lambda _new: None) -> str:
+        """Returns the answer and adds it to the history. ``on_text`` receives new text as it is generated."""
         prompt = self._template.prompt(self.history, message)
         (result,) = continue_prompts(
-            self._model, self._tokenizer, [prompt], self._settings, on_text=lambda _row, piece: on_text(piece)
+            self._model, self._tokenizer, [prompt], self._settings, on_text=lambda _row, new: on_text(new)
         )
         self.history.append((message, result.text))
         return result.text

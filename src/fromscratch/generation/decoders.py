@@ -1,8 +1,8 @@
-"""The scores of the next token, for a batch of texts that grow: with a cache, or by computing all anew.
+"""Decoders: logits of the next token for a batch of growing texts, with a cache or without.
 
-Both see the same window of a text. A model with learned positions cannot go on past its context; once
-a text is longer, the window drops its oldest quarter at a time, so that the cache is filled anew only
-then. What a text's window is depends on that text alone, never on its neighbours in the batch.
+Both see the same window of a text. A text that is longer than the model's context is cut: its window drops
+a quarter of the context at a time, so that the cache is rebuilt only then. The window of a text depends on
+that text alone, not on the others in the batch.
 """
 
 import sys
@@ -11,49 +11,49 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fromscratch.generation.lookup import Lookup
-from fromscratch.generation.packed import packed_twin, packing_pays
+from fromscratch.generation.packed import packing_pays, with_packed_weights
+from fromscratch.generation.prompt_lookup import PromptLookup
 from fromscratch.models.language_model import LanguageModel
 
-SHARE_DROPPED = 4  # a quarter of the context
-GUESSED_TOKENS = 7  # one more token makes eight rows, which cost a processor little more than one
+STRIDES_PER_CONTEXT = 4
+DRAFT_TOKENS = 7  # 8 rows with the last token; they take a CPU little longer than one row
 
 
 def window_start(num_tokens: int, context_length: int) -> int:
-    """Where the window on a text of ``num_tokens`` begins."""
+    """Returns the index of the first token that the model sees of a text of ``num_tokens``."""
     if num_tokens <= context_length:
         return 0
-    stride = max(1, context_length // SHARE_DROPPED)
+    stride = max(1, context_length // STRIDES_PER_CONTEXT)
     return -(-(num_tokens - context_length) // stride) * stride
 
 
 def max_window(model: LanguageModel) -> int:
-    """Number of tokens of a text that the model can see at once."""
+    """Returns the maximum number of tokens that the model sees of a text."""
     return sys.maxsize if model.has_unlimited_context else model.context_length
 
 
 class Texts:
-    """The ids of several texts, each cut at first to its last ``context_length``."""
+    """The ids of several texts. A prompt is cut to its last ``context_length`` tokens."""
 
     def __init__(self, prompts: Sequence[Sequence[int]], context_length: int) -> None:
         self.context_length = context_length
         self.ids = [list(prompt)[-context_length:] for prompt in prompts]
 
     def starts(self) -> list[int]:
-        """Where each window begins."""
+        """Returns the index of the first token of each window."""
         return [window_start(len(text), self.context_length) for text in self.ids]
 
     def append(self, new: Sequence[int]) -> None:
-        """One id for each text."""
+        """Appends one id to each text."""
         for text, token in zip(self.ids, new, strict=True):
             text.append(token)
 
 
 class CachedDecoder:
-    """Computes each position once, and for a single text a few guessed ones ahead (see ``lookup``).
+    """Computes each position once. For a single text it also verifies draft tokens (see ``prompt_lookup``).
 
     Args:
-        guessed_tokens: most tokens in a guess; 0 guesses nothing.
+        draft_tokens: number of speculative tokens in one pass; 0 is none.
     """
 
     def __init__(
@@ -62,38 +62,40 @@ class CachedDecoder:
         prompts: Sequence[Sequence[int]],
         *,
         max_new_tokens: int,
-        guessed_tokens: int = GUESSED_TOKENS,
+        draft_tokens: int = DRAFT_TOKENS,
     ) -> None:
         self.texts = Texts(prompts, max_window(model))
         self._model = model
         weight = next(model.parameters())
         self._device = weight.device
         longest = max(len(text) for text in self.texts.ids)
-        self._capacity = min(self.texts.context_length, longest + max_new_tokens + guessed_tokens)
+        self._capacity = min(self.texts.context_length, longest + max_new_tokens + draft_tokens)
         self._cache = model.new_past(self._capacity)
-        self._lookup = Lookup(guessed_tokens if len(prompts) == 1 and self._cache.can_rewind else 0)
-        self._ahead = Ahead()
+        self._lookup = PromptLookup(draft_tokens if len(prompts) == 1 and self._cache.can_rewind else 0)
+        self._draft = DraftTokens()
         self._starts: list[int] = []
         pays = packing_pays(weight, rows=len(prompts), steps=max_new_tokens)
-        self._few_tokens_model = packed_twin(model, rows=len(prompts)) if pays else model
+        self._few_tokens_model = with_packed_weights(model, rows=len(prompts)) if pays else model
 
     def next_logits(self) -> Tensor:
-        """[batch, vocab]"""
+        """Returns the logits of the next token of each text, [batch, vocab]."""
         starts = self.texts.starts()
         if starts != self._starts:
-            self._ahead = Ahead()
+            self._draft = DraftTokens()
             return self._fill(starts)
-        if (known := self._ahead.after(self.texts.ids[0][-1])) is not None:
+        if (known := self._draft.after(self.texts.ids[0][-1])) is not None:
             return known
-        self._forget_wrong_guesses()
-        guess = self._guess()
-        tokens = torch.tensor([[text[-1], *guess] for text in self.texts.ids], device=self._device)
+        if self._draft.tokens:
+            self._lookup.adapt(self._draft.accepted)
+            self._cache.rewind(len(self.texts.ids[0]) - starts[0] - 1)
+        drafted = self._draft_tokens()
+        tokens = torch.tensor([[text[-1], *drafted] for text in self.texts.ids], device=self._device)
         logits: Tensor = self._few_tokens_model(tokens, self._cache)
-        self._ahead = Ahead(guess, logits[:, 1:])
+        self._draft = DraftTokens(drafted, logits[:, 1:])
         return logits[:, 0]
 
     def _fill(self, starts: list[int]) -> Tensor:
-        """Takes in the whole windows; [batch, vocab]."""
+        """Fills the cache with the whole windows; returns the next logits [batch, vocab]."""
         self._starts = starts
         windows = [text[start:] for text, start in zip(self.texts.ids, starts, strict=True)]
         width = max(len(window) for window in windows)
@@ -102,43 +104,33 @@ class CachedDecoder:
         padded = [[0] * missing + window for missing, window in zip(padding, windows, strict=True)]
         return self._model.next_logits(torch.tensor(padded, device=self._device), self._cache)
 
-    def _forget_wrong_guesses(self) -> None:
-        if self._ahead.is_judged:
-            self._lookup.learn(self._ahead.accepted)
-            self._cache.rewind(len(self.texts.ids[0]) - self._starts[0] - 1)
-
-    def _guess(self) -> list[int]:
-        """What may follow a single text, where the window has room for a whole guess."""
-        if not self._lookup.most:
+    def _draft_tokens(self) -> list[int]:
+        """Returns draft tokens for a single text, if the window has room for them."""
+        if not self._lookup.num_tokens:
             return []
-        has_room = len(self.texts.ids[0]) - self._starts[0] + self._lookup.most <= self._capacity
-        return self._lookup.guess(self.texts.ids[0]) if has_room else []
+        has_room = len(self.texts.ids[0]) - self._starts[0] + self._lookup.num_tokens <= self._capacity
+        return self._lookup.draft(self.texts.ids[0]) if has_room else []
 
 
-class Ahead:
-    """The scores that follow a guess, for as long as the text goes as guessed."""
+class DraftTokens:
+    """Draft tokens and the logits after each of them. They are valid while the text follows the draft."""
 
-    def __init__(self, guess: Sequence[int] = (), logits: Tensor | None = None) -> None:
-        self._guess = guess
-        self._logits = logits  # [1, guessed, vocab]
+    def __init__(self, tokens: Sequence[int] = (), logits: Tensor | None = None) -> None:
+        self.tokens = tokens
+        self._logits = logits  # [1, draft, vocab]
         self.accepted = 0
-        """Tokens that were guessed right."""
-
-    @property
-    def is_judged(self) -> bool:
-        """Whether there was a guess."""
-        return bool(self._guess)
+        """Number of draft tokens that are in the text."""
 
     def after(self, token: int) -> Tensor | None:
-        """The scores after one more token, [1, vocab], where it is the one that was guessed."""
-        if self._logits is None or self.accepted == len(self._guess) or self._guess[self.accepted] != token:
+        """Returns the logits after one more token, [1, vocab], if it is the next draft token; else None."""
+        if self._logits is None or self.accepted == len(self.tokens) or self.tokens[self.accepted] != token:
             return None
         self.accepted += 1
         return self._logits[:, self.accepted - 1]
 
 
 class PlainDecoder:
-    """Computes the whole window for every token: slow, and nothing to get wrong."""
+    """Recomputes the whole window for every token; reference implementation."""
 
     def __init__(self, model: LanguageModel, prompts: Sequence[Sequence[int]], *, max_new_tokens: int) -> None:
         self.texts = Texts(prompts, max_window(model))
@@ -146,11 +138,9 @@ class PlainDecoder:
         self._device = next(model.parameters()).device
 
     def next_logits(self) -> Tensor:
-        """[batch, vocab]"""
-        rows = []
-        for text, start in zip(self.texts.ids, self.texts.starts(), strict=True):
-            rows.append(self._model(torch.tensor([text[start:]], device=self._device))[:, -1])
-        return torch.cat(rows)
+        """Returns the logits of the next token of each text, [batch, vocab]."""
+        windows = [text[start:] for text, start in zip(self.texts.ids, self.texts.starts(), strict=True)]
+        return torch.cat([self._model(torch.tensor([ids], device=self._device))[:, -1] for ids in windows])
 
 
 Decoder = CachedDecoder | PlainDecoder

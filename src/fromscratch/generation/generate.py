@@ -1,129 +1,80 @@
 """Continues prompts, one token at a time."""
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from fromscratch.errors import UsageError
 from fromscratch.generation.decoders import CachedDecoder, Decoder
 from fromscratch.generation.sampling import Sampling
 from fromscratch.randomness import derive_seed
 
 DecoderMaker = Callable[..., Decoder]
-Rows = Generator[list[int | None], list[int] | None, None]
 
 
-def generate_tokens(
-    model: Any,
-    prompt: Sequence[int],
-    *,
-    max_new_tokens: int,
-    sampling: Sampling,
-    seed: int,
-    end_of_text: int,
-    vocab_size: int | None = None,
-    decoder: DecoderMaker = CachedDecoder,
-) -> Iterator[int]:
-    """New ids of one text: ``generate_batch`` with a batch of one."""
-    rows = generate_batch(
-        model,
-        [prompt],
-        max_new_tokens=max_new_tokens,
-        sampling=sampling,
-        seed=seed,
-        end_of_text=end_of_text,
-        vocab_size=vocab_size,
-        decoder=decoder,
-    )
-    for (token,) in rows:
-        if token is not None:
-            yield token
+@dataclass(frozen=True)
+class Settings:
+    """Settings of generation.
+
+    Raises:
+        UsageError: an empty stop string.
+    """
+
+    max_new_tokens: int = 100
+    sampling: Sampling = field(default_factory=Sampling)
+    seed: int = 0
+    stop: tuple[str, ...] = ()
+    """Stop strings: a text ends before the first of them. Only ``texts.continue_prompts`` uses them."""
+
+    def __post_init__(self) -> None:
+        if "" in self.stop:
+            raise UsageError("stop = '': every text contains the empty string; leave it out for none")
 
 
 def generate_batch(
     model: Any,
     prompts: Sequence[Sequence[int]],
+    settings: Settings,
     *,
-    max_new_tokens: int,
-    sampling: Sampling,
-    seed: int,
     end_of_text: int,
     vocab_size: int | None = None,
     decoder: DecoderMaker = CachedDecoder,
-) -> Rows:
-    """The new id of every text, step by step; None for a text that has ended.
+) -> Generator[list[int | None], list[int] | None, None]:
+    """Yields the new id of every text, step by step; None for a text that has ended.
 
-    A text ends with the end-of-text id, which is not yielded, or when whoever reads sends its number
-    (``rows.send([number])``); all end after ``max_new_tokens``. An empty prompt starts a new document.
-    The model sees the last ``context_length`` tokens at most (see ``decoders.window_start``).
+    A text ends with the end-of-text id, which is not yielded, or when the consumer sends its index
+    (``rows.send([index])``). All end after ``max_new_tokens``. An empty prompt starts a new document.
+    The model sees at most the last ``context_length`` tokens (see ``decoders.window_start``).
 
-    Text ``i`` has a generator of its own, named by the seed and ``i``, and chooses on the CPU: the
-    same seed gives the same text whatever else draws random numbers, and however many texts follow.
+    Text ``i`` has its own random generator on the CPU, seeded from the seed and ``i``. So a text depends neither
+    on other uses of random numbers nor on the number of texts.
 
     Args:
-        vocab_size: ids the tokenizer knows; a model padded beyond it never speaks the others.
-        decoder: how scores are computed.
+        vocab_size: number of ids of the tokenizer; the other ids of a padded model are never chosen.
+        decoder: computes the logits.
     """
+    count = len(prompts)
+    generators = [torch.Generator().manual_seed(derive_seed(settings.seed, "generate", row)) for row in range(count)]
+    ended = [False] * count
     was_training = model.training
     model.eval()
     try:
-        yield from _steps(
-            decoder(model, [list(prompt) or [end_of_text] for prompt in prompts], max_new_tokens=max_new_tokens),
-            _Choice(sampling, seed, len(prompts)),
-            max_new_tokens=max_new_tokens,
-            end_of_text=end_of_text,
-            vocab_size=vocab_size,
-        )
+        first = [list(prompt) or [end_of_text] for prompt in prompts]
+        batch = decoder(model, first, max_new_tokens=settings.max_new_tokens)
+        for _ in range(settings.max_new_tokens):
+            if all(ended):
+                return
+            with torch.inference_mode():
+                logits = settings.sampling.penalised(batch.next_logits()[:, :vocab_size], batch.texts.ids)
+                tokens = settings.sampling.choose(logits, generators)
+            ended = [done or token == end_of_text for done, token in zip(ended, tokens, strict=True)]
+            batch.texts.append(tokens)
+            if all(ended):
+                return
+            stopped = yield [None if done else token for done, token in zip(ended, tokens, strict=True)]
+            for row in stopped or ():
+                ended[row] = True
     finally:
         model.train(was_training)
-
-
-def _steps(
-    decoder: Decoder, choice: "_Choice", *, max_new_tokens: int, end_of_text: int, vocab_size: int | None
-) -> Rows:
-    ended = [False] * len(decoder.texts.ids)
-    for _ in range(max_new_tokens):
-        if all(ended):
-            return
-        with torch.inference_mode():
-            tokens = choice.choose(decoder.next_logits()[:, :vocab_size], decoder.texts.ids)
-        ended = [done or token == end_of_text for done, token in zip(ended, tokens, strict=True)]
-        decoder.texts.append(tokens)
-        if all(ended):
-            return
-        finished = yield [None if done else token for done, token in zip(ended, tokens, strict=True)]
-        for row in finished or ():
-            ended[row] = True
-
-
-class _Choice:
-    """Chooses the next id of every text, each with its own random numbers."""
-
-    def __init__(self, sampling: Sampling, seed: int, num_texts: int) -> None:
-        self._sampling = sampling
-        self._generators = [
-            torch.Generator().manual_seed(derive_seed(seed, "generate", index)) for index in range(num_texts)
-        ]
-
-    def choose(self, logits: Tensor, texts: list[list[int]]) -> list[int]:
-        if self._sampling.repetition_penalty != 1.0:
-            logits = torch.cat(
-                [
-                    self._sampling.penalised(row[None], _known(text, logits))
-                    for row, text in zip(logits, texts, strict=True)
-                ]
-            )
-        if self._sampling.greedy:
-            return logits.argmax(dim=-1).tolist()
-        scores = logits.float().cpu()
-        return [
-            int(self._sampling.choose(row[None], generator))
-            for row, generator in zip(scores, self._generators, strict=True)
-        ]
-
-
-def _known(text: list[int], logits: Tensor) -> Tensor:
-    """The ids of a text that have a score, [1, n]."""
-    ids = [token for token in set(text) if token < logits.shape[-1]]
-    return torch.tensor([ids], dtype=torch.long, device=logits.device)

@@ -1,10 +1,9 @@
-"""Faster products of a few rows with large matrices, on processors.
+"""Faster products of a few rows with large matrices, on CPUs.
 
-One token for each of a few texts is a matrix of few rows, times each weight matrix. What counts then
-is to read the weights once, at the speed of the memory, and for that their layout must suit the
-number of rows. ``torch.nn.functional.linear`` takes them as training left them, which is slower in
-fp32. Here each matrix is copied once, when it is first used, into oneDNN's own layout. What it is worth,
-``benchmarks/generate.py`` prints.
+Generating one token for each of a few texts multiplies a matrix of few rows by each weight matrix. The
+memory bandwidth limits the speed, if the layout of the weights suits the number of rows. torch's own layout
+is slower in fp32. Here each matrix is copied once, when it is first used, into oneDNN's layout.
+``benchmarks/generate.py`` prints the gain.
 """
 
 import copy
@@ -13,38 +12,38 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-MOST_ROWS = 32
-FEWEST_STEPS = 16  # so many products must gain what one copy costs
+MAX_ROWS = 32
+MIN_STEPS = 16  # fewer products gain less than one copy costs
 Model = TypeVar("Model", bound=nn.Module)
 
 
 def packing_pays(weight: Tensor, *, rows: int, steps: int) -> bool:
-    """Whether it is worth it for so many rows and steps, and possible with this torch."""
-    here = weight.device.type == "cpu" and weight.dtype == torch.float32
-    return here and rows <= MOST_ROWS and steps >= FEWEST_STEPS and torch.backends.mkldnn.is_available()
+    """Returns whether packing is faster for this number of rows and steps, and this torch supports it."""
+    is_cpu_fp32 = weight.device.type == "cpu" and weight.dtype == torch.float32
+    return is_cpu_fp32 and rows <= MAX_ROWS and steps >= MIN_STEPS and torch.backends.mkldnn.is_available()
 
 
-def packed_twin(model: Model, *, rows: int) -> Model:
-    """A second tree of the same modules and parameters, whose linear layers keep packed copies of their weights.
+def with_packed_weights(model: Model, *, rows: int) -> Model:
+    """Returns a copy of the module tree with the same parameters, whose linear layers use packed weights.
 
-    It computes the same numbers up to the rounding of fp32, fastest for so many rows. The weights must not
-    change while it is used.
+    Results are equal up to fp32 rounding. It is fastest for ``rows`` rows. The weights must not change while
+    it is used.
     """
-    return _twin(model, rows, {})
+    return _copy_tree(model, rows, {})
 
 
-def _twin(module: Model, rows: int, done: dict[nn.Module, nn.Module]) -> Model:
+def _copy_tree(module: Model, rows: int, done: dict[nn.Module, nn.Module]) -> Model:
     if module not in done:
-        twin = copy.copy(module)
-        done[module] = twin
-        twin._modules = {name: child and _twin(child, rows, done) for name, child in module._modules.items()}
+        copied = copy.copy(module)
+        done[module] = copied
+        copied._modules = {name: child and _copy_tree(child, rows, done) for name, child in module._modules.items()}
         if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
-            object.__setattr__(twin, "forward", _PackedProduct(module, rows))
+            object.__setattr__(copied, "forward", _PackedProduct(module, rows))
     return done[module]  # type: ignore[return-value]
 
 
 class _PackedProduct:
-    """Stands in for the ``forward`` of a linear layer."""
+    """Replaces the ``forward`` of a linear layer."""
 
     def __init__(self, layer: nn.Linear, rows: int) -> None:
         self._weight = layer.weight

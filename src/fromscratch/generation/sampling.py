@@ -1,6 +1,7 @@
-"""How the next token is chosen from the scores of all."""
+"""Sampling: chooses the next token from the logits."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,26 +10,27 @@ from torch import Tensor
 from fromscratch.errors import UsageError
 
 NEVER = float("-inf")
+MAX_LOGIT = 1e300  # a tiny repetition penalty would make logits infinite
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """Settings of the choice.
+    """Settings of sampling.
 
     Raises:
-        UsageError: a setting is outside its range; all of them are checked at once.
+        UsageError: settings are outside their ranges; it names all of them.
     """
 
     temperature: float = 1.0
-    """Scores are divided by it; 0 always takes the highest."""
+    """Divides the logits; 0 always chooses the most probable token (greedy)."""
     top_k: int | None = None
-    """Only the k highest scores compete; None is all."""
+    """Samples from the k most probable tokens; None is all."""
     top_p: float | None = None
-    """Only the fewest tokens whose probabilities reach p compete (Holtzman et al. 2020); None is all."""
+    """Samples from the smallest set of tokens with this total probability (Holtzman et al. 2020); None is all."""
     min_p: float | None = None
-    """Only tokens at least this share as probable as the likeliest compete (Nguyen et al. 2024); None is all."""
+    """Samples from tokens of at least this fraction of the highest probability (Nguyen et al. 2024); None is all."""
     repetition_penalty: float = 1.0
-    """Scores of tokens already in the text are divided by it, negative ones multiplied (Keskar et al. 2019)."""
+    """Divides the positive logits of tokens already in the text, multiplies negative ones (Keskar et al. 2019)."""
 
     def __post_init__(self) -> None:
         problems = []
@@ -45,29 +47,30 @@ class Sampling:
         if problems:
             raise UsageError("; ".join(problems))
 
-    @property
-    def greedy(self) -> bool:
-        """Whether nothing is left to chance."""
-        return self.temperature == 0
-
-    def penalised(self, logits: Tensor, seen: Tensor) -> Tensor:
-        """Logits [batch, vocab] with those of the ids ``seen`` [batch, time] made less likely."""
+    def penalised(self, logits: Tensor, texts: Sequence[Sequence[int]]) -> Tensor:
+        """Returns the logits [batch, vocab] after the repetition penalty: row i for the ids in text i."""
         if self.repetition_penalty == 1.0:
             return logits
-        scores = logits.gather(-1, seen)
-        lowered = torch.where(scores > 0, scores / self.repetition_penalty, scores * self.repetition_penalty)
-        return logits.scatter(-1, seen, lowered)
+        used = torch.zeros_like(logits, dtype=torch.bool)
+        for row, text in zip(used, texts, strict=True):
+            row[[token for token in set(text) if token < logits.shape[-1]]] = True
+        logits = logits.double()
+        lowered = torch.where(logits > 0, logits / self.repetition_penalty, logits * self.repetition_penalty)
+        return torch.where(used, lowered.clamp(-MAX_LOGIT, MAX_LOGIT), logits)
 
-    def choose(self, logits: Tensor, generator: torch.Generator) -> Tensor:
-        """One id per row: logits [batch, vocab] -> ids [batch]."""
-        if self.greedy:
-            return logits.argmax(dim=-1)
-        probabilities = self.probabilities(logits)
-        return torch.multinomial(probabilities, 1, generator=generator).squeeze(-1)
+    def choose(self, logits: Tensor, generators: Sequence[torch.Generator]) -> list[int]:
+        """Chooses one id for each row of the logits [batch, vocab], with a CPU generator for each row."""
+        if self.temperature == 0:
+            return logits.argmax(dim=-1).tolist()
+        return [
+            int(torch.multinomial(self.probabilities(row[None]), 1, generator=generator))
+            for row, generator in zip(logits.cpu(), generators, strict=True)
+        ]
 
     def probabilities(self, logits: Tensor) -> Tensor:
-        """What each token is drawn with: [batch, vocab], each row summing to one."""
-        scores = logits.double() / self.temperature
+        """Returns the probability of each token, [batch, vocab]; each row sums to one."""
+        scores = logits.double()
+        scores = (scores - scores.amax(dim=-1, keepdim=True)) / self.temperature  # at most 0: nothing overflows
         if self.top_k is not None:
             lowest_kept = scores.topk(min(self.top_k, scores.shape[-1]), dim=-1).values[:, -1:]
             scores = scores.masked_fill(scores < lowest_kept, NEVER)
@@ -77,6 +80,6 @@ class Sampling:
             dropped = torch.zeros_like(scores, dtype=torch.bool).scatter(-1, order, before >= self.top_p)
             scores = scores.masked_fill(dropped, NEVER)
         if self.min_p:
-            likeliest = scores.max(dim=-1, keepdim=True).values
-            scores = scores.masked_fill(scores < likeliest + math.log(self.min_p), NEVER)
+            highest = scores.max(dim=-1, keepdim=True).values
+            scores = scores.masked_fill(scores < highest + math.log(self.min_p), NEVER)
         return scores.softmax(dim=-1)

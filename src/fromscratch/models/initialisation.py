@@ -40,8 +40,8 @@ class GPT2Init:
 class TorchInit:
     """The framework's own defaults: uniform(+-1/sqrt(fan_in)) linear layers, Normal(0, 1) embeddings.
 
-    This is what a model gets when nobody chooses, as in the code of introductory books. Embeddings are
-    drawn last, so that a tied matrix ends as an embedding, as it does there.
+    The default, as in the code of introductory books. Embeddings are drawn last, so that a tied matrix
+    ends as an embedding, as it does there.
     """
 
     def __init__(self, num_layers: int, generator: torch.Generator) -> None:

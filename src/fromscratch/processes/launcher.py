@@ -43,7 +43,7 @@ def launch(arguments: list[str], directory: RunDirectory, *, processes: int) -> 
         if code != EXIT_DIVERGED:
             reason = _describe_failure(error)
             _record_failure(directory, reason)
-            raise FromScratchError(f"{reason}; the others were stopped, and the same command goes on") from None
+            raise FromScratchError(f"{reason}; the others were stopped, and the same command resumes the run") from None
         return code
     return exit_code_of(directory, otherwise=EXIT_CRASH)
 

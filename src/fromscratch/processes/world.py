@@ -15,10 +15,9 @@ from datetime import timedelta
 from itertools import pairwise
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 import torch.distributed as dist
-from numpy.typing import NDArray
+from torch import Tensor
 
 from fromscratch.errors import UsageError
 from fromscratch.processes.rendezvous import session_store
@@ -88,16 +87,16 @@ class World:
         dist.broadcast(content, src=0)
         return json.loads(bytes(content.tolist()))
 
-    def all_gather(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """The 1-D arrays of all processes, concatenated in the order of ranks; the same in every process."""
+    def all_gather(self, rows: Tensor) -> Tensor:
+        """Concatenates the rows of all processes in the order of ranks; the same in every process."""
         if self.size == 1:
-            return values
-        lengths = [int(self.sum(len(values) if rank == self.rank else 0)) for rank in range(self.size)]
-        padded = torch.zeros(max(lengths), dtype=torch.float64)
-        padded[: len(values)] = torch.from_numpy(values)
-        parts = [torch.empty_like(padded) for _ in lengths]
+            return rows
+        counts = [int(self.sum(len(rows) if rank == self.rank else 0)) for rank in range(self.size)]
+        padded = rows.new_zeros(max(counts), *rows.shape[1:])
+        padded[: len(rows)] = rows
+        parts = [torch.empty_like(padded) for _ in counts]
         dist.all_gather(parts, padded)
-        return np.concatenate([part[:length].numpy() for part, length in zip(parts, lengths, strict=True)])
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
     def local_shard(self, items: Sequence[T]) -> Sequence[T]:
         """This process's contiguous part of a sequence. The parts differ by at most one item."""

@@ -1,1 +1,1 @@
-"""Models in and models out: import from other programs, export for them, the Hugging Face Hub."""
+"""Imports and exports models; uploads them to the Hugging Face Hub."""

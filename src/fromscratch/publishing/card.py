@@ -1,4 +1,4 @@
-"""The model card: what a stranger must know before using a model, filled from what its run recorded."""
+"""The model card (``README.md``) of a published model, filled from the records of its run."""
 
 import shutil
 from dataclasses import dataclass
@@ -15,44 +15,39 @@ from fromscratch.formats.model_sources import LoadedModel
 from fromscratch.runs.directory import RunDirectory
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
-PICTURE = "loss.png"
-SHOWN_FACTS = ("loss", "perplexity", "bits_per_byte", "tokens")
+LOSS_CHART = "loss.png"
+METRICS = ("loss", "perplexity", "bits_per_byte", "tokens")
+MACHINE_KEYS = ("device_name", "world_size", "torch")
 
 
 @dataclass(frozen=True)
-class CardFacts:
-    """What no run records."""
+class CardSettings:
+    """Contents of the card that no run records."""
 
     license: str = "apache-2.0"
     title: str | None = None
     repository: str | None = None
-    """``owner/name``, for the example of loading."""
-    description: str | None = None
+    """``owner/name``, for the code example."""
 
 
-def write_card(folder: Path, loaded: LoadedModel, facts: CardFacts, format_name: str) -> None:
-    """Writes ``README.md``, and beside it the loss curve where the run has one."""
+def write_card(folder: Path, loaded: LoadedModel, settings: CardSettings, format_name: str) -> None:
+    """Writes ``README.md``, and copies the loss chart of the run if there is one."""
     run = loaded.run
-    sections = "" if run is None else _sections(folder, run)
-    datasets = _datasets(run)
+    origin = "Trained from random weights" if run else f"Converted from {loaded.source}"
     text = TEMPLATE.read_text("utf-8").format(
-        title=facts.title or loaded.name,
-        license=facts.license,
-        what_it_is=facts.description or _what_it_is(loaded),
-        facts=_table(_facts(loaded)),
-        loading=_loading(facts.repository or folder.name.lstrip("."), format_name),
-        sections=sections,
-        datasets=datasets,
+        title=settings.title or loaded.name,
+        license=settings.license,
+        summary=f"A base language model that continues text. {origin} with fromscratch.",
+        model=_rows(_model_properties(loaded)),
+        repository=settings.repository or folder.name.lstrip("."),
+        trust=", trust_remote_code=True" if format_name == "custom" else "",
+        sections=_sections(folder, run, step=loaded.step or 0) if run else "",
+        datasets=_datasets(run) if run else "",
     )
     (folder / "README.md").write_text(text, "utf-8")
 
 
-def _what_it_is(loaded: LoadedModel) -> str:
-    origin = "Trained from random weights" if loaded.run else f"Converted from {loaded.source}"
-    return f"A base language model that continues text. {origin} with fromscratch."
-
-
-def _facts(loaded: LoadedModel) -> dict[str, Any]:
+def _model_properties(loaded: LoadedModel) -> dict[str, Any]:
     config = loaded.config
     assert isinstance(config, GPTConfig)  # the only kind that has an export
     parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
@@ -62,48 +57,30 @@ def _facts(loaded: LoadedModel) -> dict[str, Any]:
         "slots": ", ".join(f"{slot} {getattr(config, slot).kind}" for slot in ("attention", "position", "norm")),
         "context": f"{config.context_length:,} tokens",
         "vocabulary": f"{config.vocab_size:,} ids, tokenizer {loaded.tokenizer.name}",
-        "head": "tied to the embedding" if config.tied_head else "a matrix of its own",
+        "head": "tied to the embedding" if config.tied_head else "a separate matrix",
         "query/key/value bias": "yes" if config.attention_bias else "no",
         "steps": "unknown" if loaded.step is None else f"{loaded.step:,}",
     }
 
 
-def _loading(name: str, format_name: str) -> str:
-    trust = ", trust_remote_code=True" if format_name == "custom" else ""
-    return (
-        "from transformers import pipeline\n\n"
-        f'generate = pipeline("text-generation", model="{name}"{trust})\n'
-        'print(generate("Every effort moves you", max_new_tokens=40)[0]["generated_text"])'
-    )
-
-
-def _sections(folder: Path, run: RunDirectory) -> str:
-    parts = []
-    picture = run.charts / PICTURE
-    if picture.is_file():
-        shutil.copyfile(picture, folder / PICTURE)
-        parts.append(f"## Training\n\n![Loss while training]({PICTURE})\n")
-    costs = _read(run.path / "cost.json")
-    if costs:
-        parts.append("## Cost\n\n| | |\n|---|---|\n" + _table(costs) + "\n")
-    evaluations = [_read(path) for path in sorted(run.evaluations.glob("*.json"))] if run.evaluations.is_dir() else []
-    rows = [_evaluation_row(found) for found in evaluations if found.get("measure") == "loss"]
-    if rows:
-        head = (
-            "| split | " + " | ".join(SHOWN_FACTS).replace("_", " ") + " |\n" + "|---" * (len(SHOWN_FACTS) + 1) + "|\n"
-        )
-        parts.append("## Evaluations\n\n" + head + "\n".join(rows) + "\n")
-    config = read_toml(run.config)
-    machine = _read(run.machine)
-    if machine:
-        shown = {key: machine.get(key) for key in ("device_name", "world_size", "torch") if machine.get(key)}
-        parts.append("## Machine\n\n| | |\n|---|---|\n" + _table(shown) + "\n")
-    parts.append("## Run file\n\n```toml\n" + tomli_w.dumps(_without_paths(config)) + "```\n")
-    return "\n" + "\n".join(parts)
+def _sections(folder: Path, run: RunDirectory, *, step: int) -> str:
+    sections = {}
+    if (run.charts / LOSS_CHART).is_file():
+        shutil.copyfile(run.charts / LOSS_CHART, folder / LOSS_CHART)
+        sections["Training"] = f"![Training loss]({LOSS_CHART})"
+    if cost := _read(run.path / "cost.json"):
+        sections["Cost"] = _table(("", ""), _rows(cost))
+    evaluations = [_read(path) for path in sorted(run.evaluations.glob("*.json"))]
+    if rows := [_evaluation_row(found) for found in evaluations if found.get("measure") == "loss"]:
+        sections["Evaluations"] = _table(("split", *(name.replace("_", " ") for name in METRICS)), "\n".join(rows))
+    if machine := _read(run.machine):
+        sections["Machine"] = _table(("", ""), _rows({key: machine[key] for key in MACHINE_KEYS if machine.get(key)}))
+    sections["Run file"] = "```toml\n" + tomli_w.dumps(_without_paths(read_toml(run.config_at(step)))) + "```"
+    return "\n" + "\n".join(f"## {title}\n\n{content}\n" for title, content in sections.items())
 
 
 def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
-    """The run file with a store on this computer named by its last part alone."""
+    """Shortens the path of a local store to its last part."""
     for table in ("data", "eval"):
         store = config.get(table, {}).get("store")
         if isinstance(store, str) and not store.startswith("hf:"):
@@ -111,19 +88,23 @@ def _without_paths(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
-def _datasets(run: RunDirectory | None) -> str:
-    store = read_toml(run.config)["data"]["store"] if run else ""
+def _datasets(run: RunDirectory) -> str:
+    store = read_toml(run.config)["data"]["store"]
     return f"datasets:\n- {store.removeprefix('hf://')}\n" if store.startswith("hf://") else ""
 
 
 def _evaluation_row(found: dict[str, Any]) -> str:
-    values = [found.get(key) for key in SHOWN_FACTS]
+    values = [found.get(key) for key in METRICS]
     shown = [f"{v:,.4f}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else "unknown" for v in values]
     return f"| {found.get('split', '')} | {' | '.join(shown)} |"
 
 
-def _table(facts: dict[str, Any]) -> str:
-    return "\n".join(f"| {key.replace('_', ' ')} | {value} |" for key, value in facts.items())
+def _rows(values: dict[str, Any]) -> str:
+    return "\n".join(f"| {key.replace('_', ' ')} | {value} |" for key, value in values.items())
+
+
+def _table(columns: tuple[str, ...], rows: str) -> str:
+    return f"| {' | '.join(columns)} |\n{'|---' * len(columns)}|\n{rows}"
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""A model as a folder that the transformers library loads, in one of two formats.
+"""Exports a model as a folder that the transformers library loads, in one of two formats.
 
-``native``: a ``GPT2LMHeadModel``, for every program that runs GPT-2. ``custom``: our own model files
-with what transformers needs around them, for every architecture.
+``native`` is a ``GPT2LMHeadModel``, for every program that runs GPT-2. ``custom`` contains our own model
+files with an interface for transformers, for every architecture.
 """
 
 from dataclasses import dataclass
@@ -9,29 +9,29 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
-from torch import Tensor
 
 from fromscratch.config.model import ExactGeluMLP, GPTConfig, ModelConfig
 from fromscratch.errors import UsageError
 from fromscratch.files import sealed_folder, to_strict_json
+from fromscratch.formats.gpt2 import LAYOUT as GPT2_LAYOUT
 from fromscratch.formats.gpt2 import to_gpt2_tensors
 from fromscratch.formats.model_sources import LoadedModel
 from fromscratch.formats.published import MODEL_TYPE, TABLE_KEY, to_published_tensors
 from fromscratch.formats.weights import SAFETENSORS, model_tensors
-from fromscratch.publishing.card import CardFacts, write_card
-from fromscratch.publishing.carried import carried_files
+from fromscratch.publishing.card import CardSettings, write_card
+from fromscratch.publishing.model_code import model_code_files
 from fromscratch.publishing.tokenizer_files import write_tokenizer
 
 NATIVE, CUSTOM = "native", "custom"
 FORMATS = (NATIVE, CUSTOM)
-GPT2_WEIGHTS = {
+GPT2_KINDS = {
     "norm": ("layernorm",),
     "position": ("learned",),
     "attention": ("multi-head",),
     "feedforward": ("gelu-mlp", "exact-gelu-mlp"),
     "head": ("linear",),
 }
-"""What the weights in each slot must mean for a GPT2LMHeadModel to compute the same."""
+"""The kinds of each slot that a GPT2LMHeadModel computes too."""
 AUTO_CLASSES = {
     "AutoConfig": "configuration_fromscratch.FromScratchConfig",
     "AutoModel": "modeling_fromscratch.FromScratchModel",
@@ -42,21 +42,21 @@ AUTO_CLASSES = {
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was written."""
+    """Report of an export."""
 
     folder: str
     format: str
     files: dict[str, int]
-    """Bytes by name."""
+    """Sizes in bytes, by file name."""
 
 
 def choose_format(config: ModelConfig, wanted: str | None) -> str:
-    """The format asked for, or else ``native`` where the architecture permits.
+    """Returns the wanted format; by default ``native`` if the architecture permits it, else ``custom``.
 
     Raises:
-        UsageError: no such format, or native was asked for and the model is not GPT-2-shaped.
+        UsageError: no such format, or the model is not GPT-2-shaped and ``native`` is wanted.
     """
-    reason = why_not_native(check_publishable(config))
+    reason = unsupported_slot(check_publishable(config))
     if wanted is None:
         return CUSTOM if reason else NATIVE
     if wanted not in FORMATS:
@@ -67,36 +67,38 @@ def choose_format(config: ModelConfig, wanted: str | None) -> str:
 
 
 def check_publishable(config: ModelConfig) -> GPTConfig:
-    """The config, if its kind has an export. Raises UsageError."""
+    """Returns the config if its kind has an export. Raises UsageError otherwise."""
     if not isinstance(config, GPTConfig):
         raise UsageError(f"a model of kind {config.kind!r} cannot be published yet; only kind 'gpt' can")
     return config
 
 
-def why_not_native(config: GPTConfig) -> str:
-    """What GPT-2 does not have, or nothing."""
-    for slot, weights in GPT2_WEIGHTS.items():
-        if getattr(config, slot).weight_settings()["kind"] not in weights:
+def unsupported_slot(config: GPTConfig) -> str:
+    """Returns the slot and kind that GPT-2 does not have; an empty text if there is none."""
+    for slot, kinds in GPT2_KINDS.items():
+        if getattr(config, slot).weight_settings()["kind"] not in kinds:
             return f"{slot} = {getattr(config, slot).kind}"
     return ""
 
 
-def export_model(loaded: LoadedModel, folder: Path, *, format_name: str, card: CardFacts) -> ExportReport:
-    """Writes the folder whole or not at all; an older one is replaced."""
+def export_model(loaded: LoadedModel, folder: Path, *, format_name: str, card: CardSettings) -> ExportReport:
+    """Writes the folder atomically; replaces an older one."""
     model_config = check_publishable(loaded.config)
     tensors = {name: tensor.cpu() for name, tensor in model_tensors(loaded.model).items()}
     with sealed_folder(folder, kind=f"published-{format_name}") as temporary:
         if format_name == NATIVE:
-            config, tensors = native_config(model_config), _without_tied_head(model_config, to_gpt2_tensors(tensors))
+            config, tensors = native_config(model_config), to_gpt2_tensors(tensors)
+            if model_config.tied_head:
+                del tensors[GPT2_LAYOUT.head]
         else:
             config, tensors = custom_config(model_config), to_published_tensors(tensors)
-            for name, text in carried_files(model_config).items():
+            for name, text in model_code_files(model_config).items():
                 (temporary / name).write_text(text, "utf-8")
         save_file(tensors, temporary / SAFETENSORS, metadata={"format": "pt"})
-        end = loaded.tokenizer.end_of_text
-        ids = {"bos_token_id": end, "eos_token_id": end, "pad_token_id": end}
-        _write_json(temporary / "config.json", config | ids)
-        _write_json(temporary / "generation_config.json", ids | {"do_sample": True, "temperature": 0.8, "top_k": 50})
+        ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), loaded.tokenizer.end_of_text)
+        generation = ids | {"do_sample": True, "temperature": 0.8, "top_k": 50}
+        for name, values in {"config.json": config | ids, "generation_config.json": generation}.items():
+            (temporary / name).write_text(to_strict_json(values, indent=2), "utf-8")
         write_tokenizer(loaded.tokenizer, temporary, context_length=model_config.context_length)
         write_card(temporary, loaded, card, format_name)
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
@@ -104,7 +106,7 @@ def export_model(loaded: LoadedModel, folder: Path, *, format_name: str, card: C
 
 
 def native_config(config: GPTConfig) -> dict[str, Any]:
-    """``config.json`` of a ``GPT2LMHeadModel``."""
+    """Returns the ``config.json`` of a ``GPT2LMHeadModel``."""
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -116,16 +118,14 @@ def native_config(config: GPTConfig) -> dict[str, Any]:
         "n_inner": config.feedforward.ratio * config.embedding_dim,
         "activation_function": "gelu" if isinstance(config.feedforward, ExactGeluMLP) else "gelu_new",
         "layer_norm_epsilon": config.norm.eps,
-        "resid_pdrop": config.dropout,
-        "embd_pdrop": config.dropout,
-        "attn_pdrop": config.dropout,
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout),
         "tie_word_embeddings": config.tied_head,
         "dtype": "float32",
     }
 
 
 def custom_config(config: GPTConfig) -> dict[str, Any]:
-    """``config.json`` with the classes that the folder brings, and the whole ``[model]`` table."""
+    """Returns the ``config.json`` with the names of the folder's classes and the whole ``[model]`` table."""
     return {
         "architectures": ["FromScratchForCausalLM"],
         "model_type": MODEL_TYPE,
@@ -141,11 +141,3 @@ def custom_config(config: GPTConfig) -> dict[str, Any]:
         "dtype": "float32",
         TABLE_KEY: config.model_dump(mode="json", exclude_none=True),
     }
-
-
-def _without_tied_head(config: GPTConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in tensors.items() if not (config.tied_head and name == "lm_head.weight")}
-
-
-def _write_json(path: Path, facts: dict[str, Any]) -> None:
-    path.write_text(to_strict_json(facts, indent=2), "utf-8")

@@ -1,4 +1,4 @@
-"""``fromscratch import``: somebody else's weights as a model in our own format, proved by its logits."""
+"""``fromscratch import``: converts weights of another program to our format; compares the logits."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,18 +7,17 @@ from fromscratch.errors import UsageError
 from fromscratch.files import read_json_object, sha256_of, write_atomically
 from fromscratch.formats.book import settings_folders
 from fromscratch.formats.gpt2 import OPENAI_REPOSITORIES
-from fromscratch.formats.model_folder import ModelFolder
-from fromscratch.formats.reading import read_foreign, tokenizer_of
+from fromscratch.formats.model_folder import write_model_folder
+from fromscratch.formats.reading import read_model, tokenizer_of
+from fromscratch.formats.weights import WEIGHT_SUFFIXES
 from fromscratch.hub.downloads import download_model
 from fromscratch.hub.names import model_name
-from fromscratch.publishing.seed_runs import BEST_CHECKPOINT, MODEL_JSON, TRAIN_JSON, run_file_of
-
-WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth", ".bin")
+from fromscratch.publishing.seed_runs import BEST_CHECKPOINT, MODEL_JSON, TRAIN_JSON, convert_settings
 
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What was imported."""
+    """Report of an import."""
 
     source: str
     format: str
@@ -27,37 +26,37 @@ class ImportReport:
     vocab_size: int
     tokenizer: str
     largest_logit_difference: float
-    """Before and after the conversion, relative to the largest logit."""
+    """Difference before and after the conversion, relative to the largest logit."""
     notes: list[str]
     run_file: str | None
 
 
 def import_model(source: str, out: Path, *, tokenizer: str | None = None, num_heads: int | None = None) -> ImportReport:
-    """Converts, compares, and writes ``out`` whole or not at all.
+    """Converts a model, compares its logits, and writes ``out`` atomically.
 
     Args:
         source: a file, a folder, ``owner/name`` on the Hub, or one of OpenAI's names.
-        tokenizer: ``gpt2``, ``bytes`` or a path, where none lies beside the weights.
-        num_heads: for checkpoints that do not say.
+        tokenizer: ``gpt2``, ``bytes`` or a path; by default the one beside the weights.
+        num_heads: number of attention heads, for checkpoints that do not record it.
 
     Raises:
-        UsageError, DataError: see ``read_foreign``; or ``out`` exists.
+        UsageError, DataError: see ``read_model``; or ``out`` exists.
     """
     if out.exists():
         raise UsageError(f"--out {out}: exists already; give another folder, or delete it first")
-    path = weights_in(find_source(source))
-    found = read_foreign(path, num_heads=num_heads)
+    path = weights_path(find_source(source))
+    found = read_model(path, num_heads=num_heads)
     model = found.build(path)
     difference = found.check(model)
     vocab_size = model.vocab_size
-    words = tokenizer_of(path, vocab_size=vocab_size, word=tokenizer)
+    opened_tokenizer = tokenizer_of(path, vocab_size=vocab_size, name=tokenizer)
     notes = list(found.notes)
-    if words.vocab_size < vocab_size:
+    if opened_tokenizer.vocab_size < vocab_size:
         notes.append(
-            f"the model's vocabulary is padded: {vocab_size} ids, of which the tokenizer knows {words.vocab_size}"
+            f"the model's vocabulary is padded: {vocab_size} ids, but the tokenizer has {opened_tokenizer.vocab_size}"
         )
     origin = {"source": source, "format": found.format, "files": _checksums(path), "notes": notes}
-    ModelFolder(found.config, model, words, origin).write(out)
+    write_model_folder(out, found.config, model, opened_tokenizer, origin)
     run_file = _write_run_file(path, out, notes)
     return ImportReport(
         source=source,
@@ -65,7 +64,7 @@ def import_model(source: str, out: Path, *, tokenizer: str | None = None, num_he
         out=str(out),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         vocab_size=vocab_size,
-        tokenizer=words.name,
+        tokenizer=opened_tokenizer.name,
         largest_logit_difference=difference,
         notes=notes,
         run_file=run_file,
@@ -73,19 +72,18 @@ def import_model(source: str, out: Path, *, tokenizer: str | None = None, num_he
 
 
 def find_source(source: str) -> Path:
-    """The file or folder that a source names; what is on the Hub is downloaded. Raises UsageError."""
+    """Returns the file or folder that a source names; downloads it from the Hub. Raises UsageError."""
     path = Path(source).expanduser()
     if path.exists():
         return path
-    if source in OPENAI_REPOSITORIES:
-        return download_model(OPENAI_REPOSITORIES[source])
-    if model_name(source):
-        return download_model(source)
+    name = OPENAI_REPOSITORIES.get(source, source)
+    if model_name(name):
+        return download_model(name)
     raise UsageError(f"{source}: no such file or folder, and not owner/name on the Hub")
 
 
-def weights_in(path: Path) -> Path:
-    """The best checkpoint of a run folder of the seed project; any other path is itself."""
+def weights_path(path: Path) -> Path:
+    """Returns the best checkpoint of a run folder of the seed project; any other path unchanged."""
     is_run = (path / MODEL_JSON).is_file() and (path / BEST_CHECKPOINT).is_dir()
     return path / BEST_CHECKPOINT if is_run else path
 
@@ -96,13 +94,13 @@ def _checksums(path: Path) -> dict[str, str]:
 
 
 def _write_run_file(path: Path, out: Path, notes: list[str]) -> str | None:
-    """Beside the model, where the source was a run of the seed project: its settings as a run file."""
+    """Writes the settings of a seed project's run as a run file beside the model; returns its path."""
     folder = settings_folders(path)[-1]
     if not ((folder / MODEL_JSON).is_file() and (folder / TRAIN_JSON).is_file()):
         return None
     model, train = read_json_object(folder / MODEL_JSON), read_json_object(folder / TRAIN_JSON)
-    text, said = run_file_of(model, train, name=folder.name)
-    notes.extend(said)
+    text, new_notes = convert_settings(model, train, name=folder.name)
+    notes.extend(new_notes)
     target = out.with_name(f"{out.name}.toml")
     write_atomically(target, text)
     return str(target)

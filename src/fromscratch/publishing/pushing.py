@@ -1,4 +1,4 @@
-"""To the Hugging Face Hub: one commit with every file, so that a failure half-way leaves nothing."""
+"""Uploads a folder to the Hugging Face Hub in one commit; a failed upload leaves no partial result."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from fromscratch.hub.requests import ask_hub
 
 @dataclass(frozen=True)
 class PushReport:
-    """What went up."""
+    """Report of an upload."""
 
     repository: str
     url: str
@@ -19,24 +19,24 @@ class PushReport:
 
 
 def push_folder(folder: Path, destination: str, *, private: bool = False, collection: str | None = None) -> PushReport:
-    """Creates the repository where it does not exist, and commits what differs. Safe to repeat.
+    """Creates the repository if it does not exist, and commits the changed files. Safe to repeat.
 
     Args:
         destination: ``hf://owner/name``.
         collection: the slug of a collection to add the model to.
 
     Raises:
-        UsageError: not a repository's name, or no access.
+        UsageError: the name is not a repository, or access is denied.
         HubError: the Hub failed; nothing was committed.
     """
     from huggingface_hub import HfApi
 
     repository = repository_of(destination)
-    what = f"{HUB_PREFIX}{repository}"
+    subject = f"{HUB_PREFIX}{repository}"
     api = HfApi()
-    ask_hub(what, lambda: api.create_repo(repository, private=private, exist_ok=True))
+    ask_hub(subject, lambda: api.create_repo(repository, private=private, exist_ok=True))
     commit = ask_hub(
-        what,
+        subject,
         lambda: api.upload_folder(
             repo_id=repository, folder_path=folder, ignore_patterns=[MANIFEST], commit_message="Publish the model"
         ),
@@ -49,7 +49,7 @@ def push_folder(folder: Path, destination: str, *, private: bool = False, collec
 
 
 def repository_of(destination: str) -> str:
-    """``owner/name`` of ``hf://owner/name``. Raises UsageError."""
+    """Returns ``owner/name`` of ``hf://owner/name``. Raises UsageError."""
     name = model_name(destination)
     if not destination.startswith(HUB_PREFIX) or name is None or name.parameters:
         raise UsageError(f"--to {destination}: not a repository's name; write it as hf://owner/name")

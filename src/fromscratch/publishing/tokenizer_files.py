@@ -1,4 +1,4 @@
-"""A tokenizer as the transformers library loads it: ``tokenizer.json`` and its settings."""
+"""Writes a tokenizer for the transformers library: ``tokenizer.json`` and its settings."""
 
 import json
 from pathlib import Path
@@ -13,20 +13,18 @@ SETTINGS_FILE = "tokenizer_config.json"
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, context_length: int) -> None:
-    """Writes both files. The end-of-text token also begins texts and pads them: the vocabulary stays as trained.
+    """Writes both files. The end-of-text token is also the beginning and padding token; no token is added.
 
-    Padding is told from the end of a text by the attention mask.
+    The attention mask distinguishes padding from the end of a text.
     """
     if isinstance(tokenizer, BytesTokenizer):
         (folder / TOKENIZER_FILE).write_text(_bytes_as_json(tokenizer), "utf-8")
     else:
         tokenizer._save_files(folder)
-    end = _content_of(folder / TOKENIZER_FILE, tokenizer.end_of_text)
+    end = _token_text(folder / TOKENIZER_FILE, tokenizer.end_of_text)
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": end,
-        "eos_token": end,
-        "pad_token": end,
+        **dict.fromkeys(("bos_token", "eos_token", "pad_token"), end),
         "model_max_length": context_length,
         "clean_up_tokenization_spaces": False,
         "padding_side": "left",
@@ -34,8 +32,8 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, context_length: int) 
     (folder / SETTINGS_FILE).write_text(to_strict_json(settings, indent=1), "utf-8")
 
 
-def _content_of(file: Path, index: int) -> str:
-    """How the ``tokenizer.json`` spells an id."""
+def _token_text(file: Path, index: int) -> str:
+    """Returns the text of an id in ``tokenizer.json``."""
     whole = json.loads(file.read_text("utf-8"))
     added = {token["id"]: token["content"] for token in whole.get("added_tokens", [])}
     vocabulary = whole["model"].get("vocab", {})
@@ -44,7 +42,7 @@ def _content_of(file: Path, index: int) -> str:
 
 
 def _bytes_as_json(tokenizer: BytesTokenizer) -> str:
-    """Byte-pair encoding without a single pair."""
+    """Returns byte-pair encoding without merges, as ``tokenizer.json``."""
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
     end = {"id": tokenizer.end_of_text, "content": END_OF_TEXT}

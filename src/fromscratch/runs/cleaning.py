@@ -107,7 +107,9 @@ def _remove_run(run: RunDirectory) -> None:
 
 def _folders_of(run: RunDirectory) -> list[Path]:
     """Lists the folders in which interrupted writes leave files, without links."""
-    inner = (folder for folder in (run.checkpoints, run.charts) if folder.is_dir() and not folder.is_symlink())
+    inner = (
+        folder for folder in (run.checkpoints, run.charts, run.configs) if folder.is_dir() and not folder.is_symlink()
+    )
     return [run.path, *inner]
 
 

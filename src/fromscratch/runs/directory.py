@@ -19,6 +19,7 @@ from fromscratch.runs.records import RecordWriter, read_records, to_count, to_fl
 from fromscratch.runs.states import Event, RunState
 
 LOCK_ATTEMPTS, LOCK_WAIT_SECONDS = 4, 0.05
+CONFIG_NAME = re.compile(r"step-(\d{8})\.toml")
 NAME_RULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -40,6 +41,7 @@ class RunDirectory:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.config = path / "run.toml"
+        self.configs = path / "configs"
         self.machine = path / "machine.json"
         self.status = path / "status.json"
         self.metrics = path / "metrics.jsonl"
@@ -72,6 +74,48 @@ class RunDirectory:
     def write_config(self, plain: dict[str, Any]) -> None:
         """Saves the resolved config as TOML."""
         write_atomically(self.config, tomli_w.dumps(plain))
+
+    def record_config(self, plain: dict[str, Any], *, after_step: int) -> None:
+        """Saves the config of the steps after ``after_step``, in ``configs`` and as ``run.toml``.
+
+        Drops the configs of later sessions, as ``forget_after`` drops their metrics: a resume repeats those steps.
+        """
+        text = tomli_w.dumps(plain)
+        self.configs.mkdir(exist_ok=True)
+        if after_step and not self.configs_by_step():  # an earlier version wrote run.toml only
+            write_atomically(self._config_path(self._config_since()), self.config.read_text("utf-8"))
+        earlier = []
+        for begin, path in self.configs_by_step():
+            if begin < after_step:
+                earlier.append(path)
+            else:
+                path.unlink()
+        if not earlier or earlier[-1].read_text("utf-8") != text:
+            write_atomically(self._config_path(after_step), text)
+        if self.config.read_text("utf-8") != text:
+            write_atomically(self.config, text)
+
+    def configs_by_step(self) -> list[tuple[int, Path]]:
+        """Lists the files in ``configs``, each with the step after which its config applies; oldest first."""
+        matches = ((CONFIG_NAME.fullmatch(path.name), path) for path in self.configs.glob("step-*.toml"))
+        return sorted((int(match[1]), path) for match, path in matches if match)
+
+    def config_at(self, step: int) -> Path:
+        """Returns the file with the config that took a step; ``run.toml`` if ``configs`` has none for it."""
+        found = (path for begin, path in reversed(self.configs_by_step()) if begin < max(step, 1))
+        return next(found, self.config)
+
+    def _config_path(self, after_step: int) -> Path:
+        return self.configs / f"step-{after_step:08}.toml"
+
+    def _config_since(self) -> int:
+        """Finds the step after which ``run.toml`` applies in a run without ``configs``: its last allowed change."""
+        since, is_changed = 0, False
+        for record in read_records(self.events):
+            is_changed = is_changed or record.get("event") == Event.CONFIG_CHANGED
+            if is_changed and record.get("event") == Event.RESUMED:
+                since, is_changed = to_count(record.get("step")) or 0, False
+        return since
 
     def write_status(self, state: str, *, step: int, num_steps: int, reason: str = "") -> None:
         """Replaces the status; ``state`` is a ``RunState`` or its value."""

@@ -66,7 +66,7 @@ def overview(run: RunDirectory) -> Overview:
     step, num_steps = status.step, status.num_steps
     if status.state not in ENDED:  # the status is as old as the last checkpoint
         step = max((s for s in (step, to_count(last.get("step"))) if s is not None), default=None)
-    best_loss, best_step = _best_of(run)
+    best_loss, best_step = _best_of(run, step)
     return Overview(
         name=run.name,
         path=str(run.path),
@@ -100,15 +100,22 @@ def observed_status(run: RunDirectory) -> RunStatus:
     return status
 
 
-def _best_of(run: RunDirectory) -> tuple[float | None, int | None]:
+def _best_of(run: RunDirectory, last_step: int | None) -> tuple[float | None, int | None]:
     """Finds loss and step of the best checkpoint in the newest one, else in the lowest evaluation."""
     for checkpoint in reversed(checkpoints_in(run.checkpoints)):
         loss, step = recorded_best(checkpoint)
         if loss is not None:
             return loss, step
+    return lowest_evaluation(run, last_step)
+
+
+def lowest_evaluation(run: RunDirectory, last_step: int | None) -> tuple[float | None, int | None]:
+    """Finds the lowest held-out loss in the events and its step; without evaluations after ``last_step``."""
     evaluations = (record for record in read_records(run.events) if record.get("event") == Event.EVALUATION)
-    losses = ((to_float(record.get("loss")), to_count(record.get("step"))) for record in evaluations)
-    return min(((loss, step) for loss, step in losses if loss is not None), default=(None, None), key=lambda x: x[0])
+    by_step = {to_count(record.get("step")): to_float(record.get("loss")) for record in evaluations}
+    losses = [(loss, step) for step, loss in by_step.items() if loss is not None and step is not None]
+    reached = [(loss, step) for loss, step in losses if last_step is None or step <= last_step]
+    return min(reached, default=(None, None))
 
 
 def size_of(path: Path) -> int:

@@ -33,6 +33,7 @@ class Event(StrEnum):
     LINK_IGNORED = "link-ignored"  # reason
     LOCK_TAKEN_OVER = "lock-taken-over"
     CONFIG_CHANGED = "config-changed"  # changes, identities
+    MACHINE_CHANGED = "machine-changed"  # earlier: the machine.json of the sessions before
     EVALUATION = "evaluation"  # step, loss
     SAMPLE = "sample"  # step, text
     NONFINITE = "nonfinite"  # step, outcome, in_a_row

@@ -1,13 +1,15 @@
 """Compares the config of a resumed run with its first one; accepts the changes that the user allows.
 
 A change is *soft* if every tensor keeps its shape and its meaning. The user can allow only soft changes.
-An event records the changes, and the identity that the earlier checkpoints carry.
+Nothing is written until a step is taken with the new config. Then an event records the changes, and the identity that
+the earlier checkpoints carry; the config is kept with the step after which it applies.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
-from fromscratch.config.loading import read_run_config
+from fromscratch.config.loading import differences, read_run_config
 from fromscratch.config.problems import suggestion
 from fromscratch.errors import UsageError
 from fromscratch.files import MANIFEST, read_json_object
@@ -16,13 +18,47 @@ from fromscratch.runs.records import read_records
 from fromscratch.runs.retention import checkpoints_in
 from fromscratch.runs.states import Event
 from fromscratch.session.plan import PlannedRun
+from fromscratch.training.observers import SilentObserver
 
-STORE = "data.store"
+STORES = ("data.store", "eval.store")
 HARD_KEYS = ("train.optimizer.kind", "train.start_from")
 
 
-def accept_changes(plan: PlannedRun, run: RunDirectory, allowed: Sequence[str]) -> None:
-    """Compares a run's config with its recorded one; records the allowed differences.
+@dataclass(frozen=True)
+class SessionConfig:
+    """The config of a session, and how it differs from the run's recorded one."""
+
+    config: dict[str, Any] = field(default_factory=dict)
+    """The resolved config to record."""
+    changes: list[str] = field(default_factory=list)
+    """The allowed changes: ``key: old -> new``."""
+    identities: list[dict[str, Any]] = field(default_factory=list)
+    """Further identities that the run's checkpoints may have."""
+
+
+NO_CHANGES = SessionConfig()
+
+
+class ConfigRecorder(SilentObserver):
+    """Records the config of a session when the session's first step is recorded; in the main process only."""
+
+    def __init__(self, run: RunDirectory, session: SessionConfig) -> None:
+        self._run, self._session = run, session
+        self._after_step: int | None = None
+
+    def on_step(self, record: dict[str, Any]) -> None:
+        after_step = record["step"] - 1
+        if self._after_step is None and self._session.identities:
+            self._run.log_event(
+                Event.CONFIG_CHANGED, changes=self._session.changes, identities=self._session.identities
+            )
+        if self._after_step is None or after_step < self._after_step:  # a rollback may go behind the first step
+            self._run.record_config(self._session.config, after_step=after_step)
+            self._after_step = after_step
+
+
+def accept_changes(plan: PlannedRun, run: RunDirectory, allowed: Sequence[str]) -> SessionConfig:
+    """Compares a run's config with its recorded one. Writes nothing.
 
     Raises:
         UsageError: a difference is not allowed or not soft; the message lists the keys.
@@ -30,6 +66,8 @@ def accept_changes(plan: PlannedRun, run: RunDirectory, allowed: Sequence[str]) 
     recorded = read_run_config(run.config)
     saved, wanted = recorded.to_plain(), plan.config.to_plain()
     wanted["data"]["store"] = saved["data"]["store"]  # the path may change; the identity holds the content
+    if checkpoints_in(run.checkpoints):  # their manifests hold the identity
+        _copy_paths(saved, wanted)
     old, new = recorded.model.weight_settings(), plan.config.model.weight_settings()
     weights = [f"model.{key}" for key in {**old, **new} if old.get(key) != new.get(key)]
     for key in allowed:
@@ -43,33 +81,32 @@ def accept_changes(plan: PlannedRun, run: RunDirectory, allowed: Sequence[str]) 
             "give another --name, or --fresh to start again (the old run is renamed), or --allow-change KEY to "
             "continue with the new value of a key that no tensor's shape depends on"
         )
-    identities = [plan.identity_of(recorded)]
-    if any(_covers(key, STORE) for key in allowed):
+    identities = plan.identities_of(recorded)
+    is_other_store = any(_covers(key, store) for key in allowed for store in STORES)
+    if is_other_store:
         identities += _identities_of_checkpoints(plan, run)
-    if any(identity not in accepted_identities(plan, run) for identity in identities):
-        with run.locked():  # a process that trains this run holds the lock
-            run.log_event(Event.CONFIG_CHANGED, changes=changes or [f"{STORE}: another content"], identities=identities)
-    if changes:
-        with run.locked():
-            run.write_config(plan.config.to_plain())
+    if not changes and not is_other_store:
+        return SessionConfig(saved)
+    if all(identity in accepted_identities(plan, run) for identity in identities):
+        return SessionConfig(plan.config.to_plain())
+    return SessionConfig(plan.config.to_plain(), changes or ["another content of a store"], identities)
 
 
 def accepted_identities(plan: PlannedRun, run: RunDirectory) -> list[dict[str, Any]]:
     """Returns the identities that a checkpoint may have: the current one, and those before allowed changes."""
     changes = (record for record in read_records(run.events) if record.get("event") == Event.CONFIG_CHANGED)
-    return [plan.identity, *(identity for record in changes for identity in record.get("identities") or [])]
+    return [
+        *plan.identities_of(plan.config),
+        *(identity for record in changes for identity in record.get("identities") or []),
+    ]
 
 
-def differences(old: Any, new: Any, key: str = "") -> list[str]:
-    """Returns ``key: old -> new`` for every value that differs."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = dict.fromkeys([*old, *new])
-        return [
-            line
-            for name in keys
-            for line in differences(old.get(name), new.get(name), f"{key}.{name}" if key else name)
-        ]
-    return [] if old == new else [f"{key}: {old!r} -> {new!r}"]
+def _copy_paths(saved: dict[str, Any], wanted: dict[str, Any]) -> None:
+    """Copies the other paths that may change: the held-out store's and the parent's."""
+    if "store" in saved["eval"] and "store" in wanted["eval"]:
+        wanted["eval"]["store"] = saved["eval"]["store"]
+    if "start_from" in saved["train"] and "start_from" in wanted["train"]:
+        wanted["train"]["start_from"]["model"] = saved["train"]["start_from"]["model"]
 
 
 def _check_soft(key: str, hard_keys: Sequence[str], *configs: dict[str, Any]) -> None:

@@ -39,8 +39,13 @@ class Parent:
             fill(stepper.model, model_tensors(self.loaded.model), self.loaded.checkpoint)
 
 
-def open_parent(start: StartFrom | None, config: ModelConfig, tokenizer: Tokenizer, run_file: Path) -> Parent | None:
-    """Opens the parent that a run file names, relative to the file if it exists there; None if it names none.
+def open_parent(
+    start: StartFrom | None, config: ModelConfig, tokenizer: Tokenizer, folder: Path, run_file: Path
+) -> Parent | None:
+    """Opens the parent that a run file names; None if it names none.
+
+    Args:
+        folder: where a relative path may start; a run may also be in its ``runs``.
 
     Raises:
         UsageError: the parent's architecture or tokenizer differs, or it has no optimiser state.
@@ -48,10 +53,10 @@ def open_parent(start: StartFrom | None, config: ModelConfig, tokenizer: Tokeniz
     """
     if start is None:
         return None
-    local = run_file.parent / start.model
+    local = folder / start.model
     is_local = local.with_name(local.name.partition("@")[0]).exists()
     source, where = str(local) if is_local else start.model, f"{run_file}: train.start_from = {start.model}"
-    loaded = open_model(source, find_hardware("cpu"), runs_dir=run_file.parent / "runs")
+    loaded = open_model(source, find_hardware("cpu"), runs_dir=folder / "runs")
     old, new = loaded.config.weight_settings(), config.weight_settings()
     changes = [
         f"model.{key}: {old.get(key)!r} in the parent, {new.get(key)!r} here"

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fromscratch.config.loading import load_run_config
+from fromscratch.config.loading import load_run_file
 from fromscratch.config.run import RunConfig
 from fromscratch.data.batches import SequenceBatches
 from fromscratch.data.store import TokenStore
@@ -33,19 +33,29 @@ class PlannedRun:
     num_steps: int
     costs: ModelCosts
     folder: Path
-    """The run file's folder. Relative paths of stores may start here."""
+    """The run file's folder."""
     parent: Parent | None = None
     """The model whose weights the run continues from."""
+    eval_store: TokenStore | None = None
+    """The store that ``[eval] store`` names."""
 
     @property
     def identity(self) -> dict[str, Any]:
         """Identifies the result of the run: the hash of the resolved config, and the seed."""
-        return self.identity_of(self.config)
+        return self.identities_of(self.config)[0]
 
-    def identity_of(self, config: RunConfig) -> dict[str, Any]:
-        """Returns the identity of a config with this run's store and parent."""
-        parent = {"train.start_from": self.parent.identity()} if self.parent else {}
-        return {"identity": config.identity({**self.objective.identity, **parent}), "seed": config.train.seed}
+    def identities_of(self, config: RunConfig) -> list[dict[str, Any]]:
+        """Returns the identity of a config with this run's stores and parent, and those of earlier versions.
+
+        Earlier versions identified ``[eval] store`` by its path, not by its content.
+        """
+        by_content = dict(self.objective.identity)
+        if self.parent:
+            by_content["train.start_from"] = self.parent.identity()
+        found = [by_content]
+        if self.eval_store and config.eval.store:
+            found.insert(0, {**by_content, "eval.store": self.eval_store.fingerprint})
+        return [{"identity": config.identity(contents), "seed": config.train.seed} for contents in found]
 
 
 def plan_run(file: Path, overrides: list[str] | None = None) -> PlannedRun:
@@ -55,8 +65,9 @@ def plan_run(file: Path, overrides: list[str] | None = None) -> PlannedRun:
         UsageError: the file is invalid, or contradicts the store.
         DataError: the store is missing, damaged or too small.
     """
-    config = load_run_config(file, overrides)
-    store = open_named_store(config.data.store, file.parent)
+    run_file = load_run_file(file, overrides)
+    config, folders = run_file.config, run_file.folders
+    store = open_named_store(config.data.store, folders["data.store"])
     tokenizer = tokenizer_of(store)
     vocab_size = config.model.vocab_size or tokenizer.vocab_size
     if vocab_size < tokenizer.vocab_size:
@@ -81,12 +92,14 @@ def plan_run(file: Path, overrides: list[str] | None = None) -> PlannedRun:
     )
     num_steps = _steps(config.data.tokens, sequences, costs)
     config = config.resolved(vocab_size=vocab_size, tokens=num_steps * sequences.tokens_per_step)
-    held_out = held_out_slice(config, store, tokenizer, file.parent) if config.train.evaluate_every else None
+    eval_store = open_named_store(config.eval.store, folders["eval.store"]) if config.eval.store else None
+    held_out = held_out_slice(config, eval_store or store, tokenizer) if config.train.evaluate_every else None
     sampler = text_sampler(tokenizer, config.eval, seed=config.train.seed)
     objective = NextToken(sequences, config.train.seed, store.fingerprint, held_out, sampler)
     _check_schedule(config, num_steps, file)
-    parent = open_parent(config.train.start_from, config.model, tokenizer, file)
-    return PlannedRun(config, store, tokenizer, objective, num_steps, costs, file.parent, parent)
+    where = folders.get("train.start_from", file.parent)
+    parent = open_parent(config.train.start_from, config.model, tokenizer, where, file)
+    return PlannedRun(config, store, tokenizer, objective, num_steps, costs, file.parent, parent, eval_store)
 
 
 def _steps(budget: int | str, sequences: SequenceBatches, costs: ModelCosts) -> int:
@@ -107,11 +120,9 @@ def _check_schedule(config: RunConfig, num_steps: int, file: Path) -> None:
         )
 
 
-def held_out_slice(config: RunConfig, store: TokenStore, tokenizer: Tokenizer, folder: Path) -> TokenSlice:
+def held_out_slice(config: RunConfig, store: TokenStore, tokenizer: Tokenizer) -> TokenSlice:
     """Opens the slice that ``[eval]`` names. Raises DataError if it is missing, empty, or of another tokenizer."""
     settings = config.eval
-    if settings.store:
-        store = open_named_store(settings.store, folder)
     check_same_tokenizer(store, tokenizer)
     return TokenSlice.of(store.split(settings.split), start=settings.start, tokens=settings.tokens)
 

@@ -9,19 +9,21 @@ from pathlib import Path
 from typing import Any
 
 from fromscratch.config.train import ClipByNorm
-from fromscratch.errors import DivergedError, FromScratchError, UsageError
+from fromscratch.errors import DataError, DivergedError, FromScratchError, UsageError
 from fromscratch.processes.parent import PARENT
 from fromscratch.processes.stopping import StopRequest
 from fromscratch.processes.watchdog import watchdog
 from fromscratch.processes.world import World, joined_world
 from fromscratch.runs.charts import draw_charts
 from fromscratch.runs.directory import RunDirectory
+from fromscratch.runs.overview import lowest_evaluation
 from fromscratch.runs.records import read_records
 from fromscratch.runs.states import Event, RunState
+from fromscratch.session.changes import NO_CHANGES, ConfigRecorder, SessionConfig
 from fromscratch.session.placement import Placement
 from fromscratch.session.plan import PlannedRun
 from fromscratch.session.samples import SamplesFile
-from fromscratch.session.setup import open_run_directory, prepare_training
+from fromscratch.session.setup import open_run_directory, prepare_training, record_session
 from fromscratch.training.loop import Training, train
 from fromscratch.training.observers import Observer
 
@@ -34,6 +36,8 @@ class RunSummary:
     """``done`` or ``stopped``."""
     run: str
     parameters: int
+    first_step: int
+    """Steps taken before this session."""
     step: int
     num_steps: int
     tokens: int
@@ -46,9 +50,12 @@ class RunSummary:
     final_loss: float | None
     """Mean training loss of the last fiftieth of the steps."""
     best_loss: float | None
+    """Loss of the best checkpoint; if there is none, the lowest held-out loss on record."""
     best_step: int | None
     best_is_held_out: bool
     """Whether the best loss is a held-out loss; if not, it is the mean training loss before a checkpoint."""
+    best_measure: str
+    """The tokens that the best loss was measured on."""
     outcomes: dict[str, int]
     """Number of steps by outcome: normal, clipped, one of the non-finite ones, or spike."""
 
@@ -76,11 +83,21 @@ def run_training(
     """
     stop, device_type = StopRequest(), placement.hardware.device.type
     open_run = partial(open_run_directory, plan, path, fresh=fresh, allowed_changes=allowed_changes)
-    with stop.listening(), joined_world(device_type) as world, _locked_by_main(open_run, path, world) as run:
-        observers = [SamplesFile(run), *observers]
-        training = None
+    with ExitStack() as stack:
+        stack.enter_context(stop.listening())
+        world = stack.enter_context(joined_world(device_type))
+        run, session = stack.enter_context(_locked_by_main(open_run, path, world))
+        observers = [ConfigRecorder(run, session), SamplesFile(run), *observers]
+        training, is_over = None, False
         try:
-            training = prepare_training(plan, run, placement, world, observers=observers, stop=stop)
+            training = prepare_training(plan, run, placement, world, observers=observers, stop=stop, session=session)
+            first_step = training.state.step
+            is_over = world.broadcast(world.is_main and _takes_no_step(training, stop_after))
+            if is_over:
+                outcome = RunState.DONE if training.state.step == training.num_steps else RunState.STOPPED
+                return summarise(plan, training, outcome, placement, first_step=first_step)
+            if world.is_main:
+                record_session(plan, run, placement)
             stuck = partial(_record_end, run, plan, training, RunState.FAILED)
             with (
                 watchdog(world, run.path, stuck if world.is_main else lambda _reason: None),
@@ -92,26 +109,47 @@ def run_training(
                 _record_failure(run, plan, training, error)
             raise
         finally:
-            if world.is_main and training is not None:
+            if world.is_main and training is not None and not is_over:
                 clip = plan.config.train.clip
                 with suppress(OSError):  # a full disk must not fail the run
                     draw_charts(run, clip_norm=clip.max_norm if isinstance(clip, ClipByNorm) else None)
-        return summarise(plan, training, outcome, placement)
+        return summarise(plan, training, outcome, placement, first_step=first_step)
 
 
 @contextmanager
-def _locked_by_main(open_run: Callable[[], RunDirectory], path: Path, world: World) -> Iterator[RunDirectory]:
-    """Yields the run directory to all processes, while the main process holds its lock."""
+def _locked_by_main(
+    open_run: Callable[[], SessionConfig], path: Path, world: World
+) -> Iterator[tuple[RunDirectory, SessionConfig]]:
+    """Yields the run directory and the session's config to all processes, while the main process holds the lock.
+
+    Only the main process has the config.
+    """
+    run, session = RunDirectory(path), NO_CHANGES
     with ExitStack() as stack:
         with world.main_first():
             if world.is_main:
-                run = open_run()
+                session = open_run()
                 if stack.enter_context(run.locked()):
                     run.log_event(Event.LOCK_TAKEN_OVER)
-        yield RunDirectory(path)
+        yield run, session
 
 
-def summarise(plan: PlannedRun, training: Training, outcome: str, placement: Placement) -> RunSummary:
+def _takes_no_step(training: Training, stop_after: int | None) -> bool:
+    """Whether the run has ended at the step where this session would end; then nothing is written."""
+    state, run = training.state, training.journal.run
+    try:
+        status = run.read_status()
+    except DataError:
+        return False
+    if status.step != state.step or status.num_steps != training.num_steps:
+        return False
+    is_stopped = status.state == RunState.STOPPED and stop_after is not None and state.step >= stop_after
+    return is_stopped or (status.state == RunState.DONE and state.step == training.num_steps)
+
+
+def summarise(
+    plan: PlannedRun, training: Training, outcome: str, placement: Placement, *, first_step: int
+) -> RunSummary:
     """Summarises a run from its state and its records."""
     state = training.state
     tokens = state.step * training.tokens_per_step
@@ -119,10 +157,14 @@ def summarise(plan: PlannedRun, training: Training, outcome: str, placement: Pla
     peak = placement.hardware.peak_flops(plan.config.train.precision)
     run = training.journal.run
     records = list(read_records(run.metrics))
+    best_loss, best_step = state.best_loss, state.best_step
+    if best_loss is None:
+        best_loss, best_step = lowest_evaluation(run, state.step)
     return RunSummary(
         outcome=outcome,
         run=str(run.path),
         parameters=plan.costs.parameters,
+        first_step=first_step,
         step=state.step,
         num_steps=training.num_steps,
         tokens=tokens,
@@ -131,9 +173,10 @@ def summarise(plan: PlannedRun, training: Training, outcome: str, placement: Pla
         mfu=speed * plan.costs.training_flops_per_token / (peak * placement.world_size) if speed and peak else None,
         peak_memory_bytes=placement.hardware.peak_memory_bytes(),
         final_loss=_mean_of_last(records),
-        best_loss=state.best_loss,
-        best_step=state.best_step,
+        best_loss=best_loss,
+        best_step=best_step,
         best_is_held_out=training.evaluate is not None,
+        best_measure=plan.config.best_measure,
         outcomes=dict(Counter(str(record.get("outcome")) for record in records)),
     )
 

@@ -7,8 +7,9 @@ from torch import nn
 
 from fromscratch.config.run import EvalConfig
 from fromscratch.files import write_atomically
-from fromscratch.generation.generate import generate_tokens
+from fromscratch.generation.generate import Settings
 from fromscratch.generation.sampling import Sampling
+from fromscratch.generation.texts import continue_prompts
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import read_records
 from fromscratch.runs.states import Event
@@ -40,17 +41,9 @@ def continue_text(
     sampling: Sampling = TRAINING_SAMPLING,
 ) -> str:
     """Returns the prompt with the model's continuation."""
-    ids = [int(i) for i in tokenizer.encode(prompt)]
-    new = generate_tokens(
-        model,
-        ids,
-        max_new_tokens=max_new_tokens,
-        sampling=sampling,
-        seed=seed,
-        end_of_text=tokenizer.end_of_text,
-        vocab_size=tokenizer.vocab_size,
-    )
-    return tokenizer.decode([*ids, *new])
+    settings = Settings(max_new_tokens=max_new_tokens, sampling=sampling, seed=seed)
+    (result,) = continue_prompts(model, tokenizer, [prompt], settings)
+    return prompt + result.text
 
 
 class SamplesFile(SilentObserver):

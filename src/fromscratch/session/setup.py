@@ -22,7 +22,7 @@ from fromscratch.processes.world import World
 from fromscratch.runs.directory import RunDirectory, check_run_name
 from fromscratch.runs.retention import newest_valid, recover_leftovers, repair_links, step_of, wrong_links
 from fromscratch.runs.states import Event
-from fromscratch.session.changes import accept_changes, accepted_identities
+from fromscratch.session.changes import NO_CHANGES, SessionConfig, accept_changes, accepted_identities
 from fromscratch.session.disk import plan_disk
 from fromscratch.session.parent import set_first_weights
 from fromscratch.session.placement import Placement
@@ -38,8 +38,8 @@ from fromscratch.training.step import GradientRules, Stepper
 
 def open_run_directory(
     plan: PlannedRun, path: Path, *, fresh: bool, allowed_changes: Sequence[str] = ()
-) -> RunDirectory:
-    """Creates the run's directory, or opens an existing one of the same config.
+) -> SessionConfig:
+    """Creates the run's directory, or opens an existing one of the same config. Returns the config to record.
 
     With ``fresh``, an older run is renamed, not deleted.
 
@@ -57,8 +57,8 @@ def open_run_directory(
         set_aside(run)
     run.create()
     if run.exists():
-        accept_changes(plan, run, allowed_changes)
-    return run
+        return accept_changes(plan, run, allowed_changes)
+    return SessionConfig(plan.config.to_plain())
 
 
 def set_aside(run: RunDirectory) -> Path:
@@ -79,8 +79,12 @@ def prepare_training(
     *,
     observers: list[Observer],
     stop: StopRequest | None = None,
+    session: SessionConfig = NO_CHANGES,
 ) -> Training:
     """Prepares model, optimiser and data on the device, from the newest valid checkpoint or step 0.
+
+    Args:
+        session: its identities are accepted in checkpoints too.
 
     Raises:
         DataError: there are checkpoints, but none is valid.
@@ -92,10 +96,8 @@ def prepare_training(
     runtime = Runtime(device, placement.micro_batch, Precision(config.train.precision, device), world)
     stepper = _build_stepper(plan, placement, runtime)
     journal = Journal(run, observers, writes=world.is_main)
-    state = _begin_or_resume(plan, journal, stepper)
+    state = _begin_or_resume(plan, journal, stepper, session)
     _check_not_past_the_end(plan, state)
-    if world.is_main:
-        _record(plan, run, placement)
     learning_rate = config.train.optimizer.learning_rate
     schedule = config.train.schedule.rate_factor(learning_rate)
     keep = config.train.keep_checkpoints
@@ -148,12 +150,12 @@ def _build_stepper(plan: PlannedRun, placement: Placement, runtime: Runtime) -> 
     )
 
 
-def _begin_or_resume(plan: PlannedRun, journal: Journal, stepper: Stepper) -> TrainingState:
+def _begin_or_resume(plan: PlannedRun, journal: Journal, stepper: Stepper, session: SessionConfig) -> TrainingState:
     """Initialises the weights, or loads the checkpoint that the main process selects. Returns the state."""
     name, world = "", stepper.parallelism.world
     with world.main_first():
         if world.is_main:
-            name = _checkpoint_to_resume(plan, journal)
+            name = _checkpoint_to_resume(plan, journal, session)
             check_crashes(journal.run, step=step_of(Path(name)) if name else 0, num_steps=plan.num_steps)
     name = world.broadcast(name)
     if name:
@@ -162,7 +164,7 @@ def _begin_or_resume(plan: PlannedRun, journal: Journal, stepper: Stepper) -> Tr
     return TrainingState()
 
 
-def _checkpoint_to_resume(plan: PlannedRun, journal: Journal) -> str:
+def _checkpoint_to_resume(plan: PlannedRun, journal: Journal, session: SessionConfig) -> str:
     """Returns the name of the newest valid checkpoint, or an empty string if there is none. Raises DataError."""
     run = journal.run
     for path in [*recover_leftovers(run.checkpoints), *recover_leftovers(run.path)]:
@@ -177,16 +179,18 @@ def _checkpoint_to_resume(plan: PlannedRun, journal: Journal) -> str:
     if checkpoint is None:
         return ""
     manifest = read_json_object(checkpoint / MANIFEST)
-    if {key: manifest.get(key) for key in plan.identity} not in accepted_identities(plan, run):
+    accepted = [*accepted_identities(plan, run), *session.identities]
+    if {key: manifest.get(key) for key in plan.identity} not in accepted:
         raise DataError(
-            f"{checkpoint}: belongs to another run (the content of store {plan.store.path} or the seed differs); "
-            "use the store of that run, or --fresh to start again"
+            f"{checkpoint}: belongs to another run (the content of store {plan.store.path}, of [eval] store or of "
+            "train.start_from, or the seed differs); use those of that run, or --fresh to start again"
         )
     repair_links(run.checkpoints, latest=checkpoint, best_step=read_state(checkpoint).best_step)
     return checkpoint.name
 
 
-def _record(plan: PlannedRun, run: RunDirectory, placement: Placement) -> None:
+def record_session(plan: PlannedRun, run: RunDirectory, placement: Placement) -> None:
+    """Writes the config and the tokenizer of a new run, and the machine of this session."""
     if not run.exists():
         run.write_config(plan.config.to_plain())
         if plan.parent:
@@ -195,4 +199,7 @@ def _record(plan: PlannedRun, run: RunDirectory, placement: Placement) -> None:
         shutil.rmtree(run.tokenizer, ignore_errors=True)
         plan.tokenizer.save(run.tokenizer)
     sizes = {"world_size": placement.world_size, "micro_batch": placement.micro_batch}
-    run.write_machine({**placement.hardware.to_dict(), **sizes, **asdict(placement.acceleration)})
+    machine = {**placement.hardware.to_dict(), **sizes, **asdict(placement.acceleration)}
+    if run.machine.is_file() and (earlier := read_json_object(run.machine)) != machine:
+        run.log_event(Event.MACHINE_CHANGED, earlier=earlier)
+    run.write_machine(machine)

@@ -1,4 +1,4 @@
-"""Loss on text that was not trained on. It draws nothing at random and changes nothing."""
+"""Computes the loss on held-out text. Uses no random numbers and leaves the model unchanged."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -12,22 +12,22 @@ from torch import nn
 
 from fromscratch.data.store import TokenSplit
 from fromscratch.errors import DataError
-from fromscratch.machine.precision import Precision
-from fromscratch.processes.world import ALONE, World
+from fromscratch.models.language_model import LanguageModel
+from fromscratch.training.objective import Runtime
 
 
 @dataclass(frozen=True)
 class TokenSlice:
-    """The part of a split to evaluate on: every token after ``start`` is predicted once."""
+    """A part of a split for evaluation: every token after ``start`` is predicted once."""
 
     split: TokenSplit
     start: int
     tokens: int
-    """Targets: tokens predicted."""
+    """Number of predicted tokens (targets)."""
 
     @classmethod
     def of(cls, split: TokenSplit, *, start: int, tokens: int | None) -> "TokenSlice":
-        """At most ``tokens`` targets from ``start``; None is all. Raises DataError when there is none."""
+        """Returns the slice of at most ``tokens`` targets; None is all. Raises DataError if there are none."""
         available = split.tokens - start - 1
         if available < 1:
             raise DataError(
@@ -38,66 +38,41 @@ class TokenSlice:
 
 
 def sequence_losses(
-    model: nn.Module,
-    part: TokenSlice,
-    *,
-    context_length: int,
-    batch: int,
-    device: torch.device,
-    precision: Precision,
-    stop: Callable[[], bool] = lambda: False,
-    world: World = ALONE,
+    model: LanguageModel, part: TokenSlice, runtime: Runtime, *, stop: Callable[[], bool] = lambda: False
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]:
-    """Targets [n, T] and their losses in nats [n, T], batch after batch; the last one may be shorter.
+    """Yields targets [n, T] and their losses in nats [n, T] for each batch; the last batch may have one shorter row.
 
-    The slice is cut into sequences of the context's length, each seen without what came before. Of
-    several processes, each gets its share of the batches.
+    The slice is cut into sequences of the model's context length, each without the text before it. With several
+    processes, each computes its shard of the batches.
     """
+    world = runtime.world
     with _evaluating(model):
-        for begin, rows, length in world.local_shard(list(_windows(part.tokens, context_length, batch))):
+        windows = list(_windows(part.tokens, model.context_length, runtime.micro_batch))
+        for begin, rows, length in world.local_shard(windows):
             if stop():
                 return
             flat = part.split.read(part.start + begin, rows * length + 1)
             inputs, targets = flat[:-1].reshape(rows, length), flat[1:].reshape(rows, length)
-            with torch.inference_mode(), precision.arithmetic():
-                losses = model.losses(  # type: ignore[operator]
-                    torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device)
-                )
+            with torch.inference_mode(), runtime.precision.arithmetic():
+                losses = model.losses(*(torch.from_numpy(ids).to(runtime.device) for ids in (inputs, targets)))
             yield targets, losses.double().cpu().numpy()
             world.heartbeat()
 
 
 def mean_loss(
-    model: nn.Module,
-    part: TokenSlice,
-    *,
-    context_length: int,
-    batch: int,
-    device: torch.device,
-    precision: Precision,
-    stop: Callable[[], bool] = lambda: False,
-    world: World = ALONE,
+    model: LanguageModel, part: TokenSlice, runtime: Runtime, *, stop: Callable[[], bool] = lambda: False
 ) -> float | None:
-    """Mean loss in nats per token, or None where ``stop`` said so before the end; the same in every process."""
+    """Returns the mean loss in nats per token, the same in every process; None where ``stop`` interrupted."""
     total = targets = 0.0
-    for _, losses in sequence_losses(
-        model,
-        part,
-        context_length=context_length,
-        batch=batch,
-        device=device,
-        precision=precision,
-        stop=stop,
-        world=world,
-    ):
+    for _, losses in sequence_losses(model, part, runtime, stop=stop):
         total += math.fsum(losses.ravel())
         targets += losses.size
-    total, targets = world.sum(total), world.sum(targets)
+    total, targets = runtime.world.sum(total), runtime.world.sum(targets)
     return total / targets if targets == part.tokens else None
 
 
 def _windows(tokens: int, length: int, batch: int) -> Iterator[tuple[int, int, int]]:
-    """Begin, rows and row length of each batch; what is left over is one short row."""
+    """Yields begin, rows and row length of each batch; the remainder is one short row."""
     whole = tokens // length
     for first in range(0, whole, batch):
         yield first * length, min(batch, whole - first), length

@@ -61,6 +61,6 @@ class MemoryRetry:
         size = smaller.micro_batch if smaller else 1
         self._journal.run.update_machine(micro_batch=size)
         raise FromScratchError(
-            f"out of memory in the last backward pass of a step; the same command goes on with micro-batch {size} "
+            f"out of memory in the last backward pass of a step; the same command resumes with micro-batch {size} "
             "(where you gave --micro-batch, give that one)"
         )

@@ -67,17 +67,8 @@ class NextToken:
 
     def evaluate(self, model: LanguageModel, runtime: Runtime, stop: Callable[[], bool]) -> float | None:
         assert self.held_out is not None
-        context_length = self.sequences.context_length
-        return mean_loss(
-            model,
-            self.held_out,
-            context_length=context_length,
-            batch=max(runtime.micro_batch, default_micro_batch(runtime.device, context_length)),
-            device=runtime.device,
-            precision=runtime.precision,
-            world=runtime.world,
-            stop=stop,
-        )
+        batch = max(runtime.micro_batch, default_micro_batch(runtime.device, model.context_length))
+        return mean_loss(model, self.held_out, replace(runtime, micro_batch=batch), stop=stop)
 
     def sample(self, model: LanguageModel) -> list[str]:
         return self.sampler(model)

@@ -72,6 +72,11 @@ def describe_event(event: Event, facts: dict[str, Any]) -> str:
     return EVENT_LINES.get(event, "").format(**facts)
 
 
+def describe_start(step: int, num_steps: int) -> str:
+    """One line for the terminal: where a run begins or continues."""
+    return f"continuing at step {step} of {num_steps}" if step else f"training: step 0 of {num_steps}"
+
+
 class Pace:
     """Speed and time left, over the last ``WINDOW_STEPS`` steps of a session."""
 
@@ -104,6 +109,8 @@ class ProgressBar(SilentObserver):
 
     def begin(self, *, step: int, num_steps: int) -> None:
         self._pace = Pace(num_steps)
+        if step:
+            self._bar.console.print(describe_start(step, num_steps), markup=False, highlight=False)
         self._bar.start()
         self._task = self._bar.add_task("training", total=num_steps, completed=step, pace="")
 
@@ -127,7 +134,7 @@ class ProgressLines(SilentObserver):
 
     def begin(self, *, step: int, num_steps: int) -> None:
         self._num_steps, self._pace = num_steps, Pace(num_steps)
-        self._print(f"training: step {step} of {num_steps}")
+        self._print(describe_start(step, num_steps))
 
     def on_step(self, record: dict[str, Any]) -> None:
         pace = self._pace.add(record)

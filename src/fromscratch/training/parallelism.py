@@ -20,8 +20,8 @@ from fromscratch.formats.checkpoints import (
     Contents,
     TrainingState,
     read_state,
-    read_tensors,
 )
+from fromscratch.formats.tensor_files import read_tensors
 from fromscratch.formats.weights import fill, model_tensors
 from fromscratch.optim.composite import CompositeOptimizer
 from fromscratch.processes.world import ALONE, World, split_evenly
@@ -126,16 +126,7 @@ class DataParallel(SingleProcess):
         return torch.stack(everywhere)
 
     def gather_carry(self, carry: Carry) -> Carry:
-        return {name: self._gather_rows(carry[name]) for name in sorted(carry)}
-
-    def _gather_rows(self, rows: Tensor) -> Tensor:
-        """Concatenates the rows of all processes, whose numbers differ by at most one."""
-        counts = [round(self.world.sum(len(rows) if rank == self.world.rank else 0)) for rank in range(self.world.size)]
-        padded = rows.new_zeros(max(counts), *rows.shape[1:])
-        padded[: len(rows)] = rows
-        everywhere = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(everywhere, padded)
-        return torch.cat([part[:count] for part, count in zip(everywhere, counts, strict=True)])
+        return {name: self.world.all_gather(carry[name]) for name in sorted(carry)}
 
     def local_carry(self, carry: Carry) -> Carry:
         shards = {name: split_evenly(len(tensor), self.world.size)[self.world.rank] for name, tensor in carry.items()}

@@ -30,7 +30,7 @@ class Off:
 
 @dataclass(frozen=True)
 class Warn:
-    """Records spikes; training goes on."""
+    """Records spikes and lets training continue."""
 
     window: int
     deviations: float

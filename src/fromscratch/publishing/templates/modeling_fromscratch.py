@@ -1,9 +1,9 @@
 """A language model trained with fromscratch, for transformers.
 
-The model itself is in ``gpt.py`` and its siblings, the very files that trained it; they need torch
-alone. Here is what transformers asks for around them: caches, masks, losses, heads.
+The model itself is in ``gpt.py`` and the files it imports. They are the files that trained it, and need
+torch only. This file adds the interface of transformers: caches, masks, losses, heads.
 
-Letters: B batch, H heads, T new positions, S positions to look at, D embedding, V vocabulary.
+Letters: B batch, H heads, C channels of a head, T new positions, S all positions, D embedding, V vocabulary.
 """
 
 from dataclasses import fields, replace
@@ -24,12 +24,12 @@ from .gpt import GPT
 from .mechanism import Sizes
 from .slots import SLOTS
 
-# Older versions of transformers copy only what this file itself imports.
-# CARRIED FILES
+# Older versions of transformers copy only the files that this file itself imports.
+# MODEL FILES
 
 
 class HubPast(Past):
-    """The memory that the model's attention asks for, kept in a cache of transformers; or a mask alone."""
+    """The keys and values of earlier positions, kept in a cache of transformers. Without a cache, only a mask."""
 
     def __init__(self, cache, mask, position_ids, device):
         self.length = 0 if cache is None else int(cache.get_seq_length())
@@ -40,7 +40,7 @@ class HubPast(Past):
         self._device = device
 
     def all_positions(self, num_columns):
-        """Counted from the first token that is no padding: [B or 1, num_columns]."""
+        """Returns positions [B or 1, num_columns], counted from the first token that is not padding."""
         columns = torch.arange(num_columns, device=self._device)[None]
         if self._mask is None or self._mask.dim() == 4:
             return columns
@@ -48,38 +48,38 @@ class HubPast(Past):
         return torch.where(real, real.cumsum(-1) - 1, columns - num_columns)
 
     def positions(self, num_new):
-        """[B or 1, T]: as given, or counted."""
+        """Returns the given positions, or else counted ones: [B or 1, T]."""
         return super().positions(num_new) if self._position_ids is None else self._position_ids
 
     def store(self, layer, key, value):
-        """New keys and values [B, H, T, C] in; all of them out."""
+        """Stores new keys and values [B, H, T, C]; returns all of them [B, H, S, C]."""
         if self._cache is None:
             return key, value
         where = torch.arange(self.length, self.length + key.shape[2], device=key.device)
-        return self._cache.update(key, value, layer, {"cache_position": where})  # older static caches ask for it
+        return self._cache.update(key, value, layer, {"cache_position": where})  # older static caches need it
 
     def mask(self, sees, length, num_new, num_columns):
-        """As elsewhere; of a mask that is given as [B, 1, T, S], less what the model's attention does not see."""
-        asked = (length, num_new, num_columns)
+        """Returns the attention mask. A given mask [B, 1, T, S] is combined with that of the model's attention."""
+        sizes = (length, num_new, num_columns)
         if self._mask is None or self._mask.dim() == 2:
-            return super().mask(sees, *asked)
+            return super().mask(sees, *sizes)
         given = self._mask if self._mask.dtype == torch.bool else self._mask >= 0
         if sees is not causal:
-            given = given & super().mask(sees, *asked)
-        return given | super().mask(torch.eq, *asked)  # padding sees itself
+            given = given & super().mask(sees, *sizes)
+        return given | super().mask(torch.eq, *sizes)  # padding attends to itself
 
     def advance(self, num_new):
-        """Nothing: the cache has counted already."""
+        """Does nothing, because the cache counts positions itself."""
 
 
 def sizes_of(config):
-    """What the mechanisms receive. transformers ties the head."""
+    """Returns the sizes that the mechanisms receive. transformers ties the head."""
     names = [field.name for field in fields(Sizes) if field.name != "tied_head"]
     return Sizes(**{name: getattr(config, name) for name in names}, tied_head=False)
 
 
 class FromScratchPreTrainedModel(PreTrainedModel):
-    """What all the classes here share."""
+    """Base class: settings for transformers, and access to the token embedding."""
 
     config_class = FromScratchConfig
     base_model_prefix = "model"
@@ -89,25 +89,19 @@ class FromScratchPreTrainedModel(PreTrainedModel):
     _skip_keys_device_placement = "past_key_values"
 
     def get_input_embeddings(self):
-        return self.model.get_input_embeddings()
+        return self.base_model.gpt.token_embedding
 
     def set_input_embeddings(self, value):
-        self.model.set_input_embeddings(value)
+        self.base_model.gpt.token_embedding = value
 
 
 class FromScratchModel(FromScratchPreTrainedModel):
-    """The model without a head: hidden states after the last norm."""
+    """The model without a head; returns hidden states after the last norm."""
 
     def __init__(self, config):
         super().__init__(config)
         self.gpt = GPT(sizes_of(config), replace(SLOTS, head=lambda _sizes: nn.Identity()))
         self.post_init()
-
-    def get_input_embeddings(self):
-        return self.gpt.token_embedding
-
-    def set_input_embeddings(self, value):
-        self.gpt.token_embedding = value
 
     def forward(
         self,
@@ -119,7 +113,7 @@ class FromScratchModel(FromScratchPreTrainedModel):
         use_cache=None,
         **_kwargs,
     ):
-        """Ids [B, T] or embeddings [B, T, D] -> hidden states [B, T, D]."""
+        """Computes hidden states [B, T, D] from ids [B, T] or embeddings [B, T, D]."""
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         x = self.gpt.token_embedding(input_ids) if inputs_embeds is None else inputs_embeds
@@ -165,15 +159,8 @@ class FromScratchForCausalLM(FromScratchPreTrainedModel, GenerationMixin):
         logits_to_keep=0,
         **kwargs,
     ):
-        """Ids [B, T] -> logits [B, T, V]; with ``labels`` (the ids themselves, -100 ignored) also the loss."""
-        outputs = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=past_key_values,
-            inputs_embeds=inputs_embeds,
-            use_cache=use_cache,
-        )
+        """Computes logits [B, T, V] of ids [B, T]; with ``labels`` (the same ids, -100 is ignored) also the loss."""
+        outputs = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None
@@ -184,7 +171,7 @@ class FromScratchForCausalLM(FromScratchPreTrainedModel, GenerationMixin):
 
 
 class FromScratchForSequenceClassification(FromScratchPreTrainedModel):
-    """A classifier of texts by their last token that is no padding."""
+    """Classifies texts by the hidden state of their last token that is not padding."""
 
     def __init__(self, config):
         super().__init__(config)
@@ -194,30 +181,22 @@ class FromScratchForSequenceClassification(FromScratchPreTrainedModel):
         self.post_init()
 
     def forward(self, input_ids=None, attention_mask=None, position_ids=None, inputs_embeds=None, labels=None, **_):
-        """Ids [B, T] -> scores [B, labels]; with ``labels`` also the loss that ``config.problem_type`` names."""
-        hidden = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            inputs_embeds=inputs_embeds,
-            use_cache=False,
-        ).last_hidden_state
-        last = self._last_token(input_ids, attention_mask, hidden)
+        """Computes scores [B, num_labels]; with ``labels`` also the loss that ``config.problem_type`` names."""
+        hidden = self.model(input_ids, attention_mask, position_ids, None, inputs_embeds, False).last_hidden_state
+        last = self._last_positions(input_ids, attention_mask, hidden)
         logits = self.score(hidden[torch.arange(hidden.shape[0], device=hidden.device), last])
         loss = None
         if labels is not None:
             loss = self.loss_function(logits=logits, pooled_logits=logits.float(), labels=labels, config=self.config)
         return SequenceClassifierOutputWithPast(loss=loss, logits=logits)
 
-    def _last_token(self, input_ids, attention_mask, hidden):
-        """[B]: where each text ends; without a mask, before the padding that ends it."""
-        time = hidden.shape[1]
+    def _last_positions(self, input_ids, attention_mask, hidden):
+        """Returns the position [B] of each text's last token; without a mask, that before the trailing padding."""
         if attention_mask is None and input_ids is not None and self.config.pad_token_id is not None:
             attention_mask = input_ids != self.config.pad_token_id
         if attention_mask is None:
-            return torch.full((hidden.shape[0],), time - 1, device=hidden.device)
-        positions = torch.arange(time, device=hidden.device)
-        return (attention_mask.bool() * positions).argmax(-1)
+            attention_mask = torch.ones(hidden.shape[:2], device=hidden.device)
+        return (attention_mask.bool() * torch.arange(hidden.shape[1], device=hidden.device)).argmax(-1)
 
 
 __all__ = [

@@ -106,6 +106,11 @@ def test_no_memory_in_the_last_backward_pass_leaves_word(cases: list[dict[str, A
     assert "micro-batch 2" in found["error"] and found["next"] == 2
 
 
+def test_no_destructor_waits_for_the_threads_of_the_process_group(cases: list[dict[str, Any]]) -> None:
+    """~ProcessGroupGloo under the GIL deadlocks now and then: a run that is done would not exit."""
+    assert all(case["group_is_kept"] for case in cases)
+
+
 def run_faulty(folder: Path, faults: list[Any], *options: str, seconds: float = 20) -> tuple[int, str]:
     """torchrun with faults: its exit code and what it said."""
     write_run_file(folder)

@@ -3,15 +3,18 @@
 Writes the findings of each process as JSON into ``rank-N.json`` beside the run file.
 """
 
+import gc
 import hashlib
 import json
 import math
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from fromscratch.errors import DivergedError, FromScratchError
@@ -255,7 +258,10 @@ def recorder_of(training: Training) -> StepRecorder:
 def main(file: Path) -> None:
     """Runs every case in the world that torchrun started."""
     with joined_world("cpu") as world:
+        group = weakref.ref(dist.group.WORLD)
         found: dict[str, Any] = {"undisturbed": Case(file, world, "undisturbed").outcome()}
         for case in (policies, raises, nan_loss, scale, spikes, memory, carry):
             found[case.__name__] = case(file, world)
-        (file.parent / f"rank-{world.rank}.json").write_text(json.dumps(found))
+    gc.collect()
+    found["group_is_kept"] = group() is not None
+    (file.parent / f"rank-{world.rank}.json").write_text(json.dumps(found))

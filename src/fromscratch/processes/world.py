@@ -6,6 +6,7 @@ CPU memory, so they never wait for a device. What one rank alone finds out (a st
 on before any of them acts; otherwise the next collective would deadlock.
 """
 
+import ctypes
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -163,6 +164,15 @@ def timeout_seconds() -> float:
     return float(os.environ.get(TIMEOUT_VARIABLE, DEFAULT_TIMEOUT_SECONDS))
 
 
+def _never_free(group: object) -> None:
+    """Keeps a process group that was shut down in memory until the process ends.
+
+    Otherwise its last owner may be DistributedDataParallel's reducer, whose destructor holds the GIL while it waits for
+    gloo's threads, one of which may be waiting for the GIL to free a tensor (torch 2.13): the run would never exit.
+    """
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
+
+
 @contextmanager
 def joined_world(device_type: str) -> Iterator[World]:
     """Joins the process group that torchrun's environment describes, and destroys it at the end.
@@ -176,7 +186,9 @@ def joined_world(device_type: str) -> Iterator[World]:
     store, rank, size = session_store(timeout)
     backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    group = dist.group.WORLD
     try:
         yield World(rank, size, store)
     finally:
         dist.destroy_process_group()
+        _never_free(group)

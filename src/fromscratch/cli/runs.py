@@ -30,8 +30,8 @@ def list_runs(runs_dir: RunsDir = Path("runs"), as_json: JsonFlag = False) -> No
     """List all runs with their state, progress and losses.
 
     A run that was killed is shown as interrupted; the same train command resumes it. The best loss is that of the
-    best checkpoint. The brackets hold the maximum number of held-out tokens that it was measured on ([eval] tokens);
-    'eval loss' takes the whole split, so its result differs.
+    best checkpoint, measured on at most [eval] tokens of held-out text; 'eval loss' takes the whole split, so its
+    result differs.
 
     Example: fromscratch runs list --runs-dir runs
     """
@@ -44,7 +44,8 @@ def list_runs(runs_dir: RunsDir = Path("runs"), as_json: JsonFlag = False) -> No
         note(f"no runs in {runs_dir}")
     else:
         heads = ("run", "state", "step", "done", "loss", "best", "size", "updated")
-        print_columns(heads, [_row(one, _held_out_tokens(run)) for one, run in found])
+        print_columns(heads, [_row(one) for one, _ in found])
+        note("best: lowest loss on at most [eval] tokens of held-out text; 'eval loss' takes the whole split")
 
 
 @app.command(name="show")
@@ -231,14 +232,7 @@ def _best_measure(run: "RunDirectory") -> str | None:
     return None if config is None else config.best_measure
 
 
-def _held_out_tokens(run: "RunDirectory") -> str:
-    config = _config_of(run)
-    if config is None:
-        return ""
-    return f" ({config.eval.tokens:,} held out)" if config.train.evaluate_every else " (training)"
-
-
-def _row(one: "Overview", measured_on: str) -> tuple[str, ...]:
+def _row(one: "Overview", measured_on: str = "") -> tuple[str, ...]:
     return (
         printable(one.name),
         one.state,

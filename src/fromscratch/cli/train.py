@@ -21,6 +21,8 @@ from fromscratch.cli.options import (
 from fromscratch.cli.output import note, print_json, print_table
 from fromscratch.errors import EXIT_CRASH, EXIT_DONE, EXIT_STOPPED
 
+ALREADY_FINISHED = "is finished, all {num_steps:,} steps were taken before; no step was taken now. --fresh starts again"
+
 if TYPE_CHECKING:
     from fromscratch.session.placement import Placement
     from fromscratch.session.plan import PlannedRun
@@ -89,17 +91,14 @@ def train(
     )
     if is_main:
         report(summary, as_json=as_json)
-    if summary.outcome == "done" and summary.first_step == summary.num_steps:
-        note(
-            f"{path}: is finished, all {summary.num_steps:,} steps were taken before; no step was taken now. "
-            "--fresh starts again",
-            quiet=quiet or not is_main,
-        )
-    if summary.outcome != "done":
-        note(describe_stop(summary, stop_after), quiet=not is_main)
-        if PARENT.is_lost():
-            raise typer.Exit(EXIT_CRASH)
-        raise typer.Exit(EXIT_DONE if is_launched() or may_restart() else EXIT_STOPPED)
+    if summary.outcome == "done":
+        if summary.first_step == summary.num_steps:
+            note(f"{path}: {ALREADY_FINISHED.format(num_steps=summary.num_steps)}", quiet=quiet or not is_main)
+        return
+    note(describe_stop(summary, stop_after), quiet=not is_main)
+    if PARENT.is_lost():
+        raise typer.Exit(EXIT_CRASH)
+    raise typer.Exit(EXIT_DONE if is_launched() or may_restart() else EXIT_STOPPED)
 
 
 def describe_stop(summary: "RunSummary", stop_after: int | None) -> str:

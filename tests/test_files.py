@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fromscratch import files
-from fromscratch.errors import DataError
+from fromscratch.errors import DataError, UsageError
 from fromscratch.files import (
     FORMAT_VERSION,
     MANIFEST,
+    check_replaceable,
     point_link,
     read_json_object,
     readable_seconds,
@@ -253,3 +254,50 @@ def test_sha256_of_more_than_a_block(tmp_path: Path, monkeypatch: pytest.MonkeyP
 )
 def test_durations_are_said_in_the_unit_of_people(seconds: float, said: str) -> None:
     assert readable_seconds(seconds) == said
+
+
+class TestCheckReplaceable:
+    """A command replaces only what it wrote itself, whole and unchanged."""
+
+    @staticmethod
+    def seal(folder: Path, kind: str = "published-native") -> None:
+        with sealed_folder(folder, kind=kind) as temporary:
+            (temporary / "config.json").write_text("{}")
+            (temporary / "deep").mkdir()
+            (temporary / "deep" / "weights").write_text("1")
+
+    def test_what_may_be_replaced(self, tmp_path: Path) -> None:
+        (tmp_path / "empty").mkdir()
+        self.seal(tmp_path / "ours")
+        (tmp_path / "link").symlink_to("ours")
+        for name, real in (("new", "new"), ("empty", "empty"), ("ours", "ours"), ("link", "ours")):
+            assert check_replaceable(tmp_path / name, "published", option="--to") == tmp_path / real
+        (tmp_path / "ours" / "deep" / "weights").unlink()
+        assert check_replaceable(tmp_path / "ours", "published", option="--to")  # a damaged export may be repaired
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            (lambda out: (out / "main.py").write_text("mine"), "also holds main.py"),
+            (lambda out: (out / ".git").mkdir() or (out / ".git" / "HEAD").write_text("x"), "also holds .git/HEAD"),
+            (lambda out: (out / "deep" / "link").symlink_to("/nowhere"), "also holds deep/link"),
+            (lambda out: (out / "config.json").write_text('{"my": 1}'), "a file was changed since it was written"),
+            (lambda out: (out / "manifest.json").unlink(), "holds config.json, deep, which this command did not write"),
+            (lambda out: (out / "manifest.json").write_text("[]"), "which this command did not write"),
+        ],
+    )
+    def test_what_is_the_users(self, tmp_path: Path, change: Callable[[Path], object], message: str) -> None:
+        out = tmp_path / "out"
+        self.seal(out)
+        change(out)
+        with pytest.raises(UsageError, match=f"--to .*{message}.*nothing was written"):
+            check_replaceable(out, "published", option="--to")
+
+    def test_other_kinds_files_and_the_current_folder(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seal(tmp_path / "model", kind="model")
+        (tmp_path / "file").write_text("")
+        (tmp_path / "cwd").mkdir()
+        monkeypatch.chdir(tmp_path / "cwd")
+        for name, message in (("../model", "another kind"), ("../file", "is a file"), (".", "is the current folder")):
+            with pytest.raises(UsageError, match=message):
+                check_replaceable(Path(name), "published", option="--to")

@@ -15,13 +15,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from fromscratch.errors import DataError
+from fromscratch.errors import DataError, UsageError
 
 MANIFEST = "manifest.json"
 SEAL = "manifest_sha256"
 FORMAT_VERSION = 1
 HASH_BLOCK_BYTES = 1 << 20
 WRITE_BLOCK_BYTES = 16 << 20
+MAX_SHOWN_NAMES = 5
 
 
 class NewerFormatError(DataError):
@@ -249,6 +250,48 @@ def verify_folder(folder: Path, *, checksums: bool = True) -> dict[str, Any]:
     for problem in problems_of(folder, checksums=checksums):
         raise DataError(problem)
     return read_manifest(folder)
+
+
+def check_replaceable(folder: Path, kind: str, *, option: str) -> Path:
+    """Returns the real path of a folder that a command may write without harm, links followed.
+
+    It does not exist, is empty, or is a sealed folder of that kind in which nothing was added or changed.
+
+    Args:
+        kind: the beginning of the ``kind`` in its manifest.
+        option: the option that names the folder, for the message.
+
+    Raises:
+        UsageError: it says what is there.
+    """
+    found = folder.expanduser().resolve()
+    if found.exists() and not found.is_dir():
+        raise UsageError(f"{option} {folder}: is a file; give a folder")
+    if found == Path.cwd():
+        raise UsageError(f"{option} {folder}: is the current folder; give the name of a folder in it")
+    if problem := _not_ours(found, kind):
+        raise UsageError(f"{option} {folder}: {problem}; nothing was written. Give another folder, or move this one away")
+    return found
+
+
+def _not_ours(folder: Path, kind: str) -> str:
+    """Says why a folder may not be replaced; empty if it may."""
+    there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    if not there:
+        return ""
+    holds = f"holds {', '.join(there[:MAX_SHOWN_NAMES])}{', ...' if len(there) > MAX_SHOWN_NAMES else ''}"
+    try:
+        manifest = read_manifest(folder)
+    except DataError:
+        return f"{holds}, which this command did not write"
+    if not str(manifest.get("kind")).startswith(kind):
+        return f"{holds}, a folder of another kind"
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
+    if added := sorted(names - set(manifest["files"]) - {MANIFEST}):
+        return f"also holds {', '.join(added[:MAX_SHOWN_NAMES])}, which this command did not write"
+    present = (problem for problem in problems_of(folder) if "missing, but listed" not in problem)
+    changed = next(present, "")
+    return f"a file was changed since it was written ({changed})" if changed else ""
 
 
 def point_link(link: Path, target_name: str) -> None:

@@ -20,7 +20,8 @@ from fromscratch.machine.hardware import find_hardware
 from fromscratch.models.costs import model_costs
 from fromscratch.publishing.export import choose_format, custom_config, native_config
 from fromscratch.publishing.model_code import model_code_files
-from tests.publishing.models import VARIANTS, publish
+from tests.command import run_command
+from tests.publishing.models import VARIANTS, make_loaded, publish
 
 transformers = pytest.importorskip("transformers")
 FORMATS = ("native", "custom")
@@ -242,3 +243,20 @@ def test_the_format_is_chosen_or_refused() -> None:
     assert choose_format(config, "custom") == "custom"
     with pytest.raises(UsageError, match="--format onnx: must be native or custom"):
         choose_format(config, "onnx")
+
+
+def test_publishing_into_a_project_harms_nothing(tmp_path: Path) -> None:
+    """A config.json does not make a folder ours."""
+    make_loaded(tmp_path / "model")
+    model = tmp_path / "model"
+    app = tmp_path / "app"
+    files = {"config.json": "{}", "main.py": "print()", ".git/HEAD": "ref", "data/db.sqlite": "rows"}
+    for name, text in files.items():
+        (app / name).parent.mkdir(parents=True, exist_ok=True)
+        (app / name).write_text(text)
+    (tmp_path / "link").symlink_to("app")
+    for target in (app, tmp_path / "link", app / "main.py"):
+        refused = run_command("publish", str(model), "--to", str(target))
+        assert refused.code == 2 and refused.err.startswith(f"error: --to {target}: "), refused.err
+    assert {name: (app / name).read_text() for name in files} == files
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []

@@ -112,7 +112,7 @@ def test_what_the_hub_does_not_have(hub: HubServer, tmp_path: Path) -> None:
         (["--to", "hf://name"], "write it as hf://owner/name"),
         (["--to", "out", "--private"], "--private and --collection need a Hub repository"),
         (["--to", "out", "--format", "onnx"], "must be native or custom"),
-        (["--to", "taken"], "the folder contains other files"),
+        (["--to", "taken"], "holds diary.txt, which this command did not write"),
     ],
 )
 def test_bad_destinations(hub: HubServer, model: Path, tmp_path: Path, arguments: list[str], message: str) -> None:

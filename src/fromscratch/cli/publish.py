@@ -36,6 +36,7 @@ def publish(
     Example: fromscratch publish runs/baseline --to hf://me/my-gpt --yes
     """
     from fromscratch.errors import UsageError
+    from fromscratch.files import check_replaceable
     from fromscratch.formats.model_sources import open_model
     from fromscratch.machine.hardware import find_hardware
     from fromscratch.publishing.card import CardSettings
@@ -45,13 +46,12 @@ def publish(
     repository = repository_of(to) if to.startswith("hf:") else None
     if repository is None and (private or collection):
         raise UsageError(f"--private and --collection need a Hub repository, but --to {to} is a folder")
+    target = check_replaceable(Path(to), "published", option="--to") if repository is None else None
     loaded = open_model(model, find_hardware("cpu"))
     chosen = choose_format(loaded.config, format_name)
     card = CardSettings(license=license_name, title=title, repository=repository)
     with tempfile.TemporaryDirectory() as temporary:
-        folder = Path(to) if repository is None else Path(temporary) / repository.rpartition("/")[2]
-        if repository is None and folder.exists() and not (folder / "config.json").is_file() and any(folder.iterdir()):
-            raise UsageError(f"--to {to}: the folder contains other files; give a new one")
+        folder = target or Path(temporary) / str(repository).rpartition("/")[2]
         report = asdict(export_model(loaded, folder, format_name=chosen, card=card))
         if repository is not None:
             report |= {"folder": None, "repository": repository, "uploaded": yes}

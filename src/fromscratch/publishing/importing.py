@@ -42,8 +42,10 @@ def import_model(source: str, out: Path, *, tokenizer: str | None = None, num_he
     Raises:
         UsageError, DataError: see ``read_model``; or ``out`` exists.
     """
-    if out.exists():
-        raise UsageError(f"--out {out}: exists already; give another folder, or delete it first")
+    run_file = out.with_name(f"{out.name}.toml") if out.name else out
+    for existing in (out, run_file):
+        if existing.exists() or existing.is_symlink():
+            raise UsageError(f"--out {out}: {existing} exists already; give another folder, or move it away first")
     path = weights_path(find_source(source))
     found = read_model(path, num_heads=num_heads)
     model = found.build(path)
@@ -57,7 +59,7 @@ def import_model(source: str, out: Path, *, tokenizer: str | None = None, num_he
         )
     origin = {"source": source, "format": found.format, "files": _checksums(path), "notes": notes}
     write_model_folder(out, found.config, model, opened_tokenizer, origin)
-    run_file = _write_run_file(path, out, notes)
+    written = _write_run_file(path, run_file, notes)
     return ImportReport(
         source=source,
         format=found.format,
@@ -67,7 +69,7 @@ def import_model(source: str, out: Path, *, tokenizer: str | None = None, num_he
         tokenizer=opened_tokenizer.name,
         largest_logit_difference=difference,
         notes=notes,
-        run_file=run_file,
+        run_file=written,
     )
 
 
@@ -93,14 +95,13 @@ def _checksums(path: Path) -> dict[str, str]:
     return {file.name: sha256_of(file) for file in files if file.suffix in WEIGHT_SUFFIXES}
 
 
-def _write_run_file(path: Path, out: Path, notes: list[str]) -> str | None:
-    """Writes the settings of a seed project's run as a run file beside the model; returns its path."""
+def _write_run_file(path: Path, target: Path, notes: list[str]) -> str | None:
+    """Writes the settings of a seed project's run as a run file; returns its path."""
     folder = settings_folders(path)[-1]
     if not ((folder / MODEL_JSON).is_file() and (folder / TRAIN_JSON).is_file()):
         return None
     model, train = read_json_object(folder / MODEL_JSON), read_json_object(folder / TRAIN_JSON)
     text, new_notes = convert_settings(model, train, name=folder.name)
     notes.extend(new_notes)
-    target = out.with_name(f"{out.name}.toml")
     write_atomically(target, text)
     return str(target)

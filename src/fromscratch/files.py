@@ -270,7 +270,9 @@ def check_replaceable(folder: Path, kind: str, *, option: str) -> Path:
     if found == Path.cwd():
         raise UsageError(f"{option} {folder}: is the current folder; give the name of a folder in it")
     if problem := _not_ours(found, kind):
-        raise UsageError(f"{option} {folder}: {problem}; nothing was written. Give another folder, or move this one away")
+        raise UsageError(
+            f"{option} {folder}: {problem}; nothing was written. Give another folder, or move this one away"
+        )
     return found
 
 
@@ -286,7 +288,9 @@ def _not_ours(folder: Path, kind: str) -> str:
         return f"{holds}, which this command did not write"
     if not str(manifest.get("kind")).startswith(kind):
         return f"{holds}, a folder of another kind"
-    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()}
+    names = {
+        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()
+    }
     if added := sorted(names - set(manifest["files"]) - {MANIFEST}):
         return f"also holds {', '.join(added[:MAX_SHOWN_NAMES])}, which this command did not write"
     present = (problem for problem in problems_of(folder) if "missing, but listed" not in problem)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import asdict
@@ -18,6 +19,7 @@ from fromscratch.evaluation.compressors import compressor_bits_per_byte, text_of
 from fromscratch.evaluation.loss import measure_loss
 from fromscratch.formats.model_sources import LoadedModel, open_model
 from fromscratch.machine.hardware import Hardware, find_hardware
+from fromscratch.runs.directory import RunDirectory
 from fromscratch.tokenizers.bytes import BytesTokenizer
 from fromscratch.training.held_out import TokenSlice
 from tests.small import run_small, write_run_file
@@ -115,6 +117,25 @@ class TestModelSources:
         weights.write_bytes(weights.read_bytes()[:-1])
         with pytest.raises(DataError, match=r"model.safetensors: \d+ bytes, but manifest.json says"):
             open_model(f"{run.path}@step-20", CPU)
+        with pytest.raises(DataError, match=r"the latest checkpoint is damaged .* name another: step-15"):
+            open_model(f"{run.path}@latest", CPU)
+
+    def test_what_is_chosen_for_the_user_is_told(
+        self, folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        run = RunDirectory(Path(shutil.copytree(folder / "runs" / "run", tmp_path / "run", symlinks=True)))
+        (run.checkpoints / "best").unlink()
+        (run.checkpoints / "step-00000020" / "state.json").write_text("{}")
+        assert open_model(str(run.path), CPU).step == 15
+        assert "has no best checkpoint; taking step-00000015, the newest that is valid" in caplog.text
+
+    def test_an_at_sign_in_a_folder_is_part_of_its_name(self, folder: Path, tmp_path: Path) -> None:
+        drive = tmp_path / "GoogleDrive-someone@example.org" / "My Drive"
+        shutil.copytree(folder / "runs" / "run", drive / "run", symlinks=True)
+        shutil.copytree(folder / "runs" / "run", drive / "run@home", symlinks=True)
+        assert open_model(str(drive / "run"), CPU).name == "run"
+        assert open_model(str(drive / "run@step-15"), CPU).step == 15
+        assert open_model(str(drive / "run@home"), CPU).step == open_model(str(drive / "run@home@step-20"), CPU).step
 
 
 class TestSeveralProcesses:

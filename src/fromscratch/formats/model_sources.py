@@ -6,6 +6,7 @@ Face Hub, or OpenAI's ``gpt2``, ``gpt2-medium``, ``gpt2-large``, ``gpt2-xl``.
 """
 
 import hashlib
+import logging
 import re
 from dataclasses import dataclass
 from functools import lru_cache
@@ -27,12 +28,13 @@ from fromscratch.machine.hardware import Hardware
 from fromscratch.models.factory import build_empty
 from fromscratch.models.language_model import LanguageModel
 from fromscratch.runs.directory import RunDirectory, find_run
-from fromscratch.runs.retention import BEST, LATEST, checkpoints_in, newest_valid
+from fromscratch.runs.retention import BEST, LATEST, checkpoints_in, damage_of, newest_valid
 from fromscratch.tokenizers.base import Tokenizer
 from fromscratch.tokenizers.loading import load as load_tokenizer
 
 STEP = re.compile(r"step-(\d+)")
 RUNS_DIR = Path("runs")
+LOG = logging.getLogger(__name__)
 
 _download_once = lru_cache(maxsize=8)(download_model)  # at most one request per process
 
@@ -56,7 +58,7 @@ class LoadedModel:
     @property
     def name(self) -> str:
         """Returns a short name, for files and titles."""
-        return self.run.name if self.run else Path(self.source.partition("@")[0]).name or "model"
+        return self.run.name if self.run else Path(split_source(self.source)[0]).name or "model"
 
     def fingerprint(self) -> str:
         """Returns the SHA-256 of the names and values of all weights; it does not depend on the path."""
@@ -99,10 +101,11 @@ def _open_checkpoint(source: str, checkpoint: Path, hardware: Hardware) -> Loade
 
 def locate(source: str, *, runs_dir: Path = RUNS_DIR) -> Path:
     """Returns the folder of a model's weights; downloads it from the Hub. Raises UsageError or DataError."""
-    place, _, which = source.partition("@")
-    for path in (Path(place).expanduser(), runs_dir / Path(place).expanduser()):
-        if path.exists():
-            return _in_folder(path, which, source)
+    place, which = split_source(source)
+    for name, wanted in ((source, ""), (place, which)):
+        for path in (Path(name).expanduser(), runs_dir / Path(name).expanduser()):
+            if path.exists():
+                return _in_folder(path, wanted, source)
     hub_name = OPENAI_REPOSITORIES.get(source, source)
     is_hub_name = hub_name != source or source.startswith(HUB_PREFIX) or not Path(place).expanduser().parent.is_dir()
     if model_name(hub_name) and is_hub_name:
@@ -112,6 +115,13 @@ def locate(source: str, *, runs_dir: Path = RUNS_DIR) -> Path:
         "RUN@latest, RUN@step-N, an exported or imported folder, owner/name on the Hub, or one of "
         f"{', '.join(OPENAI_REPOSITORIES)}"
     )
+
+
+def split_source(source: str) -> tuple[str, str]:
+    """Splits ``run@step-617`` into run and checkpoint. An ``@`` counts in the last part of a path only."""
+    folder, slash, name = source.rpartition("/")
+    name, _, which = name.partition("@")
+    return f"{folder}{slash}{name}", which
 
 
 def _in_folder(path: Path, which: str, source: str) -> Path:
@@ -136,14 +146,27 @@ def _checkpoint_of(run: RunDirectory, which: str, source: str) -> Path:
     best = (run.checkpoints / BEST).resolve()
     if which in ("", BEST) and best in [path.resolve() for path in available]:
         return best
-    if which in ("", BEST, LATEST):
+    if which == LATEST:
+        if damage := damage_of(available[-1]):
+            raise DataError(
+                f"model {source}: the latest checkpoint is damaged ({damage}); name another: {_steps(available)}"
+            )
+        return available[-1]
+    if which in ("", BEST):
         newest, skipped = newest_valid(run.checkpoints)
         if newest is None:
             raise DataError(f"model {source}: no checkpoint is valid ({skipped[0]})")
+        because = f", the newest that is valid ({skipped[0]})" if skipped else ""
+        LOG.warning("notice: model %s: the run has no best checkpoint; taking %s%s", source, newest.name, because)
         return newest
     step = STEP.fullmatch(which)
     found = [path for path in available if step and path.name == f"step-{int(step.group(1)):08}"]
     if not found:
-        names = ", ".join(f"step-{int(path.name[5:])}" for path in available)
-        raise UsageError(f"model {source}: no checkpoint '{which}'; the run has {names}, and latest and best")
+        raise UsageError(
+            f"model {source}: no checkpoint '{which}'; the run has {_steps(available)}, and latest and best"
+        )
     return found[0]
+
+
+def _steps(checkpoints: list[Path]) -> str:
+    return ", ".join(f"step-{int(path.name[5:])}" for path in checkpoints)

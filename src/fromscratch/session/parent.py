@@ -8,7 +8,7 @@ from fromscratch.config.model import ModelConfig
 from fromscratch.config.train import StartFrom
 from fromscratch.errors import UsageError
 from fromscratch.formats.checkpoints import STATE_FILE
-from fromscratch.formats.model_sources import LoadedModel, open_model
+from fromscratch.formats.model_sources import LoadedModel, open_model, split_source
 from fromscratch.formats.weights import fill, model_tensors
 from fromscratch.machine.hardware import find_hardware
 from fromscratch.models.factory import initialise
@@ -54,7 +54,7 @@ def open_parent(
     if start is None:
         return None
     local = folder / start.model
-    is_local = local.with_name(local.name.partition("@")[0]).exists()
+    is_local = local.exists() or Path(split_source(str(local))[0]).exists()
     source, where = str(local) if is_local else start.model, f"{run_file}: train.start_from = {start.model}"
     loaded = open_model(source, find_hardware("cpu"), runs_dir=folder / "runs")
     old, new = loaded.config.weight_settings(), config.weight_settings()

@@ -214,6 +214,33 @@ def test_a_finished_store_is_found_done_and_another_is_refused(tmp_path: Path) -
     assert content_of(first.path) == before
 
 
+def write_columns(path: Path, text: str) -> Path:
+    path.write_text("".join(f'{{"text": "{text} {n}", "body": "other {n}"}}\n' for n in range(30)))
+    return path
+
+
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_edited_texts_of_equal_size_another_column_and_folder_are_refused(tmp_path: Path, is_finished: bool) -> None:
+    """What is refused says what differs; names and sizes alone would find the same store."""
+    source = write_columns(tmp_path / "a.jsonl", "one")
+    out = tmp_path / "out"
+    if is_finished:
+        store_of_files(source, out)
+    else:
+        _interrupt_after(0, lambda: store_of_files(source, out))
+    with pytest.raises(UsageError, match=r"\(text columns text, now body\)"):
+        prepare_store([Files(source, "body")], BytesTokenizer(), out, rule=SplitRule(0.3))
+    os.utime(source)  # a file that was only touched is the same
+    write_columns(source, "two")
+    with pytest.raises(UsageError, match=r"\(a.jsonl has another content\)"):
+        store_of_files(source, out)
+    (tmp_path / "other").mkdir()
+    with pytest.raises(UsageError, match=r"\(a.jsonl has another content\)"):
+        store_of_files(write_columns(tmp_path / "other" / "a.jsonl", "six"), out)
+    store = store_of_files(write_columns(source, "one"), out)
+    assert sorted(texts_in(store)) == sorted(f"one {n}" for n in range(30))
+
+
 def test_an_unfinished_preparation_with_other_settings_is_refused(corpus: Path, tmp_path: Path) -> None:
     _interrupt_after(1, lambda: store_of_files(corpus, tmp_path / "out"))
     with pytest.raises(UsageError, match="other settings or sources"):

@@ -117,7 +117,16 @@ def test_the_same_text_gives_the_recorded_store(tmp_path: Path) -> None:
         {path.relative_to(store).as_posix(): path.read_bytes() for path in store.rglob("*") if path.is_file()}
         for store in (made, DATA / STORE)
     ]
+    now, recorded = (json.loads(content.pop("manifest.json")) for content in contents)
     assert contents[0] == contents[1]
+    added = {"text_columns", "files", "plan_sha256"}  # later versions identify the files by their content
+    assert {key: now[key] for key in now.keys() - added} == {key: recorded[key] for key in recorded.keys() - added}
+
+
+def test_the_recorded_store_is_found_finished_by_the_command_that_made_it(tmp_path: Path) -> None:
+    shutil.copytree(DATA / STORE, tmp_path / STORE)
+    manifest = (tmp_path / STORE / "manifest.json").read_bytes()
+    assert (prepare_store(tmp_path) / "manifest.json").read_bytes() == manifest
 
 
 def test_the_recorded_run_is_listed_shown_and_verified(folder: Path) -> None:

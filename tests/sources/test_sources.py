@@ -5,6 +5,7 @@ import gzip
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -178,7 +179,8 @@ def test_b20_damaged_input_is_named_or_skipped_and_counted(tmp_path: Path, name:
     assert not (tmp_path / "out" / "manifest.json").exists()
     store = store_of_files(folder, tmp_path / "out", documents=DocumentRule(skip_bad=True))
     assert "a good document" in texts_in(store)
-    assert store.manifest.skipped["damaged"] == (4 if name == "lines.jsonl" else 1)
+    expected = {"lines.jsonl": 4, "page.parquet": 1_000}  # all rows of the row group whose first page is broken
+    assert store.manifest.skipped["damaged"] == expected.get(name, 1)
 
 
 def test_b20_a_column_that_expands_a_thousandfold_takes_little_memory(tmp_path: Path) -> None:
@@ -196,10 +198,74 @@ def test_b20_a_column_that_expands_a_thousandfold_takes_little_memory(tmp_path: 
     assert most < 200 << 20
 
 
-def test_b21_lone_surrogates_become_question_marks(tmp_path: Path) -> None:
-    (tmp_path / "x.jsonl").write_text('{"text": "half \\ud800 a pair"}\n')
-    store = store_of_files(tmp_path / "x.jsonl", tmp_path / "s", validation=0.0)
-    assert texts_in(store) == ["half ? a pair"]
+def test_b21_half_a_surrogate_pair_is_damage_and_a_whole_one_is_text(tmp_path: Path) -> None:
+    lines = '{"text": "half \\ud83d a pair"}\n{"text": "whole \\ud83d\\ude00"}\n{"text": "\\\\ud83d is spelled"}\n'
+    (tmp_path / "x.jsonl").write_text(lines)
+    with pytest.raises(DataError, match=r"x.jsonl: the line at byte 0 holds half a surrogate pair"):
+        store_of_files(tmp_path / "x.jsonl", tmp_path / "s", validation=0.0)
+    skipping = DocumentRule(skip_bad=True)
+    store = store_of_files(tmp_path / "x.jsonl", tmp_path / "s", validation=0.0, documents=skipping)
+    assert texts_in(store) == ["whole \U0001f600", "\\ud83d is spelled"] and store.manifest.skipped == {"damaged": 1}
+
+
+def test_a_bad_row_of_parquet_is_one_damaged_document(tmp_path: Path) -> None:
+    """The column is text that is not UTF-8 in one row; the rows around it are kept."""
+    values = [f"row {n}".encode() for n in range(1_000)]
+    values[10] = b"caf\xe9"
+    column = pa.array(values, pa.binary()).cast(pa.string(), safe=False)
+    pq.write_table(pa.table({"text": column}), tmp_path / "x.parquet", row_group_size=300)
+    with pytest.raises(DataError, match=r"x.parquet: row 10 of row group 0 is not UTF-8 text"):
+        store_of_files(tmp_path / "x.parquet", tmp_path / "s")
+    store = store_of_files(tmp_path / "x.parquet", tmp_path / "s", documents=DocumentRule(skip_bad=True))
+    assert store.manifest.skipped == {"damaged": 1}
+    assert len(texts_in(store)) == 999
+
+
+def test_two_columns_of_one_name_and_errors_of_libraries_are_sentences(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array(["b"])], names=["text", "text"])
+    pq.write_table(table, tmp_path / "twice.parquet")
+    with pytest.raises(DataError, match=r"twice.parquet: has 2 columns named 'text'; rename all but one"):
+        store_of_files(tmp_path / "twice.parquet", tmp_path / "s")
+    (tmp_path / "x.jsonl").write_text('{"text": "a"}\n')
+
+    def broken(*_arguments: object, **_options: object) -> Any:
+        raise ZeroDivisionError("of the library\nin its depths")
+
+    monkeypatch.setattr("fromscratch.sources.jsonl.lines_of", broken)
+    with pytest.raises(DataError, match=r"x.jsonl from byte 0: cannot be read \(of the library\)"):
+        store_of_files(tmp_path / "x.jsonl", tmp_path / "s")
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    mark = "\ufeff"
+    (folder / "a.txt").write_text(f"{mark}one", "utf-8")
+    (folder / "b.md").write_text(f"two {mark}stays", "utf-8")
+    (folder / "c.jsonl").write_text(f'{mark}{{"text": "three"}}\n', "utf-8")
+    assert texts_in(store_of_files(folder, tmp_path / "s", validation=0.0)) == ["three", "one", f"two {mark}stays"]
+    assert texts_in(store_of_files(folder / "a.txt", tmp_path / "t", validation=0.0)) == ["one"]
+
+
+def test_links_are_followed_and_what_is_left_out_is_told(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "corpus", tmp_path / "elsewhere"
+    folder.mkdir()
+    elsewhere.mkdir()
+    (elsewhere / "far.txt").write_text("far")
+    (elsewhere / "back").symlink_to(folder)
+    (folder / "linked").symlink_to(elsewhere)
+    (folder / "lines.json").write_text('{"text": "a line"}\n{"text": "another"}\n')
+    (folder / "array.json").write_text('[{"text": "a"}]')
+    (folder / "table.csv").write_text("text\na\n")
+    source = Files(folder)
+    assert source.left_out() == f"source {folder}: left out 2 files (1 .json, 1 .csv; the first is array.json)"
+    assert texts_in(store_of_files(folder, tmp_path / "s", validation=0.0)) == ["a line", "another", "far"]
+    assert texts_in(store_of_files(folder / "lines.json", tmp_path / "t", validation=0.0)) == ["a line", "another"]
+    for name, message in (("array.json", "convert it to JSON Lines"), ("table.csv", "convert it to parquet")):
+        with pytest.raises(UsageError, match=message):
+            store_of_files(folder / name, tmp_path / "u")
 
 
 def test_documents_longer_than_the_limit_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,6 +71,8 @@ def prepare(
 
     rule, kept = SplitRule(validation), DocumentRule(min_characters, deduplicate, skip_bad)
     opened = [open_source(name, text_column=text_column) for name in sources]
+    for line in filter(None, (source.left_out() for source in opened)):
+        note(line)
     chosen = _open_tokenizer(tokenizer, opened, rule, kept)
     progress = PreparationProgress(quiet=quiet)
     note(f"preparing {out} with tokenizer {chosen.name} ({chosen.vocab_size:,} ids)", quiet=quiet)

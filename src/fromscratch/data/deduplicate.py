@@ -19,6 +19,7 @@ from fromscratch.data.documents import DIGEST_BYTES, DocumentRule, document_dige
 from fromscratch.data.engines.base import DocumentEncoder, Record, Task
 from fromscratch.errors import DataError
 from fromscratch.files import write_atomically
+from fromscratch.sources.base import documents_in
 
 HASHES_PER_SLICE = 4_000_000
 HASH = np.dtype([("high", ">u8"), ("low", ">u8")])
@@ -33,7 +34,7 @@ class HashPart:
 
     def __call__(self, task: Task, tokenizer: DocumentEncoder) -> Record:
         """Raises DataError at damaged input, unless it is skipped."""
-        digests = map(document_digest, self.documents.kept(task.part.documents(), Counter()))
+        digests = map(document_digest, self.documents.kept(documents_in(task.part), Counter()))
         write_atomically(hashes_path(self.work, task.index), b"".join(digests))
         return {"index": task.index}
 

@@ -9,6 +9,7 @@ import numpy as np
 from fromscratch.data.engines.base import DocumentEncoder, Task
 from fromscratch.data.shards import dtype_for
 from fromscratch.errors import UsageError
+from fromscratch.sources.base import documents_in
 
 SAMPLE_CHARACTERS = 100_000
 SAMPLED_DOCUMENTS = 100
@@ -31,7 +32,7 @@ def check_disk_space(out: Path, tasks: list[Task], tokenizer: DocumentEncoder) -
 
 def _tokens_per_byte(tasks: list[Task], tokenizer: DocumentEncoder) -> float:
     """Measures the beginning of the corpus; assumes one token per byte where it holds no text."""
-    documents = (d for task in tasks for d in islice(task.part.documents(), SAMPLED_DOCUMENTS))
+    documents = (d for task in tasks for d in islice(documents_in(task.part), SAMPLED_DOCUMENTS))
     texts, characters = [], 0
     for document in islice(documents, SAMPLED_DOCUMENTS):
         if isinstance(document, str) and document:

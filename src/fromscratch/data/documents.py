@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fromscratch.errors import DataError
-from fromscratch.sources.base import MAX_DOCUMENT_BYTES, TOO_LONG, Document, Source, Unusable
+from fromscratch.sources.base import MAX_DOCUMENT_BYTES, TOO_LONG, Document, Source, Unusable, documents_in
 
 TRAIN, VALIDATION = "train", "validation"
 SPLITS = (TRAIN, VALIDATION)
@@ -96,7 +96,7 @@ def training_documents(
     max_characters = MAX_TRAINING_BYTES // max(1, len(parts)) if is_large else sys.maxsize
     for part in parts:
         taken = 0
-        for text in (documents or DocumentRule()).kept(part.documents(), Counter()):
+        for text in (documents or DocumentRule()).kept(documents_in(part), Counter()):
             if taken >= max_characters:
                 break
             if rule.split_of(text) == TRAIN:

@@ -20,6 +20,7 @@ from fromscratch.data.engines.base import DocumentEncoder, Record, Task
 from fromscratch.data.shards import ShardWriter, dtype_for
 from fromscratch.errors import DataError
 from fromscratch.files import read_json_object, sha256_of, to_strict_json, write_atomically
+from fromscratch.sources.base import documents_in
 
 BATCH_CHARACTERS = 4 << 20  # text per call of the tokenizer
 MAX_SHARD_TOKENS = 100_000_000
@@ -61,7 +62,7 @@ class EncodePart:
         return {"index": task.index, **record}
 
     def _kept(self, task: Task, skipped: Counter[str]) -> Iterator[str]:
-        kept = self.documents.kept(task.part.documents(), skipped)
+        kept = self.documents.kept(documents_in(task.part), skipped)
         if not self.documents.deduplicate:
             return kept
         duplicates = read_duplicates(self.work, task.index)

@@ -6,7 +6,6 @@ last, from all parts in order. A process that is killed loses only its unfinishe
 """
 
 import fcntl
-import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from fromscratch.data.documents import (
 )
 from fromscratch.data.encode import EncodePart, read_finished_part
 from fromscratch.data.engines.base import DocumentEncoder, Engine, InProcess, Record, RunJob, Task
+from fromscratch.data.plan import Checksums, differences, earlier_hash_of, hash_of, make_plan
 from fromscratch.data.shards import dtype_for
 from fromscratch.data.store import STORE_FORMAT, TOKENIZER_FOLDER, TokenStore, open_store
 from fromscratch.errors import DataError, UsageError
@@ -34,7 +34,7 @@ from fromscratch.sources.base import DamagedFile, Source
 __all__ = ["VALIDATION", "SplitRule", "prepare_store", "training_documents"]
 
 WORK_FOLDER = ".preparing"
-PLAN, LOCK = "plan.json", "lock"
+PLAN, CHECKSUMS, LOCK = "plan.json", "checksums.json", "lock"
 
 
 class PreparationObserver:
@@ -73,13 +73,15 @@ def prepare_store(
     """
     tasks = [Task(index, part) for index, part in enumerate(p for source in sources for p in source.parts())]
     kept = documents or DocumentRule()
-    plan = _plan(sources, tokenizer, (rule, kept), tasks)
+    work = out / WORK_FOLDER
+    checksums = Checksums(work / CHECKSUMS)
+    plan = make_plan(sources, tokenizer, rule, kept, tasks, checksums)
     if (out / MANIFEST).exists():
         return _open_finished(out, plan)
     _raise_if_damaged(tasks, kept)
-    work = out / WORK_FOLDER
     with _locked(_make_work_folder(out)):
         _check_plan(out, plan)
+        checksums.save(work / CHECKSUMS)
         done = {task.index: record for task in tasks if (record := read_finished_part(out, work, task.index))}
         check_disk_space(out, [task for task in tasks if task.index not in done], tokenizer)
         tokenizer.save(work / TOKENIZER_FOLDER)
@@ -119,27 +121,15 @@ def _find_duplicates(run_job: RunJob, tasks: list[Task], job: EncodePart) -> Non
     mark_duplicates(job.work, len(tasks))
 
 
-def _plan(
-    sources: Sequence[Source], tokenizer: DocumentEncoder, rules: tuple[SplitRule, DocumentRule], tasks: list[Task]
-) -> dict[str, Any]:
-    """Describes a preparation: the same plan makes the same store."""
-    return {
-        "tokenizer": tokenizer.description(),
-        "source": [source.description for source in sources],
-        "split_rule": rules[0].to_dict(),
-        "documents": rules[1].to_dict(),
-        "parts": [[task.part.name, task.part.text_bytes] for task in tasks],
-    }
-
-
-def _plan_hash(plan: dict[str, Any]) -> str:
-    return hashlib.sha256(to_strict_json(plan).encode()).hexdigest()
-
-
 def _open_finished(out: Path, plan: dict[str, Any]) -> TokenStore:
     """Opens the finished store, and removes a work folder that was left. Raises UsageError for another plan."""
-    if read_json_object(out / MANIFEST).get("plan_sha256") != _plan_hash(plan):
-        raise UsageError(f"{out}: already a finished store, made of something else; choose another --out, or delete it")
+    manifest = read_json_object(out / MANIFEST)
+    if manifest.get("plan_sha256") not in (hash_of(plan), earlier_hash_of(plan)):
+        what = differences(manifest, plan)
+        raise UsageError(
+            f"{out}: already a finished store, made of something else{f' ({what})' if what else ''}; choose another "
+            "--out, or delete it"
+        )
     shutil.rmtree(out / WORK_FOLDER, ignore_errors=True)
     return open_store(out)
 
@@ -178,9 +168,11 @@ def _locked(work: Path) -> Iterator[None]:
 
 def _check_plan(out: Path, plan: dict[str, Any]) -> None:
     plan_file = out / WORK_FOLDER / PLAN
-    if plan_file.is_file() and read_json_object(plan_file) != plan:
+    if plan_file.is_file() and (old := read_json_object(plan_file)) != plan:
+        what = differences(old, plan) or "of another version of this program"
         raise UsageError(
-            f"{out}: holds an unfinished preparation with other settings or sources; delete it, or choose another"
+            f"{out}: holds an unfinished preparation with other settings or sources ({what}); delete it, or choose "
+            "another --out"
         )
     _remove_temporary_files(out)
     write_atomically(plan_file, to_strict_json(plan))
@@ -212,7 +204,9 @@ def _write_manifest(out: Path, plan: dict[str, Any], records: list[Record], dtyp
         "split_rule": plan["split_rule"],
         "documents": plan["documents"],
         "skipped": {reason: sum(record["skipped"].get(reason, 0) for record in records) for reason in reasons},
-        "plan_sha256": _plan_hash(plan),
+        "text_columns": plan["text_columns"],
+        "files": plan["files"],
+        "plan_sha256": hash_of(plan),
     }
     _remove_temporary_files(out)
     shutil.rmtree(out / TOKENIZER_FOLDER, ignore_errors=True)

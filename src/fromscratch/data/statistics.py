@@ -18,7 +18,7 @@ from fromscratch.data.engines.base import DocumentEncoder
 from fromscratch.data.scan import document_lengths
 from fromscratch.data.store import TokenStore
 from fromscratch.errors import DataError
-from fromscratch.sources.base import Source
+from fromscratch.sources.base import Source, documents_in
 
 TABLE_LENGTH = 1 << 16  # the few longer documents are counted in a dictionary
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -120,7 +120,7 @@ def source_statistics(
     counts = _Counts(tokenizer.vocab_size, text_bytes=0)
     end = np.array([tokenizer.end_of_text], dtype=np.uint32)
     for part in (part for source in sources for part in source.parts()):
-        kept = (documents or DocumentRule()).kept(part.documents(), Counter())
+        kept = (documents or DocumentRule()).kept(documents_in(part), Counter())
         for batch in batch_documents(kept):
             for ids, text in zip(tokenizer.encode_documents(batch), batch, strict=True):
                 counts.add(np.concatenate([ids, end]), np.array([len(ids)]))

@@ -4,13 +4,14 @@ A part can be sent to another process or machine. The division of a corpus into 
 corpus alone, so the store made from it is the same everywhere.
 """
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
-from fromscratch.errors import DataError
+from fromscratch.errors import DataError, FromScratchError
 
 PARTS_PER_FILE = 16
 MIN_PART_BYTES, MAX_PART_BYTES = 3 << 20, 64 << 20
@@ -48,8 +49,27 @@ class Part(Protocol):
     def text_bytes(self) -> int:
         """Approximate size of its text, for progress and disk space; 0 is unknown."""
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that it reads; their content decides the part's."""
+
     def documents(self) -> Iterator[Document]:
-        """Yields the documents in order, in memory that does not grow with the part."""
+        """Yields the documents in order, in memory that does not grow with the part. Read it by ``documents_in``."""
+
+
+def documents_in(part: Part) -> Iterator[Document]:
+    """Yields the documents of a part; whatever the library that reads it raises becomes damaged input."""
+    try:
+        yield from part.documents()
+    except FromScratchError:
+        raise
+    except Exception as error:
+        yield damaged(f"{part.name}: cannot be read ({first_line(error)})")
+
+
+def first_line(error: Exception) -> str:
+    """Returns the first line of a library's message, or the name of the error."""
+    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 class Source(Protocol):
@@ -62,6 +82,9 @@ class Source(Protocol):
     def parts(self) -> list[Part]:
         """Lists the parts in order. Raises UsageError where the source does not exist."""
 
+    def left_out(self) -> str:
+        """Says what there is that the source does not read; empty if it reads everything."""
+
 
 @dataclass(frozen=True)
 class DamagedFile:
@@ -70,6 +93,7 @@ class DamagedFile:
     name: str
     error: str
     text_bytes: int = 0
+    files: tuple[Path, ...] = ()
 
     def documents(self) -> Iterator[Document]:
         yield damaged(self.error)
@@ -81,6 +105,7 @@ class TextsPart:
 
     name: str
     texts: tuple[str, ...]
+    files: tuple[Path, ...] = ()
 
     @property
     def text_bytes(self) -> int:
@@ -100,11 +125,14 @@ class InMemory:
     @classmethod
     def of(cls, source: Source) -> "InMemory":
         """Reads another source whole."""
-        return cls(source.description, tuple(text for part in source.parts() for text in usable(part.documents())))
+        return cls(source.description, tuple(text for part in source.parts() for text in usable(documents_in(part))))
 
     def parts(self) -> list[Part]:
         """Returns all documents as one part."""
         return [TextsPart(self.description, self.texts)]
+
+    def left_out(self) -> str:
+        return ""
 
 
 def usable(documents: Iterator[Document]) -> Iterator[str]:
@@ -128,8 +156,14 @@ def byte_ranges(name: str, size: int, step: int) -> Iterator[tuple[str, int, int
         yield f"{name} from byte {begin}", begin, end
 
 
-def files_below(folder: Path, accepts: Callable[[Path], bool]) -> list[Path]:
-    """Lists the accepted files below a folder by name, without hidden ones."""
-    found = (p for p in folder.rglob("*") if accepts(p) and p.is_file())
-    visible = (p for p in found if not any(part.startswith(".") for part in p.relative_to(folder).parts))
-    return sorted(visible, key=lambda p: p.relative_to(folder).as_posix())
+def files_below(folder: Path) -> list[Path]:
+    """Lists the files below a folder by name, without hidden ones. Follows links, but reads no folder twice."""
+    found, seen = list[Path](), set[Path]()
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        if (real := Path(parent).resolve()) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        found += [Path(parent, name) for name in names if not name.startswith(".")]
+    return sorted((path for path in found if path.is_file()), key=lambda path: path.relative_to(folder).as_posix())

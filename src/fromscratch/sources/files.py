@@ -1,5 +1,6 @@
 """Files and folders of text. The suffix of a file's name decides how it is read."""
 
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from fromscratch.sources.base import Part, files_below
 from fromscratch.sources.parquet import parquet_parts
 
 PARQUET_SUFFIX = ".parquet"
+MAX_KINDS = 5
 
 
 @dataclass(frozen=True)
@@ -25,14 +27,15 @@ class Files:
     def parts(self) -> list[Part]:
         """Lists the parts of every file. Raises UsageError where there is nothing to read."""
         if self.path.is_file():
+            check_text_file(self.path)
             return table_parts(self.path, self.path.name, self.text_column) or text_files.long_text_parts(self.path)
         if not self.path.is_dir():
             raise UsageError(f"source {self.path}: no such file or folder")
-        tables = files_below(self.path, is_table)
-        texts = files_below(self.path, lambda path: path.suffix.lower() in text_files.SUFFIXES)
+        tables, texts, others = self._sorted_files()
         if not tables and not texts:
             kinds = ", ".join([PARQUET_SUFFIX, *jsonl.SUFFIXES, *sorted(text_files.SUFFIXES)])
-            raise UsageError(f"source {self.path}: holds no text files ({kinds})")
+            there = f"; it has {_list(others)}" if others else ""
+            raise UsageError(f"source {self.path}: holds no text files ({kinds}){there}")
         parts = [
             part
             for path in tables
@@ -40,14 +43,46 @@ class Files:
         ]
         return parts + (text_files.text_folder_parts(texts, self.path) if texts else [])
 
+    def left_out(self) -> str:
+        """Says which files of the folder are not read; empty if all are."""
+        others = self._sorted_files()[2] if self.path.is_dir() else []
+        return f"source {self.path}: left out {_list(others)}" if others else ""
+
+    def _sorted_files(self) -> tuple[list[Path], list[Path], list[Path]]:
+        """Returns the files of rows or lines, the text files, and the others."""
+        tables, texts, others = list[Path](), list[Path](), list[Path]()
+        for path in files_below(self.path):
+            is_text = path.suffix.lower() in text_files.SUFFIXES
+            (tables if is_table(path) else texts if is_text else others).append(path)
+        return tables, texts, others
+
 
 def is_table(path: Path) -> bool:
     """Returns whether a file holds one document per row or line."""
-    return path.suffix.lower() == PARQUET_SUFFIX or jsonl.is_json_lines(path)
+    suffix = path.suffix.lower()
+    return suffix == PARQUET_SUFFIX or jsonl.is_json_lines(path) or (suffix == ".json" and jsonl.holds_json_lines(path))
+
+
+def check_text_file(path: Path) -> None:
+    """Raises UsageError for a file whose content is no text of documents, although it can be read as text."""
+    suffix = path.suffix.lower()
+    if suffix == ".json" and not is_table(path):
+        raise UsageError(
+            f"source {path}: a JSON file, not one object per line; convert it to JSON Lines "
+            "(jq -c '.[]' FILE.json > FILE.jsonl)"
+        )
+    if suffix in (".csv", ".tsv"):
+        raise UsageError(f"source {path}: a table; convert it to parquet or JSON Lines with a column of text")
+
+
+def _list(files: list[Path]) -> str:
+    kinds = Counter(path.suffix.lower() or "no suffix" for path in files)
+    found = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(MAX_KINDS))
+    return f"{len(files)} file{'s' if len(files) > 1 else ''} ({found}; the first is {files[0].name})"
 
 
 def table_parts(path: Path, name: str, text_column: str) -> list[Part]:
     """Divides a file of rows or lines; returns no parts for any other file."""
     if path.suffix.lower() == PARQUET_SUFFIX:
         return parquet_parts(path, name, text_column)
-    return jsonl.json_lines_parts(path, name, text_column) if jsonl.is_json_lines(path) else []
+    return jsonl.json_lines_parts(path, name, text_column) if is_table(path) else []

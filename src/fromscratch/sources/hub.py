@@ -38,6 +38,9 @@ class HubDataset:
         query = "&".join(f"{key}={value}" for key, value in sorted(self.name.parameters.items()))
         return str(self.name) + (f"?{query}" if query else "")
 
+    def left_out(self) -> str:
+        return ""
+
     def parts(self) -> list[Part]:
         """Downloads the files that are not in the cache, then divides every file.
 

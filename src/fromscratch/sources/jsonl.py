@@ -6,10 +6,12 @@ compressed file is one part, because it can only be read from its beginning.
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -20,8 +22,11 @@ from fromscratch.sources.lines import LineTooLongError, Readable, lines_of
 
 SUFFIXES = (".jsonl", ".ndjson")
 COMPRESSED_SUFFIXES = {".gz": "gzip", ".zst": "zstd"}
+SNIFFED_LINES = 3
 TYPICAL_COMPRESSION = 3  # ratio for English text; only for progress and disk space
 READ_ERRORS = (OSError, EOFError, zlib.error, LineTooLongError, pa.ArrowException)
+SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
+WINDOW_ADVICE = "; it was compressed with a window above 128 MiB: decompress it first (zstd -d --long=31)"
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,12 @@ class JsonLinesPart:
                     if line.strip():
                         yield self._document(offset, line)
         except READ_ERRORS as error:
-            yield damaged(f"{self.path}: cannot be read to its end ({error})")
+            advice = WINDOW_ADVICE if "too much memory" in str(error) else ""
+            yield damaged(f"{self.path}: cannot be read to its end ({base.first_line(error)}){advice}")
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.path,)
 
     def _document(self, offset: int, line: bytes) -> Document:
         if len(line) > base.MAX_DOCUMENT_BYTES:
@@ -63,6 +73,8 @@ class JsonLinesPart:
         text = record[self.key]
         if text is not None and not isinstance(text, str):
             return damaged(f"{where} has {type(text).__name__} under '{self.key}', expected text")
+        if text is not None and SURROGATE_ESCAPE.search(line) and not _is_unicode(text):
+            return damaged(f"{where} holds half a surrogate pair under '{self.key}', which is no character")
         return base.NULL if text is None else text
 
 
@@ -83,6 +95,22 @@ def is_json_lines(path: Path) -> bool:
     if path.suffix.lower() in COMPRESSED_SUFFIXES:
         return path.with_suffix("").suffix.lower() in (*SUFFIXES, ".json")  # C4 names its files .json.gz
     return path.suffix.lower() in SUFFIXES
+
+
+def holds_json_lines(path: Path) -> bool:
+    """Returns whether a file named ``.json`` holds one object per line."""
+    with suppress(OSError, ValueError, LineTooLongError), path.open("rb") as file:
+        lines = (line for _, line in lines_of(file) if line.strip())
+        return all(isinstance(json.loads(line), dict) for line in islice(lines, SNIFFED_LINES))
+    return False
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _next_line(path: Path, position: int) -> int:

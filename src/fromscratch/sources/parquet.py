@@ -7,7 +7,7 @@ rows are decoded at a time: a page may expand a thousandfold, so its size does n
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import islice, pairwise, repeat
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from fromscratch.errors import DataError
 from fromscratch.sources import base
-from fromscratch.sources.base import DamagedFile, Document, Part, damaged
+from fromscratch.sources.base import DamagedFile, Document, Part, damaged, first_line
 
 READ_BUFFER_BYTES = 1 << 16
 MAX_DECODED_BYTES = 64 << 20  # upper bound: assumes that one row holds the whole column chunk
@@ -36,19 +36,31 @@ class ParquetPart:
     """Within the first row group."""
     rows: int
     text_bytes: int
+    group_rows: tuple[int, ...]
+    """Rows of each of the row groups."""
 
     def documents(self) -> Iterator[Document]:
+        first, left = self.first_row, self.rows
+        for group in range(self.first_group, self.first_group + self.groups):
+            rows = min(left, self.group_rows[group - self.first_group] - first)
+            yield from self._group_documents(group, first, first + rows)
+            first, left = 0, left - rows
+
+    def _group_documents(self, group: int, begin: int, end: int) -> Iterator[Document]:
+        """Yields one document per row, also for rows that cannot be read."""
+        row = begin
         try:
-            first, left = self.first_row, self.rows
-            for group in range(self.first_group, self.first_group + self.groups):
-                cursor = _cursor_at(self.path, group, self.column, first)
-                read = min(left, cursor.rows - first)
-                for value in cursor.values(first, first + read):
-                    yield _text(value)
-                first, left = 0, left - read
-        except (OSError, ValueError, pa.ArrowException, DataError) as error:  # UnicodeDecodeError is a ValueError
+            for value in _cursor_at(self.path, group, self.column, begin).values(begin, end):
+                row += 1
+                yield _text(value, f"{self.path}: row {row - 1:,} of row group {group}")
+        except (OSError, ValueError, KeyError, pa.ArrowException, DataError) as error:
             _last_cursor.clear()
-            yield damaged(f"{self.path}: cannot be read in {self.name} ({_first_line(error)})")
+            problem = damaged(f"{self.path}: cannot be read in {self.name}, from row {row:,} ({first_line(error)})")
+            yield from repeat(problem, end - row)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.path,)
 
 
 class _Cursor:
@@ -99,8 +111,8 @@ def parquet_parts(path: Path, name: str, column: str) -> list[Part]:
             metadata = file.metadata
     except DataError as error:
         return [DamagedFile(name, str(error))]
-    except (OSError, pa.ArrowException) as error:
-        return [DamagedFile(name, f"{path}: not a readable parquet file ({_first_line(error)})")]
+    except Exception as error:
+        return [DamagedFile(name, f"{path}: not a readable parquet file ({first_line(error)})")]
     if metadata.num_rows == 0:
         return [DamagedFile(name, f"{path}: holds no rows")]
     sizes = [_text_bytes(metadata, group, column) for group in range(metadata.num_row_groups)]
@@ -112,6 +124,8 @@ def check_column(schema: Any, column: str, path: Path) -> None:
     """Raises DataError where the column is missing or not of text."""
     if column not in schema.names:
         raise DataError(f"{path}: has no column '{column}'; it has {', '.join(schema.names)} (--text-column names one)")
+    if schema.names.count(column) > 1:
+        raise DataError(f"{path}: has {schema.names.count(column)} columns named '{column}'; rename all but one")
     kind = schema.field(column).type
     value_kind = kind.value_type if pa.types.is_dictionary(kind) else kind
     if not (pa.types.is_string(value_kind) or pa.types.is_large_string(value_kind) or _is_view(value_kind)):
@@ -134,7 +148,7 @@ def _divide(path: Path, name: str, column: str, sizes: list[int], rows: list[int
             bounds = [rows[group] * number // num_parts for number in range(num_parts + 1)]
             for begin, end in pairwise(bounds):
                 label = f"{name} row group {group}, rows {begin} to {end}"
-                yield ParquetPart(label, path, column, group, 1, begin, end - begin, size // num_parts)
+                yield ParquetPart(label, path, column, group, 1, begin, end - begin, size // num_parts, (rows[group],))
             first, combined = group + 1, 0
             continue
         combined += size
@@ -150,7 +164,8 @@ def _whole_groups(
 ) -> ParquetPart:
     first, end = span
     label = f"{name} row groups {first} to {end}"
-    return ParquetPart(label, path, column, first, end - first, 0, sum(rows[first:end]), sum(sizes[first:end]))
+    counts, size = tuple(rows[first:end]), sum(sizes[first:end])
+    return ParquetPart(label, path, column, first, end - first, 0, sum(counts), size, counts)
 
 
 def _text_bytes(metadata: Any, group: int, column: str) -> int:
@@ -160,15 +175,14 @@ def _text_bytes(metadata: Any, group: int, column: str) -> int:
     return next((chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == column), 0)
 
 
-def _text(value: Any) -> Document:
+def _text(value: Any, where: str) -> Document:
     if not value.is_valid:
         return base.NULL
     with suppress(AttributeError):  # a value of a dictionary has no buffer
         if value.as_buffer().size > base.MAX_DOCUMENT_BYTES:
             return base.TOO_LONG
-    text: str = value.as_py()
+    try:
+        text: str = value.as_py()
+    except UnicodeDecodeError as error:
+        return damaged(f"{where} is not UTF-8 text (byte {error.start:,})")
     return text
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -39,6 +39,9 @@ class PythonDocs:
     def description(self) -> str:
         return "python-docs:" + ",".join(self.packages or ("stdlib", "*"))
 
+    def left_out(self) -> str:
+        return ""
+
     def parts(self) -> list[Part]:
         """Returns the corpus as one part: duplicates are removed across all packages.
 
@@ -66,6 +69,7 @@ class PythonDocsPart:
     roots: tuple[Path, ...]
     name: str = "python-docs"
     text_bytes: int = 0
+    files: tuple[Path, ...] = ()
 
     def documents(self) -> Iterator[Document]:
         return unique(_documents_below(self.roots))

@@ -1,5 +1,6 @@
 """Plain text: a folder of files, one document each, or one long file, divided at blank lines."""
 
+import codecs
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,11 +22,11 @@ class TextFilesPart:
     """Files, one document each."""
 
     name: str
-    paths: tuple[Path, ...]
+    files: tuple[Path, ...]
     text_bytes: int
 
     def documents(self) -> Iterator[Document]:
-        return map(read_text, self.paths)
+        return map(read_text, self.files)
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,10 @@ class LongTextPart:
                 yield _decode(piece, self.path, offset)
         except OSError as error:
             yield damaged(f"{self.path}: cannot be read ({error.strerror})")
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.path,)
 
 
 def text_folder_parts(files: list[Path], folder: Path) -> list[Part]:
@@ -130,7 +135,8 @@ def _piece_length(buffer: bytes, *, at_end: bool) -> int:
 
 
 def _decode(data: bytes, file: Path, offset: int) -> Document:
+    mark = len(codecs.BOM_UTF8) if offset == 0 and data.startswith(codecs.BOM_UTF8) else 0
     try:
-        return data.decode("utf-8")
+        return data[mark:].decode("utf-8")
     except UnicodeDecodeError as error:
-        return damaged(f"{file}: not UTF-8 text (byte {offset + error.start:,}); convert it first")
+        return damaged(f"{file}: not UTF-8 text (byte {offset + mark + error.start:,}); convert it first")

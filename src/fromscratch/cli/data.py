@@ -1,6 +1,7 @@
 """``fromscratch data``: from texts to token stores."""
 
 import os
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -67,11 +68,14 @@ def prepare(
     from fromscratch.cli.preparation import PreparationProgress
     from fromscratch.data.documents import DocumentRule, SplitRule
     from fromscratch.data.prepare import prepare_store
+    from fromscratch.data.tail import hold_out_tail
     from fromscratch.sources import open_source
 
     rule, kept = SplitRule(validation), DocumentRule(min_characters, deduplicate, skip_bad)
-    opened = [open_source(name, text_column=text_column) for name in sources]
-    for line in filter(None, (source.left_out() for source in opened)):
+    opened: Sequence[Source] = [open_source(name, text_column=text_column) for name in sources]
+    left_out = [source.left_out() for source in opened]
+    opened, rule, held_out = hold_out_tail(opened, rule, kept)
+    for line in filter(None, (*left_out, held_out)):
         note(line)
     chosen = _open_tokenizer(tokenizer, opened, rule, kept)
     progress = PreparationProgress(quiet=quiet)
@@ -83,6 +87,12 @@ def prepare(
     except KeyboardInterrupt:
         note(f"stopped; finished parts are kept in {out}, and the same command continues", quiet=quiet)
         raise
+    if altered := store.manifest.altered:
+        total = sum(split.documents or 0 for split in store.manifest.splits.values())
+        note(
+            f"tokenizer {chosen.name} alters texts: {altered:,} of {total:,} documents ({altered / total:.1%}) cannot "
+            "be given back; bits per byte on this store are not comparable with those of other tokenizers"
+        )
     facts = summary(store, progress)
     if as_json:
         print_json(facts)
@@ -104,7 +114,7 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _open_tokenizer(name: str, opened: "list[Source]", rule: Any, kept: Any) -> "Tokenizer":
+def _open_tokenizer(name: str, opened: "Sequence[Source]", rule: Any, kept: Any) -> "Tokenizer":
     from fromscratch.data.documents import training_documents
     from fromscratch.tokenizers.loading import open_tokenizer
 
@@ -123,6 +133,8 @@ def summary(store: "TokenStore", progress: "PreparationProgress") -> dict[str, A
         **sums,
         "tokens_per_byte": sums["tokens"] / sums["bytes"],
         "skipped": manifest.skipped,
+        "altered": manifest.altered,
+        "split_rule": manifest.split_rule,
         "splits": {name: split.model_dump(exclude={"shards"}) for name, split in manifest.splits.items()},
         "shards": sum(len(split.shards) for split in manifest.splits.values()),
         "tokenizer": manifest.tokenizer,

@@ -159,9 +159,11 @@ def show(
     )
     if as_json:
         listed = [{"id": token.id, "text": token.text} for token in shown]
-        print_json({"store": store, "split": split, "start": start, "tokens": listed, "text": plain_text(shown)})
+        print_json(
+            {"store": store, "split": split, "start": start, "tokens": listed, "text": plain_text(shown, tokenizer)}
+        )
     else:
-        print(plain_text(shown) if plain else text_with_boundaries(shown))
+        print(plain_text(shown, tokenizer) if plain else text_with_boundaries(shown))
 
 
 def push(

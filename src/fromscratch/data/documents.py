@@ -40,6 +40,24 @@ class SplitRule:
         return {"by": "document", "hash": "blake2b-64", "validation": self.validation}
 
 
+class HeldOutText(str):
+    """A document that is held out, whatever the rule."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True)
+class TailRule(SplitRule):
+    """The end of a small corpus is held out: its documents are ``HeldOutText``."""
+
+    def split_of(self, document: str | bytes) -> str:
+        return TRAIN
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the entry of the manifest."""
+        return {"by": "tail", "validation": self.validation}
+
+
 @dataclass(frozen=True)
 class DocumentRule:
     """Which documents are kept."""
@@ -99,6 +117,6 @@ def training_documents(
         for text in (documents or DocumentRule()).kept(documents_in(part), Counter()):
             if taken >= max_characters:
                 break
-            if rule.split_of(text) == TRAIN:
+            if not isinstance(text, HeldOutText) and rule.split_of(text) == TRAIN:
                 taken += len(text)
                 yield text

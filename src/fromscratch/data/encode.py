@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fromscratch.data.deduplicate import drop_duplicates, read_duplicates
-from fromscratch.data.documents import DUPLICATE, SPLITS, DocumentRule, SplitRule
+from fromscratch.data.documents import DUPLICATE, SPLITS, VALIDATION, DocumentRule, HeldOutText, SplitRule
 from fromscratch.data.engines.base import DocumentEncoder, Record, Task
 from fromscratch.data.shards import ShardWriter, dtype_for
 from fromscratch.errors import DataError
@@ -44,20 +44,30 @@ class EncodePart:
             DataError: damaged input, unless it is skipped.
         """
         skipped: Counter[str] = Counter()
+        altered, decoded_bytes = 0, Counter[str]()
         dtype = dtype_for(tokenizer.vocab_size)
         writers = {split: _SplitWriter(self, split, task.index, dtype) for split in SPLITS}
         end = np.array([tokenizer.end_of_text], dtype=np.uint32)
         try:
             for batch in batch_documents(self._kept(task, skipped)):
-                for text, ids in zip(batch, tokenizer.encode_documents(batch), strict=True):
+                encoded = tokenizer.encode_documents(batch)
+                returned = batch if tokenizer.is_lossless else tokenizer.decode_documents(encoded)
+                for text, given_back, ids in zip(batch, returned, encoded, strict=True):
                     data = text.encode("utf-8", "replace")
-                    writers[self.split_rule.split_of(data)].add(np.concatenate([ids, end]), len(data))
+                    # texts with equal ids are one text to the model, so they are in one split
+                    learnt = data if given_back is text else given_back.encode()
+                    split = VALIDATION if isinstance(text, HeldOutText) else self.split_rule.split_of(learnt)
+                    writers[split].add(np.concatenate([ids, end]), len(data))
+                    altered += learnt != data
+                    decoded_bytes[split] += len(learnt)
             shards = [record for writer in writers.values() for record in writer.close()]
         except BaseException:
             for writer in writers.values():
                 writer.discard()
             raise
-        record = {"part": task.part.name, "shards": shards, "skipped": dict(sorted(skipped.items()))}
+        record: Record = {"part": task.part.name, "shards": shards, "skipped": dict(sorted(skipped.items()))}
+        if not tokenizer.is_lossless:
+            record |= {"altered": altered, "decoded_bytes": dict(decoded_bytes)}
         write_atomically(_record_path(self.work, task.index), to_strict_json(record))
         return {"index": task.index, **record}
 

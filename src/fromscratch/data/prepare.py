@@ -191,6 +191,8 @@ def _write_manifest(out: Path, plan: dict[str, Any], records: list[Record], dtyp
         shards = [s for record in records for s in record["shards"] if s["split"] == split]
         sums = {key: sum(s[key] for s in shards) for key in ("tokens", "documents", "bytes")}
         kept = [{k: v for k, v in s.items() if k not in ("split", "file_bytes")} for s in shards]
+        if any("decoded_bytes" in record for record in records):
+            sums["decoded_bytes"] = sum(record["decoded_bytes"].get(split, 0) for record in records)
         splits[split] = sums | {"shards": kept}
     if not any(split["tokens"] for split in splits.values()):
         raise DataError(f"{', '.join(plan['source'])}: no text found, so there is nothing to store")
@@ -206,6 +208,7 @@ def _write_manifest(out: Path, plan: dict[str, Any], records: list[Record], dtyp
         "skipped": {reason: sum(record["skipped"].get(reason, 0) for record in records) for reason in reasons},
         "text_columns": plan["text_columns"],
         "files": plan["files"],
+        "altered": sum(record.get("altered", 0) for record in records),
         "plan_sha256": hash_of(plan),
     }
     _remove_temporary_files(out)

@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
+from fromscratch.data.engines.base import DocumentEncoder
 from fromscratch.data.store import TokenSplit
 from fromscratch.errors import UsageError
 
@@ -36,9 +39,15 @@ def show_tokens(
     return [ShownToken(i, table[i] if i < len(table) else b"", i == end_of_text) for i in ids]
 
 
-def plain_text(shown: Sequence[ShownToken]) -> str:
+def plain_text(shown: Sequence[ShownToken], tokenizer: DocumentEncoder) -> str:
     """Returns the text alone, with a blank line at the end of a document."""
-    return b"".join(b"\n\n" if token.is_end else token.bytes for token in shown).decode("utf-8", "replace")
+    documents: list[list[int]] = [[]]
+    for token in shown:
+        if token.is_end:
+            documents.append([])
+        else:
+            documents[-1].append(token.id)
+    return "\n\n".join(tokenizer.decode_documents([np.array(ids, dtype=np.int64) for ids in documents]))
 
 
 def text_with_boundaries(shown: Sequence[ShownToken]) -> str:

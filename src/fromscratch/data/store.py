@@ -52,6 +52,13 @@ class SplitRecord(_Record):
     documents: Count | None
     bytes: Count | None
     shards: list[ShardRecord]
+    decoded_bytes: Count | None = None
+    """Bytes of the text that the ids give back, where the tokenizer may alter texts."""
+
+    @property
+    def bytes_per_decoded_byte(self) -> float:
+        """Bytes of the original text for each byte that the ids give back."""
+        return self.bytes / self.decoded_bytes if self.bytes and self.decoded_bytes else 1.0
 
 
 class Manifest(_Record):
@@ -67,6 +74,8 @@ class Manifest(_Record):
     """The rule for keeping documents."""
     skipped: dict[str, int] = {}
     """Skipped documents by reason."""
+    altered: int = 0
+    """Documents that their ids do not give back byte for byte."""
     plan_sha256: str = ""
     """Hash of the sources and settings: the same plan makes the same store."""
 
@@ -81,6 +90,8 @@ class TokenSplit:
     """Position of the first token of each shard in the sequence."""
     vocab_size: int | None = None
     """Ids at or above it are damage; None is unknown."""
+    bytes_per_decoded_byte: float = 1.0
+    """See ``SplitRecord``."""
 
     @property
     def tokens(self) -> int:
@@ -152,7 +163,7 @@ class TokenStore:
                 raise DataError(problem)
             shards.append(tokens)
         offsets = list(accumulate(map(len, shards), initial=0))[:-1]
-        return TokenSplit(name, tuple(shards), tuple(offsets), self.vocab_size)
+        return TokenSplit(name, tuple(shards), tuple(offsets), self.vocab_size, record.bytes_per_decoded_byte)
 
     def shape_problems(self, shard: ShardRecord, tokens: Tokens) -> Iterator[str]:
         """Yields where the length or the dtype of a shard differs from the manifest."""

@@ -73,7 +73,6 @@ def measure_loss(
     """
     batch = batch or max(1, DEFAULT_BATCH_TOKENS // model.context_length)
     runtime = Runtime(hardware.device, batch, Precision(precision, hardware.device), world)
-    byte_lengths = tokenizer.byte_lengths()
     began = time.perf_counter()
     sums: list[float] = []
     counts: list[int] = []
@@ -82,8 +81,12 @@ def measure_loss(
         sums += [math.fsum(row) for row in losses]
         counts += [losses.shape[1]] * len(losses)
         parts.append(losses.ravel())
-        text_bytes += int(np.sum(byte_lengths[targets]))
-    text_bytes = round(world.sum(text_bytes))
+        text_bytes += tokenizer.text_bytes(targets) if tokenizer.is_lossless else 0
+    if tokenizer.is_lossless:
+        text_bytes = round(world.sum(text_bytes))
+    else:  # the bytes of a token depend on its neighbours
+        ids = part.split.read(part.start + 1, part.tokens)
+        text_bytes = round(tokenizer.text_bytes(ids) * part.split.bytes_per_decoded_byte)
     sequence_nats = world.all_gather(torch.tensor(sums, dtype=torch.float64)).numpy()
     sequence_tokens = world.all_gather(torch.tensor(counts)).numpy()
     nats = math.fsum(sequence_nats)

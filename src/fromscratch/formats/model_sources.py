@@ -119,9 +119,9 @@ def locate(source: str, *, runs_dir: Path = RUNS_DIR) -> Path:
 
 def split_source(source: str) -> tuple[str, str]:
     """Splits ``run@step-617`` into run and checkpoint. An ``@`` counts in the last part of a path only."""
-    folder, slash, name = source.rpartition("/")
-    name, _, which = name.partition("@")
-    return f"{folder}{slash}{name}", which
+    folder, slash, last = source.rpartition("/")
+    name, at, which = last.rpartition("@")
+    return (f"{folder}{slash}{name}", which) if at else (source, "")
 
 
 def _in_folder(path: Path, which: str, source: str) -> Path:

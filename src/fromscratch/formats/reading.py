@@ -9,8 +9,8 @@ from fromscratch.formats.imported import ImportedModel
 from fromscratch.formats.weights import PICKLE_SUFFIXES, read_pickle, read_weights
 from fromscratch.tokenizers.base import Tokenizer
 from fromscratch.tokenizers.gpt2 import GPT2_VOCABULARY_SIZE, has_gpt2_files, load_gpt2
-from fromscratch.tokenizers.huggingface import TOKENIZER_FILE, load_huggingface
-from fromscratch.tokenizers.loading import load, open_tokenizer
+from fromscratch.tokenizers.huggingface import TOKENIZER_FILE
+from fromscratch.tokenizers.loading import load, open_beside, open_tokenizer
 
 HUB_CONFIG = "config.json"
 NANOGPT_FILE = "ckpt.pt"
@@ -65,10 +65,8 @@ def tokenizer_of(path: Path, *, vocab_size: int, name: str | None = None) -> Tok
 def _tokenizer_beside(folder: Path, vocab_size: int) -> Tokenizer:
     if (folder / model_folder.TOKENIZER_FOLDER).is_dir() and model_folder.is_model_folder(folder):
         return load(folder / model_folder.TOKENIZER_FOLDER)
-    if (folder / TOKENIZER_FILE).is_file():
-        return load_huggingface(folder)
-    if has_gpt2_files(folder):
-        return load_gpt2(folder)
+    if (folder / TOKENIZER_FILE).is_file() or has_gpt2_files(folder):
+        return open_beside(folder)
     if GPT2_VOCABULARY_SIZE <= vocab_size < GPT2_VOCABULARY_SIZE + MAX_PADDING:
         return load_gpt2()
     raise UsageError(

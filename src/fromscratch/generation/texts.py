@@ -28,8 +28,8 @@ class Continuation:
 class GrowingText:
     """Decodes ids one by one. Holds back incomplete characters and a possible beginning of a stop string."""
 
-    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = ()) -> None:
-        self._tokenizer = tokenizer
+    def __init__(self, tokenizer: Tokenizer, stop: Sequence[str] = (), prompt: Sequence[int] = ()) -> None:
+        self._bytes_of = tokenizer.decode_stream(prompt)
         self._stop = stop
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._num_shown = 0
@@ -41,7 +41,7 @@ class GrowingText:
     def add(self, token: int) -> str:
         """Appends an id; returns the text that it completes."""
         self.tokens += 1
-        self._decode(self._tokenizer.decode_bytes([token]))
+        self._decode(self._bytes_of(token))
         return self._show(len(self.text) if self.stopped else len(self.text) - self._num_held_back())
 
     def rest(self) -> str:
@@ -76,10 +76,11 @@ def continue_prompts(
     decoder: DecoderMaker = CachedDecoder,
 ) -> list[Continuation]:
     """Continues every prompt. ``on_text`` receives the new text of a row as it is generated."""
-    texts = [GrowingText(tokenizer, settings.stop) for _ in prompts]
+    encoded = [tokenizer.encode(prompt).tolist() for prompt in prompts]
+    texts = [GrowingText(tokenizer, settings.stop, ids) for ids in encoded]
     rows = generate_batch(
         model,
-        [tokenizer.encode(prompt).tolist() for prompt in prompts],
+        encoded,
         settings,
         end_of_text=tokenizer.end_of_text,
         vocab_size=tokenizer.vocab_size,

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import tokenizers as hf
+from fromscratch.errors import DataError
 from fromscratch.files import to_strict_json
 from fromscratch.tokenizers.base import Tokenizer
 from fromscratch.tokenizers.byte_level import byte_of_character
@@ -10,6 +12,14 @@ from fromscratch.tokenizers.bytes import BytesTokenizer
 from fromscratch.tokenizers.huggingface import END_OF_TEXT, TOKENIZER_FILE
 
 SETTINGS_FILE = "tokenizer_config.json"
+SAMPLES = (
+    "Every effort moves you",
+    " leading and  double spaces, trailing ",
+    "Line\nbreaks\r\n\tand tabs",
+    "Numbers 1234567 and snake_case != CamelCase",
+    "na\u00efve caf\u00e9 \u4f60\u597d \u0645\u0631\u062d\u0628\u0627 \U0001f600",
+)
+"""Texts that a published tokenizer must encode as in training."""
 
 
 def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, context_length: int) -> None:
@@ -21,6 +31,8 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, context_length: int) 
         (folder / TOKENIZER_FILE).write_text(_bytes_as_json(tokenizer), "utf-8")
     else:
         tokenizer._save_files(folder)
+        _remove_post_processor(folder / TOKENIZER_FILE)
+    check_ids(tokenizer, folder / TOKENIZER_FILE)
     end = _token_text(folder / TOKENIZER_FILE, tokenizer.end_of_text)
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
@@ -30,6 +42,25 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, context_length: int) 
         "padding_side": "left",
     }
     (folder / SETTINGS_FILE).write_text(to_strict_json(settings, indent=1), "utf-8")
+
+
+def _remove_post_processor(file: Path) -> None:
+    """Removes what adds tokens such as ``[CLS]`` around a text: training does not add them."""
+    whole = json.loads(file.read_text("utf-8"))
+    if (whole.get("post_processor") or {}).get("type") not in (None, "ByteLevel"):
+        file.write_text(json.dumps(whole | {"post_processor": None}, ensure_ascii=False), "utf-8")
+
+
+def check_ids(tokenizer: Tokenizer, file: Path) -> None:
+    """Raises DataError where a ``tokenizer.json`` encodes texts to other ids than those of training."""
+    published = hf.Tokenizer.from_file(str(file))
+    for text in SAMPLES:
+        expected, found = tokenizer.encode(text).tolist(), published.encode(text).ids
+        if expected != found:
+            raise DataError(
+                f"tokenizer {tokenizer.name}: as tokenizer.json it encodes {text!r} as {found}, but the model was "
+                f"trained with {expected}; it cannot be published"
+            )
 
 
 def _token_text(file: Path, index: int) -> str:

@@ -6,7 +6,7 @@ to each document.
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ class Tokenizer(ABC):
     """Number of ids, the end-of-text id included; every id is below it."""
     end_of_text: int
     """The id that ends every document."""
+    is_lossless: bool = True
+    """Whether the ids of every text give the text back, byte for byte."""
     threads: int | None = None
     """Maximum number of threads of ``encode_documents``; None is one per core."""
 
@@ -60,9 +62,29 @@ class Tokenizer(ABC):
         """Returns the text of the ids; invalid UTF-8, such as half a character, becomes U+FFFD."""
         return self.decode_bytes(ids).decode("utf-8", "replace")
 
+    def decode_documents(self, documents: Sequence[NDArray[Any]]) -> list[str]:
+        """Returns the text of each document's ids."""
+        return [self.decode(ids) for ids in documents]
+
+    def decode_stream(self, prompt: Sequence[int] = ()) -> Callable[[int], bytes]:
+        """Returns a function that takes one id after another, and returns the bytes that it adds to the text.
+
+        Args:
+            prompt: ids of the text before, on which the first bytes may depend.
+        """
+        return lambda token: self.decode_bytes([token])
+
+    def text_bytes(self, ids: NDArray[Any]) -> int:
+        """Returns the bytes of text of the ids, in order; documents end with the end-of-text id."""
+        return int(self._byte_lengths[ids].sum())
+
     def byte_lengths(self) -> NDArray[np.int64]:
-        """Returns the bytes of text per id: [vocab_size]; 0 for control tokens."""
+        """Returns the bytes of text per id, of a lossless tokenizer: [vocab_size]; 0 for control tokens."""
         return np.array([len(data) for data in self._bytes_by_id], dtype=np.int64)
+
+    @cached_property
+    def _byte_lengths(self) -> NDArray[np.int64]:
+        return self.byte_lengths()
 
     @cached_property
     def _bytes_by_id(self) -> list[bytes]:

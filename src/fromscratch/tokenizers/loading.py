@@ -8,6 +8,7 @@ from fromscratch.errors import DataError, UsageError
 from fromscratch.files import read_json_object, verify_folder
 from fromscratch.tokenizers.base import DESCRIPTION_FILE, Tokenizer
 from fromscratch.tokenizers.bytes import BytesTokenizer
+from fromscratch.tokenizers.folder import needs_added_tokens, open_folder
 from fromscratch.tokenizers.gpt2 import GPT2Tokenizer, has_gpt2_files, load_gpt2
 from fromscratch.tokenizers.huggingface import TOKENIZER_FILE, HuggingFaceTokenizer, load_huggingface, train_byte_pairs
 
@@ -50,18 +51,27 @@ def _open_path(name: str) -> Tokenizer:
         raise UsageError(f"tokenizer {shown(name)}: no such file or folder; use gpt2, bytes, train:N or a path")
     if (path / DESCRIPTION_FILE).is_file():
         return load(path)
-    only_gpt2_files = has_gpt2_files(path) and not (path / TOKENIZER_FILE).is_file()
-    return load_gpt2(path) if only_gpt2_files else load_huggingface(path)
+    return open_beside(path) if path.is_dir() else load_huggingface(path)
+
+
+def open_beside(path: Path) -> Tokenizer:
+    """Opens the tokenizer that a folder of another program holds. Raises DataError."""
+    if has_gpt2_files(path) and not (path / TOKENIZER_FILE).is_file() and not needs_added_tokens(path):
+        return load_gpt2(path)
+    return open_folder(path)
 
 
 def load(folder: Path) -> Tokenizer:
     """Reads a folder that ``Tokenizer.save`` wrote. Raises DataError where it is damaged."""
     verify_folder(folder)
     description = read_json_object(folder / DESCRIPTION_FILE)
+    end = description.get("end_of_text")
     readers: dict[str, Callable[[], Tokenizer]] = {
         BytesTokenizer.kind: BytesTokenizer,
         GPT2Tokenizer.kind: lambda: load_gpt2(folder),
-        HuggingFaceTokenizer.kind: lambda: load_huggingface(folder, name=str(description.get("name"))),
+        HuggingFaceTokenizer.kind: lambda: load_huggingface(
+            folder, name=str(description.get("name")), end_of_text=end if isinstance(end, int) else None
+        ),
     }
     kind = description.get("kind")
     if kind not in readers:

@@ -22,6 +22,11 @@ class DocumentEncoder(Protocol):
     vocab_size: int
     end_of_text: int
     threads: int | None
+    is_lossless: bool
+    """Whether the ids of every text give the text back."""
+
+    def decode_documents(self, documents: Sequence[NDArray[Any]]) -> list[str]:
+        """Returns the text that the ids of each document give back."""
 
     def encode_documents(self, documents: Sequence[str]) -> list[NDArray[np.uint32]]:
         """Returns the ids of each document without the end-of-text id."""

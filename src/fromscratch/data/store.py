@@ -192,7 +192,10 @@ def open_store(path: Path) -> TokenStore:
         DataError: no such folder, no manifest, a malformed one, or one of a newer format.
     """
     if not path.is_dir():
-        raise DataError(f"store {path}: no such folder; make one with 'fromscratch data prepare'")
+        raise DataError(
+            f"store {path}: no such folder; make one with 'fromscratch data prepare', or download one with "
+            "'fromscratch data pull'"
+        )
     has_manifest = (path / MANIFEST).is_file()
     if not has_manifest and not is_plain_store(path):
         raise DataError(f"store {path}: has no {MANIFEST}; its preparation did not finish, or it is not a token store")

@@ -3,7 +3,7 @@
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -42,15 +42,12 @@ def loss(
 
     Example: fromscratch eval loss runs/baseline --tokens 100000
     """
-    from fromscratch.evaluation.loss import measure_loss, save_loss
-    from fromscratch.formats.model_sources import locate, open_model
+    from fromscratch.api import load_model
+    from fromscratch.formats.model_sources import locate
     from fromscratch.formats.stores import held_out_store_of, open_named_store
-    from fromscratch.machine.hardware import find_hardware
     from fromscratch.machine.precision import check_precision
     from fromscratch.processes.launcher import is_launched, launch_measurement
-    from fromscratch.processes.world import joined_world, started_local_rank, started_local_world_size
-    from fromscratch.session.plan import check_same_tokenizer
-    from fromscratch.training.held_out import TokenSlice
+    from fromscratch.processes.world import joined_world
 
     check_precision(precision)
     if processes is not None and processes > 1 and not is_launched():
@@ -58,21 +55,14 @@ def loss(
         if store is not None:
             open_named_store(store)
         raise typer.Exit(launch_measurement(sys.argv[1:], processes=processes))
-    hardware = find_hardware(device, local_rank=started_local_rank(), processes_here=started_local_world_size())
-    loaded = open_model(model, hardware)
-    store = store or held_out_store_of(loaded)
-    opened = open_named_store(store)
-    check_same_tokenizer(opened, loaded.tokenizer)
-    part = TokenSlice.of(opened.split(split), start=start, tokens=tokens)
-    with joined_world(hardware.device.type) as world:
-        report = measure_loss(
-            loaded.model, loaded.tokenizer, part, hardware, batch=batch, precision=precision, world=world
-        ).report
+    loaded = load_model(model, device=device)
+    store = store or held_out_store_of(loaded.loaded)
+    values: dict[str, Any] = {"store": store, "split": split, "start": start, "precision": precision}
+    with joined_world(loaded.hardware.device.type) as world:
+        report = loaded.evaluate(**values, tokens=tokens, batch=batch, world=world)
     if not world.is_main:
         return
-    values = {"store": store, "split": split, "start": start, "precision": precision}
-    save_loss(loaded, report, **values)
-    output = {"model": model, "step": loaded.step, **values, **asdict(report)}
+    output = {"model": model, "step": loaded.loaded.step, **values, **asdict(report)}
     if as_json:
         print_json(output)
     else:
@@ -118,8 +108,8 @@ def compare(
         save_evaluation(one, f"compare-step-{one.step}-with-{other.name}", {"measure": "compare", **output})
     if first.run is not None and second.run is not None:
         note(
-            "notice: one run each is no evidence for a change: the interval covers the choice of the text, and two seeds "
-            "of one config differ too; repeat both with several seeds"
+            "notice: one run each is no evidence for a change: the interval covers the choice of the text, and two "
+            "seeds of one config differ too; repeat both with several seeds"
         )
     if as_json:
         print_json(output)

@@ -1,8 +1,8 @@
 """Stores: opening, verifying, measuring and showing them, ours and others'."""
 
 import json
-import re
 import math
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from fromscratch.studies.contrasts import Contrast, Floats, Sample, compare_arms, compare_pairs, harmonic
-from fromscratch.studies.noise import Spread, pool, spread_within_arms, spread_within_seeds
+from fromscratch.studies.noise import ROUNDING, Spread, pool, spread_within_arms, spread_within_seeds
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Comparison:
     def spread(self) -> Spread | None:
         """What the effect is measured against; None without degrees of freedom, or where no two losses differ."""
         variance, df = float(self.contrast.variance), float(self.contrast.df)
-        return Spread(variance, df, self.paired) if df > 0 and variance > 0 else None
+        return Spread(variance, df, self.paired) if df > 0 and variance > ROUNDING**2 else None
 
     @property
     def why_unknown(self) -> str | None:

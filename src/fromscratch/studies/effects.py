@@ -71,10 +71,9 @@ def effect_of_share(share: float, steps: ArrayLike, losses: ArrayLike) -> float:
     does not cover, and for a curve that does not fall there.
     """
     x, y = _blocks(steps, losses)
-    earlier = x[-1] - share * float(np.asarray(steps)[-1])
-    if not 0 < share < 1 or earlier < x[0]:
-        raise UsageError(f"share of training {share}: must be above 0 and within the loss curve's steps")
-    effect = float(np.interp(earlier, x, y) - y[-1])
-    if effect <= 0:
+    if len(x) < 2:
         raise UsageError("the loss curve does not fall; give the smallest effect of interest in nats")
-    return effect
+    earlier = x[-1] - share * float(np.asarray(steps)[-1])
+    if not x[0] <= earlier < x[-1]:
+        raise UsageError(f"share of training {share}: must be above 0 and within the loss curve's steps")
+    return float(np.interp(earlier, x, y) - y[-1])

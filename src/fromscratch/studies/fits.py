@@ -185,11 +185,8 @@ def fit_power_law(loss: ArrayLike, **columns: ArrayLike) -> Fit:
             terms = np.logaddexp(terms, log_c - exponent * np.log(np.asarray(at[name]) / middle[name]))
         return terms
 
-    starts = [
-        [math.log(y.min() * share), *[math.log(y.mean() * (1 - share) / len(middle)), exponent] * len(middle)]
-        for share in (0.1, 0.5, 0.9)
-        for exponent in (0.1, 0.3, 0.6)
-    ]
+    floor, term = math.log(y.min() / 2), math.log(y.mean() / 2 / len(middle))
+    starts = [[floor, *[term, exponent] * len(middle)] for exponent in (0.1, 0.3, 0.6)]
     fits = [
         optimize.least_squares(
             lambda theta: log_curve(theta, arrays) - np.log(y), start, loss="huber", f_scale=1e-3, x_scale="jac"

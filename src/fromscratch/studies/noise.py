@@ -15,6 +15,8 @@ from scipy import stats
 from fromscratch.errors import UsageError
 from fromscratch.evaluation.bootstrap import bootstrap_losses
 
+ROUNDING = 1e-9
+"""Standard deviation, in nats, below which losses differ by rounding alone."""
 Losses = Mapping[str, Mapping[int, float]]
 """Final losses by arm and seed."""
 
@@ -44,6 +46,11 @@ class Spread:
         return math.sqrt(self.variance)
 
 
+def measured_spread(squares: float, df: float, *, paired: bool = False) -> Spread | None:
+    """Returns the spread of a sum of squares; None without degrees of freedom, or where losses differ by rounding."""
+    return Spread(squares / df, df, paired) if df > 0 and squares / df > ROUNDING**2 else None
+
+
 def pool(spreads: Iterable[Spread | None]) -> Spread | None:
     """Pools independent estimates of the same variance, weighted by degrees of freedom; None entries are skipped.
 
@@ -66,7 +73,7 @@ def spread_within_arms(losses: Losses) -> Spread | None:
     arms = [np.array(list(by_seed.values())) for by_seed in losses.values() if by_seed]
     squares = sum(float(((values - values.mean()) ** 2).sum()) for values in arms)
     df = sum(len(values) - 1 for values in arms)
-    return Spread(squares / df, df) if df and squares > 0 else None
+    return measured_spread(squares, df)
 
 
 def spread_within_seeds(losses: Losses) -> Spread | None:
@@ -88,7 +95,7 @@ def spread_within_seeds(losses: Losses) -> Spread | None:
     effects, _, rank, _ = np.linalg.lstsq(design, values, rcond=None)
     df = len(rows) - int(rank)
     squares = float(((values - design @ effects) ** 2).sum())
-    return Spread(squares / df, df, paired=True) if df and squares > 0 else None
+    return measured_spread(squares, df, paired=True)
 
 
 def disagreement(one: Spread, other: Spread) -> float:

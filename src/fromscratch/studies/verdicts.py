@@ -158,7 +158,7 @@ def _weigh(
     if is_textbook and len(judged) > 1 and not any(one.paired for one in judged):
         arms = [list(one.runs.losses.values()) for one in judged]
         control = list(judged[0].control.losses.values())
-        return [Evidence(*row) for row in dunnett(control, arms, plan.margin, plan.alpha)], "Dunnett"
+        return [Evidence(*row.tolist()) for row in dunnett(control, arms, plan.margin, plan.alpha)], "Dunnett"
     contrasts = [
         welch(one.control.sample, one.runs.sample) if is_textbook and not one.paired else one.contrast for one in judged
     ]

@@ -1,6 +1,7 @@
 """What a study may say, and what it must not."""
 
 import math
+import re
 from typing import Any, Literal
 
 import numpy as np
@@ -10,6 +11,7 @@ from scipy import stats
 from fromscratch.errors import UsageError
 from fromscratch.studies.noise import Spread
 from fromscratch.studies.verdicts import StudyResult, Verdict, judge_study
+from tests.conftest import REPOSITORY
 
 SPREAD = 0.0011
 REGISTRY = Spread(SPREAD**2, 479)
@@ -167,6 +169,23 @@ def test_an_interval_that_only_holm_keeps_from_0_ends_there() -> None:
     assert (clear.verdict, close.verdict) == (Verdict.BETTER, Verdict.WORSE)
     assert 0.025 < close.evidence.p_different < 0.05
     assert (close.evidence.low, close.evidence.high) == (0.0, pytest.approx(2.1 + stats.norm.isf(0.0125)))
+
+
+@pytest.mark.parametrize("design", ["sequential", "fixed"])
+def test_arms_without_a_verdict_yet_count_in_the_correction(design: str) -> None:
+    losses = draw({"baseline": 4, "a": 4}, {"a": -0.002})
+    alone = judge(losses, design=design, borrowed=REGISTRY).arms[0]
+    with_wild: Losses = {**losses, "wild": {900: math.nan}}
+    both = judge(with_wild, design=design, borrowed=REGISTRY).arms[0]
+    assert both.evidence.p_different == pytest.approx(2 * alone.evidence.p_different)
+    assert both.evidence.low < alone.evidence.low
+
+
+def test_the_example_of_the_documentation_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (REPOSITORY / "docs" / "statistics.md").read_text("utf-8")
+    (block,) = re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL)
+    exec(block, {})
+    assert capsys.readouterr().out.startswith("better the loss changes by -0.0055 nats")
 
 
 def test_the_other_arms_lend_their_spread() -> None:

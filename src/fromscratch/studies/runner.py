@@ -129,7 +129,8 @@ def _wait(process: "subprocess.Popen[bytes]", folder: StudyFolder, job: Job, sto
     asked, looked_at = False, time.monotonic()
     while True:
         try:
-            return process.wait(POLL_SECONDS)
+            code = process.wait(POLL_SECONDS)
+            return EXIT_STOPPED if asked and code == -signal.SIGTERM else code  # asked before it could listen
         except subprocess.TimeoutExpired:
             pass
         if not asked and time.monotonic() - looked_at > EARLY_STOP_SECONDS:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,6 +14,8 @@ from fromscratch.errors import EXIT_CRASH, EXIT_STOPPED, UsageError
 
 if TYPE_CHECKING:
     from fromscratch.studies.jobs import Job, StudyFolder
+    from fromscratch.studies.report import Prices
+    from fromscratch.studies.results import Judgement
     from fromscratch.studies.runner import Devices, Outcome
 
 app = typer.Typer(no_args_is_help=True, help="Change one thing, run it with several seeds, and get a verdict.")
@@ -105,16 +108,35 @@ def _print_missing(folder: "StudyFolder") -> None:
 
 @app.command(name="status")
 def status(study: StudyArgument, runs_dir: RunsDir = Path("runs"), as_json: JsonFlag = False) -> None:
-    """Show the runs of a study: state, progress, and held-out losses on the validation slice.
+    """Show the runs of a study, and the verdicts so far on the validation slice. The test set stays sealed.
 
     Example: fromscratch study status studies/laptop/interventions.toml
     """
+    from fromscratch.studies.registry import borrowed_spread
+    from fromscratch.studies.results import judge, validation_losses
+
     folder = open_study(study, runs_dir)
     rows = [_status_row(folder, job) for job in folder.jobs()]
+    try:
+        judgement = judge(folder, validation_losses(folder), borrowed=borrowed_spread(folder.study))
+    except UsageError as error:
+        judgement = None
+        note(f"no verdicts yet: {error}")
     if as_json:
-        print_json({"study": folder.study.name, "runs": rows, "record": folder.read()})
+        verdicts = asdict(judgement.result) if judgement else None
+        print_json({"study": folder.study.name, "runs": rows, "record": folder.read(), "verdicts": verdicts})
         return
     print_columns(("run", "state", "step", "held-out loss"), [tuple(map(_cell, row.values())) for row in rows])
+    if judgement:
+        print()
+        _print_verdicts(judgement)
+
+
+def _print_verdicts(judgement: "Judgement") -> None:
+    rows = [(arm.arm, str(arm.verdict), _cell(arm.effect, "+.4f"), arm.reason) for arm in judgement.result.arms]
+    print_columns(("arm", "verdict", "effect", "why"), rows)
+    for warning in judgement.result.warnings:
+        note(f"warning: {warning}")
 
 
 def _status_row(folder: "StudyFolder", job: "Job") -> dict[str, Any]:
@@ -128,10 +150,90 @@ def _status_row(folder: "StudyFolder", job: "Job") -> dict[str, Any]:
     return {"run": job.name, "state": state, "step": found.step, "loss": losses[max(losses)] if losses else None}
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, form: str = ".4f") -> str:
     if value is None:
         return "-"
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    return f"{value:{form}}" if isinstance(value, float) else str(value)
+
+
+@app.command(name="report")
+def report(
+    study: StudyArgument,
+    runs_dir: RunsDir = Path("runs"),
+    sealed: Annotated[
+        bool, typer.Option("--sealed", help="Report on the validation slice, and leave the test set sealed.")
+    ] = False,
+    dollars_per_hour: Annotated[
+        float | None, typer.Option(min=0.0, help="Price of the machine, for the costs.")
+    ] = None,
+    device: DeviceOption = None,
+    quiet: QuietFlag = False,
+) -> None:
+    """Write the report of a study: Markdown, one HTML page, pictures, JSON. Opens the sealed test set.
+
+    Every run is measured on the test set once, and every opening is on the record. Tune and look with 'study status'
+    and 'study report --sealed'; open the test set when the study is over.
+
+    Example: fromscratch study report studies/laptop/interventions.toml
+    """
+    from fromscratch.studies.report import Prices
+
+    folder = open_study(study, runs_dir)
+    make_report(folder, sealed=sealed, prices=Prices(dollars_per_hour), device=device, quiet=quiet)
+
+
+def make_report(folder: "StudyFolder", *, sealed: bool, prices: "Prices", device: str | None, quiet: bool) -> None:
+    """Writes the report and prints the verdicts."""
+    from fromscratch.studies.noise import spread_within_arms
+    from fromscratch.studies.registry import borrowed_spread, lend
+    from fromscratch.studies.report import write_report
+    from fromscratch.studies.results import judge, validation_losses
+
+    if sealed or folder.study.config.test is None:
+        losses, measured_on = validation_losses(folder), "validation slice"
+    else:
+        from fromscratch.studies.test_set import open_test_set
+
+        losses = open_test_set(folder, device=device, on_run=lambda name: note(f"test set: {name}", quiet=quiet))
+        measured_on = "test set"
+    judgement = judge(folder, losses, borrowed=borrowed_spread(folder.study))
+    page = write_report(folder, judgement, measured_on=measured_on, prices=prices)
+    runs = [*judgement.result.arms]
+    lend(
+        folder.study,
+        spread_within_arms({arm.arm: arm.runs.losses for arm in runs} | {"": judgement.result.control.losses}),
+    )
+    _print_verdicts(judgement)
+    note(f"{page}: the report, on the {measured_on}", quiet=quiet)
+
+
+@app.command(name="try")
+def try_change(
+    runfile: Annotated[Path, typer.Argument(metavar="RUNFILE", help="The run file (TOML) of the baseline.")],
+    overrides: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="The change; repeatable.")],
+    seeds: Annotated[int, typer.Option(min=1, help="Runs of the change, and of the baseline.")] = 3,
+    name: Annotated[str | None, typer.Option(help="Name of the study; by default the file's and the key's.")] = None,
+    runs_dir: RunsDir = Path("runs"),
+    device: DeviceOption = None,
+    jobs: JobsOption = None,
+    quiet: QuietFlag = False,
+) -> None:
+    """Ask whether one change helps: makes the smallest study there is, runs it, and reports.
+
+    The same command continues an interrupted study, and a larger --seeds adds runs.
+
+    Example: fromscratch study try baseline.toml --set model.dropout=0.0 --seeds 3
+    """
+    from fromscratch.studies.report import Prices
+    from fromscratch.studies.single import write_study
+
+    file = write_study(runfile, overrides, seeds, name, runs_dir)
+    folder = open_study(file, runs_dir)
+    note(f"{file}: {len(folder.jobs())} runs", quiet=quiet)
+    outcome = train_missing(folder, device=device, jobs=jobs, engine="local", quiet=quiet)
+    if outcome.is_interrupted or outcome.failed:
+        finish(outcome)
+    make_report(folder, sealed=True, prices=Prices(), device=device, quiet=quiet)
 
 
 @app.command(name="add-seeds")

@@ -23,6 +23,7 @@ from fromscratch.runs.directory import STORES, RunDirectory, check_run_name
 from fromscratch.runs.retention import newest_valid, recover_leftovers, repair_links, step_of, wrong_links
 from fromscratch.runs.states import Event
 from fromscratch.session.changes import NO_CHANGES, SessionConfig, accept_changes, accepted_identities
+from fromscratch.session.code import CODE, code_hash
 from fromscratch.session.disk import plan_disk
 from fromscratch.session.parent import set_first_weights
 from fromscratch.session.placement import Placement
@@ -199,7 +200,7 @@ def record_session(plan: PlannedRun, run: RunDirectory, placement: Placement) ->
         shutil.rmtree(run.tokenizer, ignore_errors=True)
         plan.tokenizer.save(run.tokenizer)
     sizes = {"world_size": placement.world_size, "micro_batch": placement.micro_batch}
-    machine = {**placement.hardware.to_dict(), **sizes, **asdict(placement.acceleration)}
+    machine = {**placement.hardware.to_dict(), **sizes, **asdict(placement.acceleration), CODE: code_hash()}
     if run.machine.is_file():
         earlier = {key: value for key, value in read_json_object(run.machine).items() if key != STORES}
         if earlier != machine:

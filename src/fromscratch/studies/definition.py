@@ -4,7 +4,6 @@ An intervention is a minimal change to the run file of the baseline. Its diff is
 so that it cannot differ from what is run.
 """
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, ValidationError
 
 from fromscratch.config.base import NonNegative, Positive, Table
-from fromscratch.config.loading import differences, load_run_file, read_toml
+from fromscratch.config.loading import differences, load_run_file, read_toml, to_toml
 from fromscratch.config.problems import error_messages
 from fromscratch.config.run import RunConfig
 from fromscratch.errors import UsageError
@@ -229,17 +228,6 @@ def _flatten(table: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]
 
 def _as_overrides(settings: dict[str, Any]) -> tuple[str, ...]:
     return tuple(f"{key}={to_toml(value)}" for key, value in settings.items())
-
-
-def to_toml(value: Any) -> str:
-    """Writes a value in one line of TOML."""
-    if isinstance(value, dict):
-        return "{ " + ", ".join(f"{json.dumps(key)} = {to_toml(item)}" for key, item in value.items()) + " }"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(to_toml, value)) + "]"
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    return json.dumps(value) if isinstance(value, str | bool | int | float) else str(value)
 
 
 def _changes(plain: RunConfig, baseline: Path, overrides: tuple[str, ...], where: str) -> tuple[str, ...]:

@@ -32,6 +32,11 @@ class Job:
         return self.run.name
 
     @property
+    def code(self) -> str:
+        """Identifies the code that computed the run; empty where it is not on record."""
+        return str(read_json_object(self.run.machine).get("code") or "") if self.run.machine.is_file() else ""
+
+    @property
     def state(self) -> RunState | None:
         """The state of the run; None where it has not begun."""
         return observed_status(self.run).state if self.run.exists() else None

@@ -1,0 +1,120 @@
+"""Pictures of a study: effects with every seed as a dot, loss curves with seed bands, evidence over time."""
+
+import io
+import math
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from fromscratch.runs.charts import ACCENT, BAND, DOTS_PER_INCH, INK, WARNING
+from fromscratch.studies.definition import CONTROL
+from fromscratch.studies.jobs import StudyFolder, held_out_losses
+from fromscratch.studies.results import Judgement, arm_jobs, judge, losses_after, mean_curve
+from fromscratch.studies.verdicts import Verdict
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = {Verdict.BETTER: "#548235", Verdict.WORSE: WARNING, Verdict.NO_EFFECT: INK}
+UNDECIDED = "#7f7f7f"
+MAX_EVIDENCE = 1e6
+
+
+def forest_plot(judgement: Judgement) -> bytes:
+    """Draws the effect of each arm with its interval, and each run's difference to the baseline's mean (PNG)."""
+    arms = judgement.result.arms
+    base = list(judgement.result.control.losses.values())
+    mean = math.fsum(base) / len(base) if base else 0.0
+
+    def draw(axes: "Axes") -> None:
+        margin = judgement.margin
+        axes.axvspan(-margin, margin, color=BAND, alpha=0.35, label=f"smaller than {margin:.4f} nats")
+        axes.axvline(0, color=INK, linewidth=0.8)
+        for row, arm in enumerate(arms):
+            colour = COLOURS.get(arm.verdict, UNDECIDED)
+            dots = [loss - mean for loss in arm.runs.losses.values()]
+            axes.plot(dots, [row] * len(dots), "o", color=colour, alpha=0.45, markersize=4)
+            if arm.effect is not None and arm.evidence is not None:
+                low, high = arm.evidence.low, arm.evidence.high
+                if math.isfinite(low) and math.isfinite(high):
+                    axes.plot([low, high], [row, row], color=colour, linewidth=1.6)
+                axes.plot([arm.effect], [row], "D", color=colour, markersize=6)
+        axes.set_yticks(range(len(arms)), [arm.arm for arm in arms])
+        axes.invert_yaxis()
+        _limit(axes, judgement)
+        axes.set_xlabel("effect on the loss, nats per token (left of 0 is better)")
+        axes.legend(loc="upper right", fontsize=8, frameon=False)
+
+    return _figure(draw, rows=len(arms))
+
+
+def _limit(axes: "Axes", judgement: Judgement) -> None:
+    """Keeps one wide interval from hiding the others: three times the range of the effects."""
+    effects = [abs(arm.effect) for arm in judgement.result.arms if arm.effect is not None]
+    reach = 3 * max([judgement.margin, *effects])
+    low, high = axes.get_xlim()
+    axes.set_xlim(max(low, -reach), min(high, reach))
+
+
+def loss_curves(folder: StudyFolder, judgement: Judgement) -> bytes:
+    """Draws each arm's held-out loss minus the baseline's mean at the same step, and the band of its seeds (PNG)."""
+    base = dict(judgement.curve)
+
+    def draw(axes: "Axes") -> None:
+        axes.axhline(0, color=INK, linewidth=0.8)
+        for place, arm in enumerate(folder.study.all_arms):
+            curves = [curve for job in arm_jobs(folder, arm.name) if (curve := held_out_losses(job.run))]
+            points = [(step, loss) for step, loss in mean_curve(curves) if step in base and step > 0]
+            if not points:
+                continue
+            steps = [step for step, _ in points]
+            colour = INK if arm.name == CONTROL else f"C{place % 10}"
+            style = "-" if place <= 10 else "--"
+            low = [min(curve[step] for curve in curves) - base[step] for step in steps]
+            high = [max(curve[step] for curve in curves) - base[step] for step in steps]
+            axes.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
+            axes.plot(steps, [loss - base[step] for step, loss in points], style, color=colour, label=arm.name)
+        axes.set_xlabel("step")
+        axes.set_ylabel("held-out loss minus the baseline's")
+        axes.legend(fontsize=7, ncols=2, frameon=False)
+
+    return _figure(draw, rows=12)
+
+
+def evidence_over_time(folder: StudyFolder, judgement: Judgement) -> bytes:
+    """Draws 1/p of each arm after each round of seeds (PNG): where it crosses 1/alpha, the arm is decided."""
+    rounds = max(len(arm.seeds) for arm in folder.study.arms)
+    looks = [judge(folder, losses_after(judgement.losses, n)) for n in range(1, rounds + 1)]
+
+    def draw(axes: "Axes") -> None:
+        alpha = folder.study.config.alpha
+        axes.axhline(1 / alpha, color=ACCENT, linestyle="--", label=f"1 / alpha = {1 / alpha:.0f}")
+        for place, arm in enumerate(folder.study.arms):
+            found = [next(one for one in look.result.arms if one.arm == arm.name).evidence for look in looks]
+            points = [
+                (n, min(MAX_EVIDENCE, 1 / max(evidence.p_different, 1 / MAX_EVIDENCE)))
+                for n, evidence in enumerate(found, start=1)
+                if evidence is not None
+            ]
+            if points:
+                axes.plot(*zip(*points, strict=True), "o-" if place < 10 else "s--", markersize=3, label=arm.name)
+        axes.set_yscale("log")
+        axes.set_xlabel("seeds of each arm")
+        axes.set_ylabel("evidence that the arm differs, 1 / p")
+        axes.set_xticks(range(1, rounds + 1))
+        axes.legend(fontsize=7, ncols=2, frameon=False)
+
+    return _figure(draw, rows=12)
+
+
+def _figure(draw: Callable[["Axes"], None], *, rows: int) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8.5, 1.6 + 0.3 * max(4, rows)), dpi=DOTS_PER_INCH, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    draw(axes)
+    image = io.BytesIO()
+    figure.savefig(image, format="png")
+    return image.getvalue()

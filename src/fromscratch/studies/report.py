@@ -1,0 +1,222 @@
+"""The report of a study: Markdown, and one self-contained HTML page with pictures."""
+
+import base64
+import html
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from fromscratch.files import readable_seconds, to_strict_json, write_atomically
+from fromscratch.studies.definition import CONTROL
+from fromscratch.studies.jobs import StudyFolder
+from fromscratch.studies.pictures import evidence_over_time, forest_plot, loss_curves
+from fromscratch.studies.power import smallest_detectable_effect
+from fromscratch.studies.results import Judgement, arm_jobs, outcomes_of, seconds_of, sums_of_members
+from fromscratch.studies.verdicts import ArmResult
+
+REPORT = "report"
+HEADS = ("arm", "runs", "mean loss", "effect", "interval", "p", "verdict", "of the training", "shrunken", "time")
+STYLE = """\
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+  color: #1b1b1b; background: #fff }
+table { border-collapse: collapse; font-size: 0.85rem; display: block; overflow-x: auto }
+th, td { border-bottom: 1px solid #ccc; padding: 0.3rem 0.6rem; text-align: left; white-space: nowrap }
+img { max-width: 100%; background: #fff } code { background: #eee; padding: 0 0.2em }
+@media (prefers-color-scheme: dark) { body { color: #e6e6e6; background: #161616 } code { background: #333 } }
+"""
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What the runs of a study cost."""
+
+    dollars_per_hour: float | None = None
+    """None: nobody said."""
+
+    def describe(self, seconds: float) -> str:
+        """Time, and dollars where the price is known."""
+        dollars = "" if self.dollars_per_hour is None else f", ${seconds / 3600 * self.dollars_per_hour:,.2f}"
+        return readable_seconds(seconds) + dollars
+
+
+def write_report(folder: StudyFolder, judgement: Judgement, *, measured_on: str, prices: Prices) -> Path:
+    """Writes ``report.md``, ``report.html``, ``report.json`` and the pictures; returns the path of the page."""
+    pictures = {
+        "effects": forest_plot(judgement),
+        "evidence": evidence_over_time(folder, judgement),
+        "loss-curves": loss_curves(folder, judgement),
+    }
+    blocks = list(_blocks(folder, judgement, measured_on, prices))
+    for name, image in pictures.items():
+        write_atomically(folder.path / f"{REPORT}-{name}.png", image)
+    write_atomically(folder.path / f"{REPORT}.md", "\n\n".join(_markdown(block) for block in blocks) + "\n")
+    page = folder.path / f"{REPORT}.html"
+    write_atomically(page, _page(folder.study.name, blocks, pictures))
+    facts = {"measured_on": measured_on, "margin": judgement.margin, "result": asdict(judgement.result)}
+    write_atomically(folder.path / f"{REPORT}.json", to_strict_json(facts, indent=1))
+    return page
+
+
+Block = tuple[str, Any]
+"""A kind (title, text, list, table, picture) and its content."""
+
+
+def _blocks(folder: StudyFolder, judgement: Judgement, measured_on: str, prices: Prices) -> Iterator[Block]:
+    study, result = folder.study, judgement.result
+    yield "title", f"Study: {study.name}"
+    yield "text", _summary(folder, judgement, measured_on)
+    yield "list", [f"{arm.arm}: {arm.verdict}. {_sentence(arm)}" for arm in result.arms]
+    yield from (("text", f"Warning: {warning}.") for warning in (*result.warnings, *_code_warnings(folder)))
+    yield "picture", ("effects", "Effect of each arm (diamond), its interval, and each run's difference (dots)")
+    yield "table", (HEADS, [_row(folder, judgement, arm, prices) for arm in result.arms])
+    yield "text", _what_could_be_seen(judgement)
+    yield "picture", ("evidence", "Evidence after each round of seeds")
+    yield "picture", ("loss-curves", "Held-out loss minus the baseline's; bands are the range of the seeds")
+    if sums := sums_of_members(folder, judgement):
+        yield "text", "Stacks, and whether their members add up:"
+        yield "list", [_stack_sentence(judgement, name, total) for name, total in sums.items()]
+    yield "text", "What each arm changes, computed from the resolved configs:"
+    yield "list", [f"{arm.name}: {'; '.join(arm.changes) or 'nothing (other seeds)'}" for arm in study.arms]
+    if events := [f"{arm.name}: {found}" for arm in study.all_arms if (found := _outcomes(folder, arm.name))]:
+        yield "text", "Steps that were not normal:"
+        yield "list", events
+    yield "text", _openings(folder)
+
+
+def _summary(folder: StudyFolder, judgement: Judgement, measured_on: str) -> str:
+    control, config = judgement.result.control, folder.study.config
+    done = sum(len(arm.runs.losses) for arm in judgement.result.arms) + len(control.losses)
+    total = sum(len(arm.seeds) for arm in folder.study.all_arms)
+    kept = math.fsum(control.losses.values()) / len(control.losses) if control.losses else math.nan
+    borrowed = judgement.result.borrowed
+    from_registry = (
+        f" The spread between seeds is borrowed from other studies too ({borrowed.standard_deviation:.4f} nats, "
+        f"{borrowed.df:.0f} degrees of freedom)."
+        if borrowed
+        else ""
+    )
+    return (
+        f"{done} of {total} runs have ended. The baseline's mean loss on the {measured_on} is {kept:.4f} nats per "
+        f"token ({len(control.losses)} runs). Design: {config.design}, {judgement.result.correction}'s correction over "
+        f"{len(folder.study.arms)} arms, alpha {config.alpha:g}. Effects below {judgement.margin:.4f} nats do not "
+        f"matter here.{from_registry}"
+    )
+
+
+def _sentence(arm: ArmResult) -> str:
+    more = "" if arm.seeds_to_decide is None else f"; about {arm.seeds_to_decide} more seeds would decide it"
+    return f"{arm.reason[:1].upper()}{arm.reason[1:]}{more}."
+
+
+def _row(folder: StudyFolder, judgement: Judgement, arm: ArmResult, prices: Prices) -> tuple[str, ...]:
+    losses, share = list(arm.runs.losses.values()), judgement.share(arm.arm)
+    counts = f"{len(losses)} of {len(arm.runs.seeds)}"
+    if arm.runs.diverged:
+        counts += f", {len(arm.runs.diverged)} diverged or stopped"
+    evidence = arm.evidence
+    return (
+        arm.arm,
+        counts,
+        f"{math.fsum(losses) / len(losses):.4f}" if losses else "-",
+        "-" if arm.effect is None else f"{arm.effect:+.4f}",
+        "-" if evidence is None else f"{evidence.low:+.4f} to {evidence.high:+.4f}",
+        "-" if evidence is None else f"{evidence.p_different:.2g}",
+        str(arm.verdict),
+        "-" if share is None else f"{share:+.1%}",
+        "-" if arm.shrunken is None else f"{arm.shrunken:+.4f}",
+        prices.describe(math.fsum(seconds_of(job) for job in arm_jobs(folder, arm.arm))),
+    )
+
+
+def _what_could_be_seen(judgement: Judgement) -> str:
+    """What the study could not have seen: the smallest effect that it finds four times out of five."""
+    arm = next((one for one in judgement.result.arms if one.spread is not None and one.runs.losses), None)
+    if arm is None or arm.spread is None:
+        return "No spread is known yet: every arm needs a second seed, or the registry an entry for this setting."
+    effect = smallest_detectable_effect(
+        len(arm.runs.losses), arm.spread, design=judgement.result.design, control_ratio=_ratio(judgement, arm)
+    )
+    deviation, df = arm.spread.standard_deviation, arm.spread.df
+    spread = f"The spread between seeds is {deviation:.4f} nats ({df:.0f} degrees of freedom)."
+    if effect is None:
+        return f"{spread} With {len(arm.runs.losses)} seeds, hardly any effect would be found: add seeds."
+    return f"{spread} With {len(arm.runs.losses)} seeds, effects of {effect:.4f} nats are found four times out of five."
+
+
+def _ratio(judgement: Judgement, arm: ArmResult) -> float:
+    return max(1.0, len(judgement.result.control.losses) / max(1, len(arm.runs.losses)))
+
+
+def _stack_sentence(judgement: Judgement, name: str, total: float) -> str:
+    effect = next(one.effect for one in judgement.result.arms if one.arm == name)
+    if effect is None:
+        return f"{name}: no effect is known yet; those of its members sum to {total:+.4f}"
+    return (
+        f"{name}: {effect:+.4f} nats together; its members sum to {total:+.4f} ({effect - total:+.4f} beyond the sum)"
+    )
+
+
+def _outcomes(folder: StudyFolder, arm: str) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in outcomes_of(folder, arm).items() if name != "normal")
+
+
+def _code_warnings(folder: StudyFolder) -> list[str]:
+    """Arms whose runs were made by other code than the baseline's."""
+    hashes = {
+        arm.name: {code for job in arm_jobs(folder, arm.name) if (code := job.code)} for arm in folder.study.all_arms
+    }
+    expected = hashes[CONTROL]
+    changed = [name for name, found in hashes.items() if found - expected or len(found) > 1]
+    return [f"other code computed some runs of {', '.join(changed)}"] if changed and expected else []
+
+
+def _openings(folder: StudyFolder) -> str:
+    record = folder.read()
+    openings, noise = record.get("openings", []), record.get("test_noise")
+    if not openings:
+        return "The test set is sealed: these figures are of the validation slice."
+    times = "; ".join(f"{one['at']} ({len(one['runs'])} runs)" for one in openings)
+    uncertain = f" Other texts of this kind would change an effect by {noise:.4f} nats (one sigma)." if noise else ""
+    return f"The test set was opened {len(openings)} time{'s' if len(openings) > 1 else ''}: {times}.{uncertain}"
+
+
+def _markdown(block: Block) -> str:
+    kind, content = block
+    if kind == "title":
+        return f"# {content}"
+    if kind == "list":
+        return "\n".join(f"- {item}" for item in content)
+    if kind == "table":
+        heads, rows = content
+        lines = [heads, ["---"] * len(heads), *rows]
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    if kind == "picture":
+        return f"![{content[1]}]({REPORT}-{content[0]}.png)"
+    return str(content)
+
+
+def _page(title: str, blocks: list[Block], pictures: dict[str, bytes]) -> str:
+    body = "\n".join(_html(block, pictures) for block in blocks)
+    head = (
+        f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{html.escape(title)}</title>'
+    )
+    return f'<!doctype html>\n<html lang="en"><head>{head}<style>{STYLE}</style></head><body>\n{body}\n</body></html>\n'
+
+
+def _html(block: Block, pictures: dict[str, bytes]) -> str:
+    kind, content = block
+    if kind == "title":
+        return f"<h1>{html.escape(content)}</h1>"
+    if kind == "list":
+        return "<ul>" + "".join(f"<li>{html.escape(item)}</li>" for item in content) + "</ul>"
+    if kind == "table":
+        heads, rows = content
+        cells = ["".join(f"<th>{html.escape(head)}</th>" for head in heads)]
+        cells += ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
+        return "<table>" + "".join(f"<tr>{row}</tr>" for row in cells) + "</table>"
+    if kind == "picture":
+        data = base64.b64encode(pictures[content[0]]).decode()
+        return f'<p><img alt="{html.escape(content[1])}" src="data:image/png;base64,{data}"></p>'
+    return f"<p>{html.escape(content)}</p>"

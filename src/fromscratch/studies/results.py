@@ -1,0 +1,125 @@
+"""The runs of a study as numbers: final losses by arm and seed, and verdicts at this moment."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from statistics import fmean
+
+from fromscratch.errors import UsageError
+from fromscratch.runs.records import read_outcomes, read_records, to_float
+from fromscratch.runs.states import RunState
+from fromscratch.studies.definition import CONTROL
+from fromscratch.studies.effects import effect_of_share, share_of_training
+from fromscratch.studies.jobs import Job, StudyFolder, held_out_losses
+from fromscratch.studies.noise import Spread
+from fromscratch.studies.verdicts import StudyResult, judge_study
+
+DEFAULT_SHARE = 0.01
+"""Share of the baseline's training that the smallest effect of interest is worth, where the study names none."""
+Losses = dict[str, dict[int, float | None]]
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """The verdicts of a study at one moment."""
+
+    result: StudyResult
+    losses: Losses
+    margin: float
+    """The smallest effect of interest, in nats."""
+    curve: list[tuple[int, float]]
+    """Held-out loss of the baseline by step, mean over its runs."""
+
+    def share(self, arm: str) -> float | None:
+        """The arm's effect as a share of the baseline's training; None where it has none, or is beyond the curve."""
+        effect = next(one.effect for one in self.result.arms if one.arm == arm)
+        if effect is None or len(self.curve) < 2:
+            return None
+        return share_of_training(effect, *zip(*self.curve, strict=True))
+
+
+def validation_losses(folder: StudyFolder) -> Losses:
+    """Final held-out loss of every declared run: None where it has not ended, NaN where it diverged or was stopped."""
+    return {
+        arm.name: {seed: _final_loss(folder, folder.job(arm, seed)) for seed in arm.seeds}
+        for arm in folder.study.all_arms
+    }
+
+
+def judge(folder: StudyFolder, losses: Losses, *, borrowed: Spread | None = None) -> Judgement:
+    """Compares every arm with the baseline, on losses of the validation slice or of the test set.
+
+    Raises:
+        UsageError: the study names no smallest effect of interest, and no run of the baseline has a loss curve yet.
+    """
+    config, curve = folder.study.config, baseline_curve(folder)
+    margin = config.smallest_effect
+    if margin is None:
+        if len(curve) < 2:
+            raise UsageError(
+                f"study {folder.study.name}: no run of the baseline has two evaluations yet, which tell what 1% of the "
+                "training is worth; wait for one, or give smallest_effect in nats"
+            )
+        margin = effect_of_share(DEFAULT_SHARE, *zip(*curve, strict=True))
+    result = judge_study(losses, CONTROL, margin=margin, design=config.design, alpha=config.alpha, borrowed=borrowed)
+    return Judgement(result, losses, margin, curve)
+
+
+def baseline_curve(folder: StudyFolder) -> list[tuple[int, float]]:
+    """Mean held-out loss of the baseline's runs at the steps that all of those with evaluations have in common."""
+    return mean_curve([held_out_losses(job.run) for job in arm_jobs(folder, CONTROL)])
+
+
+def mean_curve(curves: list[dict[int, float]]) -> list[tuple[int, float]]:
+    """Mean of curves over the steps that they have in common; empty ones are left out."""
+    given = [curve for curve in curves if curve]
+    steps = set.intersection(*(set(curve) for curve in given)) if given else set[int]()
+    return [(step, fmean(curve[step] for curve in given)) for step in sorted(steps)]
+
+
+def arm_jobs(folder: StudyFolder, arm: str) -> list[Job]:
+    """The runs of an arm."""
+    return [job for job in folder.jobs() if job.arm.name == arm]
+
+
+def losses_after(losses: Losses, rounds: int) -> Losses:
+    """The losses as they were when each arm had at most ``rounds`` runs."""
+    return {
+        arm: {seed: loss if place < rounds else None for place, (seed, loss) in enumerate(by_seed.items())}
+        for arm, by_seed in losses.items()
+    }
+
+
+def seconds_of(job: Job) -> float:
+    """Seconds in training steps over all sessions of a run."""
+    return math.fsum(to_float(record.get("seconds")) or 0.0 for record in read_records(job.run.metrics))
+
+
+def outcomes_of(folder: StudyFolder, arm: str) -> dict[str, int]:
+    """Steps of an arm by outcome, where it is not normal: clipped, not finite, spikes."""
+    found: Counter[str] = Counter()
+    for job in arm_jobs(folder, arm):
+        found.update({name: len(steps) for name, steps in read_outcomes(job.run.metrics).items()})
+    return {name: count for name, count in found.items() if count}
+
+
+def sums_of_members(folder: StudyFolder, judgement: Judgement) -> Mapping[str, float]:
+    """For each stack, the sum of the effects of its members, where all of them have one."""
+    effects = {one.arm: one.effect for one in judgement.result.arms}
+    sums = {}
+    for arm in folder.study.arms:
+        members = [effects[name] for name in arm.members]
+        if members and all(effect is not None for effect in members):
+            sums[arm.name] = math.fsum(effect for effect in members if effect is not None)
+    return sums
+
+
+def _final_loss(folder: StudyFolder, job: Job) -> float | None:
+    if folder.is_stopped_early(job) or job.state == RunState.DIVERGED:
+        return math.nan
+    if job.state != RunState.DONE:
+        return None
+    losses = held_out_losses(job.run)
+    num_steps = job.run.read_status().num_steps
+    return losses.get(num_steps or -1, math.nan)

@@ -1,0 +1,59 @@
+"""The smallest study there is: one change, without a study file of the user's."""
+
+import os
+import re
+from pathlib import Path
+
+import tomli_w
+
+from fromscratch.config.loading import parse_override, read_toml
+from fromscratch.errors import UsageError
+from fromscratch.files import write_atomically
+from fromscratch.runs.directory import check_run_name
+from fromscratch.studies.definition import parse_study
+
+ARM = "change"
+FIRST_SEED = 42
+
+
+def write_study(baseline: Path, overrides: list[str], seeds: int, name: str | None, runs_dir: Path) -> Path:
+    """Writes the study file into the folder of its runs; returns its path.
+
+    Raises:
+        UsageError: another change was tried under that name.
+    """
+    name = check_run_name(name or _name_of(baseline, overrides))
+    folder = runs_dir / name
+    file = folder / f"{name}.toml"
+    change: dict[str, object] = {}
+    for item in overrides:
+        _merge(change, parse_override(item))
+    values = {
+        "baseline": os.path.relpath(baseline.resolve(), folder.resolve()),
+        "seeds": list(range(FIRST_SEED, FIRST_SEED + seeds)),
+        "interventions": {ARM: change},
+    }
+    parse_study(values, file)
+    if file.is_file():
+        earlier = read_toml(file)
+        if earlier.get("interventions") != values["interventions"] or earlier.get("baseline") != values["baseline"]:
+            raise UsageError(f"{file}: holds another change; give the study another --name")
+        values["seeds"] = sorted({*earlier.get("seeds", []), *values["seeds"]})
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, tomli_w.dumps(values))
+    return file
+
+
+def _name_of(baseline: Path, overrides: list[str]) -> str:
+    changes = [f"{key.rpartition('.')[2]}-{value}" for key, _, value in (item.partition("=") for item in overrides)]
+    text = "-".join([baseline.stem, *changes])
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-.")[:100]
+
+
+def _merge(into: dict[str, object], values: dict[str, object]) -> None:
+    for key, value in values.items():
+        below = into.get(key)
+        if isinstance(below, dict) and isinstance(value, dict) and "kind" not in value:
+            _merge(below, value)
+        else:
+            into[key] = value

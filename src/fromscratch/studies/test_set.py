@@ -1,0 +1,104 @@
+"""The sealed test set: measured by the report alone, once per run, and every opening is on the record.
+
+Early stopping, tuning and looks use the validation slice. Losses of the test set are kept in the study's record, so a
+report that is written again opens nothing.
+"""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+
+from fromscratch.data.store import TokenStore
+from fromscratch.errors import DataError, UsageError
+from fromscratch.evaluation.loss import MeasuredLoss, measure_loss
+from fromscratch.formats.model_sources import open_model
+from fromscratch.formats.stores import held_out_store_of, open_named_store
+from fromscratch.machine.hardware import find_hardware
+from fromscratch.runs.states import RunState
+from fromscratch.studies.definition import CONTROL, TestSlice
+from fromscratch.studies.jobs import Job, StudyFolder
+from fromscratch.studies.noise import variance_over_test_sets
+from fromscratch.studies.results import Losses, validation_losses
+from fromscratch.training.held_out import TokenSlice
+
+MIN_TOKENS = 1_000
+
+
+def open_test_set(folder: StudyFolder, *, device: str | None, on_run: Callable[[str], None]) -> Losses:
+    """Returns the final test loss of every declared run; measures those that are done and not on record yet.
+
+    Raises:
+        UsageError: the study has no test set, or its store holds too little text for one.
+    """
+    settings = folder.study.config.test
+    if settings is None:
+        raise UsageError(f"study {folder.study.name}: has no test set (test = false is not a table)")
+    record: dict[str, Any] = folder.read().get("test", {})
+    done = [job for job in folder.jobs() if job.state == RunState.DONE and not folder.is_stopped_early(job)]
+    missing = [job for job in done if job.name not in record]
+    if missing:
+        measured: dict[str, MeasuredLoss] = {}
+        for job in missing:
+            on_run(job.name)
+            measured[job.name] = _measure(job, settings, device)
+        record |= {name: {"loss": one.report.loss, "tokens": one.report.tokens} for name, one in measured.items()}
+        noise = _test_noise(measured, folder)
+        folder.append(
+            "openings", {"at": datetime.now(UTC).isoformat(timespec="seconds"), "runs": [job.name for job in missing]}
+        )
+        folder.update(test=record, **({"test_noise": noise} if noise is not None else {}))
+    losses = validation_losses(folder)
+    for job in done:
+        losses[job.arm.name][job.seed] = record[job.name]["loss"]
+    return losses
+
+
+def _measure(job: Job, settings: TestSlice, device: str | None) -> MeasuredLoss:
+    hardware = find_hardware(device)
+    loaded = open_model(f"{job.run.path}@latest", hardware)
+    store = open_named_store(held_out_store_of(loaded))
+    part = _slice(store, settings, job)
+    return measure_loss(loaded.model, loaded.tokenizer, part, hardware)
+
+
+def _slice(store: TokenStore, settings: TestSlice, job: Job) -> TokenSlice:
+    """The slice; by default, all that follows the validation slice of the run."""
+    from fromscratch.config.loading import read_run_config
+
+    evaluation = read_run_config(job.run.config).eval
+    split = store.split(settings.split)
+    is_same = settings.split == evaluation.split
+    start = settings.start if settings.start is not None else evaluation.start + evaluation.tokens + 1 if is_same else 0
+    if (
+        is_same
+        and start < evaluation.start + evaluation.tokens
+        and (settings.tokens or split.tokens) + start > evaluation.start
+    ):
+        raise UsageError(
+            f"test: starts at token {start:,}, within the validation slice ({evaluation.start:,} to "
+            f"{evaluation.start + evaluation.tokens:,}), which training has seen"
+        )
+    if split.tokens - start - 1 < MIN_TOKENS:
+        raise UsageError(
+            f"store {store.path}: split '{split.name}' has {split.tokens:,} tokens, which leaves no test set after the "
+            f"validation slice; hold more out ('data prepare --validation'), or lower eval.tokens"
+        )
+    return TokenSlice.of(split, start=start, tokens=settings.tokens)
+
+
+def _test_noise(measured: dict[str, MeasuredLoss], folder: StudyFolder) -> float | None:
+    """Standard deviation, over test sets of this size, of the difference of an arm's run to the baseline's."""
+    control = next(
+        (measured[job.name] for job in folder.jobs() if job.arm.name == CONTROL and job.name in measured), None
+    )
+    others = [one for name, one in measured.items() if not name.startswith(f"{CONTROL}-seed-")]
+    if control is None or not others:
+        return None
+    variances = []
+    for one in others:
+        if one.sequence_nats.shape != control.sequence_nats.shape:
+            raise DataError("test set: runs were measured on different texts; their contexts differ")
+        variances.append(variance_over_test_sets(one.sequence_nats - control.sequence_nats, control.sequence_tokens))
+    return float(np.sqrt(np.mean(variances)))

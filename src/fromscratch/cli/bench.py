@@ -51,7 +51,6 @@ def bench(
     from fromscratch.machine.memory import default_micro_batch
     from fromscratch.machine.precision import check_precision
     from fromscratch.planning.bench import (
-        PeakFlops,
         Workload,
         cases_for,
         default_micro_batches,
@@ -60,6 +59,7 @@ def bench(
         summarise,
     )
     from fromscratch.planning.bench_chart import draw_speed
+    from fromscratch.planning.peak_flops import PeakFlops
     from fromscratch.session.plan import plan_run
 
     for name in precisions or []:

@@ -15,6 +15,7 @@ from fromscratch import errors
 from fromscratch.training.observers import ProgressBar, ProgressLines
 from tests.command import refused, run_command
 from tests.conftest import REPOSITORY
+from tests.publishing.models import make_loaded
 from tests.small import SMALL_RUN, make_store, write_run_file
 
 VERBS = [
@@ -272,3 +273,20 @@ def test_b42_a_closed_pipe_and_plain_text(trained: Path) -> None:
     assert "BrokenPipe" not in result.stderr and result.stdout == "{"
     plain = in_a_process("train", "small.toml", cwd=trained, LANG="C", NO_COLOR="1")
     assert "\x1b" not in plain.stdout + plain.stderr
+
+
+def test_chat_says_when_the_conversation_is_cut_and_survives_half_a_character(tmp_path: Path) -> None:
+    make_loaded(tmp_path / "model")
+    command = [sys.executable, "-m", "fromscratch", "chat", "model", "--tokens", "2", "--device", "cpu"]
+    strict = {**os.environ, "PYTHONIOENCODING": "ascii:strict", "PYTHONUTF8": "0", "OMP_NUM_THREADS": "1"}
+    typed = b"caf\xc3\nhello\n" + "\u00e9\n".encode()
+    done = subprocess.run(command, input=typed, cwd=tmp_path, env=strict, capture_output=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count(b"from now on the model sees the last 32") == 1  # told once, not for every message
+
+
+def test_generate_takes_the_text_as_an_argument_and_other_tools_option(tmp_path: Path) -> None:
+    make_loaded(tmp_path / "model")
+    one = run_command("generate", tmp_path / "model", "a text", "--max-new-tokens", 3, "--json")
+    other = run_command("generate", tmp_path / "model", "--prompt", "a text", "--tokens", 3, "--json")
+    assert one.code == 0 and one.out == other.out

@@ -16,7 +16,7 @@ def marked(*texts: str, validation: float = 0.01) -> tuple[list[str], str]:
     """The held-out texts, and the note."""
     sources, _, note = hold_out_tail([InMemory("x", texts)], SplitRule(validation), DocumentRule())
     (source,) = sources
-    assert isinstance(source, InMemory) and "".join(source.texts) == "".join(texts)
+    assert isinstance(source, InMemory) and "".join(map(str, source.texts)) == "".join(texts)
     return [text for text in source.texts if isinstance(text, HeldOutText)], note
 
 

@@ -187,7 +187,7 @@ def test_b20_a_damaged_file_is_left_out_on_request(world: Path) -> None:
 def test_b21_hostile_text(world: Path) -> None:
     texts = ["<|endoftext|>", "a\0b", "\U0001f600 مرحبا", "x" * 1_000_000, *(f"word {i}" for i in range(50))]
     pq.write_table(pa.table({"text": texts}), "text.parquet")
-    answer = run_command(*prepare("--json"))
+    answer = run_command(*prepare("--json", "--validation", "0.2"))
     assert answer.code == 0 and json.loads(answer.out)["documents"] == len(texts)
     assert run_command("data", "verify", "out").code == 0
     shown = run_command("data", "show", "out", "--split", "train")

@@ -42,7 +42,12 @@ def chat(
     settings = Settings(max_new_tokens=tokens, sampling=sampling, seed=seed)
     conversation = Conversation(loaded.model, loaded.tokenizer, chosen, settings)
     note("type a line and press Enter; Ctrl-D ends the chat")
+    is_cut = False
     for line in sys.stdin:
         if message := line.strip():
+            length, context = len(loaded.tokenizer.encode(conversation.prompt(message))), loaded.model.context_length
+            if length > context and not is_cut:
+                note(f"notice: the conversation has {length:,} tokens; from now on the model sees the last {context:,}")
+            is_cut = length > context
             conversation.answer(message, on_text=write_now)
             print(flush=True)

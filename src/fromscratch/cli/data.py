@@ -87,17 +87,22 @@ def prepare(
     except KeyboardInterrupt:
         note(f"stopped; finished parts are kept in {out}, and the same command continues", quiet=quiet)
         raise
-    if altered := store.manifest.altered:
-        total = sum(split.documents or 0 for split in store.manifest.splits.values())
-        note(
-            f"tokenizer {chosen.name} alters texts: {altered:,} of {total:,} documents ({altered / total:.1%}) cannot "
-            "be given back; bits per byte on this store are not comparable with those of other tokenizers"
-        )
+    _tell_altered(store)
     facts = summary(store, progress)
     if as_json:
         print_json(facts)
     else:
         print_table(_rows(facts))
+
+
+def _tell_altered(store: "TokenStore") -> None:
+    if altered := store.manifest.altered:
+        total = sum(split.documents or 0 for split in store.manifest.splits.values())
+        note(
+            f"tokenizer {store.manifest.tokenizer['name']} alters texts: {altered:,} of {total:,} documents "
+            f"({altered / total:.1%}) cannot be given back; bits per byte on this store are not comparable with those "
+            "of other tokenizers"
+        )
 
 
 def _engine(name: EngineName, workers: int | None) -> "Engine":

@@ -14,11 +14,16 @@ if TYPE_CHECKING:
 
 def generate(
     model: ModelArgument,
+    text: Annotated[
+        list[str] | None, typer.Argument(metavar="[TEXT]...", help="Start of a text, as with --prompt.")
+    ] = None,
     prompts: Annotated[
         list[str] | None,
         typer.Option("--prompt", "-p", help="Start of a text; repeatable. An empty prompt starts a document."),
     ] = None,
-    tokens: Annotated[int, typer.Option(min=0, help="Maximum number of new tokens.")] = 100,
+    tokens: Annotated[
+        int, typer.Option("--tokens", "--max-new-tokens", min=0, help="Maximum number of new tokens.")
+    ] = 100,
     n: Annotated[int, typer.Option("--n", min=1, help="Samples of each prompt.")] = 1,
     temperature: Annotated[float, typer.Option(help="0 always selects the most probable token.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(help="Sample only from the k most probable tokens.")] = None,
@@ -39,7 +44,7 @@ def generate(
 ) -> None:
     """Continue one or more prompts.
 
-    Example: fromscratch generate runs/baseline --prompt "Every effort moves you" --temperature 0.7 --n 3
+    Example: fromscratch generate runs/baseline "Every effort moves you" --temperature 0.7 --n 3
     """
     from fromscratch.formats.model_sources import open_model
     from fromscratch.generation.generate import Settings
@@ -52,7 +57,7 @@ def generate(
     )
     settings = Settings(max_new_tokens=tokens, sampling=sampling, seed=seed, stop=tuple(stop or ()))
     loaded = open_model(model, find_hardware(device))
-    texts = [prompt for prompt in prompts or [""] for _ in range(n)]
+    texts = [prompt for prompt in [*(text or []), *(prompts or [])] or [""] for _ in range(n)]
     for prompt in dict.fromkeys(texts):
         note_if_truncated(loaded, prompt, tokens)
     live = len(texts) == 1 and not as_json

@@ -41,6 +41,8 @@ def protect_standard_streams() -> None:
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass  # otherwise a file of the run would be opened as 1 or 2, and get what libraries print
     os.close(descriptor)
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # a key may send half a character
     if sys.stdout is sys.__stdout__:
         sys.stdout = _open_stream(sys.stdout, 1, frozenset({errno.EPIPE, errno.EIO}))
     if sys.stderr is sys.__stderr__:

@@ -128,7 +128,7 @@ def introduce(plan: "PlannedRun", placement: "Placement", path: Path, *, fresh: 
     if path.is_symlink():
         note(f"notice: {path} is a link to {path.resolve()}")
     note(describe(plan, placement, path), quiet=quiet)
-    for notice in filter(None, [*plan.objective.notices(), placement.threads.notice]):
+    for notice in filter(None, [*plan.notices, *plan.objective.notices(), placement.threads.notice]):
         note(f"notice: {notice}")
     note(plan_disk(plan, path, fresh=fresh).describe(), quiet=quiet)
 

@@ -11,7 +11,7 @@ from fromscratch.data.documents import DocumentRule, SplitRule
 from fromscratch.data.engines.base import DocumentEncoder, Task
 from fromscratch.errors import DataError
 from fromscratch.files import read_json_object, sha256_of, to_strict_json, write_atomically
-from fromscratch.sources.base import Source
+from fromscratch.sources.base import Document, Source
 
 MAX_SHOWN_DIFFERENCES = 3
 EARLIER_KEYS = ("tokenizer", "source", "split_rule", "documents", "parts")
@@ -129,9 +129,9 @@ def _stamp(found: stat_result) -> list[int]:
     return [found.st_size, found.st_mtime_ns]
 
 
-def _text_hash(texts: Sequence[str]) -> str:
+def _text_hash(texts: Sequence[Document]) -> str:
     digest = hashlib.sha256()
     for text in texts:
-        data = text.encode("utf-8", "replace")
+        data = (text if isinstance(text, str) else text.reason).encode("utf-8", "replace")
         digest.update(len(data).to_bytes(8, "big") + data)
     return digest.hexdigest()

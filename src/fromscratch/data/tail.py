@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from fromscratch.data.documents import TRAIN, DocumentRule, HeldOutText, SplitRule, TailRule
-from fromscratch.sources.base import InMemory, Source, documents_in
+from fromscratch.sources.base import Document, InMemory, Source, documents_in
 
 MAX_BYTES = 16 << 20  # a larger corpus has enough documents
 MIN_SHARE = 0.1
@@ -22,12 +22,12 @@ def hold_out_tail(
     parts = [part for source in sources for part in source.parts()]
     if rule.validation == 0 or isinstance(rule, TailRule) or sum(part.text_bytes for part in parts) > MAX_BYTES:
         return sources, rule, ""
-    corpora = [_texts_of(source, documents) for source in sources]
-    splits = Counter(rule.split_of(text) for texts in corpora for text in texts)
+    corpora = [[text for part in source.parts() for text in documents_in(part)] for source in sources]
+    splits = Counter(rule.split_of(text) for texts in corpora for text in documents.kept(texts, Counter()))
     if len(splits) == len((TRAIN, "validation")) or not splits:
         return sources, rule, ""
     share = max(rule.validation, MIN_SHARE)
-    total = sum(len(text) for texts in corpora for text in texts)
+    total = sum(len(text) for texts in corpora for text in texts if isinstance(text, str))
     held_out = _mark_tail(corpora, round(total * share))
     marked = [InMemory(source.description, tuple(texts)) for source, texts in zip(sources, corpora, strict=True)]
     note = (
@@ -37,12 +37,7 @@ def hold_out_tail(
     return marked, TailRule(share), note
 
 
-def _texts_of(source: Source, documents: DocumentRule) -> list[str]:
-    kept = DocumentRule(documents.min_characters, documents.deduplicate, documents.skip_bad)
-    return [text for part in source.parts() for text in kept.kept(documents_in(part), Counter())]
-
-
-def _mark_tail(corpora: list[list[str]], characters: int) -> int:
+def _mark_tail(corpora: list[list[Document]], characters: int) -> int:
     """Replaces the last texts by ``HeldOutText``, and cuts the one at the border in two; returns their characters."""
     held_out = 0
     for texts in reversed(corpora):
@@ -50,6 +45,8 @@ def _mark_tail(corpora: list[list[str]], characters: int) -> int:
             missing, text = characters - held_out, texts[index]
             if missing <= 0:
                 return held_out
+            if not isinstance(text, str):
+                continue
             cut = 0 if len(text) <= missing else _cut(text, len(text) - missing)
             tail = HeldOutText(text[cut:])
             texts[index : index + 1] = [text[:cut], tail] if cut else [tail]

@@ -74,9 +74,12 @@ class Layout:
         return self.transposed and ours.startswith("blocks.") and ours.endswith(".weight") and "norm." not in ours
 
     def select(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Returns the tensors without prefix and buffers."""
+        """Returns the tensors without prefix and buffers; a tied matrix may be saved under either of its names."""
         plain = {name.removeprefix(self.prefix): tensor for name, tensor in tensors.items()}
-        return {name: tensor for name, tensor in plain.items() if not self.buffers.fullmatch(name)}
+        found = {name: tensor for name, tensor in plain.items() if not self.buffers.fullmatch(name)}
+        if self.token_embedding not in found and self.head in found:
+            found[self.token_embedding] = found[self.head]
+        return found
 
     def read(
         self, tensors: dict[str, Tensor], config: GPTConfig, path: Path, *, has_bias: bool = True

@@ -13,11 +13,12 @@ from fromscratch.config.run import parse_model
 from fromscratch.errors import DataError
 from fromscratch.files import read_json_object
 from fromscratch.formats.imported import ImportedModel
+from fromscratch.formats.layouts import EMBEDDING, HEAD
 from fromscratch.formats.weights import read_weights
 
 MODEL_TYPE = "fromscratch"
 TABLE_KEY = "fromscratch_model"
-BODY, HEAD, PUBLISHED_HEAD = "model.gpt.", "head.weight", "lm_head.weight"
+BODY, PUBLISHED_HEAD = "model.gpt.", "lm_head.weight"
 
 
 def to_published_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -27,7 +28,10 @@ def to_published_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def read_published(folder: Path) -> ImportedModel:
     """Reads a folder in the custom format. Raises DataError where it is damaged."""
-    table = read_json_object(folder / "config.json").get(TABLE_KEY)
+    settings = read_json_object(folder / "config.json")
+    table, vocab_size = settings.get(TABLE_KEY), settings.get("vocab_size")
+    if isinstance(table, dict) and isinstance(vocab_size, int):
+        table = {**table, "vocab_size": vocab_size}  # resize_token_embeddings of transformers changes only this one
     try:
         config = parse_model(table)
     except ValidationError as error:
@@ -38,5 +42,7 @@ def read_published(folder: Path) -> ImportedModel:
     tensors = read_weights(folder)
     ours = {HEAD if name == PUBLISHED_HEAD else name.removeprefix(BODY): tensor for name, tensor in tensors.items()}
     if isinstance(config, GPTConfig) and config.tied_head:
-        ours.pop(HEAD, None)
+        head = ours.pop(HEAD, None)
+        if head is not None:
+            ours.setdefault(EMBEDDING, head)  # a tied matrix may be saved under either of its two names
     return ImportedModel("fromscratch", config, ours)

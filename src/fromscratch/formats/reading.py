@@ -71,5 +71,6 @@ def _tokenizer_beside(folder: Path, vocab_size: int) -> Tokenizer:
         return load_gpt2()
     raise UsageError(
         f"{folder}: the folder has no tokenizer ({TOKENIZER_FILE}), and GPT-2's does not have {vocab_size} ids; "
-        "give one with --tokenizer gpt2|bytes|PATH when you import it"
+        "give one with --tokenizer gpt2|bytes|PATH when you import it (characters of nanoGPT's meta.pkl have no end of "
+        "text, so such a model cannot be imported: train one on bytes, with 'data prepare --tokenizer bytes')"
     )

@@ -17,7 +17,10 @@ SAFETENSORS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLE_SUFFIXES = (".pt", ".pth", ".bin")
 WEIGHT_SUFFIXES = (".safetensors", *PICKLE_SUFFIXES)
-WRAPPERS = ("_orig_mod.", "module.")  # prefixes of torch.compile and of DistributedDataParallel
+WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+"""Parts of names that torch.compile, activation checkpointing and FSDP add, at any depth."""
+OUTER_WRAPPER = "module"
+"""First part of names that DistributedDataParallel and older FSDP add."""
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -74,16 +77,28 @@ def read_pickle(path: Path) -> dict[str, Any]:
 
 
 def as_fp32(tensors: dict[str, Any], path: Path) -> dict[str, Tensor]:
-    """Returns floating-point tensors as fp32, without the prefixes of torch.compile and DDP in their names."""
+    """Returns floating-point tensors as fp32, without what wrappers of torch add to their names.
+
+    Raises:
+        DataError: not tensors, or two that differ only in what a wrapper adds.
+    """
     plain = {}
     for key, tensor in tensors.items():
         if not isinstance(tensor, Tensor):
             raise DataError(f"{path}: {key} is {type(tensor).__name__}, expected a tensor")
-        name = str(key)
-        for wrapper in WRAPPERS:
-            name = name.removeprefix(wrapper)
+        name = plain_name(str(key))
+        if name in plain:
+            raise DataError(f"{path}: holds {name} twice, under names of different wrappers")
         plain[name] = tensor.float() if tensor.is_floating_point() else tensor
     return plain
+
+
+def plain_name(name: str) -> str:
+    """Returns the name of a parameter without what wrappers of torch add to it, in any order."""
+    parts = [part for part in name.split(".") if part not in WRAPPERS]
+    while len(parts) > 1 and parts[0] == OUTER_WRAPPER:
+        del parts[0]
+    return ".".join(parts)
 
 
 def take(tensors: dict[str, Tensor], names: Iterable[str], path: Path) -> dict[str, Tensor]:

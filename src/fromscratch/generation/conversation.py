@@ -103,9 +103,13 @@ class Conversation:
         self._settings = replace(settings, stop=(*settings.stop, *template.stop))
         self.history: list[tuple[str, str]] = []
 
+    def prompt(self, message: str) -> str:
+        """Returns the text that the model continues to answer a message."""
+        return self._template.prompt(self.history, message)
+
     def answer(self, message: str, on_text: Callable[[str], None] = lambda _new: None) -> str:
         """Returns the answer and adds it to the history. ``on_text`` receives new text as it is generated."""
-        prompt = self._template.prompt(self.history, message)
+        prompt = self.prompt(message)
         (result,) = continue_prompts(
             self._model, self._tokenizer, [prompt], self._settings, on_text=lambda _row, new: on_text(new)
         )

@@ -18,7 +18,7 @@ from fromscratch.training.held_out import TokenSlice
 from fromscratch.training.next_token import NextToken
 from fromscratch.training.objective import Objective
 
-TRAINING_SPLIT = "train"
+TRAINING_SPLIT, VALIDATION_SPLIT = "train", "validation"
 MAX_UINT16_IDS = 1 << 16
 
 
@@ -38,6 +38,8 @@ class PlannedRun:
     """The model whose weights the run continues from."""
     eval_store: TokenStore | None = None
     """The store that ``[eval] store`` names."""
+    notices: tuple[str, ...] = ()
+    """What was decided for the user."""
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -92,6 +94,7 @@ def plan_run(file: Path, overrides: list[str] | None = None) -> PlannedRun:
     )
     num_steps = _steps(config.data.tokens, sequences, costs)
     config = config.resolved(vocab_size=vocab_size, tokens=num_steps * sequences.tokens_per_step)
+    config, notices = _without_validation(config, store)
     eval_store = open_named_store(config.eval.store, folders["eval.store"]) if config.eval.store else None
     held_out = held_out_slice(config, eval_store or store, tokenizer) if config.train.evaluate_every else None
     sampler = text_sampler(tokenizer, config.eval, seed=config.train.seed)
@@ -99,7 +102,21 @@ def plan_run(file: Path, overrides: list[str] | None = None) -> PlannedRun:
     _check_schedule(config, num_steps, file)
     where = folders.get("train.start_from", file.parent)
     parent = open_parent(config.train.start_from, config.model, tokenizer, where, file)
-    return PlannedRun(config, store, tokenizer, objective, num_steps, costs, file.parent, parent, eval_store)
+    return PlannedRun(config, store, tokenizer, objective, num_steps, costs, file.parent, parent, eval_store, notices)
+
+
+def _without_validation(config: RunConfig, store: TokenStore) -> tuple[RunConfig, tuple[str, ...]]:
+    """Switches evaluation off where the store holds nothing out; returns the config and a notice."""
+    split = store.manifest.splits.get(VALIDATION_SPLIT)
+    is_wanted = config.train.evaluate_every and config.eval.store is None and config.eval.split == VALIDATION_SPLIT
+    if not is_wanted or (split is not None and split.tokens):
+        return config, ()
+    train = config.train.model_copy(update={"evaluate_every": 0})
+    notice = (
+        f"store {store.path} holds out no text, so nothing is evaluated, and the best checkpoint is the one with the "
+        "lowest training loss"
+    )
+    return config.model_copy(update={"train": train}), (notice,)
 
 
 def _steps(budget: int | str, sequences: SequenceBatches, costs: ModelCosts) -> int:

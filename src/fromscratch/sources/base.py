@@ -104,12 +104,12 @@ class TextsPart:
     """Documents in memory."""
 
     name: str
-    texts: tuple[str, ...]
+    texts: tuple[Document, ...]
     files: tuple[Path, ...] = ()
 
     @property
     def text_bytes(self) -> int:
-        return sum(map(len, self.texts))
+        return sum(len(text) for text in self.texts if isinstance(text, str))
 
     def documents(self) -> Iterator[Document]:
         return iter(self.texts)
@@ -120,7 +120,7 @@ class InMemory:
     """Documents in memory, as a source of one part: for small corpora that are expensive to read."""
 
     description: str
-    texts: tuple[str, ...]
+    texts: tuple[Document, ...]
 
     @classmethod
     def of(cls, source: Source) -> "InMemory":

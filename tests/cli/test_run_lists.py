@@ -74,7 +74,7 @@ def test_another_kind_of_a_slot_is_a_column(study: Path) -> None:
 
 
 def test_more_keys_than_columns_are_named(study: Path) -> None:
-    other = {"num_layers": 1, "num_heads": 1, "embedding_dim": 8, "context_length": 8}
+    other: dict[str, float] = {"num_layers": 1, "num_heads": 1, "embedding_dim": 8, "context_length": 8}
     other |= {"dropout": 0.5, "vocab_size": 300}
     for key, value in other.items():
         change("fast", f"model.{key}", value)

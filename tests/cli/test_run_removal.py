@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from fromscratch.runs import cleaning
 from fromscratch.runs.directory import RunDirectory
 from tests.cli.test_runs import asked
 from tests.command import nothing_written, refused, run_command
@@ -73,7 +72,7 @@ def test_a_removal_that_fails_is_told_and_clean_finishes_it(world: Path, monkeyp
         raise PermissionError(13, "Permission denied", str(path))
 
     with monkeypatch.context() as patched:
-        patched.setattr(cleaning.shutil, "rmtree", refuse)
+        patched.setattr(shutil, "rmtree", refuse)
         refused("runs", "rm", "whole", "--yes", code=1, says="was not removed completely (Permission denied: ")
     (rest,) = (path for path in Path("runs").iterdir() if path.name != "half")
     assert [one["name"] for one in asked("list")] == ["half"]

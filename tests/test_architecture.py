@@ -68,6 +68,7 @@ def test_every_package_has_its_level() -> None:
         ("fromscratch.runs.cleaning", {"torch", "transformers", "numpy", "matplotlib", "pydantic"}),
         ("fromscratch.runs.details", {"torch", "transformers", "numpy", "matplotlib", "pydantic"}),
         ("fromscratch.runs.charts", {"torch", "transformers", "matplotlib"}),
+        ("fromscratch.studies.verdicts", {"torch", "transformers", "matplotlib", "pydantic"}),
         ("fromscratch.cli.main", {"torch", "transformers", "numpy", "matplotlib", "pydantic", "pyarrow", "tokenizers"}),
     ],
 )

@@ -1,10 +1,14 @@
 """What ships beside the code says what the code does."""
 
 import re
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
+from fromscratch.cli.main import app
 from fromscratch.config.loading import load_run_config
 from fromscratch.config.reference import reference
 from tests.conftest import REPOSITORY
@@ -35,3 +39,27 @@ def test_the_run_file_of_the_readme_is_valid(tmp_path: Path) -> None:
     file = tmp_path / "readme.toml"
     file.write_text(block)
     assert load_run_config(file).train.global_batch == 96
+
+
+def commands_in(text: str) -> list[list[str]]:
+    """The commands of a page, as words: in code blocks and between backticks."""
+    blocks = re.findall(r"```(?:sh|bash)?\n(.*?)```", text, flags=re.DOTALL)
+    lines = [line.split("  #")[0].strip() for block in blocks for line in block.splitlines()]
+    spans = re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    found = [line for line in (*lines, *spans) if line.startswith("fromscratch ") and "|" not in line]
+    return [shlex.split(line.replace("...", "").replace("'fit'", "fit")) for line in found]
+
+
+@pytest.mark.parametrize("page", ["README.md", *(f"docs/{p.name}" for p in REPOSITORY.glob("docs/*.md"))])
+def test_commands_of_a_page_exist_with_their_options(page: str) -> None:
+    for words in commands_in((REPOSITORY / page).read_text("utf-8")):
+        command: Any = typer.main.get_command(app)
+        rest = words[1:]
+        while rest and hasattr(command, "commands"):
+            if rest[0].startswith("-"):
+                break
+            assert rest[0] in command.commands, words
+            command, rest = command.commands[rest[0]], rest[1:]
+        known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+        used = {word.split("=")[0] for word in rest if word.startswith("-") and not word.lstrip("-").isdigit()}
+        assert used <= known | {"--help", "--debug"}, (words, used - known)

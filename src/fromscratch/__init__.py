@@ -1,3 +1,32 @@
-"""Train, compare and publish small language models."""
+"""Train, compare and publish small language models.
+
+The functions of ``fromscratch.api`` are available here; nothing heavy is imported before one of them is used.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fromscratch.api import (
+        Model,
+        Run,
+        load_model,
+        open_run,
+        open_store,
+        prepare,
+        train,
+    )
 
 __version__ = "0.1.0"
+__all__ = ["Model", "Run", "load_model", "open_run", "open_store", "prepare", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from fromscratch import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'fromscratch' has no attribute {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

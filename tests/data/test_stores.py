@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -269,3 +270,12 @@ evaluate_every = 2
 
 def test_texts_survive_the_store(store: TokenStore) -> None:
     assert sorted(texts_in(store)) == sorted(TEXTS)
+
+
+def test_stats_write_no_file_unasked_and_say_what_loses_tokens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = store_of(["x" * 100] * 5, tmp_path / "s", validation=0.0)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    done = run_command("data", "stats", store.path, "--context", 40)
+    assert done.code == 0 and list(Path().iterdir()) == []
+    assert re.search("lost by packing +nothing", done.out) and "%, in programs that crop" in done.out

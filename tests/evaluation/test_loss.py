@@ -22,6 +22,8 @@ from fromscratch.machine.hardware import Hardware, find_hardware
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.tokenizers.bytes import BytesTokenizer
 from fromscratch.training.held_out import TokenSlice
+from tests.command import refused, run_command
+from tests.publishing.models import make_loaded
 from tests.small import run_small, write_run_file
 
 CPU: Hardware = find_hardware("cpu")
@@ -173,3 +175,29 @@ class TestSeveralProcesses:
         )
         assert ended.returncode == 2
         assert ended.stderr.count("no such run or checkpoint") == 1 and len(ended.stderr.splitlines()) == 1
+
+
+class TestTheStoreOfTheRun:
+    """``eval`` without ``--store`` takes the store that the run evaluates on."""
+
+    def test_loss_and_compare(self, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        run = folder / "runs" / "run"
+        named = run_command("eval", "loss", run, "--store", folder / "store", "--json")
+        monkeypatch.chdir(tmp_path)
+        own = run_command("eval", "loss", run, "--json")
+        assert own.code == 0, own.err
+        assert json.loads(own.out)["loss"] == json.loads(named.out)["loss"]
+        compared = run_command("eval", "compare", run, f"{run}@step-15", "--json")
+        assert compared.code == 0, compared.err
+        assert {path.name for path in (run / "evaluations").glob("compare-*")} == {
+            "compare-step-20-with-run.json",
+            "compare-step-15-with-run.json",
+        }
+
+    def test_a_store_that_is_gone_and_a_model_without_a_run(self, folder: Path, tmp_path: Path) -> None:
+        shutil.copytree(folder / "runs" / "run", tmp_path / "deep" / "down" / "run", symlinks=True)
+        machine = tmp_path / "deep" / "down" / "run" / "machine.json"
+        machine.write_text(machine.read_text().replace(str((folder / "store").resolve()), "/gone"))
+        refused("eval", "loss", tmp_path / "deep" / "down" / "run", code=2, says="/gone is not on this machine")
+        make_loaded(tmp_path / "model")
+        refused("eval", "loss", tmp_path / "model", code=2, says="--store must name the store")

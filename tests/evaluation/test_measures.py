@@ -14,9 +14,10 @@ import torch
 
 from fromscratch.data.store import open_store
 from fromscratch.errors import UsageError
+from fromscratch.evaluation.bootstrap import bootstrap_interval
 from fromscratch.evaluation.compare import compare_models
 from fromscratch.evaluation.injection import Rate, load_probes, measure_injection, turn_prefixes
-from fromscratch.evaluation.loss import bootstrap_interval, measure_loss
+from fromscratch.evaluation.loss import measure_loss
 from fromscratch.evaluation.saving import save_evaluation
 from fromscratch.evaluation.smoke import PROMPTS, smoke_test
 from fromscratch.formats.model_sources import LoadedModel, open_model

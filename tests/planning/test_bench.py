@@ -1,6 +1,7 @@
 """The speed table: cases, figures, a worker process that really measures, a picture."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -174,3 +175,16 @@ def test_the_verb_prints_a_table_predicts_hours_and_writes_json(tmp_path: Path) 
     assert all(row["peak_memory_bytes"] > 2**20 and row["error"] is None for row in facts["rows"])
     assert facts["predicted_hours"] == pytest.approx(20 * 8 * 16 / facts["rows"][0]["tokens_per_second"] / 3600)
     refused(*command, "--precision", "int3", code=2, says="--precision int3")
+
+
+def test_the_verb_needs_no_store_and_takes_keys_and_processes(tmp_path: Path) -> None:
+    file = write_run_file(tmp_path)
+    shutil.rmtree(tmp_path / "store")
+    command = ("bench", file, "--steps", "1", "--precision", "fp32", "--json")
+    changed = ("--set", "model.vocab_size=64", "--set", "model.num_layers=1", "--processes", 4)
+    done = run_command(*command, *changed)
+    facts = json.loads(done.out)
+    assert "no such folder" in done.err and "a vocabulary of 64 ids" in done.err and facts["predicted_hours"] is None
+    assert max(row["micro_batch"] for row in facts["rows"]) <= 8 // 4
+    refused("bench", "--set", "train.seed=1", code=2, says="name the run file")
+    refused(*command, "--set", "model.layers=1", code=2, says="num_layers")

@@ -6,13 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fromscratch.cli.options import DeviceOption, JsonFlag, QuietFlag
+from fromscratch.cli.options import DeviceOption, JsonFlag, Overrides, Processes, QuietFlag
 from fromscratch.cli.output import note, print_json
 
 if TYPE_CHECKING:
-    from fromscratch.planning.bench import Row
+    from fromscratch.planning.bench import Row, Workload
     from fromscratch.session.plan import PlannedRun
 
+GPT2_VOCABULARY = 50_257
 OptionalRunFile = Annotated[
     Path | None,
     typer.Argument(
@@ -31,6 +32,8 @@ Names = Annotated[list[str] | None, typer.Option("--precision", help="fp32, tf32
 
 def bench(
     runfile: OptionalRunFile = None,
+    overrides: Overrides = None,
+    processes: Processes = None,
     micro_batches: Numbers = None,
     precisions: Names = None,
     compiled: CompileChoice = None,
@@ -51,7 +54,6 @@ def bench(
     from fromscratch.machine.memory import default_micro_batch
     from fromscratch.machine.precision import check_precision
     from fromscratch.planning.bench import (
-        Workload,
         cases_for,
         default_micro_batches,
         measure,
@@ -60,24 +62,23 @@ def bench(
     )
     from fromscratch.planning.bench_chart import draw_speed
     from fromscratch.planning.peak_flops import PeakFlops
-    from fromscratch.session.plan import plan_run
+    from fromscratch.processes.world import max_local_shard
 
     for name in precisions or []:
         check_precision(name)
     hardware = find_hardware(device)
-    kind = hardware.device.type
-    plan = plan_run(runfile) if runfile is not None else None
-    workload = Workload(plan.config.model, plan.config.train) if plan else default_workload(kind)
+    workload, plan = workload_of(runfile, overrides, kind := hardware.device.type)
+    local_batch = max_local_shard(workload.train.global_batch, processes or 1)
     max_size = default_micro_batch(hardware.device, workload.model.context_length)
-    sizes = micro_batches or default_micro_batches(workload.train.global_batch, max_size)
+    sizes = micro_batches or default_micro_batches(local_batch, max_size)
     wanted = precisions or list(dict.fromkeys([workload.train.precision, "fp32"]))
     both = [False, True] if kind == "cuda" and not compile_problem(hardware.device, wanted[0]) else [False]
     cases = cases_for(micro_batches=sizes, precisions=wanted, compiled=both if compiled is None else [compiled])
     if reference:
         cases += reference_cases(hardware, sizes)
     peak = PeakFlops(hardware)
-    on_progress = partial(note, quiet=quiet)
-    measured = measure(workload, cases, hardware, steps=steps, rounds=rounds, peak=peak, on_progress=on_progress)
+    on_progress, often = partial(note, quiet=quiet), {"steps": steps, "rounds": rounds}
+    measured = measure(workload, cases, hardware, **often, peak=peak, on_progress=on_progress)
     rows = [summarise(measurement, workload, peak) for measurement in measured]
     conditions = {
         **hardware.to_dict(),
@@ -91,13 +92,39 @@ def bench(
     report(rows, conditions, as_json=as_json)
 
 
+def workload_of(
+    runfile: Path | None, overrides: list[str] | None, device_type: str
+) -> "tuple[Workload, PlannedRun | None]":
+    """Returns what is measured, and the planned run where the file's store is there.
+
+    A store is not needed: without it, the vocabulary is GPT-2's unless the file says otherwise.
+    """
+    from fromscratch.config.loading import load_run_config
+    from fromscratch.errors import DataError, UsageError
+    from fromscratch.planning.bench import Workload
+    from fromscratch.session.plan import plan_run
+
+    if runfile is None:
+        if overrides:
+            raise UsageError("--set: changes a key of a run file; name the run file")
+        return default_workload(device_type), None
+    config = load_run_config(runfile, overrides)
+    try:
+        plan = plan_run(runfile, overrides)
+    except DataError as error:
+        model = config.model.model_copy(update={"vocab_size": config.model.vocab_size or GPT2_VOCABULARY})
+        note(f"notice: {error}; measuring with a vocabulary of {model.vocab_size:,} ids")
+        return Workload(model, config.train), None
+    return Workload(plan.config.model, plan.config.train), plan
+
+
 def default_workload(device_type: str) -> Any:
     """Returns GPT-2 small on a GPU, and a model that takes a few seconds elsewhere."""
     from fromscratch.config.model import GPTConfig
     from fromscratch.config.train import TrainConfig
     from fromscratch.planning.bench import Workload
 
-    preset, vocab_size = ("gpt2-small", 50_257) if device_type == "cuda" else ("laptop-small", 2_048)
+    preset, vocab_size = ("gpt2-small", GPT2_VOCABULARY) if device_type == "cuda" else ("laptop-small", 2_048)
     return Workload(GPTConfig.model_validate({"preset": preset, "vocab_size": vocab_size}), TrainConfig())
 
 

@@ -1,7 +1,6 @@
 """``fromscratch data``: from texts to token stores."""
 
 import os
-from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,8 +15,6 @@ if TYPE_CHECKING:
     from fromscratch.cli.preparation import PreparationProgress
     from fromscratch.data.engines import Engine
     from fromscratch.data.store import TokenStore
-    from fromscratch.sources import Source
-    from fromscratch.tokenizers.base import Tokenizer
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Prepare, check, read and share token stores.")
 
@@ -65,44 +62,33 @@ def prepare(
 
     Example: fromscratch data prepare my-texts/ --out my-store --tokenizer train:8192
     """
+    from fromscratch.api import prepare as prepare_texts
     from fromscratch.cli.preparation import PreparationProgress
-    from fromscratch.data.documents import DocumentRule, SplitRule
-    from fromscratch.data.prepare import prepare_store
-    from fromscratch.data.tail import hold_out_tail
-    from fromscratch.sources import open_source
 
-    rule, kept = SplitRule(validation), DocumentRule(min_characters, deduplicate, skip_bad)
-    opened: Sequence[Source] = [open_source(name, text_column=text_column) for name in sources]
-    left_out = [source.left_out() for source in opened]
-    opened, rule, held_out = hold_out_tail(opened, rule, kept)
-    for line in filter(None, (*left_out, held_out)):
-        note(line)
-    chosen = _open_tokenizer(tokenizer, opened, rule, kept)
     progress = PreparationProgress(quiet=quiet)
-    note(f"preparing {out} with tokenizer {chosen.name} ({chosen.vocab_size:,} ids)", quiet=quiet)
+    note(f"preparing {out} with tokenizer {tokenizer}", quiet=quiet)
     try:
-        store = prepare_store(
-            opened, chosen, out, rule=rule, documents=kept, engine=_engine(engine, workers), observer=progress
+        store = prepare_texts(
+            sources,
+            out,
+            tokenizer=tokenizer,
+            validation=validation,
+            text_column=text_column,
+            deduplicate=deduplicate,
+            min_characters=min_characters,
+            skip_bad=skip_bad,
+            make_engine=lambda _tokenizer: _engine(engine, workers),
+            observer=progress,
+            tell=note,
         )
     except KeyboardInterrupt:
         note(f"stopped; finished parts are kept in {out}, and the same command continues", quiet=quiet)
         raise
-    _tell_altered(store)
     facts = summary(store, progress)
     if as_json:
         print_json(facts)
     else:
         print_table(_rows(facts))
-
-
-def _tell_altered(store: "TokenStore") -> None:
-    if altered := store.manifest.altered:
-        total = sum(split.documents or 0 for split in store.manifest.splits.values())
-        note(
-            f"tokenizer {store.manifest.tokenizer['name']} alters texts: {altered:,} of {total:,} documents "
-            f"({altered / total:.1%}) cannot be given back; bits per byte on this store are not comparable with those "
-            "of other tokenizers"
-        )
 
 
 def _engine(name: EngineName, workers: int | None) -> "Engine":
@@ -117,13 +103,6 @@ def _engine(name: EngineName, workers: int | None) -> "Engine":
 def _cores() -> int:
     """Returns the number of cores that this process may use; in a container it can be below the machine's."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _open_tokenizer(name: str, opened: "Sequence[Source]", rule: Any, kept: Any) -> "Tokenizer":
-    from fromscratch.data.documents import training_documents
-    from fromscratch.tokenizers.loading import open_tokenizer
-
-    return open_tokenizer(name, corpus=lambda: training_documents(opened, rule, kept))
 
 
 def summary(store: "TokenStore", progress: "PreparationProgress") -> dict[str, Any]:

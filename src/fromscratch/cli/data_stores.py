@@ -32,10 +32,13 @@ def stats(
     text_column: Annotated[str, typer.Option(help="For sources: column or key of the text.")] = "text",
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="For sources: leave damaged input out.")] = False,
     top: Annotated[int, typer.Option(min=0, help="How many of the most frequent tokens to list.")] = 10,
-    picture: Annotated[Path, typer.Option(help="Where to draw the histogram.")] = Path("document-lengths.png"),
+    picture: Annotated[Path | None, typer.Option(help="Draw the histogram of lengths into this file (PNG).")] = None,
     as_json: JsonFlag = False,
 ) -> None:
-    """Show document lengths, the tokens that cropping at a context would lose, and the most frequent tokens.
+    """Show document lengths and the most frequent tokens.
+
+    Training here packs documents one after another and loses no token. Programs that crop each document at the
+    context lose the rest; the share is shown for comparison.
 
     Example: fromscratch data stats my-store --context 1024 --picture lengths.png
     """
@@ -56,11 +59,12 @@ def stats(
         sources = [open_source(name, text_column=text_column) for name in what]
         rule = DocumentRule(skip_bad=skip_bad)
         found = source_statistics(sources, opened, context=context, top=top, documents=rule)
-    draw_lengths(found, picture, title=", ".join(Path(name).name for name in what))
+    if picture is not None:
+        draw_lengths(found, picture, title=", ".join(Path(name).name for name in what))
     for entry in found.frequent_tokens:
         is_end = entry["id"] == opened.end_of_text
         entry["text"] = "<|endoftext|>" if is_end else opened.decode([entry["id"]])
-    facts = {"name": what[0] if len(what) == 1 else what, **asdict(found), "picture": str(picture)}
+    facts = {"name": what[0] if len(what) == 1 else what, **asdict(found), "picture": picture and str(picture)}
     if as_json:
         print_json(facts)
     else:
@@ -85,7 +89,7 @@ def _store_if_one(name: str) -> "TokenStore | None":
     return open_named_store(name) if is_store else None
 
 
-def _rows(found: "Statistics", picture: Path) -> list[tuple[str, Any]]:
+def _rows(found: "Statistics", picture: Path | None) -> list[tuple[str, Any]]:
     def percent(share: float | None) -> str | None:
         return None if share is None else f"{share:.2%}"
 
@@ -99,12 +103,13 @@ def _rows(found: "Statistics", picture: Path) -> list[tuple[str, Any]]:
         ("shortest, longest", f"{found.shortest or 0:,}, {found.longest or 0:,} tokens"),
         ("length quantiles", quantiles),
         (f"longer than {found.context:,}", percent(found.documents_over_context)),
-        (f"lost by cropping at {found.context:,}", percent(found.tokens_lost_by_cropping)),
+        ("lost by packing", "nothing: training here packs documents one after another"),
+        (f"lost by cropping at {found.context:,}", f"{percent(found.tokens_lost_by_cropping)}, in programs that crop"),
     ]
     for number, entry in enumerate(found.frequent_tokens, start=1):
         shown = f"{entry['id']:>6} {entry['text']!r:<16} {entry['count']:,} ({entry['share']:.2%})"
         rows.append((f"frequent token {number}", shown))
-    return [*rows, ("picture", str(picture))]
+    return [*rows, ("picture", str(picture))] if picture else rows
 
 
 def verify(store: StoreArgument, as_json: JsonFlag = False, quiet: QuietFlag = False) -> None:

@@ -3,12 +3,17 @@
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from fromscratch.cli.options import DeviceOption, JsonFlag, ModelArgument
-from fromscratch.cli.output import print_json, print_table
+from fromscratch.cli.output import note, print_json, print_table
+
+StoreOption = Annotated[
+    str | None,
+    typer.Option(help="The token store: a folder, or hf://owner/name; by default the one that the run evaluates on."),
+]
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Evaluate a trained model.")
 
@@ -21,7 +26,7 @@ def common() -> None:
 @app.command()
 def loss(
     model: ModelArgument,
-    store: Annotated[str, typer.Option(help="The token store: a folder, or hf://owner/name.")],
+    store: StoreOption = None,
     split: Annotated[str, typer.Option(help="The split of the store.")] = "validation",
     start: Annotated[int, typer.Option(min=0, help="First token of the slice.")] = 0,
     tokens: Annotated[int | None, typer.Option(min=1, help="Number of tokens to predict; by default all.")] = None,
@@ -35,36 +40,29 @@ def loss(
 ) -> None:
     """Compute loss, perplexity and bits per byte on a slice of a store.
 
-    Example: fromscratch eval loss runs/baseline --store my-store --tokens 100000
+    Example: fromscratch eval loss runs/baseline --tokens 100000
     """
-    from fromscratch.evaluation.loss import measure_loss, save_loss
-    from fromscratch.formats.model_sources import locate, open_model
-    from fromscratch.formats.stores import open_named_store
-    from fromscratch.machine.hardware import find_hardware
+    from fromscratch.api import load_model
+    from fromscratch.formats.model_sources import locate
+    from fromscratch.formats.stores import held_out_store_of, open_named_store
     from fromscratch.machine.precision import check_precision
     from fromscratch.processes.launcher import is_launched, launch_measurement
-    from fromscratch.processes.world import joined_world, started_local_rank, started_local_world_size
-    from fromscratch.session.plan import check_same_tokenizer
-    from fromscratch.training.held_out import TokenSlice
+    from fromscratch.processes.world import joined_world
 
     check_precision(precision)
-    opened = open_named_store(store)
-    part = TokenSlice.of(opened.split(split), start=start, tokens=tokens)
     if processes is not None and processes > 1 and not is_launched():
         locate(model)  # reports a wrong name once, before processes start
+        if store is not None:
+            open_named_store(store)
         raise typer.Exit(launch_measurement(sys.argv[1:], processes=processes))
-    hardware = find_hardware(device, local_rank=started_local_rank(), processes_here=started_local_world_size())
-    loaded = open_model(model, hardware)
-    check_same_tokenizer(opened, loaded.tokenizer)
-    with joined_world(hardware.device.type) as world:
-        report = measure_loss(
-            loaded.model, loaded.tokenizer, part, hardware, batch=batch, precision=precision, world=world
-        ).report
+    loaded = load_model(model, device=device)
+    store = store or held_out_store_of(loaded.loaded)
+    values: dict[str, Any] = {"store": store, "split": split, "start": start, "precision": precision}
+    with joined_world(loaded.hardware.device.type) as world:
+        report = loaded.evaluate(**values, tokens=tokens, batch=batch, world=world)
     if not world.is_main:
         return
-    values = {"store": store, "split": split, "start": start, "precision": precision}
-    save_loss(loaded, report, **values)
-    output = {"model": model, "step": loaded.step, **values, **asdict(report)}
+    output = {"model": model, "step": loaded.loaded.step, **values, **asdict(report)}
     if as_json:
         print_json(output)
     else:
@@ -75,7 +73,7 @@ def loss(
 def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="A model: see MODEL of 'eval loss'.")],
     b: Annotated[str, typer.Argument(metavar="B", help="Another model, with the same tokenizer and context.")],
-    store: Annotated[str, typer.Option(help="The token store: a folder, or hf://owner/name.")],
+    store: StoreOption = None,
     split: Annotated[str, typer.Option(help="The split of the store.")] = "validation",
     start: Annotated[int, typer.Option(min=0, help="First token of the slice.")] = 0,
     tokens: Annotated[int | None, typer.Option(min=1, help="Number of tokens to predict; by default all.")] = None,
@@ -87,25 +85,32 @@ def compare(
 
     The interval covers the choice of the text, not the choice of the training seed.
 
-    Example: fromscratch eval compare runs/baseline runs/no-dropout --store my-store
+    Example: fromscratch eval compare runs/baseline runs/no-dropout
     """
     from fromscratch.evaluation.compare import compare_models
     from fromscratch.evaluation.saving import save_evaluation
     from fromscratch.formats.model_sources import open_model
-    from fromscratch.formats.stores import open_named_store
+    from fromscratch.formats.stores import held_out_store_of, open_named_store
     from fromscratch.machine.hardware import find_hardware
     from fromscratch.session.plan import check_same_tokenizer
     from fromscratch.training.held_out import TokenSlice
 
     hardware = find_hardware(device)
     first, second = open_model(a, hardware), open_model(b, hardware)
+    store = store or held_out_store_of(first)
     opened = open_named_store(store)
     check_same_tokenizer(opened, first.tokenizer)
     part = TokenSlice.of(opened.split(split), start=start, tokens=tokens)
     comparison = compare_models(first, second, part, hardware, batch=batch)
     values = {"a": a, "b": b, "store": store, "split": split, "start": start, "verdict": comparison.verdict}
     output = values | {"comparison": asdict(comparison)}
-    save_evaluation(second, f"compare-step-{second.step}-with-{first.name}", {"measure": "compare", **output})
+    for one, other in ((first, second), (second, first)):
+        save_evaluation(one, f"compare-step-{one.step}-with-{other.name}", {"measure": "compare", **output})
+    if first.run is not None and second.run is not None:
+        note(
+            "notice: one run each is no evidence for a change: the interval covers the choice of the text, and two "
+            "seeds of one config differ too; repeat both with several seeds"
+        )
     if as_json:
         print_json(output)
         return

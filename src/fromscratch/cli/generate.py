@@ -12,18 +12,21 @@ if TYPE_CHECKING:
     from fromscratch.generation.texts import Continuation
 
 
+TextArguments = Annotated[
+    list[str] | None, typer.Argument(metavar="[TEXT]...", help="Start of a text, as with --prompt.")
+]
+Prompts = Annotated[
+    list[str] | None,
+    typer.Option("--prompt", "-p", help="Start of a text; repeatable. An empty prompt starts a document."),
+]
+MaxNewTokens = Annotated[int, typer.Option("--tokens", "--max-new-tokens", min=0, help="Maximum number of new tokens.")]
+
+
 def generate(
     model: ModelArgument,
-    text: Annotated[
-        list[str] | None, typer.Argument(metavar="[TEXT]...", help="Start of a text, as with --prompt.")
-    ] = None,
-    prompts: Annotated[
-        list[str] | None,
-        typer.Option("--prompt", "-p", help="Start of a text; repeatable. An empty prompt starts a document."),
-    ] = None,
-    tokens: Annotated[
-        int, typer.Option("--tokens", "--max-new-tokens", min=0, help="Maximum number of new tokens.")
-    ] = 100,
+    text: TextArguments = None,
+    prompts: Prompts = None,
+    tokens: MaxNewTokens = 100,
     n: Annotated[int, typer.Option("--n", min=1, help="Samples of each prompt.")] = 1,
     temperature: Annotated[float, typer.Option(help="0 always selects the most probable token.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(help="Sample only from the k most probable tokens.")] = None,

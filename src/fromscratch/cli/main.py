@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from fromscratch import __version__
-from fromscratch.cli import bench, chat, data, evaluate, fit, generate, publish, quickstart, runs, train
+from fromscratch.cli import bench, chat, data, evaluate, fit, generate, publish, quickstart, runs, study, train
 from fromscratch.cli.output import printable, protect_standard_streams
 from fromscratch.errors import EXIT_CRASH, EXIT_INTERRUPTED, FromScratchError
 from fromscratch.processes.parent import watch_launcher
@@ -16,7 +16,7 @@ DEBUG_FLAG = "--debug"
 app = typer.Typer(
     name="fromscratch",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -52,6 +52,7 @@ app.command(name="train")(train.train)
 app.command(name="fit")(fit.fit)
 app.command(name="bench")(bench.bench)
 app.add_typer(evaluate.app, name="eval")
+app.add_typer(study.app, name="study")
 app.add_typer(runs.app, name="runs")
 app.command(name="generate")(generate.generate)
 app.command(name="chat")(chat.chat)

@@ -1,5 +1,6 @@
 """Reads run files: TOML, an optional ``base`` file, ``--set key=value``. Reports all problems at once."""
 
+import json
 import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -184,6 +185,15 @@ def _as_tables(old: Any, new: Any) -> tuple[Any, Any]:
     if isinstance(old, dict) and isinstance(new, dict) and "kind" in new:
         old = {"kind": new["kind"], **old}
     return old, new
+
+
+def to_toml(value: Any) -> str:
+    """Writes a value in one line of TOML, as ``--set`` takes it."""
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f"{json.dumps(key)} = {to_toml(item)}" for key, item in value.items()) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(to_toml, value)) + "]"
+    return json.dumps(value) if isinstance(value, str | bool | int | float) else str(value)
 
 
 def parse_override(item: str) -> dict[str, Any]:

@@ -15,6 +15,10 @@ from fromscratch.config.run import RunConfig
 INTRODUCTION = """\
 # The run file
 
+```
+fromscratch train run.toml --set train.seed=7 --set 'train.clip={ kind = "norm", max_norm = 1.0 }'
+```
+
 A run file is TOML with four tables. `base = "other.toml"` at its top reads another file first; the keys of this file replace those of the other. A relative path starts at the folder of the file that it is written in, or at the current folder. `--set train.seed=7` on the command line replaces one key. A slot is filled by a `kind`: `clip = { kind = "norm", max_norm = 1.0 }`. `attention = "explicit"` is short for a kind with its defaults. Unknown keys are errors.
 
 `make docs` generates this page from the classes in `src/fromscratch/config/`.

@@ -59,7 +59,7 @@ def _draw_bins(axes: "Axes", statistics: Statistics) -> None:
     axes.plot(middles, shares, color=TOKENS, marker="o", markersize=3, linewidth=1.4, label="tokens")
     over, lost = statistics.documents_over_context or 0.0, statistics.tokens_lost_by_cropping or 0.0
     label = f"context {statistics.context:,}: {over:.1%} of documents exceed it, "
-    label += f"cropping there would lose {lost:.1%} of tokens"
+    label += f"cropping there would lose {lost:.1%} of tokens, packing none"
     axes.axvline(statistics.context, color=CONTEXT, linestyle="--", linewidth=1.4, label=label)
     axes.set_xscale("log", base=2)
     axes.set_xlim(min(first, statistics.context) / 1.1, max(bins[-1]["to"], statistics.context) * 1.1)

@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fromscratch.errors import UsageError
-from fromscratch.evaluation.loss import LossReport, bootstrap_interval, measure_loss
+from fromscratch.evaluation.bootstrap import bootstrap_interval
+from fromscratch.evaluation.loss import LossReport, measure_loss
 from fromscratch.formats.model_sources import LoadedModel
 from fromscratch.machine.hardware import Hardware
 from fromscratch.tokenizers.base import Tokenizer

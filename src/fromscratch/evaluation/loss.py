@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fromscratch.evaluation.bootstrap import bootstrap_interval
 from fromscratch.evaluation.saving import save_evaluation
 from fromscratch.formats.model_sources import LoadedModel
 from fromscratch.machine.hardware import Hardware
@@ -20,7 +21,6 @@ from fromscratch.training.held_out import TokenSlice, sequence_losses
 from fromscratch.training.objective import Runtime
 
 DEFAULT_BATCH_TOKENS = 8_192
-BOOTSTRAP_SAMPLES = 2_000
 MAX_EXPONENT = 700.0  # of a double
 
 
@@ -104,25 +104,6 @@ def measure_loss(
         sequences=len(sequence_nats),
     )
     return MeasuredLoss(report, sequence_nats, sequence_tokens, np.concatenate(parts))
-
-
-def bootstrap_interval(
-    sums: NDArray[np.float64], weights: NDArray[np.int64]
-) -> tuple[float, float] | tuple[None, None]:
-    """Returns the 95% percentile interval of ``sum(sums) / sum(weights)`` over resampled sequences.
-
-    Sequences are resampled with replacement. The generator has a fixed seed, so the same sequences give the same
-    interval. Fewer than two sequences have none. Source: Efron and Tibshirani 1993, chapter 13.
-    """
-    if len(sums) < 2:
-        return None, None
-    generator = np.random.default_rng(0)
-    means = np.empty(BOOTSTRAP_SAMPLES)
-    for index in range(BOOTSTRAP_SAMPLES):
-        drawn = generator.integers(len(sums), size=len(sums))
-        means[index] = sums[drawn].sum() / weights[drawn].sum()
-    low, high = np.quantile(means, [(1 - 0.95) / 2, (1 + 0.95) / 2])
-    return float(low), float(high)
 
 
 def save_loss(loaded: LoadedModel, report: LossReport, **slice_values: Any) -> None:

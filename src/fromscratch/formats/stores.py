@@ -2,9 +2,14 @@
 
 from pathlib import Path
 
+from fromscratch.config.loading import read_run_config
 from fromscratch.data.hub_store import locate_store
 from fromscratch.data.store import TokenStore, open_store
-from fromscratch.errors import DataError
+from fromscratch.errors import DataError, UsageError
+from fromscratch.files import read_json_object
+from fromscratch.formats.model_sources import LoadedModel
+from fromscratch.hub.names import has_hub_prefix
+from fromscratch.runs.directory import STORES
 from fromscratch.tokenizers.base import Tokenizer
 from fromscratch.tokenizers.gpt2 import GPT2Tokenizer, load_gpt2
 from fromscratch.tokenizers.loading import load
@@ -18,6 +23,27 @@ def open_named_store(name: str, *folders: Path) -> TokenStore:
         DataError: the store does not exist or is damaged.
     """
     return open_store(locate_store(name, *folders))
+
+
+def held_out_store_of(model: LoadedModel) -> str:
+    """Returns the name of the store that a run evaluates on.
+
+    Raises:
+        UsageError: the model has no run; or nobody knows where its store is on this machine.
+    """
+    if model.run is None:
+        raise UsageError(f"model {model.source}: has no run, so --store must name the store to evaluate on")
+    config = read_run_config(model.run.config)
+    key, name = ("eval.store", config.eval.store) if config.eval.store else ("data.store", config.data.store)
+    recorded = read_json_object(model.run.machine).get(STORES) if model.run.machine.is_file() else None
+    known = recorded.get(key) if isinstance(recorded, dict) else None
+    folders = [Path(), *list(model.run.path.resolve().parents)[:2]]
+    for candidate in filter(None, (known, name)):
+        if has_hub_prefix(candidate) or any((folder / candidate).is_dir() for folder in folders):
+            return candidate if has_hub_prefix(candidate) else str(locate_store(candidate, *folders))
+    raise UsageError(
+        f"model {model.source}: its store {known or name} is not on this machine; name a store with --store"
+    )
 
 
 def tokenizer_of(store: TokenStore) -> Tokenizer:

@@ -18,6 +18,8 @@ from fromscratch.errors import EXIT_CRASH
 
 LAUNCHED_VARIABLE = "FROMSCRATCH_LAUNCHED"
 """Process id of the launcher, in the environment of its workers."""
+WATCHED_VARIABLE = "FROMSCRATCH_WATCHED"
+"""Process id of a study's runner, in the environment of the runs that it trains."""
 POLL_SECONDS = 0.5
 MAX_SAVE_SECONDS = 120.0  # to finish the step and save without a launcher
 MAX_CONNECT_SECONDS = 5.0
@@ -71,9 +73,9 @@ PARENT = ParentWatch()
 
 
 def watch_launcher() -> None:
-    """Starts the watch in a worker of ``--processes N`` or of torchrun; does nothing in other processes."""
-    if LAUNCHED_VARIABLE in os.environ:
-        PARENT.start(int(os.environ[LAUNCHED_VARIABLE]))
+    """Starts the watch in a worker of ``--processes N``, of torchrun or of a study; does nothing elsewhere."""
+    if parent := os.environ.get(LAUNCHED_VARIABLE) or os.environ.pop(WATCHED_VARIABLE, ""):
+        PARENT.start(int(parent))
     elif "TORCHELASTIC_RUN_ID" in os.environ:
         PARENT.start(os.getppid())
 

@@ -20,6 +20,8 @@ from fromscratch.runs.states import Event, RunState
 
 LOCK_ATTEMPTS, LOCK_WAIT_SECONDS = 4, 0.05
 CONFIG_NAME = re.compile(r"step-(\d{8})\.toml")
+STORES = "stores"
+"""Key of ``machine.json``: where the stores of the run are on this machine, by key of the run file."""
 NAME_RULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 

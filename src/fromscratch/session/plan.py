@@ -10,6 +10,7 @@ from fromscratch.data.batches import SequenceBatches
 from fromscratch.data.store import TokenStore
 from fromscratch.errors import DataError, UsageError
 from fromscratch.formats.stores import open_named_store, tokenizer_of
+from fromscratch.hub.names import has_hub_prefix
 from fromscratch.models.costs import ModelCosts, model_costs
 from fromscratch.session.parent import Parent, open_parent
 from fromscratch.session.samples import text_sampler
@@ -40,6 +41,15 @@ class PlannedRun:
     """The store that ``[eval] store`` names."""
     notices: tuple[str, ...] = ()
     """What was decided for the user."""
+
+    def store_names(self) -> dict[str, str]:
+        """Returns where the run's stores are on this machine, by key of the run file."""
+        opened = {"data.store": (self.config.data.store, self.store)}
+        if self.eval_store and self.config.eval.store:
+            opened["eval.store"] = (self.config.eval.store, self.eval_store)
+        return {
+            key: name if has_hub_prefix(name) else str(store.path.resolve()) for key, (name, store) in opened.items()
+        }
 
     @property
     def identity(self) -> dict[str, Any]:

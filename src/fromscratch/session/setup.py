@@ -19,7 +19,7 @@ from fromscratch.optim.composite import as_composite
 from fromscratch.processes.restarts import check_crashes
 from fromscratch.processes.stopping import StopRequest
 from fromscratch.processes.world import World
-from fromscratch.runs.directory import RunDirectory, check_run_name
+from fromscratch.runs.directory import STORES, RunDirectory, check_run_name
 from fromscratch.runs.retention import newest_valid, recover_leftovers, repair_links, step_of, wrong_links
 from fromscratch.runs.states import Event
 from fromscratch.session.changes import NO_CHANGES, SessionConfig, accept_changes, accepted_identities
@@ -200,6 +200,8 @@ def record_session(plan: PlannedRun, run: RunDirectory, placement: Placement) ->
         plan.tokenizer.save(run.tokenizer)
     sizes = {"world_size": placement.world_size, "micro_batch": placement.micro_batch}
     machine = {**placement.hardware.to_dict(), **sizes, **asdict(placement.acceleration)}
-    if run.machine.is_file() and (earlier := read_json_object(run.machine)) != machine:
-        run.log_event(Event.MACHINE_CHANGED, earlier=earlier)
-    run.write_machine(machine)
+    if run.machine.is_file():
+        earlier = {key: value for key, value in read_json_object(run.machine).items() if key != STORES}
+        if earlier != machine:
+            run.log_event(Event.MACHINE_CHANGED, earlier=earlier)
+    run.write_machine({**machine, STORES: plan.store_names()})

@@ -27,17 +27,24 @@ class RayCluster:
 
     @contextmanager
     def started(self, tokenizer_folder: Path) -> Iterator[RunJob]:
-        ray = _import_ray()
-        starts_ray = not ray.is_initialized()
-        if starts_ray:
-            ray.init(log_to_driver=False, logging_level=logging.WARNING, include_dashboard=False)
-        try:
+        with connected_ray() as ray:
             folder = tokenizer_folder.resolve()
             max_tasks = self.workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
             yield lambda job, tasks: _results(job, tasks, self.load, folder, max_tasks)
-        finally:
-            if starts_ray:
-                ray.shutdown()
+
+
+@contextmanager
+def connected_ray() -> Iterator[Any]:
+    """Yields the module ``ray``, connected to a cluster. Raises UsageError if it is not installed."""
+    ray = _import_ray()
+    starts_ray = not ray.is_initialized()
+    if starts_ray:
+        ray.init(log_to_driver=False, logging_level=logging.WARNING, include_dashboard=False)
+    try:
+        yield ray
+    finally:
+        if starts_ray:
+            ray.shutdown()
 
 
 def _results(job: Job, tasks: Sequence[Task], load: LoadTokenizer, folder: Path, max_tasks: int) -> Iterator[Record]:

@@ -1,0 +1,289 @@
+"""The Python interface: the verbs of the command line as functions and objects.
+
+Every function raises ``fromscratch.errors.FromScratchError`` with a sentence for the user where the input is wrong.
+"""
+
+import importlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from fromscratch.config.loading import read_run_config, to_toml
+from fromscratch.config.run import RunConfig
+from fromscratch.data.documents import DocumentRule, SplitRule, training_documents
+from fromscratch.data.engines import Engine, InProcess
+from fromscratch.data.prepare import PreparationObserver, prepare_store
+from fromscratch.data.store import TokenStore
+from fromscratch.data.tail import hold_out_tail
+from fromscratch.evaluation.loss import LossReport, measure_loss, save_loss
+from fromscratch.files import check_replaceable
+from fromscratch.formats.model_sources import LoadedModel, open_model
+from fromscratch.formats.stores import held_out_store_of, open_named_store
+from fromscratch.generation.generate import Settings
+from fromscratch.generation.sampling import Sampling
+from fromscratch.generation.texts import continue_prompts
+from fromscratch.machine.hardware import Hardware, find_hardware
+from fromscratch.processes.world import ALONE, World, started_local_rank, started_local_world_size
+from fromscratch.publishing.card import CardSettings
+from fromscratch.publishing.export import ExportReport, choose_format, export_model
+from fromscratch.runs.directory import RunDirectory, check_run_name
+from fromscratch.runs.overview import Overview, overview, resolve_run
+from fromscratch.runs.records import read_records
+from fromscratch.runs.retention import checkpoints_in
+from fromscratch.session.placement import MachineOptions, place_run
+from fromscratch.session.plan import check_same_tokenizer, plan_run
+from fromscratch.session.run import RunSummary, run_training
+from fromscratch.sources import Source, open_source
+from fromscratch.tokenizers.base import Tokenizer
+from fromscratch.tokenizers.loading import open_tokenizer
+from fromscratch.training.held_out import TokenSlice
+from fromscratch.training.observers import Observer
+
+__all__ = ["Model", "Run", "load_model", "open_run", "open_store", "prepare", "train"]
+
+RUNS_DIR = Path("runs")
+Tell = Callable[[str], None]
+
+
+def prepare(
+    sources: str | Path | Sequence[str | Path],
+    out: str | Path,
+    *,
+    tokenizer: str = "gpt2",
+    validation: float = 0.01,
+    text_column: str = "text",
+    deduplicate: bool = False,
+    min_characters: int = 1,
+    skip_bad: bool = False,
+    make_engine: Callable[[Tokenizer], Engine] = InProcess,
+    observer: PreparationObserver | None = None,
+    tell: Tell = print,
+) -> TokenStore:
+    """Turns texts into a token store, continues an interrupted preparation, or opens the finished store.
+
+    Args:
+        sources: files, folders, ``hf://owner/name``, or ``python-docs``.
+        tokenizer: ``gpt2``, ``bytes``, ``train:N`` or a path.
+        validation: share of documents held out.
+        make_engine: what runs the work; by default the threads of this process.
+        tell: gets sentences about what was decided or left out.
+    """
+    names = [sources] if isinstance(sources, str | Path) else sources
+    rule, kept = SplitRule(validation), DocumentRule(min_characters, deduplicate, skip_bad)
+    opened: Sequence[Source] = [open_source(str(name), text_column=text_column) for name in names]
+    left_out = [source.left_out() for source in opened]
+    opened, rule, held_out = hold_out_tail(opened, rule, kept)
+    for line in filter(None, (*left_out, held_out)):
+        tell(line)
+    chosen = open_tokenizer(tokenizer, corpus=lambda: training_documents(opened, rule, kept))
+    store = prepare_store(
+        opened, chosen, Path(out), rule=rule, documents=kept, engine=make_engine(chosen), observer=observer
+    )
+    if altered := store.manifest.altered:
+        total = sum(split.documents or 0 for split in store.manifest.splits.values())
+        tell(
+            f"tokenizer {chosen.name} alters texts: {altered:,} of {total:,} documents ({altered / total:.1%}) cannot "
+            "be given back; bits per byte on this store are not comparable with those of other tokenizers"
+        )
+    return store
+
+
+def open_store(name: str | Path) -> TokenStore:
+    """Opens a token store by its path, or as ``hf://owner/name``."""
+    return open_named_store(str(name))
+
+
+def train(
+    run_file: str | Path,
+    *,
+    name: str | None = None,
+    runs_dir: str | Path = RUNS_DIR,
+    overrides: Mapping[str, Any] | Iterable[str] = (),
+    device: str | None = None,
+    micro_batch: int | None = None,
+    compile_model: bool | None = None,
+    stop_after: int | None = None,
+    fresh: bool = False,
+    observers: Sequence[Observer] = (),
+) -> "Run":
+    """Trains the model of a run file in this process, or continues a stopped run.
+
+    Args:
+        name: name of the run; by default that of the file.
+        overrides: ``{"train.seed": 7}``, or ``["train.seed=7"]``.
+        observers: watch the steps; they cannot change the run.
+
+    Returns:
+        The run; ``Run.summary`` says how it ended.
+
+    Raises:
+        DivergedError: training diverged.
+    """
+    file = Path(run_file)
+    if isinstance(overrides, Mapping):
+        overrides = [f"{key}={to_toml(value)}" for key, value in overrides.items()]
+    plan = plan_run(file, list(overrides))
+    path = Path(runs_dir) / check_run_name(file.stem if name is None else name)
+    machine = MachineOptions(device, micro_batch, compile_model)
+    placement = place_run(plan, RunDirectory(path), machine, fresh=fresh)
+    summary = run_training(plan, path, placement, observers=list(observers), fresh=fresh, stop_after=stop_after)
+    return Run(RunDirectory(path), summary)
+
+
+def open_run(run: str | Path, *, runs_dir: str | Path = RUNS_DIR) -> "Run":
+    """Opens a run by its path, or by its name in ``runs_dir``. Reads only."""
+    return Run(resolve_run(str(run), Path(runs_dir)))
+
+
+class Run:
+    """A run on disk."""
+
+    def __init__(self, directory: RunDirectory, summary: RunSummary | None = None) -> None:
+        self.directory = directory
+        self.summary = summary
+        """How the session of ``train`` ended; None for a run that was opened."""
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @property
+    def path(self) -> Path:
+        return self.directory.path
+
+    @property
+    def name(self) -> str:
+        return self.directory.name
+
+    @property
+    def config(self) -> RunConfig:
+        """The resolved config."""
+        return read_run_config(self.directory.config)
+
+    @property
+    def overview(self) -> Overview:
+        """State, progress, losses, size and times."""
+        return overview(self.directory)
+
+    @property
+    def checkpoints(self) -> dict[int, Path]:
+        """The checkpoints by step, oldest first."""
+        return {int(path.name.removeprefix("step-")): path for path in checkpoints_in(self.directory.checkpoints)}
+
+    def metrics(self) -> Any:
+        """What every step recorded: a pandas frame where pandas is installed, else a list of dictionaries."""
+        return _frame(list(read_records(self.directory.metrics)))
+
+    def events(self) -> Any:
+        """What happened (evaluations, checkpoints, signals), as ``metrics``."""
+        return _frame(list(read_records(self.directory.events)))
+
+    def load_model(self, which: str = "best", *, device: str | None = None) -> "Model":
+        """Loads the model of a checkpoint: ``best``, ``latest`` or ``step-N``."""
+        return load_model(f"{self.path}@{which}", device=device)
+
+
+def load_model(source: str | Path, *, device: str | None = None, runs_dir: str | Path = RUNS_DIR) -> "Model":
+    """Loads a model: a run, ``RUN@latest``, a checkpoint, an exported folder, ``owner/name`` on the Hub, ``gpt2``."""
+    hardware = find_hardware(device, local_rank=started_local_rank(), processes_here=started_local_world_size())
+    return Model(open_model(str(source), hardware, runs_dir=Path(runs_dir)), hardware)
+
+
+class Model:
+    """A trained model with its tokenizer."""
+
+    def __init__(self, loaded: LoadedModel, hardware: Hardware) -> None:
+        self.loaded, self.hardware = loaded, hardware
+
+    def __repr__(self) -> str:
+        return f"Model({self.loaded.source!r})"
+
+    @property
+    def module(self) -> Any:
+        """The ``torch.nn.Module`` in evaluation mode: ids ``[batch, time]`` to logits ``[batch, time, vocab]``."""
+        return self.loaded.model
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        return self.loaded.tokenizer
+
+    @cached_property
+    def parameters(self) -> int:
+        """Number of parameters; a shared matrix counts once."""
+        return sum(parameter.numel() for parameter in self.module.parameters())
+
+    def generate(
+        self,
+        prompt: str = "",
+        *,
+        max_new_tokens: int = 100,
+        temperature: float = 0.8,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float = 1.0,
+        stop: Sequence[str] = (),
+        seed: int = 0,
+        on_text: Callable[[str], None] | None = None,
+    ) -> str:
+        """Returns the continuation of a prompt, without it. ``on_text`` receives new text while it is generated."""
+        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+        settings = Settings(max_new_tokens, sampling, seed, tuple(stop))
+        tell = (lambda _row, text: on_text(text)) if on_text else (lambda _row, _text: None)
+        (result,) = continue_prompts(self.module, self.tokenizer, [prompt], settings, on_text=tell)
+        return result.text
+
+    def evaluate(
+        self,
+        store: str | Path | None = None,
+        *,
+        split: str = "validation",
+        start: int = 0,
+        tokens: int | None = None,
+        batch: int | None = None,
+        precision: str = "fp32",
+        world: World = ALONE,
+    ) -> LossReport:
+        """Measures loss, perplexity and bits per byte on a slice of a store; saves the report in the model's run.
+
+        Args:
+            store: by default the store that the run evaluates on.
+            start: first token of the slice.
+            tokens: number of tokens to predict; by default all.
+        """
+        loaded = self.loaded
+        name = str(store) if store is not None else held_out_store_of(loaded)
+        opened = open_named_store(name)
+        check_same_tokenizer(opened, loaded.tokenizer)
+        part = TokenSlice.of(opened.split(split), start=start, tokens=tokens)
+        report = measure_loss(
+            loaded.model, loaded.tokenizer, part, self.hardware, batch=batch, precision=precision, world=world
+        ).report
+        if world.is_main:
+            save_loss(loaded, report, store=name, split=split, start=start, precision=precision)
+        return report
+
+    def publish(
+        self,
+        to: str | Path,
+        *,
+        format_name: str | None = None,
+        license_name: str = "apache-2.0",
+        title: str | None = None,
+    ) -> ExportReport:
+        """Writes a folder that transformers loads, with a model card: ``native`` (GPT-2) or ``custom`` format.
+
+        Upload it with ``fromscratch publish MODEL --to hf://owner/name --yes``.
+        """
+        folder = check_replaceable(Path(to), "published", option="to")
+        chosen = choose_format(self.loaded.config, format_name)
+        card = CardSettings(license=license_name, title=title)
+        return export_model(self.loaded, folder, format_name=chosen, card=card)
+
+
+def _frame(records: list[dict[str, Any]]) -> Any:
+    try:
+        pandas = importlib.import_module("pandas")
+    except ImportError:
+        return records
+    return pandas.DataFrame(records)

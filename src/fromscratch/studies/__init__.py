@@ -1,0 +1,1 @@
+"""Studies: a baseline, interventions and seeds become runs, statistics, and verdicts."""

@@ -1,0 +1,125 @@
+"""The runs of a study: which there are, in which state, and in which order they are trained."""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fromscratch.files import read_json_object, to_strict_json, write_atomically
+from fromscratch.runs.directory import RunDirectory
+from fromscratch.runs.overview import observed_status
+from fromscratch.runs.records import read_records, to_count, to_float
+from fromscratch.runs.states import Event, RunState
+from fromscratch.studies.definition import Arm, Study
+
+RECORD = "study.json"
+CLAIMS = ".claims"
+NEVER_TRAINED_AGAIN = (RunState.DONE, RunState.DIVERGED)
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a study."""
+
+    arm: Arm
+    seed: int
+    run: RunDirectory
+
+    @property
+    def name(self) -> str:
+        return self.run.name
+
+    @property
+    def state(self) -> RunState | None:
+        """The state of the run; None where it has not begun."""
+        return observed_status(self.run).state if self.run.exists() else None
+
+
+class StudyFolder:
+    """The folder of a study's runs, with what the study itself records in ``study.json``."""
+
+    def __init__(self, study: Study, runs_dir: Path) -> None:
+        self.study = study
+        self.path = runs_dir / study.name
+        self._record = self.path / RECORD
+
+    def job(self, arm: Arm, seed: int) -> Job:
+        """One run of an arm."""
+        return Job(arm, seed, RunDirectory(self.path / f"{arm.name}-seed-{seed}"))
+
+    def jobs(self) -> list[Job]:
+        """All runs of the study, arm by arm, the control first."""
+        return [self.job(arm, seed) for arm in self.study.all_arms for seed in arm.seeds]
+
+    def read(self) -> dict[str, Any]:
+        """What the study has recorded: added seeds, runs stopped early, openings of the test set."""
+        return read_json_object(self._record) if self._record.is_file() else {}
+
+    def update(self, **values: Any) -> None:
+        """Changes some values of the record."""
+        with self._locked():
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._record, to_strict_json({**self.read(), **values}, indent=1))
+
+    def append(self, key: str, item: Any) -> None:
+        """Appends to a list of the record."""
+        with self._locked():
+            record = self.read()
+            record[key] = [*record.get(key, []), item]
+            write_atomically(self._record, to_strict_json(record, indent=1))
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("a") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    @contextmanager
+    def claimed(self, job: Job) -> Iterator[int | None]:
+        """Claims a run for this process and the program that trains it, which inherits the descriptor.
+
+        Yields the descriptor of the claim, or None where another process has it.
+        """
+        folder = self.path / CLAIMS
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / job.name).open("a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield None
+            else:
+                yield file.fileno()
+
+    def is_stopped_early(self, job: Job) -> bool:
+        """Whether the run was stopped by the study's rule."""
+        return any(item.get("run") == job.name for item in self.read().get("stopped_early", []))
+
+
+def missing(folder: StudyFolder) -> list[Job]:
+    """The runs that still have to be trained, in order.
+
+    First one run of the baseline and of each intervention, seed by seed, so that the first comparison is there soon
+    and a study that is cut short is balanced.
+    """
+    jobs = sorted(enumerate(folder.jobs()), key=lambda item: (_place(item[1]), item[0]))
+    waits = [job for _, job in jobs if job.state not in (*NEVER_TRAINED_AGAIN, RunState.RUNNING)]
+    return [job for job in waits if not folder.is_stopped_early(job)]
+
+
+def _place(job: Job) -> int:
+    """Position of the run's seed in its arm."""
+    return job.arm.seeds.index(job.seed)
+
+
+def held_out_losses(run: RunDirectory) -> dict[int, float]:
+    """Held-out loss by step, as training measured it; a loss that is not finite is left out."""
+    found = {}
+    for record in read_records(run.events):
+        if record.get("event") == Event.EVALUATION:
+            step, loss = to_count(record.get("step")), to_float(record.get("loss"))
+            if step is not None and loss is not None:
+                found[step] = loss
+    return found

@@ -1,0 +1,205 @@
+"""Trains the runs of a study: each in a process of its own, on one device, by the ``train`` command.
+
+Any number of runners may share the work, on one machine or on several with a shared disk: a file lock admits one of
+them to each run. A runner that is killed leaves nothing behind: its runs notice, save, and end, and the next runner
+resumes them.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from fromscratch.errors import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED
+from fromscratch.processes.parent import WATCHED_VARIABLE
+from fromscratch.processes.stopping import StopRequest
+from fromscratch.studies.definition import Study
+from fromscratch.studies.early_stopping import hopeless
+from fromscratch.studies.jobs import Job, StudyFolder, missing
+
+POLL_SECONDS = 0.2
+EARLY_STOP_SECONDS = 5.0
+LOGS = "logs"
+
+
+@dataclass
+class Outcome:
+    """How the session of a runner went: run names by result."""
+
+    done: list[str] = field(default_factory=list)
+    diverged: list[str] = field(default_factory=list)
+    stopped: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    is_interrupted: bool = False
+
+
+def train_command(study: Study, job: Job) -> list[str]:
+    """The arguments of ``fromscratch`` that train one run; anyone may type them."""
+    overrides = [*job.arm.overrides, f"train.seed={job.seed}"]
+    sets = [word for item in overrides for word in ("--set", item)]
+    return ["train", str(study.baseline), "--name", job.name, "--runs-dir", str(job.run.path.parent), *sets]
+
+
+class Devices(Protocol):
+    """Where the runs of a study are trained."""
+
+    @property
+    def num_slots(self) -> int:
+        """Runs at once."""
+
+    def submit(self, folder: StudyFolder, job: Job) -> "Future[int | None]":
+        """Starts a run; the future is its exit code, or None where another runner has it."""
+
+    def stop(self, folder: StudyFolder) -> None:
+        """Asks all runs to save and stop."""
+
+    def close(self, folder: StudyFolder) -> None:
+        """Called when no run is left."""
+
+
+class LocalDevices:
+    """Trains as many runs at once as there are slots; each slot is the environment of its runs."""
+
+    def __init__(self, slots: Sequence[dict[str, str]], options: Sequence[str] = ()) -> None:
+        self._free = list(slots)
+        self._pool = ThreadPoolExecutor(len(slots))
+        self._options = list(options)
+        self._stop = threading.Event()
+        self.num_slots = len(slots)
+
+    def submit(self, folder: StudyFolder, job: Job) -> "Future[int | None]":
+        """Starts a run; the future is its exit code, or None where another runner has it."""
+        slot = self._free.pop()
+
+        def train() -> int | None:
+            try:
+                command = [*train_command(folder.study, job), *self._options]
+                return run_claimed(folder, job, command, slot, self._stop.is_set, shows_progress=self.num_slots == 1)
+            finally:
+                self._free.append(slot)
+
+        return self._pool.submit(train)
+
+    def stop(self, folder: StudyFolder) -> None:
+        """Asks all runs to save and stop."""
+        self._stop.set()
+
+    def close(self, folder: StudyFolder) -> None:
+        """Ends the threads that wait for runs."""
+        self._pool.shutdown()
+
+
+def run_claimed(
+    folder: StudyFolder,
+    job: Job,
+    arguments: list[str],
+    environment: dict[str, str],
+    stop: Callable[[], bool],
+    *,
+    shows_progress: bool = False,
+) -> int | None:
+    """Claims a run and trains it in a new process; None where another process has it.
+
+    A stop request is passed on as SIGTERM, once.
+    """
+    with folder.claimed(job) as claim:
+        if claim is None:
+            return None
+        log = folder.path / LOGS / f"{job.name}.log"
+        log.parent.mkdir(exist_ok=True)
+        with log.open("ab") as file:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "fromscratch", *arguments],
+                env={**os.environ, **environment, WATCHED_VARIABLE: str(os.getpid())},
+                stdout=file,
+                stderr=None if shows_progress else file,
+                pass_fds=[claim],
+                start_new_session=True,  # Ctrl-C reaches the runner alone, which passes it on once
+            )
+            return _wait(process, folder, job, stop)
+
+
+def _wait(process: "subprocess.Popen[bytes]", folder: StudyFolder, job: Job, stop: Callable[[], bool]) -> int:
+    asked, looked_at = False, time.monotonic()
+    while True:
+        try:
+            code = process.wait(POLL_SECONDS)
+            return EXIT_STOPPED if asked and code == -signal.SIGTERM else code  # asked before it could listen
+        except subprocess.TimeoutExpired:
+            pass
+        if not asked and time.monotonic() - looked_at > EARLY_STOP_SECONDS:
+            looked_at = time.monotonic()
+            if reason := hopeless(folder, job):
+                folder.append("stopped_early", {"run": job.name, "reason": reason})
+                asked = True
+                process.send_signal(signal.SIGTERM)
+        if stop() and not asked:
+            asked = True
+            process.send_signal(signal.SIGTERM)
+
+
+def run_study(
+    folder: StudyFolder,
+    devices: Devices,
+    *,
+    on_event: Callable[[str], None],
+    may_begin: Callable[[Job], bool] = lambda _job: True,
+) -> Outcome:
+    """Trains what is missing, until all runs have ended, or until a signal asks to stop.
+
+    Args:
+        on_event: gets a line for each run that begins or ends.
+        may_begin: asked before each run; False ends the session when the runs that have begun are over.
+    """
+    outcome, tried = Outcome(), set[str]()
+    running: dict[Future[int | None], Job] = {}
+    stop = StopRequest()
+    with stop.listening():
+        while True:
+            waiting = [job for job in missing(folder) if job.name not in tried]
+            while waiting and len(running) < devices.num_slots and not stop() and may_begin(waiting[0]):
+                job = waiting.pop(0)
+                tried.add(job.name)
+                on_event(f"{job.name}: {'resumes' if job.run.exists() else 'begins'}")
+                running[devices.submit(folder, job)] = job
+            if not running:
+                break
+            if stop() and not outcome.is_interrupted:
+                outcome.is_interrupted = True
+                on_event("saving and stopping; the same command continues")
+                devices.stop(folder)
+            ended, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+            for future in ended:
+                _record(running.pop(future), future.result(), outcome, folder, on_event)
+    devices.close(folder)
+    outcome.is_interrupted = stop()
+    return outcome
+
+
+def _record(job: Job, code: int | None, outcome: Outcome, folder: StudyFolder, on_event: Callable[[str], None]) -> None:
+    if code is None:
+        on_event(f"{job.name}: is trained by another process")
+        return
+    lists = {EXIT_DONE: outcome.done, EXIT_DIVERGED: outcome.diverged, EXIT_STOPPED: outcome.stopped}
+    lists.get(code, outcome.failed).append(job.name)
+    words = {EXIT_DONE: "done", EXIT_DIVERGED: "diverged", EXIT_STOPPED: "stopped"}
+    log = folder.path / LOGS / f"{job.name}.log"
+    on_event(f"{job.name}: {words.get(code, f'failed with exit code {code}; see {log}')}")
+
+
+def local_slots(device: str | None, jobs: int | None) -> list[dict[str, str]]:
+    """The environments of the runs that this machine trains at once: one per GPU, or ``jobs`` that share the CPU."""
+    import torch
+
+    if device is None and torch.cuda.is_available():
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+        devices = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
+        return [{"CUDA_VISIBLE_DEVICES": name} for name in devices[:jobs]]
+    threads = max(1, (os.cpu_count() or 1) // (jobs or 1))
+    return [{"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))} for _ in range(jobs or 1)]

@@ -1,0 +1,95 @@
+"""The Python interface."""
+
+import importlib
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import fromscratch
+from fromscratch.errors import UsageError
+from tests.command import run_command
+from tests.conftest import REPOSITORY
+from tests.small import write_run_file
+
+TEXT = "The sea was calm and the ships went out in the morning. " * 200
+
+
+def test_importing_loads_nothing_heavy() -> None:
+    code = "import sys, fromscratch; print('torch' in sys.modules, 'numpy' in sys.modules, 'pydantic' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False"] * 3
+
+
+def test_every_name_is_there_and_documented() -> None:
+    for name in fromscratch.__all__:
+        assert getattr(fromscratch, name).__doc__ and name in dir(fromscratch)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'; it has Model, Run"):
+        _ = fromscratch.nothing
+    page = (REPOSITORY / "docs" / "python.md").read_text("utf-8")
+    assert all(f"{name}(" in page or f"`{name}`" in page for name in fromscratch.__all__)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> fromscratch.Run:
+    file = write_run_file(tmp_path_factory.mktemp("api"))
+    stopped = fromscratch.train(file, runs_dir=file.parent / "runs", device="cpu", stop_after=6)
+    assert stopped.summary is not None and stopped.summary.outcome == "stopped"
+    return fromscratch.train(file, runs_dir=file.parent / "runs", device="cpu")
+
+
+def test_a_run_and_the_command_line_see_the_same(run: fromscratch.Run) -> None:
+    listed = json.loads(run_command("runs", "list", "--runs-dir", run.path.parent, "--json").out)
+    assert [one["name"] for one in listed] == [run.name] and listed[0]["best_loss"] == run.overview.best_loss
+    opened = fromscratch.open_run(run.name, runs_dir=run.path.parent)
+    assert opened.summary is None and opened.config == run.config and 20 in opened.checkpoints
+    with pytest.raises(UsageError, match="no such run"):
+        fromscratch.open_run("nothing")
+
+
+def test_metrics_are_a_frame_where_pandas_is(run: fromscratch.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    plain = run.metrics()
+    assert [record["step"] for record in plain] == list(range(1, 21))
+
+    class Pandas:
+        DataFrame = staticmethod(lambda records: ("frame", records))
+
+    monkeypatch.setitem(sys.modules, "pandas", Pandas)
+    assert run.metrics() == ("frame", plain) and run.events()[0] == "frame"
+
+
+def test_overrides_reach_the_run(run: fromscratch.Run) -> None:
+    changes: dict[str, Any] = {"train.clip": {"kind": "none"}, "data.tokens": 320, "eval.prompts": ["a", 'b"']}
+    other = fromscratch.train(
+        run.path.parent.parent / "small.toml", name="other", runs_dir=run.path.parent, overrides=changes, device="cpu"
+    )
+    assert other.config.train.clip.kind == "none" and other.config.eval.prompts == ("a", 'b"')
+
+
+def test_a_model_generates_evaluates_and_publishes(run: fromscratch.Run, tmp_path: Path) -> None:
+    model = run.load_model("latest", device="cpu")
+    pieces: list[str] = []
+    text = model.generate("a", max_new_tokens=5, temperature=0, on_text=pieces.append)
+    assert "".join(pieces) == text and model.parameters == 10_960
+    command = run_command("generate", run.path, "a", "--tokens", 5, "--temperature", 0, "--json", "--device", "cpu")
+    assert json.loads(command.out)["text"] == f"a{text}"
+    report = model.evaluate(tokens=300)
+    measured = run_command("eval", "loss", f"{run.path}@latest", "--tokens", 300, "--json", "--device", "cpu")
+    assert json.loads(measured.out)["loss"] == report.loss
+    model.publish(tmp_path / "out")
+    assert fromscratch.load_model(tmp_path / "out", device="cpu").generate("a", max_new_tokens=5, temperature=0) == text
+
+
+def test_the_example_of_the_documentation_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "text.txt").write_text(TEXT)
+    monkeypatch.setattr(sys, "argv", ["first_run.py", str(tmp_path / "text.txt"), str(tmp_path), "20"])
+    monkeypatch.syspath_prepend(REPOSITORY / "docs" / "examples")
+    importlib.import_module("first_run")
+    printed = capsys.readouterr().out
+    assert "20 steps recorded" in printed and "bits per byte" in printed and printed.endswith("native\n")

@@ -48,6 +48,14 @@ def _no_charts() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests measure on this machine is not remembered in the user's data folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FROMSCRATCH_HOME", str(tmp_path_factory.mktemp("home")))
+        yield
+
+
 @contextmanager
 def drawn_charts() -> Iterator[None]:
     """Trainings in this block draw their charts."""

@@ -1,12 +1,23 @@
 """The quickstart, whole but small: one package's documentation, a few dozen steps."""
 
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from fromscratch.quickstart import QuickstartReport, Scale, quickstart
+from fromscratch.cli.quickstart import show
+from fromscratch.quickstart import (
+    Paragraph,
+    QuickstartReport,
+    Scale,
+    quickstart,
+    sample_paragraph,
+    words_of_first_paragraph,
+)
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.training.observers import SilentObserver
+from tests.command import run_command
 from tests.conftest import drawn_charts
 from tests.training.test_loop import SignalAt
 
@@ -31,6 +42,31 @@ def test_it_learns_and_shows_it(finished: tuple[Path, QuickstartReport]) -> None
     assert all(text.startswith(("Return the", "Every effort moves you")) for text in report.samples_after)
     assert all(Path(chart).is_file() for chart in report.charts) and len(report.charts) == 3
     assert RunDirectory(folder / "runs" / "quickstart").read_status().state == "done"
+
+
+def test_the_first_command_that_it_suggests_prints_the_paragraph_that_it_shows(
+    finished: tuple[Path, QuickstartReport], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, report = finished
+    show(report, folder)
+    shown = capsys.readouterr().out
+    suggested = next(line for line in shown.splitlines() if "fromscratch generate" in line)
+    printed = run_command(*shlex.split(suggested)[1:])
+    assert report.paragraph is not None
+    assert (printed.code, printed.out) == (0, report.paragraph.text + "\n")
+    assert "  | " + report.paragraph.text.replace("\n", "\n  | ") in shown
+    assert words_of_first_paragraph(report.paragraph.text) >= 10
+
+
+def test_the_paragraph_is_the_longest_of_the_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["The end.\n\nMore words after an empty line do not count.", "The " + "x = 1 " * 50, "The last of all."]
+    monkeypatch.setattr("fromscratch.quickstart.PARAGRAPH_SEEDS", len(texts))
+    monkeypatch.setattr("fromscratch.quickstart.continue_text", lambda *_, seed, **__: texts[seed])
+    assert [words_of_first_paragraph(text) for text in texts] == [2, 51, 4]
+    unused: Any = None
+    assert sample_paragraph(unused, unused) == Paragraph(texts[1], 1)
+    texts[0] = "The " + "word " * 50
+    assert sample_paragraph(unused, unused).seed == 0, "long enough, so no other seed is tried"
 
 
 def test_a_second_time_it_only_measures(finished: tuple[Path, QuickstartReport]) -> None:

@@ -5,6 +5,7 @@ run, for further experiments.
 """
 
 import importlib.util
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from fromscratch.evaluation.compressors import compressor_bits_per_byte, text_of
 from fromscratch.evaluation.loss import LossReport, measure_loss, save_loss
 from fromscratch.files import MANIFEST, write_atomically
 from fromscratch.formats.model_sources import open_model
+from fromscratch.generation.sampling import Sampling
 from fromscratch.machine.hardware import Hardware, find_hardware
 from fromscratch.machine.precision import fast_16bit_precision
 from fromscratch.models.factory import build_empty, initialise
@@ -35,6 +37,8 @@ HELD_OUT_FRACTION = 0.03
 RUN_NAME = "quickstart"
 PROMPTS = ("Return the", "Every effort moves you")
 SAMPLE_TOKENS = 80
+PARAGRAPH_PROMPT, PARAGRAPH_TOKENS, PARAGRAPH_SEEDS, MIN_PARAGRAPH_WORDS = "The", 100, 8, 40
+PARAGRAPH_SAMPLING = Sampling(temperature=0.5, top_k=50)
 RUN_FILE = """\
 # A run file defines the result of a run. It does not describe the machine.
 # Try:  fromscratch train {name}.toml --set train.seed=7 --name another-seed
@@ -80,6 +84,20 @@ class Scale:
 
 
 @dataclass(frozen=True)
+class Paragraph:
+    """A sampled text that begins with a paragraph, and the seed that gives it."""
+
+    text: str
+    seed: int
+
+    def arguments(self, model: str) -> list[str]:
+        """Returns the command that prints the text."""
+        sampling = ["--temperature", str(PARAGRAPH_SAMPLING.temperature), "--top-k", str(PARAGRAPH_SAMPLING.top_k)]
+        length = ["--tokens", str(PARAGRAPH_TOKENS), "--seed", str(self.seed)]
+        return ["fromscratch", "generate", model, PARAGRAPH_PROMPT, *sampling, *length]
+
+
+@dataclass(frozen=True)
 class QuickstartReport:
     """The results of the quickstart."""
 
@@ -91,6 +109,8 @@ class QuickstartReport:
     """Bits per byte of compression programs on the same held-out text."""
     samples_before: list[str]
     samples_after: list[str]
+    paragraph: Paragraph | None
+    """Of the trained model; None if training was stopped."""
     charts: list[str]
     run_file: str
 
@@ -112,7 +132,7 @@ def quickstart(
     placement = place_run(plan, RunDirectory(run_path), MachineOptions(), on_progress=on_progress)
     summary = run_training(plan, run_path, placement, observers=observers)
     if not is_done(summary):
-        return QuickstartReport(summary, None, None, {}, [], [], [], str(folder / f"{RUN_NAME}.toml"))
+        return QuickstartReport(summary, None, None, {}, [], [], None, [], str(folder / f"{RUN_NAME}.toml"))
     on_progress("evaluating the untrained and the trained model on the held-out text")
     untrained = untrained_model(plan, hardware)
     before = measure_loss(untrained, plan.tokenizer, part, hardware).report
@@ -126,6 +146,7 @@ def quickstart(
         compressors=compressor_bits_per_byte(text_of(part.split, plan.tokenizer)),
         samples_before=sample_texts(untrained, plan.tokenizer),
         samples_after=sample_texts(loaded.model, plan.tokenizer),
+        paragraph=sample_paragraph(loaded.model, plan.tokenizer),
         charts=[str(path) for path in sorted(RunDirectory(run_path).charts.glob("*.png"))],
         run_file=str(folder / f"{RUN_NAME}.toml"),
     )
@@ -167,3 +188,29 @@ def untrained_model(plan: PlannedRun, hardware: Hardware) -> LanguageModel:
 def sample_texts(model: LanguageModel, tokenizer: Tokenizer) -> list[str]:
     """Returns a continuation of each prompt."""
     return [continue_text(model, tokenizer, prompt, max_new_tokens=SAMPLE_TOKENS, seed=1) for prompt in PROMPTS]
+
+
+def sample_paragraph(model: LanguageModel, tokenizer: Tokenizer) -> Paragraph:
+    """Samples with several seeds until a text begins with a long paragraph; returns the longest.
+
+    A small model often writes a single short sentence, because its corpus is full of them.
+    """
+    found: list[Paragraph] = []
+    for seed in range(PARAGRAPH_SEEDS):
+        text = continue_text(
+            model,
+            tokenizer,
+            PARAGRAPH_PROMPT,
+            max_new_tokens=PARAGRAPH_TOKENS,
+            seed=seed,
+            sampling=PARAGRAPH_SAMPLING,
+        )
+        found.append(Paragraph(text, seed))
+        if words_of_first_paragraph(text) >= MIN_PARAGRAPH_WORDS:
+            break
+    return max(found, key=lambda one: words_of_first_paragraph(one.text))
+
+
+def words_of_first_paragraph(text: str) -> int:
+    """Counts the words before the first empty line, without numbers and symbols."""
+    return len(re.findall(r"(?<!\S)[^\W\d_]+[.,;:!?]?(?!\S)", text.partition("\n\n")[0]))

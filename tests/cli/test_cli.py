@@ -138,7 +138,7 @@ def test_b23_long_and_empty_prompts(trained: Path) -> None:
         (["generate", "small", "--top-k", "0"], 2, "top-k = 0"),
         (["generate", "small", "--top-p", "2"], 2, "top-p = 2.0"),
         (["generate", "nobody"], 2, "no such run or checkpoint"),
-        (["eval", "loss", "small", "--store", "nowhere"], 3, "no such folder"),
+        (["eval", "loss", "small", "--store", "nowhere"], 3, "'fromscratch data pull hf://owner/name --out nowhere'"),
         (["eval", "loss", "small", "--store", "store", "--split", "test"], 3, "no split 'test'"),
         (["data", "prepare", "nothing-here", "--out", "s", "--tokenizer", "bytes"], 2, "no such file or folder"),
         (["data", "prepare", "small.toml", "--out", "store", "--tokenizer", "bytes"], 2, "already a finished store"),

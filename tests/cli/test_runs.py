@@ -15,25 +15,6 @@ from fromscratch.machine.hardware import find_hardware
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import read_records
 from tests.command import Answer, nothing_written, refused, run_command
-from tests.small import write_run_file
-
-
-@pytest.fixture(scope="module")
-def _trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("runs")
-    write_run_file(folder)
-    for name, more in (("whole", []), ("half", ["--stop-after", "7"])):
-        runs = ("--runs-dir", folder / "runs", "--name", name, "--quiet")
-        assert run_command("train", folder / "small.toml", *runs, *more).code == (75 if more else 0)
-    return folder
-
-
-@pytest.fixture
-def world(_trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of two runs, the current folder: ``whole`` is done, ``half`` was stopped at step 7."""
-    shutil.copytree(_trained, tmp_path, symlinks=True, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def asked(*arguments: str) -> Any:
@@ -74,7 +55,7 @@ def test_list(world: Path) -> None:
     answer = run_command("runs", "list")
     lines = answer.out.splitlines()
     assert f"{done['best_loss']:.4f} at 20" in lines[2] and "'eval loss' takes the whole split" in answer.err
-    assert lines[0].split() == ["run", "state", "step", "done", "loss", "best", "size", "updated"]
+    assert lines[0].split() == ["run", "state", "step", "done", "loss", "best", "seed", "size", "updated"]
     assert lines[1].startswith("half   stopped  7 of 20   35%") and len(lines) == 3
 
 

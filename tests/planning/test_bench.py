@@ -11,12 +11,12 @@ from fromscratch.config.model import GPTConfig
 from fromscratch.config.train import TrainConfig
 from fromscratch.machine.hardware import Hardware, find_hardware
 from fromscratch.machine.precision import Precision
-from fromscratch.planning import bench, bench_worker
+from fromscratch.models.costs import model_costs
+from fromscratch.planning import bench, bench_worker, peak_flops
 from fromscratch.planning.bench import (
     REFERENCE,
     Case,
     Measurement,
-    PeakFlops,
     Workload,
     cases_for,
     default_micro_batches,
@@ -26,6 +26,9 @@ from fromscratch.planning.bench import (
     summarise,
 )
 from fromscratch.planning.bench_chart import draw_speed
+from fromscratch.planning.cache import cache_file
+from fromscratch.planning.peak_flops import PeakFlops, known_peak_flops
+from fromscratch.session.plan import plan_run
 from fromscratch.training.objective import Runtime
 from tests.command import refused, run_command
 from tests.small import write_run_file
@@ -97,20 +100,54 @@ def test_peaks_by_name_and_unknown_stays_unknown(name: str, peak: float | None) 
     assert hardware.peak_flops("fp32") is None
 
 
-def test_the_peak_of_a_cpu_is_measured_once() -> None:
+@pytest.fixture(name="home")
+def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FROMSCRATCH_HOME", str(tmp_path / "home"))
+
+
+def test_the_peak_of_a_cpu_is_measured_once(home: None) -> None:
+    assert known_peak_flops(CPU, "fp32") is None
     peak = PeakFlops(CPU)
-    assert peak("fp32") == peak("fp32")
+    assert peak("fp32") == peak("fp32") == known_peak_flops(CPU, "fp32")
     assert (peak("fp32") or 0) > 1e8
 
 
-def test_the_highest_peak_counts_and_a_gpu_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_remembered_peak_is_of_this_processor_these_threads_and_this_precision(home: None) -> None:
+    PeakFlops(CPU).sample("fp32")
+    assert known_peak_flops(CPU, "bf16") is None
+    assert known_peak_flops(Hardware(CPU.device, "another processor", None), "fp32") is None
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads + 1)
+        assert known_peak_flops(CPU, "fp32") is None
+    finally:
+        torch.set_num_threads(threads)
+    cache_file(peak_flops.CACHE).write_text("[damaged")
+    assert known_peak_flops(CPU, "fp32") is None
+
+
+def test_train_shows_mfu_on_a_cpu_only_where_its_peak_was_measured(
+    tmp_path: Path, home: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("train", write_run_file(tmp_path), "--runs-dir", tmp_path / "runs", "--quiet", "--device", "cpu")
+    unknown = run_command(*command)
+    assert unknown.code == 0 and "MFU" not in unknown.out
+    monkeypatch.setattr(peak_flops, "measured_peak_flops", lambda _precision: 1e12)
+    PeakFlops(CPU).sample("fp32")
+    facts = json.loads(run_command(*command, "--json").out)
+    flops = model_costs(plan_run(tmp_path / "small.toml").config.model).training_flops_per_token
+    assert facts["mfu"] == pytest.approx(facts["tokens_per_second"] * flops / 1e12)
+    assert "MFU" in run_command(*command).out
+
+
+def test_the_highest_peak_counts_and_a_gpu_is_not_measured(home: None, monkeypatch: pytest.MonkeyPatch) -> None:
     found = [3e9, 5e9, 4e9]
-    monkeypatch.setattr(bench, "measured_peak_flops", lambda _precision: found.pop(0))
+    monkeypatch.setattr(peak_flops, "measured_peak_flops", lambda _precision: found.pop(0))
     told = json.dumps({"error": None, "step_seconds": [0.1], "first_step_seconds": 0.1, "peak_memory_bytes": 1})
     monkeypatch.setattr(bench, "WORKER", ["sh", "-c", 'cat > /dev/null; echo "$0"', told])
     peak = PeakFlops(CPU)
     measure(WORKLOAD, [Case(1, "fp32")], CPU, steps=1, rounds=3, peak=peak)
-    assert peak("fp32") == 5e9 and not found
+    assert peak("fp32") == known_peak_flops(CPU, "fp32") == 5e9 and not found
     gpu = PeakFlops(Hardware(torch.device("cuda", 0), "NVIDIA H200", None))
     gpu.sample("bf16")
     assert gpu("bf16") == 989e12 and gpu("fp32") is None

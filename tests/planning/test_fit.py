@@ -14,8 +14,9 @@ from fromscratch.machine.acceleration import Acceleration
 from fromscratch.machine.hardware import find_hardware
 from fromscratch.planning import fit
 from fromscratch.planning.bench import Workload
+from fromscratch.planning.cache import cache_file
 from fromscratch.planning.fit import Fit, MemoryLine, Probe, find_fit, memory_budget_bytes, probe_in_process
-from fromscratch.planning.fit_cache import cache_file, cache_fit, cached_micro_batch
+from fromscratch.planning.fit_cache import CACHE, cache_fit, cached_micro_batch
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.session.placement import MachineOptions, place_run
 from fromscratch.session.plan import plan_run
@@ -100,7 +101,7 @@ def test_an_answer_is_remembered_and_used_for_this_model_only(tmp_path: Path, ho
     assert cached_micro_batch(workload, CPU, Acceleration()) is None
     found = Fit(64, 3, 1_000.0, MemoryLine(1.0, 2.0), 100, [])
     cache_fit(found, workload, CPU, Acceleration())
-    assert cache_file().parent == home and cached_micro_batch(workload, CPU, Acceleration()) == 3
+    assert cache_file(CACHE).parent == home and cached_micro_batch(workload, CPU, Acceleration()) == 3
     assert cached_micro_batch(workload, CPU, Acceleration(activation_checkpointing=True)) is None
     machine = MachineOptions(device="cpu")
     placement = place_run(plan, run, machine)
@@ -109,7 +110,7 @@ def test_an_answer_is_remembered_and_used_for_this_model_only(tmp_path: Path, ho
     assert place_run(plan, run, MachineOptions(device="cpu", micro_batch=8)).micro_batch == 8
     wider = plan_run(file, ["model.embedding_dim=32"])
     assert place_run(wider, run, machine).micro_batch == 8 and place_run(wider, run, machine).is_default_micro_batch
-    cache_file().write_text("{damaged")
+    cache_file(CACHE).write_text("{damaged")
     assert place_run(plan, run, machine).micro_batch == 8
 
 

@@ -1,6 +1,7 @@
 """Pictures of a run, whatever its records hold."""
 
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,7 @@ from fromscratch.runs.charts import (
     draw_learning_rate,
     draw_loss,
     figure_of,
+    plain_number,
     running_median,
 )
 from fromscratch.runs.directory import RunDirectory
@@ -125,6 +127,52 @@ def test_loss_chart_shows_band_held_out_and_best() -> None:
         "held out",
         "best: 4.100 at step 100",
     ]
+
+
+def test_nothing_is_drawn_between_held_out_points() -> None:
+    """A straight line from step 0 to the first evaluation would cut across the training curve."""
+    held_out = [(0.0, 8.0), (100.0, 4.1), (150.0, 4.3)]
+    axes = drawn(lambda axes: draw_loss(axes, [record(step) for step in range(200)], held_out))
+    points = {line.get_label(): line for line in axes.get_lines()}
+    assert points["held out"].get_xydata().tolist() == [list(point) for point in held_out]
+    assert points["held out"].get_linestyle() == "None" and points["held out"].get_marker() == "o"
+    assert points["best: 4.100 at step 100"].get_linestyle() == "None"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "expected"),
+    [(0.55, 4.2, ["1", "2"]), (0.62, 0.95, ["0.7", "0.8"]), (0.003, 20.0, ["0.01", "0.1", "1", "10"])],
+)
+def test_labels_of_a_logarithmic_axis_are_plain_numbers(low: float, high: float, expected: list[str]) -> None:
+    metrics = [record(1, grad_norm=low), record(2, grad_norm=high)]
+    figure = figure_of("", lambda axes: draw_gradient_norm(axes, metrics, None))
+    assert set(expected) <= set(shown := axis_labels(figure)) and len(shown) <= 15
+    assert all(re.fullmatch(r"[\d.,]+", text) for text in shown), shown
+
+
+def test_labels_of_a_small_learning_rate_are_plain_numbers() -> None:
+    figure = figure_of("", lambda axes: draw_learning_rate(axes, [record(1, learning_rate=3e-5), record(2)]))
+    assert "0.0002" in axis_labels(figure)
+    tiny = [record(step, learning_rate=3e-5) for step in range(3)]
+    figure = figure_of("", lambda axes: draw_learning_rate(axes, tiny))
+    assert "0.00001" in axis_labels(figure) and not figure.axes[0].yaxis.get_offset_text().get_text()
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0"), (0.6, "0.6"), (2000, "2,000"), (1e-5, "0.00001"), (-1.5, "-1.5"), (3e-7, "3e-7"), (2.5e99, "2.5e99")],
+)
+def test_a_number_is_written_as_it_is_said(value: float, text: str) -> None:
+    assert plain_number(value) == text
+
+
+def axis_labels(figure: Figure) -> list[str]:
+    """The labels of the y axis that can be seen."""
+    figure.draw_without_rendering()
+    axis = figure.axes[0].yaxis
+    low, high = sorted(axis.get_view_interval())
+    ticks = [*axis.get_major_ticks(), *axis.get_minor_ticks()]
+    return [tick.label1.get_text() for tick in ticks if low <= tick.get_loc() <= high and tick.label1.get_text()]
 
 
 def test_one_micro_batch_has_no_band() -> None:

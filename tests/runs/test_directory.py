@@ -2,11 +2,13 @@
 
 import errno
 import fcntl
+import json
 import os
 import socket
 import subprocess
 import sys
 import tomllib
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -121,16 +123,14 @@ def test_b40_invalid_values_in_a_status_are_unknown(run: RunDirectory, state: st
 
 
 def test_events_are_appended(run: RunDirectory) -> None:
+    before = datetime.now(UTC).replace(microsecond=0)
     run.log_event(Event.STARTED, step=0)
-    run.log_event(Event.EVALUATION, step=5, loss=float("nan"))
-    assert (
-        run.events.read_bytes()
-        == b'{"event": "started", "step": 0}\n{"event": "evaluation", "step": 5, "loss": null}\n'
-    )
-    assert list(read_records(run.events)) == [
-        {"event": "started", "step": 0},
-        {"event": "evaluation", "step": 5, "loss": None},
-    ]
+    run.log_event(Event.EVALUATION, at="2026-03-01T10:00:00+00:00", step=5, loss=float("nan"))
+    first, second = run.events.read_text().splitlines()
+    at = json.loads(first)["at"]
+    assert first == f'{{"event": "started", "at": "{at}", "step": 0}}'
+    assert before <= datetime.fromisoformat(at) <= datetime.now(UTC)
+    assert second == '{"event": "evaluation", "at": "2026-03-01T10:00:00+00:00", "step": 5, "loss": null}'
 
 
 def test_the_labels_of_the_engine_are_those_of_the_records() -> None:

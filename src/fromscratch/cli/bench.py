@@ -54,7 +54,6 @@ def bench(
     from fromscratch.machine.memory import default_micro_batch
     from fromscratch.machine.precision import check_precision
     from fromscratch.planning.bench import (
-        PeakFlops,
         cases_for,
         default_micro_batches,
         measure,
@@ -62,6 +61,7 @@ def bench(
         summarise,
     )
     from fromscratch.planning.bench_chart import draw_speed
+    from fromscratch.planning.peak_flops import PeakFlops
     from fromscratch.processes.world import max_local_shard
 
     for name in precisions or []:

@@ -1,5 +1,6 @@
 """``fromscratch quickstart``."""
 
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -41,21 +42,25 @@ def quickstart(
 
 def show(report: "QuickstartReport", folder: Path) -> None:
     """Prints the measurements, the sampled texts and the next commands."""
-    before, after = report.before, report.after
-    assert before is not None and after is not None
+    before, after, paragraph = report.before, report.after, report.paragraph
+    assert before is not None and after is not None and paragraph is not None
     print(f"\nHeld-out text, {after.bytes:,} bytes      bits per byte   loss (nats per token)")
     print(f"  untrained model                 {before.bits_per_byte:8.3f}        {before.loss:8.3f}")
     for name, command in (("gzip", "gzip -9"), ("xz", "xz -9")):
         print(f"  {command:<30}  {report.compressors[name]:8.3f}")
     print(f"  trained model                   {after.bits_per_byte:8.3f}        {after.loss:8.3f}")
-    for title, texts in (("Before training", report.samples_before), ("After training", report.samples_after)):
-        print(f"\n{title}, the model wrote:")
+    for title, texts in (
+        ("Before training, the model wrote", report.samples_before),
+        ("After training, the model wrote", report.samples_after),
+        ("A paragraph of it, chosen from a few seeds (the first command below prints it)", [paragraph.text]),
+    ):
+        print(f"\n{title}:")
         for text in texts:
             print("  | " + text.replace("\n", "\n  | "))
     run = f"{folder}/runs/quickstart"
     print(f"\nTrained in {report.training.seconds:,.0f} s at {report.training.tokens_per_second:,.0f} tokens/s.")
     print("Charts: " + ", ".join(report.charts))
     print("\nNext:")
-    print(f'  fromscratch generate {run} --prompt "This function "')
+    print("  " + shlex.join(paragraph.arguments(run)))
     print(f"  fromscratch eval loss {run} --store {folder}/store")
     print(f"  fromscratch train {report.run_file} --runs-dir {folder}/runs --name seed-7 --set train.seed=7")

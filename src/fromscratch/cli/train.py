@@ -168,7 +168,7 @@ def report(summary: "RunSummary", *, as_json: bool) -> None:
             ("tokens", summary.tokens),
             ("training time", f"{summary.seconds:,.1f} s"),
             ("tokens per second", summary.tokens_per_second and round(summary.tokens_per_second)),
-            ("MFU", summary.mfu and f"{summary.mfu:.1%}"),
+            *([("MFU", f"{summary.mfu:.1%}")] if summary.mfu else []),
             ("peak memory", f"{summary.peak_memory_bytes / 2**20:,.0f} MiB"),
             ("final training loss", summary.final_loss),
             (best_name, best),

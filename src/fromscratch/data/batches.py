@@ -60,15 +60,13 @@ class SequenceBatches:
         sequences = -(-steps * self.global_batch // self.epochs)  # per epoch
         needed = self.start_token + sequences * self.context_length + 1
         times = f", read {self.epochs} times," if self.epochs > 1 else ""
-        advice = (
-            "lower " + ("data.start_token, " if self.start_token else "") + "train.global_batch or model.context_length"
-        )
-        if self.sequences_per_epoch >= self.global_batch:
+        start = "data.start_token, " if self.start_token else ""
+        advice = f"lower {start}train.global_batch or model.context_length"
+        if self.sequences_per_epoch:
             epochs = -(-steps * self.global_batch // self.sequences_per_epoch)
-            advice = (
-                f"take all there is (--set data.tokens=all: {self.max_steps:,} steps), or read it more often "
-                f"(--set data.epochs={epochs})"
-            )
+            if self.max_steps:
+                advice = f"take all there is (--set data.tokens=all: {self.max_steps:,} steps)"
+            advice += f", or read it more often (--set data.epochs={epochs})"
         return (
             f"split '{self.split.name}' has {self.split.tokens:,} tokens{times} but the run needs {needed:,} "
             f"({steps:,} steps of {self.tokens_per_step:,} tokens from token {self.start_token:,}, and the one after "

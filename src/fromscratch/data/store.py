@@ -194,11 +194,14 @@ def open_store(path: Path) -> TokenStore:
     if not path.is_dir():
         raise DataError(
             f"store {path}: no such folder; make one with 'fromscratch data prepare', or download one with "
-            "'fromscratch data pull'"
+            f"'fromscratch data pull hf://owner/name --out {path}'"
         )
     has_manifest = (path / MANIFEST).is_file()
     if not has_manifest and not is_plain_store(path):
-        raise DataError(f"store {path}: has no {MANIFEST}; its preparation did not finish, or it is not a token store")
+        raise DataError(
+            f"store {path}: has no {MANIFEST}, so it is not a token store, or its preparation did not finish; the "
+            "same 'fromscratch data prepare' command finishes it, and 'fromscratch data pull' downloads one"
+        )
     raw = read_json_object(path / MANIFEST) if has_manifest else plain_manifest(path)
     version = raw.get("store_format")
     if isinstance(version, int) and version > STORE_FORMAT:

@@ -1,7 +1,9 @@
 """Finds the device of this machine and returns its name, memory and peak FLOP/s."""
 
+import os
 import platform
 import re
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,7 +50,7 @@ class Hardware:
     device: torch.device
     name: str
     memory_bytes: int | None
-    """Memory of the accelerator; None if the device uses main memory."""
+    """Memory of the accelerator, or the machine's main memory if the device uses that; None if it is unknown."""
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the device's entries of ``machine.json``."""
@@ -117,7 +119,31 @@ def find_hardware(name: str | None = None, *, local_rank: int = 0, processes_her
         return Hardware(device, properties.name, properties.total_memory)
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UsageError(f"--device {name}: this machine has no MPS device; use --device cpu")
-    return Hardware(device, platform.processor() or platform.machine(), None)
+    return Hardware(device, _processor_model() or processor_kind(), _main_memory_bytes())
+
+
+def processor_kind() -> str:
+    """Names the kind of the processor, such as ``x86_64``. Earlier versions recorded it as the name of a CPU."""
+    return platform.processor() or platform.machine()
+
+
+def _processor_model() -> str:
+    """Returns the name that the processor gives itself; empty if the system does not tell it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        model = re.search(r"^model name\s*:\s*(\S.*)$", cpuinfo.read_text(errors="replace"), re.MULTILINE)
+        return " ".join(model[1].split()) if model else ""
+    if platform.system() == "Darwin":
+        command = ["/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return ""
+
+
+def _main_memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def _check_cuda_devices(device: torch.device, processes_here: int) -> None:

@@ -11,7 +11,6 @@ import signal
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -22,14 +21,12 @@ from fromscratch.config.model import ModelConfig
 from fromscratch.config.train import TrainConfig
 from fromscratch.machine.hardware import Hardware
 from fromscratch.machine.memory import is_memory_message
-from fromscratch.machine.precision import Precision
 from fromscratch.models.costs import model_costs
+from fromscratch.planning.peak_flops import PeakFlops
 
 ENGINE, REFERENCE = "engine", "reference"
 OUT_OF_MEMORY = "out of memory"
 WORKER = [sys.executable, "-m", "fromscratch.planning.bench_worker"]
-PEAK_SIZE = 2_048  # rows of the square matrices whose product measures a CPU's peak; they fill the caches
-PEAK_REPEATS = 5
 
 
 @dataclass(frozen=True)
@@ -110,7 +107,7 @@ def measure(
     *,
     steps: int,
     rounds: int = 1,
-    peak: "PeakFlops | None" = None,
+    peak: PeakFlops | None = None,
     on_progress: Callable[[str], None] = lambda _line: None,
 ) -> list[Measurement]:
     """Runs ``rounds`` rounds of all cases, ``steps`` steps per case and round. Skips cases that failed before.
@@ -216,38 +213,6 @@ def fastest(rows: Iterable[Row], precision: str) -> Row | None:
     """Returns the fastest row of the engine recipe at a precision."""
     known = [r for r in rows if r.recipe == ENGINE and r.precision == precision and r.tokens_per_second]
     return max(known, key=lambda row: row.tokens_per_second or 0.0, default=None)
-
-
-class PeakFlops:
-    """Peak FLOP/s of the device by precision: from a table for GPUs, measured with matrix products on CPUs."""
-
-    def __init__(self, hardware: Hardware) -> None:
-        self._hardware = hardware
-        self._max_flops: dict[str, float] = {}
-
-    def sample(self, precision: str) -> None:
-        """Measures a CPU again and keeps the maximum, because other load lowers single measurements."""
-        if self._hardware.device.type == "cpu":
-            self._max_flops[precision] = max(measured_peak_flops(precision), self._max_flops.get(precision, 0.0))
-
-    def __call__(self, precision: str) -> float | None:
-        """Returns the peak FLOP/s, or None if it is unknown."""
-        if self._hardware.device.type == "cpu" and precision not in self._max_flops:
-            self.sample(precision)
-        return self._max_flops.get(precision) or self._hardware.peak_flops(precision)
-
-
-def measured_peak_flops(precision: str) -> float:
-    """Measures the FLOP/s of the fastest of a few large matrix products on the CPU."""
-    dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
-    a, b = (torch.randn(PEAK_SIZE, PEAK_SIZE).to(dtype) for _ in range(2))
-    best = float("inf")
-    with Precision(precision, torch.device("cpu")).products():
-        for _ in range(PEAK_REPEATS):
-            begin = time.perf_counter()
-            a @ b
-            best = min(best, time.perf_counter() - begin)
-    return 2 * PEAK_SIZE**3 / best
 
 
 def default_micro_batches(global_batch: int, max_size: int) -> list[int]:

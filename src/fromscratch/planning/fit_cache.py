@@ -4,25 +4,20 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
-from typing import Any
 
-from fromscratch.errors import DataError
-from fromscratch.files import data_home, read_json_object, to_strict_json, write_atomically
 from fromscratch.machine.acceleration import Acceleration
 from fromscratch.machine.hardware import Hardware
 from fromscratch.planning.bench import Workload
+from fromscratch.planning.cache import add_to_cache, read_cache
 from fromscratch.planning.fit import Fit, Probe, find_fit, memory_budget_bytes, probe_in_process
+from fromscratch.planning.peak_flops import PeakFlops
 
-
-def cache_file() -> Path:
-    """Returns the path of the cache."""
-    return data_home() / "fits.json"
+CACHE = "fits"
 
 
 def cached_micro_batch(workload: Workload, hardware: Hardware, acceleration: Acceleration) -> int | None:
     """Returns the fastest micro-batch for this machine and model, or None if the cache has none."""
-    cached = _read().get(_key(workload, hardware, acceleration), {})
+    cached = read_cache(CACHE).get(_key(workload, hardware, acceleration), {})
     size = cached.get("fastest") if isinstance(cached, dict) else None
     return size if isinstance(size, int) and size > 0 else None
 
@@ -36,7 +31,7 @@ def find_and_cache_fit(
     on_probe: Callable[[Probe], None],
     budget_bytes: int | None = None,
 ) -> Fit:
-    """Searches for the largest and the fastest micro-batch and caches the result.
+    """Searches for the largest and the fastest micro-batch and caches the result, and the peak FLOP/s of a CPU.
 
     Args:
         local_batch: sequences of the global batch per process.
@@ -55,23 +50,14 @@ def find_and_cache_fit(
 
     fit = find_fit(probe, budget_bytes=budget_bytes, local_batch=local_batch)
     cache_fit(fit, workload, hardware, acceleration)
+    PeakFlops(hardware).sample(workload.train.precision)
     return fit
 
 
 def cache_fit(fit: Fit, workload: Workload, hardware: Hardware, acceleration: Acceleration) -> None:
     """Writes a result to the cache. Raises OSError if the folder is not writable."""
     entry = {"device_name": hardware.name, "parameters": workload.parameters, **asdict(fit)}
-    path = cache_file()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, to_strict_json({**_read(), _key(workload, hardware, acceleration): entry}, indent=1))
-
-
-def _read() -> dict[str, Any]:
-    """Returns all entries. Treats a missing or damaged file as empty, because ``fit`` can measure again."""
-    try:
-        return read_json_object(cache_file())
-    except DataError:
-        return {}
+    add_to_cache(CACHE, _key(workload, hardware, acceleration), entry)
 
 
 def _key(workload: Workload, hardware: Hardware, acceleration: Acceleration) -> str:

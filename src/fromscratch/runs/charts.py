@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,9 +61,10 @@ def draw_loss(axes: "Axes", metrics: list[dict[str, Any]], held_out: Series) -> 
     if has_median:
         _plot(axes, running_median(losses), linewidth=1.6, label="training, running median")
     if held_out:
-        axes.plot(*_columns(held_out), color=ACCENT, marker="o", markersize=3.5, linewidth=1.6, label="held out")
+        # points without a line: nothing is known between them, and the loss does not fall in straight lines
+        _mark_points(axes, held_out, marker="o", markersize=5, label="held out")
         step, loss = min(held_out, key=lambda point: point[1])
-        axes.plot([step], [loss], marker="*", markersize=13, color=ACCENT, label=f"best: {loss:.3f} at step {step:.0f}")
+        _mark_points(axes, [(step, loss)], marker="*", markersize=13, label=f"best: {loss:.3f} at step {step:,.0f}")
     _mark(axes, _nonfinite_steps(metrics, "loss"), StepOutcome.NONFINITE)
     axes.set_ylabel("loss (nats per token)")
     _limit_to_percentile(
@@ -89,7 +91,7 @@ def draw_gradient_norm(
     for outcome in OUTCOME_MARKS:
         _mark(axes, outcomes.get(outcome, []), outcome)
     if any(value > 0 for _, value in norms):
-        axes.set_yscale("log")
+        _set_log_scale(axes)
     axes.set_ylabel("gradient norm")
 
 
@@ -134,6 +136,30 @@ def _plot(axes: "Axes", points: Series, *, linewidth: float, label: str, alpha: 
         axes.plot(*_columns(points), color=INK, linewidth=linewidth, alpha=alpha, label=label, marker=marker)
 
 
+def _mark_points(axes: "Axes", points: Series, *, marker: str, markersize: float, label: str) -> None:
+    steps, values = _columns(points)
+    (line,) = axes.plot(steps, values, color=ACCENT, linestyle="none", zorder=3, label=label)
+    line.set(marker=marker, markersize=markersize, markeredgecolor="white", markeredgewidth=0.6)
+
+
+def _set_log_scale(axes: "Axes") -> None:
+    """Makes the y axis logarithmic, with plain numbers at 1, 2 and 5 times the powers of ten."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter(plain_number)
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def plain_number(value: float, _place: float = 0) -> str:
+    """Formats a number of an axis as it is said: 0.6, 2,000; only beyond six places with an exponent, 1e-7."""
+    if value == 0 or 1e-6 <= abs(value) < 1e6:
+        return f"{Decimal(f'{value:.6g}'):,f}"
+    mantissa, _, exponent = f"{value:g}".partition("e")
+    return f"{mantissa}e{int(exponent)}"
+
+
 def _draw(run: RunDirectory, name: str, draw: Callable[["Axes"], None]) -> Path:
     image, path = io.BytesIO(), run.charts / f"{name.replace(' ', '-')}.png"
     figure_of(f"{run.name}: {name}", draw).savefig(image, format="png")
@@ -152,6 +178,7 @@ def figure_of(title: str, draw: Callable[["Axes"], None]) -> "Figure":
     axes.set_xlabel("optimiser step")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.yaxis.set_major_formatter(plain_number)
     axes.grid(alpha=0.25)
     draw(axes)
     for side in ("top", "right"):

@@ -1,4 +1,4 @@
-"""Removes what a run does not need: checkpoints beyond retention, leftovers of interrupted writes, runs set aside.
+"""Removes runs, or what they do not need: checkpoints beyond retention, leftovers of interrupted writes.
 
 Planning changes nothing. Files outside the folders of runs are never changed: links are removed, not followed.
 """
@@ -6,14 +6,14 @@ Planning changes nothing. Files outside the folders of runs are never changed: l
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fromscratch.errors import UsageError
-from fromscratch.files import flush_folder
-from fromscratch.runs.directory import RunDirectory
-from fromscratch.runs.overview import runs_in, size_of
+from fromscratch.errors import FromScratchError, UsageError
+from fromscratch.files import MAX_SHOWN_NAMES, flush_folder
+from fromscratch.runs.directory import RUN_FILES, RunDirectory
+from fromscratch.runs.overview import observed_status, runs_in, size_of
 from fromscratch.runs.retention import (
     leftovers_in,
     newest_valid,
@@ -25,7 +25,9 @@ from fromscratch.runs.retention import (
 )
 
 SET_ASIDE = re.compile(r"(?P<name>.+)\.old-\d+")
-CHECKPOINT, LEFTOVER, OLD_RUN = "checkpoint", "leftover", "run set aside"
+HALF_REMOVED = re.compile(r"\..+\.(?:removed|old-\d+)\.tmp-\d+")
+"""Name of a run whose removal was interrupted; earlier versions removed only runs set aside."""
+CHECKPOINT, LEFTOVER, OLD_RUN, WHOLE_RUN = "checkpoint", "leftover", "run set aside", "run"
 
 
 @dataclass(frozen=True)
@@ -87,22 +89,73 @@ def clean(run: RunDirectory, *, keep: int, set_aside: bool = False) -> tuple[lis
     return [removal for removal in removals if not removal.path.exists()], restored
 
 
+def plan_run_removals(runs: Sequence[RunDirectory]) -> list[Removal]:
+    """Lists whole runs that may be removed, each once.
+
+    Raises:
+        UsageError: a run is being trained, is a link, holds the current folder, or holds files that no run has.
+    """
+    by_path = {run.path.resolve(): run for run in runs}
+    return [_run_removal(run) for run in by_path.values()]
+
+
+def _run_removal(run: RunDirectory) -> Removal:
+    refuse_if_trained(run)
+    nothing = "nothing was removed"
+    if run.path.is_symlink():
+        raise UsageError(f"run {run.path}: is a link to {run.path.resolve()}; {nothing}, name the folder itself")
+    if Path.cwd().is_relative_to(run.path.resolve()):
+        raise UsageError(f"run {run.path}: holds the current folder; {nothing}, change to another folder first")
+    leftovers = leftovers_in(run.path)
+    others = sorted(path.name for path in run.path.iterdir() if path.name not in RUN_FILES and path not in leftovers)
+    if others:
+        listed = ", ".join(others[:MAX_SHOWN_NAMES]) + (", ..." if len(others) > MAX_SHOWN_NAMES else "")
+        raise UsageError(f"run {run.path}: also holds {listed}, which no run has; {nothing}, move them away first")
+    status = observed_status(run)
+    return _removal(run.path, WHOLE_RUN, f"{status.state}, step {'unknown' if status.step is None else status.step}")
+
+
+def remove_runs(removals: Sequence[Removal]) -> None:
+    """Removes what ``plan_run_removals`` lists.
+
+    Raises:
+        UsageError: a process has begun to train a run.
+        FromScratchError: a run cannot be removed, or not completely.
+    """
+    for removal in removals:
+        _remove_run(RunDirectory(removal.path.resolve()))
+
+
 def interrupted_removals(folder: Path, *, finish: bool) -> list[Removal]:
     """Lists the runs whose removal was interrupted after they were renamed; ``finish`` deletes them."""
-    found = [path for path in leftovers_in(folder) if SET_ASIDE.fullmatch(path.name.partition(".tmp-")[0])]
+    found = [path for path in leftovers_in(folder) if HALF_REMOVED.fullmatch(path.name)]
     removals = [_removal(path, LEFTOVER, "interrupted removal of a run") for path in found]
     for path in found if finish else ():
-        shutil.rmtree(path, ignore_errors=True)
+        _delete(path)
     return removals
 
 
 def _remove_run(run: RunDirectory) -> None:
     """Renames the run before deleting it, so that a half-deleted folder is not read as a run."""
-    with run.locked():
-        renamed = run.path.with_name(f".{run.name}.tmp-{os.getpid()}")
-        run.path.rename(renamed)
-        flush_folder(renamed.parent)
-        shutil.rmtree(renamed, ignore_errors=True)
+    renamed = run.path.with_name(f".{run.name}.removed.tmp-{os.getpid()}")
+    try:
+        with run.locked():
+            run.path.rename(renamed)
+            flush_folder(renamed.parent)
+            _delete(renamed)
+    except OSError as error:
+        raise FromScratchError(f"run {run.path}: cannot be removed ({error.strerror})") from error
+
+
+def _delete(folder: Path) -> None:
+    """Deletes a folder without following links. Raises FromScratchError if a part of it remains."""
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        raise FromScratchError(
+            f"{folder}: was not removed completely ({error.strerror}: {error.filename}); 'fromscratch runs clean "
+            "--yes' removes the rest"
+        ) from error
 
 
 def _folders_of(run: RunDirectory) -> list[Path]:

@@ -15,7 +15,7 @@ import tomli_w
 
 from fromscratch.errors import DataError, UsageError
 from fromscratch.files import read_json_object, to_strict_json, write_atomically
-from fromscratch.runs.records import RecordWriter, read_records, to_count, to_float
+from fromscratch.runs.records import RecordWriter, now_as_text, read_records, to_count, to_float
 from fromscratch.runs.states import Event, RunState
 
 LOCK_ATTEMPTS, LOCK_WAIT_SECONDS = 4, 0.05
@@ -23,6 +23,12 @@ CONFIG_NAME = re.compile(r"step-(\d{8})\.toml")
 STORES = "stores"
 """Key of ``machine.json``: where the stores of the run are on this machine, by key of the run file."""
 NAME_RULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+RECORDS = ("run.toml", "configs", "machine.json", "status.json", "metrics.jsonl", "events.jsonl", "cost.json", "lock")
+RESULTS = ("checkpoints", "tokenizer", "evaluations", "charts", "samples.txt", "trace.json", "stacks")
+RUN_FILES = frozenset(RECORDS + RESULTS)
+"""Everything in the folder of a run."""
 
 
 @dataclass(frozen=True)
@@ -144,10 +150,14 @@ class RunDirectory:
         """Changes some values of ``machine.json``; a resume makes the choices recorded there."""
         self.write_machine({**(read_json_object(self.machine) if self.machine.is_file() else {}), **facts})
 
-    def log_event(self, event: Event, **facts: Any) -> None:
-        """Appends an ``Event`` and waits until it is on the disk."""
+    def log_event(self, event: Event, *, at: str | None = None, **facts: Any) -> None:
+        """Appends an ``Event`` and waits until it is on the disk.
+
+        Args:
+            at: when it happened, ISO 8601 in UTC; None is now.
+        """
         with RecordWriter(self.events) as writer:
-            writer.write({"event": event, **facts})
+            writer.write({"event": event, "at": at or now_as_text(), **facts})
 
     def forget_after(self, step: int) -> None:
         """Drops the metrics of later steps, which a resumed run repeats; keeps lines without a step."""

@@ -3,12 +3,11 @@
 import os
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 
 from fromscratch.errors import DataError, UsageError
 from fromscratch.runs.directory import RunDirectory, RunStatus
-from fromscratch.runs.records import last_record, read_records, to_count, to_float
+from fromscratch.runs.records import last_record, read_records, to_count, to_float, to_instant
 from fromscratch.runs.retention import checkpoints_in, recorded_best
 from fromscratch.runs.states import ENDED, Event, RunState
 
@@ -34,8 +33,9 @@ class Overview:
     checkpoints: int
     size_bytes: int
     began_at: str | None
-    """ISO 8601 in UTC, as all instants."""
+    """Instant of the first event, ISO 8601 in UTC; the times of files say nothing about a copy of a run."""
     updated_at: str | None
+    """Instant of the last event."""
 
 
 def runs_in(folder: Path) -> list[RunDirectory]:
@@ -80,8 +80,8 @@ def overview(run: RunDirectory) -> Overview:
         best_step=best_step,
         checkpoints=len(checkpoints_in(run.checkpoints)),
         size_bytes=size_of(run.path.resolve()),
-        began_at=_written_at(run.config),
-        updated_at=_written_at(run.status, run.metrics, run.events),
+        began_at=to_instant(next(read_records(run.events), {}).get("at")),
+        updated_at=to_instant(last_record(run.events).get("at")),
     )
 
 
@@ -127,12 +127,3 @@ def size_of(path: Path) -> int:
         with suppress(OSError):  # the run has just deleted it
             size += file.lstat().st_size
     return size
-
-
-def _written_at(*paths: Path) -> str | None:
-    """Returns the latest time of a write to the files, as ISO 8601 in UTC; None if it is unknown."""
-    try:
-        seconds = max(path.stat().st_mtime for path in paths if path.exists())
-        return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds")
-    except (ValueError, OverflowError, OSError):  # no file, or a year after 9999
-        return None

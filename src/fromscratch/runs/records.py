@@ -6,6 +6,7 @@ import re
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -165,6 +166,20 @@ def _end_last_line(path: Path) -> None:
         file.seek(-1, os.SEEK_END)
         if file.read(1) != b"\n":
             file.write(b"\n")
+
+
+def now_as_text() -> str:
+    """Returns this instant as ISO 8601 in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def to_instant(value: Any) -> str | None:
+    """Returns an ISO 8601 instant in UTC if the value is an instant with a time zone; else None."""
+    try:
+        instant = datetime.fromisoformat(value) if isinstance(value, str) else None
+        return instant.astimezone(UTC).isoformat(timespec="seconds") if instant and instant.tzinfo else None
+    except (ValueError, OverflowError):
+        return None
 
 
 def to_count(value: Any) -> int | None:

@@ -21,7 +21,10 @@ ENDED = (RunState.DONE, RunState.STOPPED, RunState.FAILED, RunState.DIVERGED)
 
 
 class Event(StrEnum):
-    """The ``event`` of a line in ``events.jsonl``; each comment lists the line's other keys."""
+    """The ``event`` of a line in ``events.jsonl``; each comment lists the line's other keys.
+
+    Each line also has ``at``, the instant, ISO 8601 in UTC. Earlier versions wrote none.
+    """
 
     STARTED = "started"  # step, identity, seed
     RESUMED = "resumed"  # step, identity, seed

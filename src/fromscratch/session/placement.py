@@ -10,7 +10,7 @@ import torch
 from fromscratch.errors import FromScratchError, UsageError
 from fromscratch.files import read_json_object
 from fromscratch.machine.acceleration import Acceleration, choose_acceleration
-from fromscratch.machine.hardware import Hardware, find_hardware
+from fromscratch.machine.hardware import Hardware, find_hardware, processor_kind
 from fromscratch.machine.memory import default_micro_batch
 from fromscratch.planning.bench import Workload
 from fromscratch.planning.fit_cache import cached_micro_batch, find_and_cache_fit
@@ -206,5 +206,7 @@ def _recorded_settings(run: RunDirectory, hardware: Hardware, world_size: int) -
     if not run.machine.is_file():
         return {}
     recorded = read_json_object(run.machine)
-    current = {"device_name": hardware.name, "device": hardware.device.type, "world_size": world_size}
-    return recorded if current.items() <= recorded.items() else {}
+    current = {"device": hardware.device.type, "world_size": world_size}
+    names = [hardware.name] if hardware.device.type == "cuda" else [hardware.name, processor_kind()]
+    is_same = recorded.get("device_name") in names and current.items() <= recorded.items()
+    return recorded if is_same else {}

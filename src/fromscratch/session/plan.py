@@ -119,7 +119,7 @@ def _without_validation(config: RunConfig, store: TokenStore) -> tuple[RunConfig
     """Switches evaluation off where the store holds nothing out; returns the config and a notice."""
     split = store.manifest.splits.get(VALIDATION_SPLIT)
     is_wanted = config.train.evaluate_every and config.eval.store is None and config.eval.split == VALIDATION_SPLIT
-    if not is_wanted or (split is not None and split.tokens):
+    if not is_wanted or (split is not None and split.tokens > 1):  # one token predicts nothing
         return config, ()
     train = config.train.model_copy(update={"evaluate_every": 0})
     notice = (
@@ -143,7 +143,7 @@ def _check_schedule(config: RunConfig, num_steps: int, file: Path) -> None:
     if needed > num_steps:
         raise UsageError(
             f"{file}: train.schedule needs {needed} steps (warmup_steps and decay_steps together), but the run has "
-            f"only {num_steps} ({config.data.tokens:,} tokens); lower them, or raise data.tokens"
+            f"only {num_steps} ({config.data.tokens:,} tokens); lower them, or raise data.tokens or data.epochs"
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from fromscratch.config.train import ClipByNorm
 from fromscratch.errors import DataError, DivergedError, FromScratchError, UsageError
+from fromscratch.planning.peak_flops import known_peak_flops
 from fromscratch.processes.parent import PARENT
 from fromscratch.processes.stopping import StopRequest
 from fromscratch.processes.watchdog import watchdog
@@ -45,7 +46,7 @@ class RunSummary:
     """Time in training steps over all sessions, without evaluations and saves."""
     tokens_per_second: float | None
     mfu: float | None
-    """Model FLOP/s divided by the device's peak; None if the peak is unknown."""
+    """Model FLOP/s divided by the device's peak; None if the peak is unknown, or that of a CPU was not measured."""
     peak_memory_bytes: int
     final_loss: float | None
     """Mean training loss of the last fiftieth of the steps."""
@@ -154,7 +155,7 @@ def summarise(
     state = training.state
     tokens = state.step * training.tokens_per_step
     speed = tokens / state.seconds if state.seconds else None
-    peak = placement.hardware.peak_flops(plan.config.train.precision)
+    peak = known_peak_flops(placement.hardware, plan.config.train.precision)
     run = training.journal.run
     records = list(read_records(run.metrics))
     best_loss, best_step = state.best_loss, state.best_step

@@ -32,7 +32,7 @@ class TokenSlice:
         if available < 1:
             raise DataError(
                 f"split '{split.name}' has {split.tokens:,} tokens; evaluating from token {start:,} needs "
-                f"at least {start + 2:,}"
+                f"at least {start + 2:,}; name another split or store{', or a lower start' if start else ''}"
             )
         return cls(split, start, min(tokens or available, available))
 

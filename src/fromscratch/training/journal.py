@@ -8,7 +8,7 @@ from contextlib import nullcontext, suppress
 from typing import Any
 
 from fromscratch.runs.directory import RunDirectory
-from fromscratch.runs.records import RecordWriter
+from fromscratch.runs.records import RecordWriter, now_as_text
 from fromscratch.runs.states import Event, RunState
 from fromscratch.training.observers import Observer
 
@@ -49,7 +49,7 @@ class Journal:
     def record_event(self, event: Event, **facts: Any) -> None:
         """Appends an event. One that a full disk refuses is written together with the next one."""
         if self.writes:
-            self._unlogged.append((event, facts))
+            self._unlogged.append((event, {"at": now_as_text(), **facts}))
         with suppress(OSError):
             while self._unlogged:
                 self.run.log_event(self._unlogged[0][0], **self._unlogged[0][1])

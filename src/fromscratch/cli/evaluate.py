@@ -132,7 +132,7 @@ def compare(
 @app.command()
 def smoke(
     model: ModelArgument,
-    tokens: Annotated[int, typer.Option(min=1, help="New tokens per prompt.")] = 32,
+    tokens: Annotated[int, typer.Option("--tokens", "--max-new-tokens", min=1, help="New tokens per prompt.")] = 32,
     seed: Annotated[int, typer.Option(help="Seed of the sampled texts.")] = 0,
     device: DeviceOption = None,
     as_json: JsonFlag = False,

@@ -84,6 +84,57 @@ def test_a_model_generates_evaluates_and_publishes(run: fromscratch.Run, tmp_pat
     assert fromscratch.load_model(tmp_path / "out", device="cpu").generate("a", max_new_tokens=5, temperature=0) == text
 
 
+def test_metrics_are_a_real_frame(run: fromscratch.Run) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = run.metrics()
+    assert isinstance(frame, pandas.DataFrame)
+    assert list(frame["step"]) == list(range(1, 21)) and frame["loss"].iloc[-1] < frame["loss"].iloc[0]
+
+
+def test_train_tells_what_it_decides_and_allows_changes(run: fromscratch.Run, tmp_path: Path) -> None:
+    fromscratch.prepare(
+        write_text(tmp_path), tmp_path / "store", tokenizer="bytes", validation=0.0, tell=list[str]().append
+    )
+    told: list[str] = []
+    file = write_run_file(tmp_path)
+    fromscratch.train(file, runs_dir=tmp_path / "runs", device="cpu", stop_after=1, tell=told.append)
+    assert any("holds out no text" in line for line in told)
+    changed: dict[str, Any] = {"overrides": {"model.dropout": 0.1}, "runs_dir": tmp_path / "runs"}
+    with pytest.raises(UsageError, match=r"model.dropout: 0.2 -> 0.1"):
+        fromscratch.train(file, device="cpu", tell=told.append, **changed)
+    continued = fromscratch.train(file, device="cpu", tell=told.append, allowed_changes=["model.dropout"], **changed)
+    assert continued.config.model.dropout == 0.1 and continued.checkpoints
+
+
+def write_text(folder: Path) -> Path:
+    (folder / "text.txt").write_text(TEXT)
+    return folder / "text.txt"
+
+
+def test_a_checkpoint_by_its_step_and_the_tokenizer_of_a_model(run: fromscratch.Run, tmp_path: Path) -> None:
+    step = min(run.checkpoints)
+    model = run.load_model(step, device="cpu")
+    assert model.loaded.step == step and model.config == run.config.model
+    with pytest.raises(UsageError, match="no checkpoint 'step-3'"):
+        run.load_model(3, device="cpu")
+    store = fromscratch.prepare(
+        write_text(tmp_path), tmp_path / "store", tokenizer=model.tokenizer, tell=list[str]().append
+    )
+    assert store.manifest.tokenizer["fingerprint"] == model.tokenizer.fingerprint
+
+
+def test_a_name_on_the_hub_is_no_folder(run: fromscratch.Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = run.load_model(device="cpu")
+    monkeypatch.chdir(tmp_path)
+    listed = model.publish("hf://me/small")
+    assert (listed.repository, listed.uploaded, listed.folder) == ("me/small", False, None)
+    assert "model.safetensors" in listed.files and list(tmp_path.iterdir()) == []
+    with pytest.raises(UsageError, match="not a repository's name"):
+        model.publish("hf:me")
+    with pytest.raises(UsageError, match="need a Hub repository"):
+        model.publish(tmp_path / "out", private=True)
+
+
 def test_the_example_of_the_documentation_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

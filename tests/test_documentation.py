@@ -41,6 +41,14 @@ def test_the_run_file_of_the_readme_is_valid(tmp_path: Path) -> None:
     assert load_run_config(file).train.global_batch == 96
 
 
+@pytest.mark.parametrize("page", sorted(p.name for p in REPOSITORY.glob("docs/*.md")))
+def test_a_page_begins_with_what_to_type(page: str) -> None:
+    first_lines = (REPOSITORY / "docs" / page).read_text("utf-8").splitlines()[:14]
+    block = next((index for index, line in enumerate(first_lines) if line.startswith("```")), None)
+    is_block = block is not None and any(re.search(r"fromscratch|\.sh", line) for line in first_lines[block + 1 :])
+    assert is_block or any(line.startswith("| ") and "`fromscratch " in line for line in first_lines)
+
+
 def commands_in(text: str) -> list[list[str]]:
     """The commands of a page, as words: in code blocks and between backticks."""
     blocks = re.findall(r"```(?:sh|bash)?\n(.*?)```", text, flags=re.DOTALL)

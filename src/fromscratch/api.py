@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fromscratch.config.loading import read_run_config, to_toml
+from fromscratch.config.model import ModelConfig
 from fromscratch.config.run import RunConfig
 from fromscratch.data.documents import DocumentRule, SplitRule, training_documents
 from fromscratch.data.engines import Engine, InProcess
@@ -17,7 +18,6 @@ from fromscratch.data.prepare import PreparationObserver, prepare_store
 from fromscratch.data.store import TokenStore
 from fromscratch.data.tail import hold_out_tail
 from fromscratch.evaluation.loss import LossReport, measure_loss, save_loss
-from fromscratch.files import check_replaceable
 from fromscratch.formats.model_sources import LoadedModel, open_model
 from fromscratch.formats.stores import held_out_store_of, open_named_store
 from fromscratch.generation.generate import Settings
@@ -25,8 +25,7 @@ from fromscratch.generation.sampling import Sampling
 from fromscratch.generation.texts import continue_prompts
 from fromscratch.machine.hardware import Hardware, find_hardware
 from fromscratch.processes.world import ALONE, World, started_local_rank, started_local_world_size
-from fromscratch.publishing.card import CardSettings
-from fromscratch.publishing.export import ExportReport, choose_format, export_model
+from fromscratch.publishing.publish import Destination, PublishReport, publish_model
 from fromscratch.runs.directory import RunDirectory, check_run_name
 from fromscratch.runs.overview import Overview, overview, resolve_run
 from fromscratch.runs.records import read_records
@@ -50,7 +49,7 @@ def prepare(
     sources: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
-    tokenizer: str = "gpt2",
+    tokenizer: str | Tokenizer = "gpt2",
     validation: float = 0.01,
     text_column: str = "text",
     deduplicate: bool = False,
@@ -64,7 +63,7 @@ def prepare(
 
     Args:
         sources: files, folders, ``hf://owner/name``, or ``python-docs``.
-        tokenizer: ``gpt2``, ``bytes``, ``train:N`` or a path.
+        tokenizer: ``gpt2``, ``bytes``, ``train:N`` or a path; or a tokenizer, such as ``Model.tokenizer``.
         validation: share of documents held out.
         make_engine: what runs the work; by default the threads of this process.
         tell: gets sentences about what was decided or left out.
@@ -76,7 +75,9 @@ def prepare(
     opened, rule, held_out = hold_out_tail(opened, rule, kept)
     for line in filter(None, (*left_out, held_out)):
         tell(line)
-    chosen = open_tokenizer(tokenizer, corpus=lambda: training_documents(opened, rule, kept))
+    chosen = tokenizer
+    if isinstance(chosen, str):
+        chosen = open_tokenizer(chosen, corpus=lambda: training_documents(opened, rule, kept))
     store = prepare_store(
         opened, chosen, Path(out), rule=rule, documents=kept, engine=make_engine(chosen), observer=observer
     )
@@ -103,16 +104,24 @@ def train(
     device: str | None = None,
     micro_batch: int | None = None,
     compile_model: bool | None = None,
+    activation_checkpointing: bool = False,
     stop_after: int | None = None,
     fresh: bool = False,
+    allowed_changes: Sequence[str] = (),
     observers: Sequence[Observer] = (),
+    tell: Tell = print,
 ) -> "Run":
     """Trains the model of a run file in this process, or continues a stopped run.
 
     Args:
         name: name of the run; by default that of the file.
         overrides: ``{"train.seed": 7}``, or ``["train.seed=7"]``.
-        observers: watch the steps; they cannot change the run.
+        stop_after: save and stop after this step.
+        fresh: start again; an older run is renamed.
+        allowed_changes: keys whose values may differ from those that the run was started with.
+        observers: watch the steps; they cannot change the run. ``terminal_observer()`` of
+            ``fromscratch.training.observers`` shows progress.
+        tell: gets sentences about what was decided.
 
     Returns:
         The run; ``Run.summary`` says how it ended.
@@ -125,9 +134,20 @@ def train(
         overrides = [f"{key}={to_toml(value)}" for key, value in overrides.items()]
     plan = plan_run(file, list(overrides))
     path = Path(runs_dir) / check_run_name(file.stem if name is None else name)
-    machine = MachineOptions(device, micro_batch, compile_model)
-    placement = place_run(plan, RunDirectory(path), machine, fresh=fresh)
-    summary = run_training(plan, path, placement, observers=list(observers), fresh=fresh, stop_after=stop_after)
+    machine = MachineOptions(device, micro_batch, compile_model, activation_checkpointing)
+    placement = place_run(plan, RunDirectory(path), machine, fresh=fresh, on_progress=tell)
+    for notice in (*plan.notices, *plan.objective.notices(), placement.threads.notice):
+        if notice:
+            tell(notice)
+    summary = run_training(
+        plan,
+        path,
+        placement,
+        observers=list(observers),
+        fresh=fresh,
+        stop_after=stop_after,
+        allowed_changes=allowed_changes,
+    )
     return Run(RunDirectory(path), summary)
 
 
@@ -178,9 +198,9 @@ class Run:
         """What happened (evaluations, checkpoints, signals), as ``metrics``."""
         return _frame(list(read_records(self.directory.events)))
 
-    def load_model(self, which: str = "best", *, device: str | None = None) -> "Model":
-        """Loads the model of a checkpoint: ``best``, ``latest`` or ``step-N``."""
-        return load_model(f"{self.path}@{which}", device=device)
+    def load_model(self, which: str | int = "best", *, device: str | None = None) -> "Model":
+        """Loads the model of a checkpoint: ``best``, ``latest``, or the step of one of ``checkpoints``."""
+        return load_model(f"{self.path}@{f'step-{which}' if isinstance(which, int) else which}", device=device)
 
 
 def load_model(source: str | Path, *, device: str | None = None, runs_dir: str | Path = RUNS_DIR) -> "Model":
@@ -202,6 +222,11 @@ class Model:
     def module(self) -> Any:
         """The ``torch.nn.Module`` in evaluation mode: ids ``[batch, time]`` to logits ``[batch, time, vocab]``."""
         return self.loaded.model
+
+    @property
+    def config(self) -> ModelConfig:
+        """The ``[model]`` table of a run file with this architecture."""
+        return self.loaded.config
 
     @property
     def tokenizer(self) -> Tokenizer:
@@ -270,15 +295,22 @@ class Model:
         format_name: str | None = None,
         license_name: str = "apache-2.0",
         title: str | None = None,
-    ) -> ExportReport:
+        upload: bool = False,
+        private: bool = False,
+        collection: str | None = None,
+    ) -> PublishReport:
         """Writes a folder that transformers loads, with a model card: ``native`` (GPT-2) or ``custom`` format.
 
-        Upload it with ``fromscratch publish MODEL --to hf://owner/name --yes``.
+        Args:
+            to: a folder, or ``hf://owner/name``.
+            upload: whether to upload to ``hf://owner/name``, in one commit; otherwise its files are only listed.
+            private: whether a new repository is private.
+            collection: the slug of a collection on the Hub to add the model to.
         """
-        folder = check_replaceable(Path(to), "published", option="to")
-        chosen = choose_format(self.loaded.config, format_name)
-        card = CardSettings(license=license_name, title=title)
-        return export_model(self.loaded, folder, format_name=chosen, card=card)
+        destination = Destination.of(str(to), private=private, collection=collection)
+        return publish_model(
+            self.loaded, destination, format_name=format_name, license_name=license_name, title=title, upload=upload
+        )
 
 
 def _frame(records: list[dict[str, Any]]) -> Any:

@@ -290,3 +290,33 @@ def test_generate_takes_the_text_as_an_argument_and_other_tools_option(tmp_path:
     one = run_command("generate", tmp_path / "model", "a text", "--max-new-tokens", 3, "--json")
     other = run_command("generate", tmp_path / "model", "--prompt", "a text", "--tokens", 3, "--json")
     assert one.code == 0 and one.out == other.out
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_installed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shell: str) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr("shellingham.detect_shell", lambda: (shell, shell))
+    (tmp_path / ".bashrc").write_text("mine=1\n")
+    (tmp_path / ".zshrc").write_text("mine=1\n")
+    for _ in range(2):
+        done = run_command("--install-completion")
+        assert done.code == 0 and f"{shell} completion installed" in done.out, done
+    scripts = {path for path in tmp_path.rglob("*fromscratch*") if path.is_file()}
+    assert len(scripts) == 1 and "_FROMSCRATCH_COMPLETE" in scripts.pop().read_text()
+    for start_file in (".bashrc", ".zshrc"):
+        assert (tmp_path / start_file).read_text().startswith("mine=1\n")
+    assert (tmp_path / ".bashrc").read_text().count("source") == (shell == "bash")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    shown = run_command("--show-completion")
+    assert shown.code == 0 and "_FROMSCRATCH_COMPLETE" in shown.out
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+
+@pytest.mark.parametrize(
+    ("typed", "completed"), [("fromscratch data st", "stats"), ("fromscratch train --micro", "--micro-batch")]
+)
+def test_completion_completes(monkeypatch: pytest.MonkeyPatch, typed: str, completed: str) -> None:
+    monkeypatch.setenv("_FROMSCRATCH_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", typed)
+    monkeypatch.setenv("COMP_CWORD", str(len(typed.split()) - 1))
+    assert run_command().out.split() == [completed]

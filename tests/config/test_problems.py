@@ -1,10 +1,15 @@
 """What a user who got a run file wrong is told: key path, value, rule, and what was probably meant."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
+from fromscratch.cli.main import app
 from fromscratch.config.loading import load_run_config
+from fromscratch.config.problems import COMMON_NAMES, MACHINE_OPTIONS, known_keys
+from fromscratch.config.run import RunConfig
 from fromscratch.errors import EXIT_USAGE, UsageError
 
 from .conftest import WriteRunFile
@@ -34,10 +39,29 @@ B1_UNKNOWN_KEYS = [
         "model.attention=explict",
         "model.attention.kind = \"explict\": unknown kind, must be one of sdpa, explicit; did you mean 'explicit'?",
     ),
+    ("train.schedule=Linear", "; did you mean 'linear'?"),
     ("train.schedule=cosine", "; did you mean 'warmup-cosine'?"),
     ("train.optimizer=adam", 'train.optimizer.kind = "adam": must be "adamw"'),
     ("model.kind=lstm", 'model.kind = "lstm": must be "gpt"'),
     ("train.schedule.kind=[1]", "train.schedule.kind = [1]: unknown kind, must be one of constant, linear"),
+]
+OTHER_TOOLS = [
+    ("model.qkv_bias=true", "model.qkv_bias: unknown key; did you mean 'attention_bias'?"),
+    ("model.emb_dim=8", "model.emb_dim: unknown key; did you mean 'embedding_dim'?"),
+    ("model.hidden_size=8", "model.hidden_size: unknown key; did you mean 'embedding_dim'?"),
+    ("model.tie_word_embeddings=true", "model.tie_word_embeddings: unknown key; did you mean 'tied_head'?"),
+    ("train.num_epochs=3", "train.num_epochs: unknown key; did you mean 'data.epochs'?"),
+    ("train.max_iters=3", "train.max_iters: unknown key; did you mean 'data.tokens'?"),
+    ("train.eval_iters=3", "train.eval_iters: unknown key; did you mean 'eval.tokens'?"),
+    ("train.warmup_iters=3", "train.warmup_iters: unknown key; did you mean 'train.schedule.warmup_steps'?"),
+    ("train.precision=float32", "; did you mean 'fp32'?"),
+    ("train.precision=bfloat16", "; did you mean 'bf16'?"),
+    ("train.optimizer=AdamW", 'train.optimizer.kind = "AdamW": must be "adamw"'),
+    (
+        "train.gradient_accumulation_steps=4",
+        "train.gradient_accumulation_steps: unknown key, because a run file does not describe the machine; give "
+        "--micro-batch on the command line",
+    ),
 ]
 B2_WRONG_TYPES = [
     (f'{RATE}="4e-4"', f'{RATE} = "4e-4": must be a number, written without quotes or units'),
@@ -98,6 +122,20 @@ def complaint(path: Path, *overrides: str) -> str:
 @pytest.mark.parametrize(("override", "sentence"), B1_UNKNOWN_KEYS)
 def test_b1_unknown_names_are_refused_with_a_suggestion(run_file: WriteRunFile, override: str, sentence: str) -> None:
     assert sentence in complaint(run_file(), override)
+
+
+@pytest.mark.parametrize(("override", "sentence"), OTHER_TOOLS)
+def test_names_of_other_programs_are_translated(run_file: WriteRunFile, override: str, sentence: str) -> None:
+    assert sentence in complaint(run_file(), override)
+
+
+def test_translations_lead_to_keys_and_options_that_exist() -> None:
+    paths = {key.path for key in known_keys(RunConfig)}
+    names = paths | {key.name for key in known_keys(RunConfig)}
+    assert set(COMMON_NAMES.values()) <= names and not COMMON_NAMES.keys() & names
+    train: Any = typer.main.get_command(app)
+    options = {option for parameter in train.commands["train"].params for option in parameter.opts}
+    assert set(MACHINE_OPTIONS.values()) <= options
 
 
 @pytest.mark.parametrize(("override", "sentence"), B2_WRONG_TYPES)

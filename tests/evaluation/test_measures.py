@@ -187,6 +187,32 @@ def test_smoke_texts_are_kept_in_the_run(loaded: LoadedModel, tmp_path: Path) ->
     assert save_evaluation(make_loaded(tmp_path / "m"), "smoke", {}) is None
 
 
+def test_an_evaluation_replaces_only_an_answer_to_the_same_question(loaded: LoadedModel) -> None:
+    assert loaded.run is not None
+    saved = [
+        save_evaluation(loaded, "kept", {"store": store, "loss": loss}, question=("store",))
+        for store, loss in (("a", 1.0), ("b", 2.0), ("a", 3.0), ("b", 4.0))
+    ]
+    first, second = loaded.run.evaluations / "kept.json", loaded.run.evaluations / "kept-2.json"
+    assert saved == [first, second, first, second]
+    assert [json.loads(path.read_text())["loss"] for path in (first, second)] == [3.0, 4.0]
+    first.write_text("not ours")
+    assert save_evaluation(loaded, "kept", {"store": "a", "loss": 5.0}, question=("store",)) != first
+    assert first.read_text() == "not ours"
+
+
+def test_measures_of_other_slices_and_seeds_are_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    found = folder / "runs" / "run" / "evaluations"
+    before = set(found.glob("*"))
+    for tokens in ("100", "200", "100"):
+        assert run_command("eval", "loss", "run", "--store", "store", "--tokens", tokens).code == 0
+        assert run_command("eval", "compare", "run", "run@latest", "--store", "store", "--tokens", tokens).code == 0
+        assert run_command("eval", "smoke", "run", "--seed", tokens, "--max-new-tokens", "2").code == 0
+    names = sorted(path.name.partition("-")[0] for path in set(found.glob("*")) - before)
+    assert names == ["compare", "compare", "loss", "loss", "smoke", "smoke"]
+
+
 def test_on_the_command_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     compared = run_command("eval", "compare", "run", "imported", "--store", "store", "--json")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fromscratch.cli.bench import predicted_hours, workload_of
 from fromscratch.config.model import GPTConfig
 from fromscratch.config.train import TrainConfig
 from fromscratch.machine.hardware import Hardware, find_hardware
@@ -177,6 +178,28 @@ def test_the_verb_prints_a_table_predicts_hours_and_writes_json(tmp_path: Path) 
     refused(*command, "--precision", "int3", code=2, says="--precision int3")
 
 
+def test_too_many_processes_are_refused_by_fit_too(tmp_path: Path) -> None:
+    says = "9 processes, but train.global_batch = 8 sequences; use at most 8"
+    refused("fit", write_run_file(tmp_path), "--processes", 9, code=2, says=says)
+
+
+def test_a_store_that_is_too_small_still_gives_the_vocabulary(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_run_file(tmp_path)
+    workload, plan = workload_of(file, ["data.tokens=10_000_000"], "cpu")
+    assert plan is None and workload.model.vocab_size == 257
+    assert "measuring with a vocabulary of 257 ids" in capsys.readouterr().err
+
+
+def test_several_gpus_divide_the_predicted_hours(tmp_path: Path) -> None:
+    plan = plan_run(write_run_file(tmp_path))
+    row = summarise(Measurement(Case(2, "fp32"), [0.1]), WORKLOAD, lambda _precision: None)
+    alone = predicted_hours(plan, [row], devices=1)
+    assert alone == pytest.approx(20 * 8 * 16 / 320 / 3600)
+    assert predicted_hours(plan, [row], devices=4) == pytest.approx((alone or 0) / 4)
+
+
 def test_the_verb_needs_no_store_and_takes_keys_and_processes(tmp_path: Path) -> None:
     file = write_run_file(tmp_path)
     shutil.rmtree(tmp_path / "store")
@@ -187,4 +210,5 @@ def test_the_verb_needs_no_store_and_takes_keys_and_processes(tmp_path: Path) ->
     assert "no such folder" in done.err and "a vocabulary of 64 ids" in done.err and facts["predicted_hours"] is None
     assert max(row["micro_batch"] for row in facts["rows"]) <= 8 // 4
     refused("bench", "--set", "train.seed=1", code=2, says="name the run file")
+    refused(*command, "--processes", 9, code=2, says="9 processes, but train.global_batch = 8")
     refused(*command, "--set", "model.layers=1", code=2, says="num_layers")

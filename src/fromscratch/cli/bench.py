@@ -10,6 +10,7 @@ from fromscratch.cli.options import DeviceOption, JsonFlag, Overrides, Processes
 from fromscratch.cli.output import note, print_json
 
 if TYPE_CHECKING:
+    from fromscratch.config.loading import RunFile
     from fromscratch.planning.bench import Row, Workload
     from fromscratch.session.plan import PlannedRun
 
@@ -62,13 +63,13 @@ def bench(
     )
     from fromscratch.planning.bench_chart import draw_speed
     from fromscratch.planning.peak_flops import PeakFlops
-    from fromscratch.processes.world import max_local_shard
+    from fromscratch.session.placement import local_batch_of
 
     for name in precisions or []:
         check_precision(name)
-    hardware = find_hardware(device)
+    hardware = find_hardware(device, processes_here=processes or 1)
     workload, plan = workload_of(runfile, overrides, kind := hardware.device.type)
-    local_batch = max_local_shard(workload.train.global_batch, processes or 1)
+    local_batch = local_batch_of(workload.train.global_batch, processes or 1)
     max_size = default_micro_batch(hardware.device, workload.model.context_length)
     sizes = micro_batches or default_micro_batches(local_batch, max_size)
     wanted = precisions or list(dict.fromkeys([workload.train.precision, "fp32"]))
@@ -85,7 +86,7 @@ def bench(
         "parameters": workload.parameters,
         "context_length": workload.model.context_length,
         "peak_flops": {precision: peak(precision) for precision in dict.fromkeys(row.precision for row in rows)},
-        "predicted_hours": predicted_hours(plan, rows),
+        "predicted_hours": predicted_hours(plan, rows, devices=(processes or 1) if kind == "cuda" else 1),
     }
     if picture is not None:
         draw_speed(picture, rows, f"{workload.parameters:,} parameters on {hardware.name}")
@@ -99,8 +100,9 @@ def workload_of(
 
     A store is not needed: without it, the vocabulary is GPT-2's unless the file says otherwise.
     """
-    from fromscratch.config.loading import load_run_config
+    from fromscratch.config.loading import load_run_file
     from fromscratch.errors import DataError, UsageError
+    from fromscratch.hub.requests import HubError
     from fromscratch.planning.bench import Workload
     from fromscratch.session.plan import plan_run
 
@@ -108,14 +110,26 @@ def workload_of(
         if overrides:
             raise UsageError("--set: changes a key of a run file; name the run file")
         return default_workload(device_type), None
-    config = load_run_config(runfile, overrides)
+    run_file = load_run_file(runfile, overrides)
     try:
         plan = plan_run(runfile, overrides)
-    except DataError as error:
-        model = config.model.model_copy(update={"vocab_size": config.model.vocab_size or GPT2_VOCABULARY})
-        note(f"notice: {error}; measuring with a vocabulary of {model.vocab_size:,} ids")
-        return Workload(model, config.train), None
+    except (DataError, HubError) as error:
+        config = run_file.config
+        vocab_size = config.model.vocab_size or _vocabulary_of_store(run_file) or GPT2_VOCABULARY
+        note(f"notice: {error}; measuring with a vocabulary of {vocab_size:,} ids")
+        return Workload(config.model.model_copy(update={"vocab_size": vocab_size}), config.train), None
     return Workload(plan.config.model, plan.config.train), plan
+
+
+def _vocabulary_of_store(run_file: "RunFile") -> int | None:
+    """Returns the number of ids of the run file's store, for example of one that is too small; None without a store."""
+    from fromscratch.errors import FromScratchError
+    from fromscratch.formats.stores import open_named_store
+
+    try:
+        return open_named_store(run_file.config.data.store, run_file.folders["data.store"]).vocab_size
+    except FromScratchError:
+        return None
 
 
 def default_workload(device_type: str) -> Any:
@@ -128,14 +142,19 @@ def default_workload(device_type: str) -> Any:
     return Workload(GPTConfig.model_validate({"preset": preset, "vocab_size": vocab_size}), TrainConfig())
 
 
-def predicted_hours(plan: "PlannedRun | None", rows: "list[Row]") -> float | None:
-    """Predicts the hours of the planned run from the fastest row of its precision; None if there is none."""
+def predicted_hours(plan: "PlannedRun | None", rows: "list[Row]", *, devices: int) -> float | None:
+    """Predicts the hours of the planned run from the fastest row of its precision; None if there is none.
+
+    Args:
+        devices: number of GPUs that train together. Processes on a CPU share the cores that one process was measured
+            with, so they count as one.
+    """
     from fromscratch.planning.bench import fastest
 
     best = fastest(rows, plan.config.train.precision) if plan else None
     if plan is None or best is None or not best.tokens_per_second:
         return None
-    return plan.num_steps * plan.objective.tokens_per_step / best.tokens_per_second / 3600
+    return plan.num_steps * plan.objective.tokens_per_step / (devices * best.tokens_per_second) / 3600
 
 
 def report(rows: "list[Row]", conditions: dict[str, Any], *, as_json: bool) -> None:
@@ -154,7 +173,8 @@ def report(rows: "list[Row]", conditions: dict[str, Any], *, as_json: bool) -> N
     hours = conditions["predicted_hours"]
     if hours is not None:
         print(
-            f"predicted time of this run: {hours:,.2f} hours, at the fastest row of its precision, without evaluations"
+            f"predicted time of this run: {hours:,.2f} hours, at the fastest row of its precision, without evaluations "
+            "and communication"
         )
 
 

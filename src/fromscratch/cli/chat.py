@@ -17,7 +17,9 @@ TemplateOption = Annotated[
 def chat(
     model: ModelArgument,
     template: TemplateOption = "transcript",
-    tokens: Annotated[int, typer.Option(min=1, help="Maximum number of tokens in an answer.")] = 100,
+    tokens: Annotated[
+        int, typer.Option("--tokens", "--max-new-tokens", min=1, help="Maximum number of tokens in an answer.")
+    ] = 100,
     temperature: Annotated[float, typer.Option(help="0 always selects the most probable token.")] = 0.8,
     top_k: Annotated[int | None, typer.Option(help="Sample only from the k most probable tokens.")] = 50,
     repetition_penalty: Annotated[float, typer.Option(help="Lowers the probability of used tokens; 1 is off.")] = 1.1,

@@ -102,10 +102,11 @@ def compare(
     check_same_tokenizer(opened, first.tokenizer)
     part = TokenSlice.of(opened.split(split), start=start, tokens=tokens)
     comparison = compare_models(first, second, part, hardware, batch=batch)
-    values = {"a": a, "b": b, "store": store, "split": split, "start": start, "verdict": comparison.verdict}
-    output = values | {"comparison": asdict(comparison)}
+    asked = {"a": a, "b": b, "store": store, "split": split, "start": start, "tokens": part.tokens}
+    output = asked | {"verdict": comparison.verdict, "comparison": asdict(comparison)}
     for one, other in ((first, second), (second, first)):
-        save_evaluation(one, f"compare-step-{one.step}-with-{other.name}", {"measure": "compare", **output})
+        name = f"compare-step-{one.step}-with-{other.name}"
+        save_evaluation(one, name, {"measure": "compare", **output}, question=tuple(asked))
     if first.run is not None and second.run is not None:
         note(
             "notice: one run each is no evidence for a change: the interval covers the choice of the text, and two "
@@ -132,7 +133,7 @@ def compare(
 @app.command()
 def smoke(
     model: ModelArgument,
-    tokens: Annotated[int, typer.Option(min=1, help="New tokens per prompt.")] = 32,
+    tokens: Annotated[int, typer.Option("--tokens", "--max-new-tokens", min=1, help="New tokens per prompt.")] = 32,
     seed: Annotated[int, typer.Option(help="Seed of the sampled texts.")] = 0,
     device: DeviceOption = None,
     as_json: JsonFlag = False,
@@ -148,8 +149,8 @@ def smoke(
 
     loaded = open_model(model, find_hardware(device))
     texts = [asdict(text) for text in smoke_test(loaded, seed=seed, tokens=tokens)]
-    values = {"measure": "smoke", "model": model, "seed": seed, "texts": texts}
-    save_evaluation(loaded, f"smoke-step-{loaded.step}", values)
+    values = {"measure": "smoke", "model": model, "seed": seed, "tokens": tokens, "texts": texts}
+    save_evaluation(loaded, f"smoke-step-{loaded.step}", values, question=("seed", "tokens"))
     if as_json:
         print_json({"step": loaded.step, **values})
         return
@@ -186,7 +187,7 @@ def injection(
         "control": report.control.to_dict(),
         "answers": report.answers,
     }
-    save_evaluation(loaded, f"injection-step-{loaded.step}", values)
+    save_evaluation(loaded, f"injection-step-{loaded.step}", values, question=("template",))
     if as_json:
         print_json({"step": loaded.step, **values})
         return
@@ -226,8 +227,8 @@ def harness(
         results = run_harness(
             folder, tasks.split(","), device=str(hardware.device), include=include, limit=limit, batch=batch
         )
-    values = {"measure": "harness", "model": model, "limit": limit, "results": results}
-    save_evaluation(loaded, f"harness-step-{loaded.step}", values)
+    values = {"measure": "harness", "model": model, "tasks": tasks.split(","), "limit": limit, "results": results}
+    save_evaluation(loaded, f"harness-step-{loaded.step}", values, question=("tasks", "limit"))
     if as_json:
         print_json({"step": loaded.step, **values})
         return

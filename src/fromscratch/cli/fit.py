@@ -47,11 +47,11 @@ def fit(
     from fromscratch.machine.hardware import find_hardware
     from fromscratch.planning.bench import Workload
     from fromscratch.planning.fit_cache import find_and_cache_fit
-    from fromscratch.processes.world import max_local_shard
+    from fromscratch.session.placement import local_batch_of
     from fromscratch.session.plan import plan_run
 
     plan = plan_run(runfile, overrides)
-    hardware = find_hardware(device)
+    hardware = find_hardware(device, processes_here=processes or 1)
     workload = Workload(plan.config.model, plan.config.train)
     acceleration, _ = choose_acceleration(
         hardware.device,
@@ -59,7 +59,7 @@ def fit(
         compile_wanted=compile_model,
         activation_checkpointing=activation_checkpointing,
     )
-    local_batch = max_local_shard(workload.train.global_batch, processes or 1)
+    local_batch = local_batch_of(workload.train.global_batch, processes or 1)
     result = find_and_cache_fit(
         workload,
         hardware,

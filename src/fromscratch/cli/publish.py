@@ -1,6 +1,5 @@
 """``fromscratch publish`` and ``fromscratch import``: export and import models."""
 
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -35,38 +34,25 @@ def publish(
 
     Example: fromscratch publish runs/baseline --to hf://me/my-gpt --yes
     """
-    from fromscratch.errors import UsageError
-    from fromscratch.files import check_replaceable
     from fromscratch.formats.model_sources import open_model
     from fromscratch.machine.hardware import find_hardware
-    from fromscratch.publishing.card import CardSettings
-    from fromscratch.publishing.export import choose_format, export_model
-    from fromscratch.publishing.pushing import push_folder, repository_of
+    from fromscratch.publishing.publish import Destination, publish_model
 
-    repository = repository_of(to) if to.startswith("hf:") else None
-    if repository is None and (private or collection):
-        raise UsageError(f"--private and --collection need a Hub repository, but --to {to} is a folder")
-    target = check_replaceable(Path(to), "published", option="--to") if repository is None else None
+    destination = Destination.of(to, private=private, collection=collection)
     loaded = open_model(model, find_hardware("cpu"))
-    chosen = choose_format(loaded.config, format_name)
-    card = CardSettings(license=license_name, title=title, repository=repository)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder = target or Path(temporary) / str(repository).rpartition("/")[2]
-        report = asdict(export_model(loaded, folder, format_name=chosen, card=card))
-        if repository is not None:
-            report |= {"folder": None, "repository": repository, "uploaded": yes}
-            if yes:
-                report |= asdict(push_folder(folder, to, private=private, collection=collection))
+    report = publish_model(
+        loaded, destination, format_name=format_name, license_name=license_name, title=title, upload=yes
+    )
     if as_json:
-        print_json(report)
+        print_json(asdict(report))
         return
-    print_table([(name, size) for name, size in report["files"].items()])
-    if repository is None:
-        note(f"{to}: {chosen} format")
-    elif yes:
-        note(f"{report['url']}: {chosen} format, commit {report['commit']}")
+    print_table(report.files.items())
+    if report.repository is None:
+        note(f"{to}: {report.format} format")
+    elif report.uploaded:
+        note(f"{report.url}: {report.format} format, commit {report.commit}")
     else:
-        note(f"nothing was uploaded; --yes uploads these files to hf://{repository} ({chosen} format)")
+        note(f"nothing was uploaded; --yes uploads these files to hf://{report.repository} ({report.format} format)")
 
 
 def import_model(

@@ -15,14 +15,65 @@ MAX_SHOWN_CHARACTERS = 60
 MIN_SIMILARITY = 0.6  # of difflib's ratio, from 0 to 1; its default
 BARE_KEY = re.compile(r"[A-Za-z0-9_-]{1,100}")
 COMMON_NAMES = {
+    # nanoGPT, the book "Build a Large Language Model (From Scratch)", transformers
     "lr": "learning_rate",
     "batch_size": "global_batch",
+    "per_device_train_batch_size": "global_batch",
     "block_size": "context_length",
     "max_seq_len": "context_length",
+    "max_length": "context_length",
+    "n_ctx": "context_length",
+    "n_positions": "context_length",
+    "max_position_embeddings": "context_length",
     "n_layer": "num_layers",
+    "n_layers": "num_layers",
+    "num_hidden_layers": "num_layers",
     "n_head": "num_heads",
+    "n_heads": "num_heads",
+    "num_attention_heads": "num_heads",
     "n_embd": "embedding_dim",
+    "emb_dim": "embedding_dim",
+    "d_model": "embedding_dim",
+    "hidden_size": "embedding_dim",
+    "drop_rate": "dropout",
+    "qkv_bias": "attention_bias",
+    "bias": "attention_bias",
+    "tie_weights": "tied_head",
+    "tie_word_embeddings": "tied_head",
+    "num_epochs": "epochs",
+    "num_train_epochs": "epochs",
+    "max_iters": "data.tokens",
+    "max_steps": "data.tokens",
+    "dtype": "precision",
+    "adam_beta1": "beta1",
+    "adam_beta2": "beta2",
+    "warmup_iters": "warmup_steps",
+    "min_lr": "min_learning_rate",
+    "grad_clip": "clip",
+    "max_grad_norm": "max_norm",
+    "eval_interval": "evaluate_every",
+    "eval_freq": "evaluate_every",
+    "eval_steps": "evaluate_every",
+    "eval_iter": "eval.tokens",
+    "eval_iters": "eval.tokens",
+    "save_steps": "checkpoint_every",
+    "save_total_limit": "keep_checkpoints",
+    "start_context": "prompts",
+    "init_from": "start_from",
 }
+COMMON_VALUES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16", "adam": "adamw", "cosine": "warmup-cosine"}
+MACHINE_OPTIONS = {
+    "device": "--device",
+    "compile": "--compile",
+    "micro_batch": "--micro-batch",
+    "micro_batch_size": "--micro-batch",
+    "gradient_accumulation_steps": "--micro-batch",
+    "gradient_checkpointing": "--activation-checkpointing",
+    "num_gpus": "--processes",
+    "out_dir": "--runs-dir",
+    "output_dir": "--runs-dir",
+}
+"""Options of ``train`` for what other programs keep in their config files: a run file does not describe the machine."""
 RULES = {
     "int_type": "must be a whole number",
     "int_from_float": "must be a whole number",
@@ -68,7 +119,7 @@ def error_messages(error: ValidationError, root: type[BaseModel]) -> list[str]:
 
 def suggestion(name: str, known: list[str]) -> str:
     """Returns ``; did you mean 'x'?`` for a misspelt or shortened name; empty if no known name is similar."""
-    short = name[:MAX_SHOWN_CHARACTERS]
+    short = name[:MAX_SHOWN_CHARACTERS].lower()
     longer = [candidate for candidate in known if short and candidate.startswith(short)]
     close = longer or get_close_matches(short, known, n=1, cutoff=MIN_SIMILARITY)
     return f"; did you mean '{close[0]}'?" if close else ""
@@ -112,7 +163,8 @@ def _message(found: Finding, root: type[BaseModel]) -> str:
 
 
 def _choice(given: Any, allowed: list[str]) -> str:
-    return f"must be {_one_of(allowed)}{suggestion(str(given), allowed) if len(allowed) > 1 else ''}"
+    meant = COMMON_VALUES.get(str(given), str(given))
+    return f"must be {_one_of(allowed)}{suggestion(meant, allowed) if len(allowed) > 1 else ''}"
 
 
 def _one_of(allowed: list[str], *, quote: bool = False) -> str:
@@ -133,11 +185,15 @@ def _required_within(choices: list[type[BaseModel]]) -> str:
 def _unknown_key(found: Finding, root: type[BaseModel]) -> str:
     """Suggests the same name in another table, a similar one here, or a similar one in another table."""
     name = found.key.rpartition(".")[2]
+    if option := MACHINE_OPTIONS.get(name):
+        return f", because a run file does not describe the machine; give {option} on the command line"
     name = COMMON_NAMES.get(name, name)
     known = sorted(found.table.model_fields) if found.table else []
     if name in known:
         return f"; did you mean '{name}'?"
-    keys = list(_known_keys(root))
+    keys = list(known_keys(root))
+    if any(key.path == name for key in keys):
+        return f"; did you mean '{name}'?"
     same = [key for key in keys if key.name == name]
     siblings = sorted({key.kind for key in same if key.path == found.key and key.kind})
     if siblings:
@@ -151,13 +207,13 @@ def _unknown_key(found: Finding, root: type[BaseModel]) -> str:
     return f"; did you mean '{elsewhere}'?" if elsewhere else f"; known here: {', '.join(known)}"
 
 
-def _known_keys(table: type[BaseModel], above: str = "") -> Iterator[KnownKey]:
+def known_keys(table: type[BaseModel], above: str = "") -> Iterator[KnownKey]:
     """Yields every key of a run file except ``kind``, which every slot has."""
     for name, field in table.model_fields.items():
         if name != "kind":
             yield KnownKey(name, above + name, _kind_of(table))
         for inner in tables_in(field.annotation):
-            yield from _known_keys(inner, f"{above}{name}.")
+            yield from known_keys(inner, f"{above}{name}.")
 
 
 def _locate(item: Any, root: type[BaseModel]) -> Finding:

@@ -109,4 +109,5 @@ def measure_loss(
 def save_loss(loaded: LoadedModel, report: LossReport, **slice_values: Any) -> None:
     """Saves the report in the model's run, if it has one: ``evaluations/loss-step-N-<split>-<start>.json``."""
     name = f"loss-step-{loaded.step}-{slice_values.get('split')}-{slice_values.get('start')}"
-    save_evaluation(loaded, name, {"measure": "loss", **slice_values, **asdict(report)})
+    values = {"measure": "loss", **slice_values, **asdict(report)}
+    save_evaluation(loaded, name, values, question=(*slice_values, "tokens"))

@@ -162,11 +162,7 @@ def choose_micro_batch(
         UsageError: the requested number times the number of processes does not divide the global batch,
             or there are more processes than sequences.
     """
-    if world_size > global_batch:
-        raise UsageError(
-            f"{world_size} processes, but train.global_batch = {global_batch} sequences; use at most {global_batch}"
-        )
-    max_size = max_local_shard(global_batch, world_size)
+    max_size = local_batch_of(global_batch, world_size)
     if requested is None:
         return min(max_size, default_micro_batch(device, context_length))
     valid = [n for n in range(1, max_size + 1) if global_batch % (n * world_size) == 0]
@@ -177,6 +173,19 @@ def choose_micro_batch(
             f"--micro-batch {requested}: must divide train.global_batch = {global_batch}{processes}; {listed}"
         )
     return requested
+
+
+def local_batch_of(global_batch: int, world_size: int) -> int:
+    """Returns the sequences of a global batch in the process with the most.
+
+    Raises:
+        UsageError: there are more processes than sequences.
+    """
+    if world_size > global_batch:
+        raise UsageError(
+            f"{world_size} processes, but train.global_batch = {global_batch} sequences; use at most {global_batch}"
+        )
+    return max_local_shard(global_batch, world_size)
 
 
 def _should_search(plan: PlannedRun, placement: Placement) -> bool:

@@ -26,7 +26,7 @@ from fromscratch.generation.texts import continue_prompts
 from fromscratch.machine.hardware import Hardware, find_hardware
 from fromscratch.processes.world import ALONE, World, started_local_rank, started_local_world_size
 from fromscratch.publishing.card import CardSettings
-from fromscratch.publishing.export import ExportReport, choose_format, export_model
+from fromscratch.publishing.export import PUBLISHED, ExportReport, choose_format, export_model
 from fromscratch.runs.directory import RunDirectory, check_run_name
 from fromscratch.runs.overview import Overview, overview, resolve_run
 from fromscratch.runs.records import read_records
@@ -275,7 +275,7 @@ class Model:
 
         Upload it with ``fromscratch publish MODEL --to hf://owner/name --yes``.
         """
-        folder = check_replaceable(Path(to), "published", option="to")
+        folder = check_replaceable(Path(to), PUBLISHED, option="to")
         chosen = choose_format(self.loaded.config, format_name)
         card = CardSettings(license=license_name, title=title)
         return export_model(self.loaded, folder, format_name=chosen, card=card)

@@ -13,7 +13,7 @@ import pytest
 
 from fromscratch import errors
 from fromscratch.training.observers import ProgressBar, ProgressLines
-from tests.command import refused, run_command
+from tests.command import nothing_written, refused, run_command
 from tests.conftest import REPOSITORY
 from tests.publishing.models import make_loaded
 from tests.small import SMALL_RUN, make_store, write_run_file
@@ -290,3 +290,10 @@ def test_generate_takes_the_text_as_an_argument_and_other_tools_option(tmp_path:
     one = run_command("generate", tmp_path / "model", "a text", "--max-new-tokens", 3, "--json")
     other = run_command("generate", tmp_path / "model", "--prompt", "a text", "--tokens", 3, "--json")
     assert one.code == 0 and one.out == other.out
+
+
+def test_a_picture_in_the_place_of_another_file_is_refused_before_the_work(tmp_path: Path) -> None:
+    file = write_run_file(tmp_path)
+    for verb in (("bench", file), ("data", "stats", tmp_path / "store")):
+        with nothing_written(tmp_path):
+            refused(*verb, "--picture", file, code=2, says=f"--picture {file}: exists already")

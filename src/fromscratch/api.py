@@ -178,9 +178,9 @@ class Run:
         """What happened (evaluations, checkpoints, signals), as ``metrics``."""
         return _frame(list(read_records(self.directory.events)))
 
-    def load_model(self, which: str = "best", *, device: str | None = None) -> "Model":
-        """Loads the model of a checkpoint: ``best``, ``latest`` or ``step-N``."""
-        return load_model(f"{self.path}@{which}", device=device)
+    def load_model(self, which: str | None = None, *, device: str | None = None) -> "Model":
+        """Loads the model of a checkpoint: ``best``, ``latest`` or ``step-N``; by default that of the run's name."""
+        return load_model(f"{self.path}@{which}" if which else self.path, device=device)
 
 
 def load_model(source: str | Path, *, device: str | None = None, runs_dir: str | Path = RUNS_DIR) -> "Model":

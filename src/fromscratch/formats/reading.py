@@ -36,7 +36,7 @@ def read_model(path: Path, *, num_heads: int | None = None) -> ImportedModel:
         return gpt2.read_gpt2(path)
     if raw.get("model_type") == published.MODEL_TYPE and published.TABLE_KEY in raw:
         return published.read_published(path)
-    if any(name.endswith(book.LAYOUT.token_embedding) for name in read_weights(path)):
+    if any(name.endswith(book.LAYOUT.position_embedding) for name in read_weights(path)):
         return book.read_book(path, num_heads=num_heads)
     if "auto_map" in raw:
         raise UsageError(

@@ -89,6 +89,7 @@ def export_model(loaded: LoadedModel, folder: Path, *, format_name: str, card: C
     Raises:
         UsageError: the folder holds something else, or the model has no export.
     """
+    loaded.tokenizer.check_end_of_text("a published model needs; it cannot be published")
     model_config, folder = check_publishable(loaded.config), folder.expanduser().resolve()
     tensors = {name: tensor.cpu() for name, tensor in model_tensors(loaded.model).items()}
     with sealed_folder(folder, kind=f"{PUBLISHED}-{format_name}") as temporary:

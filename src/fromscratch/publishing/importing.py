@@ -50,7 +50,8 @@ def import_model(source: str, out: Path, *, tokenizer: str | None = None, num_he
     model = found.build(path)
     difference = found.check(model)
     vocab_size = model.vocab_size
-    opened_tokenizer = tokenizer_of(path, vocab_size=vocab_size, name=tokenizer)
+    name = tokenizer or (None if found.tokenizer is None else str(found.tokenizer))
+    opened_tokenizer = tokenizer_of(path, vocab_size=vocab_size, name=name)
     notes = list(found.notes)
     if opened_tokenizer.vocab_size < vocab_size:
         notes.append(

@@ -71,11 +71,11 @@ def load(folder: Path) -> Tokenizer:
     end = description.get("end_of_text")
     readers: dict[str, Callable[[], Tokenizer]] = {
         BytesTokenizer.kind: BytesTokenizer,
-        CharacterTokenizer.kind: lambda: load_characters(folder),
         GPT2Tokenizer.kind: lambda: load_gpt2(folder),
         HuggingFaceTokenizer.kind: lambda: load_huggingface(
             folder, name=str(description.get("name")), end_of_text=end if isinstance(end, int) else None
         ),
+        CharacterTokenizer.kind: lambda: load_characters(folder),
     }
     kind = description.get("kind")
     if kind not in readers:

@@ -26,7 +26,7 @@ from fromscratch.generation.texts import continue_prompts
 from fromscratch.machine.hardware import Hardware, find_hardware
 from fromscratch.processes.world import ALONE, World, started_local_rank, started_local_world_size
 from fromscratch.publishing.card import CardSettings
-from fromscratch.publishing.export import PUBLISHED, ExportReport, choose_format, export_model
+from fromscratch.publishing.export import ExportReport, choose_format, export_model
 from fromscratch.runs.directory import RunDirectory, check_run_name
 from fromscratch.runs.overview import Overview, overview, resolve_run
 from fromscratch.runs.records import read_records
@@ -178,9 +178,9 @@ class Run:
         """What happened (evaluations, checkpoints, signals), as ``metrics``."""
         return _frame(list(read_records(self.directory.events)))
 
-    def load_model(self, which: str | None = None, *, device: str | None = None) -> "Model":
-        """Loads the model of a checkpoint: ``best``, ``latest`` or ``step-N``; by default that of the run's name."""
-        return load_model(f"{self.path}@{which}" if which else self.path, device=device)
+    def load_model(self, which: str = "best", *, device: str | None = None) -> "Model":
+        """Loads the model of a checkpoint: ``best``, ``latest`` or ``step-N``."""
+        return load_model(f"{self.path}@{which}", device=device)
 
 
 def load_model(source: str | Path, *, device: str | None = None, runs_dir: str | Path = RUNS_DIR) -> "Model":
@@ -275,7 +275,7 @@ class Model:
 
         Upload it with ``fromscratch publish MODEL --to hf://owner/name --yes``.
         """
-        folder = check_replaceable(Path(to), PUBLISHED, option="to")
+        folder = check_replaceable(Path(to), "published", option="to")
         chosen = choose_format(self.loaded.config, format_name)
         card = CardSettings(license=license_name, title=title)
         return export_model(self.loaded, folder, format_name=chosen, card=card)

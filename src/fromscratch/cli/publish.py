@@ -40,13 +40,13 @@ def publish(
     from fromscratch.formats.model_sources import open_model
     from fromscratch.machine.hardware import find_hardware
     from fromscratch.publishing.card import CardSettings
-    from fromscratch.publishing.export import PUBLISHED, choose_format, export_model
+    from fromscratch.publishing.export import choose_format, export_model
     from fromscratch.publishing.pushing import push_folder, repository_of
 
     repository = repository_of(to) if to.startswith("hf:") else None
     if repository is None and (private or collection):
         raise UsageError(f"--private and --collection need a Hub repository, but --to {to} is a folder")
-    target = check_replaceable(Path(to), PUBLISHED, option="--to") if repository is None else None
+    target = check_replaceable(Path(to), "published", option="--to") if repository is None else None
     loaded = open_model(model, find_hardware("cpu"))
     chosen = choose_format(loaded.config, format_name)
     card = CardSettings(license=license_name, title=title, repository=repository)

@@ -16,12 +16,14 @@ from fromscratch.config.loading import load_run_config
 from fromscratch.config.model import GPTConfig
 from fromscratch.errors import DataError, UsageError
 from fromscratch.formats.gpt2 import to_gpt2_tensors
+from fromscratch.formats.model_folder import write_model_folder
 from fromscratch.formats.model_sources import open_model
 from fromscratch.formats.reading import read_model
 from fromscratch.formats.weights import model_tensors
 from fromscratch.machine.hardware import find_hardware
 from fromscratch.models.gpt import GPT
 from fromscratch.publishing.importing import ImportReport, import_model
+from fromscratch.tokenizers.bytes import BytesTokenizer
 from tests.publishing.models import make_model, publish
 
 CPU = find_hardware("cpu")
@@ -362,6 +364,15 @@ def test_sources_that_are_nothing(tmp_path: Path) -> None:
         run(tmp_path / "missing", tmp_path / "empty")
     with pytest.raises(UsageError, match=r"--out .*is a file, not a folder"):
         run(tmp_path / "missing", tmp_path / "empty" / "w.safetensors" / "new")
+
+
+def test_a_model_is_written_over_nothing(tmp_path: Path) -> None:
+    config, model = make_model()
+    (tmp_path / "out").mkdir()
+    write_model_folder(tmp_path / "out", config, model, BytesTokenizer(), {})
+    with pytest.raises(UsageError, match="exists already and holds manifest"):
+        write_model_folder(tmp_path / "out", config, model, BytesTokenizer(), {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
 def test_the_reference_attention_equals_torchs() -> None:

@@ -280,6 +280,7 @@ class TestCheckReplaceable:
         [
             (lambda out: (out / "main.py").write_text("mine"), "also holds main.py"),
             (lambda out: (out / ".git").mkdir() or (out / ".git" / "HEAD").write_text("x"), "also holds .git/HEAD"),
+            (lambda out: (out / "checkpoint-500").mkdir(), "also holds checkpoint-500"),
             (lambda out: (out / "deep" / "link").symlink_to("/nowhere"), "also holds deep/link"),
             (lambda out: (out / "config.json").write_text('{"my": 1}'), "a file was changed since it was written"),
             (lambda out: (out / "manifest.json").unlink(), "holds config.json, deep, which this command did not write"),
@@ -301,3 +302,38 @@ class TestCheckReplaceable:
         for name, message in (("../model", "another kind"), ("../file", "is a file"), (".", "is the current folder")):
             with pytest.raises(UsageError, match=message):
                 check_replaceable(Path(name), "published", option="--to")
+            with pytest.raises(UsageError, match="exists already and holds" if name == "../model" else message):
+                check_replaceable(Path(name), None, option="--to")
+
+    def test_where_no_folder_can_be_made(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.seal(tmp_path / "ours")
+        (tmp_path / "file").write_text("")
+        (tmp_path / "mounted").mkdir()
+        monkeypatch.setattr(Path, "is_mount", lambda path: path.name == "mounted")
+        monkeypatch.chdir(tmp_path / "ours" / "deep")
+        for place, message in (
+            (tmp_path / "file" / "new", f"{tmp_path / 'file'} is a file"),
+            (tmp_path / "ours", "is the current folder or above it"),
+            (tmp_path / ("x" * 300), "cannot be used .*name too long"),
+            (tmp_path / "mounted", "is a mount point"),
+        ):
+            with pytest.raises(UsageError, match=f"--to {place}: {message}"):
+                check_replaceable(place, "published", option="--to")
+
+    def test_a_folder_that_is_not_writable(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+        with pytest.raises(UsageError, match=f"{tmp_path} is not writable"):
+            check_replaceable(tmp_path / "deep" / "new", "published", option="--to")
+
+
+@pytest.mark.parametrize("target", ["elsewhere", "nowhere"])
+def test_a_link_in_the_place_of_a_sealed_folder_is_replaced_and_what_it_names_stays(
+    tmp_path: Path, target: str
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "mine").write_text("mine")
+    (tmp_path / "sealed").symlink_to(target)
+    fill("new", into=tmp_path / "sealed")
+    assert state_of(tmp_path / "sealed") == "new" and not (tmp_path / "sealed").is_symlink()
+    assert (tmp_path / "elsewhere" / "mine").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "sealed"]

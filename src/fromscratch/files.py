@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from fromscratch.errors import DataError, UsageError
@@ -165,8 +165,8 @@ def sealed_folder(destination: Path, *, written: dict[str, FileEntry] | None = N
 
 
 def _rename_into_place(temporary: Path, destination: Path) -> None:
-    """Renames the folder. An older folder of that name is renamed first and deleted last."""
-    if not destination.exists():
+    """Renames the folder. What has that name is renamed first and deleted last; of a link, only the link."""
+    if not os.path.lexists(destination):
         temporary.replace(destination)
         return
     old = destination.with_name(f".{destination.name}.old.tmp-{os.getpid()}")
@@ -176,7 +176,7 @@ def _rename_into_place(temporary: Path, destination: Path) -> None:
     except BaseException:
         old.replace(destination)
         raise
-    shutil.rmtree(old, ignore_errors=True)
+    remove(old)
 
 
 def _seal(folder: Path, metadata: dict[str, Any], written: dict[str, FileEntry]) -> None:
@@ -252,50 +252,89 @@ def verify_folder(folder: Path, *, checksums: bool = True) -> dict[str, Any]:
     return read_manifest(folder)
 
 
-def check_replaceable(folder: Path, kind: str, *, option: str) -> Path:
+def check_replaceable(folder: Path, kind: str | None, *, option: str) -> Path:
     """Returns the real path of a folder that a command may write without harm, links followed.
 
     It does not exist, is empty, or is a sealed folder of that kind in which nothing was added or changed.
 
     Args:
-        kind: the beginning of the ``kind`` in its manifest.
+        kind: the beginning of the ``kind`` in its manifest; None if no folder with content may be replaced.
         option: the option that names the folder, for the message.
 
     Raises:
-        UsageError: it says what is there.
+        UsageError: it says what is there, or why no folder can be made there.
     """
-    found = folder.expanduser().resolve()
-    if found.exists() and not found.is_dir():
-        raise UsageError(f"{option} {folder}: is a file; give a folder")
-    if found == Path.cwd():
-        raise UsageError(f"{option} {folder}: is the current folder; give the name of a folder in it")
-    if problem := _not_ours(found, kind):
+    try:
+        found = folder.expanduser().resolve()
+        problem = _not_possible(found) or _not_ours(found, kind)
+    except (OSError, RuntimeError) as error:  # a name too long, a loop of links
+        problem = f"cannot be used ({error})"
+    if problem:
         raise UsageError(
             f"{option} {folder}: {problem}; nothing was written. Give another folder, or move this one away"
         )
     return found
 
 
-def _not_ours(folder: Path, kind: str) -> str:
+def _not_possible(folder: Path) -> str:
+    """Says why a folder cannot be put in the place of this one; empty if it can."""
+    if folder.exists() and not folder.is_dir():
+        return "is a file, not a folder"
+    if Path.cwd().is_relative_to(folder):
+        return "is the current folder or above it"
+    if folder.is_mount():
+        return "is a mount point, which cannot be replaced"
+    return parent_problem(folder)
+
+
+def parent_problem(path: Path) -> str:
+    """Says why nothing new can be made at an absolute path; empty if the nearest folder above it is writable."""
+    parent = next(above for above in path.parents if above.exists())
+    if not parent.is_dir():
+        return f"{parent} is a file, not a folder"
+    return "" if os.access(parent, os.W_OK | os.X_OK) else f"{parent} is not writable"
+
+
+def _not_ours(folder: Path, kind: str | None) -> str:
     """Says why a folder may not be replaced; empty if it may."""
     there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     if not there:
         return ""
-    holds = f"holds {', '.join(there[:MAX_SHOWN_NAMES])}{', ...' if len(there) > MAX_SHOWN_NAMES else ''}"
+    holds = f"holds {shortened(there)}"
+    if kind is None:
+        return f"exists already and {holds}"
     try:
         manifest = read_manifest(folder)
     except DataError:
         return f"{holds}, which this command did not write"
     if not str(manifest.get("kind")).startswith(kind):
         return f"{holds}, a folder of another kind"
-    names = {
-        path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()
-    }
-    if added := sorted(names - set(manifest["files"]) - {MANIFEST}):
-        return f"also holds {', '.join(added[:MAX_SHOWN_NAMES])}, which this command did not write"
+    names = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not _is_filled(path)}
+    listed = {MANIFEST, *manifest["files"]}
+    listed |= {str(parent) for name in manifest["files"] for parent in PurePosixPath(name).parents}
+    if added := sorted(names - listed):
+        return f"also holds {shortened(added)}, which this command did not write"
     present = (problem for problem in problems_of(folder) if "missing, but listed" not in problem)
     changed = next(present, "")
     return f"a file was changed since it was written ({changed})" if changed else ""
+
+
+def _is_filled(path: Path) -> bool:
+    """Whether a path is a folder with content, which other paths stand for."""
+    return path.is_dir() and not path.is_symlink() and any(path.iterdir())
+
+
+def shortened(names: list[str]) -> str:
+    """Returns the first names of a list, for a message."""
+    return ", ".join(names[:MAX_SHOWN_NAMES]) + (", ..." if len(names) > MAX_SHOWN_NAMES else "")
+
+
+def remove(path: Path) -> None:
+    """Deletes a file, a link or a whole folder; links are not followed. What of a folder cannot be deleted stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def point_link(link: Path, target_name: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from fromscratch import errors
 from fromscratch.training.observers import ProgressBar, ProgressLines
-from tests.command import refused, run_command
+from tests.command import nothing_written, refused, run_command
 from tests.conftest import REPOSITORY
 from tests.publishing.models import make_loaded
 from tests.small import SMALL_RUN, make_store, write_run_file
@@ -320,3 +320,10 @@ def test_completion_completes(monkeypatch: pytest.MonkeyPatch, typed: str, compl
     monkeypatch.setenv("COMP_WORDS", typed)
     monkeypatch.setenv("COMP_CWORD", str(len(typed.split()) - 1))
     assert run_command().out.split() == [completed]
+
+
+def test_a_picture_in_the_place_of_another_file_is_refused_before_the_work(tmp_path: Path) -> None:
+    file = write_run_file(tmp_path)
+    for verb in (("bench", file), ("data", "stats", tmp_path / "store")):
+        with nothing_written(tmp_path):
+            refused(*verb, "--picture", file, code=2, says=f"--picture {file}: exists already")

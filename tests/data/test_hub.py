@@ -148,6 +148,28 @@ def test_f27_a_push_that_fails_changes_nothing_and_can_be_repeated(hub: HubServe
     assert "manifest.json" in hub.repositories["me/tokens"]
 
 
+def test_a_store_is_pulled_over_nothing(
+    hub: HubServer, mine: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run_command("data", "push", mine.path, "hf://me/tokens").code == 0
+    for name in ("app", "disk", "cwd"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "app" / "main.py").write_text("mine")
+    (tmp_path / "link").symlink_to("disk/store")
+    (tmp_path / "file").symlink_to("app/main.py")
+    monkeypatch.chdir(tmp_path / "cwd")
+    hub.downloads.clear()
+    for out, message in (("../app", "holds main.py"), ("../file", "is a file"), (".", "is the current folder")):
+        refused("data", "pull", "hf://me/tokens", "--out", out, code=2, says=f"--out {out}: ")
+        assert message in refused("data", "pull", "hf://me/tokens", "--out", out, code=2, says="nothing was written")
+    assert (tmp_path / "app" / "main.py").read_text() == "mine" and not hub.downloads
+    for _ in range(2):
+        done = run_command("data", "pull", "hf://me/tokens", "--out", tmp_path / "link")
+        assert done.code == 0, done.err
+    assert (tmp_path / "link").is_symlink() and content_of(tmp_path / "disk" / "store") == content_of(mine.path)
+    assert [path.name for path in tmp_path.rglob(".*") if path.suffix != ".json" and "home" not in path.parts] == []
+
+
 def test_processes_that_pull_at_once_download_once(hub: HubServer, mine: TokenStore, tmp_path: Path) -> None:
     files = {path.relative_to(mine.path).as_posix(): path for path in mine.path.rglob("*") if path.is_file()}
     hub.repositories["me/tokens"] = {name: path.read_bytes() for name, path in files.items()}

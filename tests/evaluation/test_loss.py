@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +129,31 @@ class TestModelSources:
         (run.checkpoints / "best").unlink()
         (run.checkpoints / "step-00000020" / "state.json").write_text("{}")
         assert open_model(str(run.path), CPU).step == 15
-        assert "has no best checkpoint; taking step-00000015, the newest that is valid" in caplog.text
+        taken = "has no best checkpoint; taking step-00000015, the newest that is valid"
+        assert taken in caplog.text
+        done = run_command("generate", run.path, "a", "--tokens", 1)
+        assert (done.code, taken in done.err) == (0, True)
+
+    @pytest.mark.parametrize("link", [None, "step-00000003", "../../elsewhere"])
+    def test_a_best_checkpoint_that_is_named_and_missing_is_an_error(
+        self, folder: Path, tmp_path: Path, link: str | None
+    ) -> None:
+        run = RunDirectory(Path(shutil.copytree(folder / "runs" / "run", tmp_path / "run", symlinks=True)))
+        (run.checkpoints / "best").unlink()
+        if link:
+            (run.checkpoints / "best").symlink_to(link)
+        refused("generate", f"{run.path}@best", code=3, says="no best checkpoint; name another: step-15, step-20")
+
+    def test_the_short_name_of_a_model(self, loaded: LoadedModel, tmp_path: Path) -> None:
+        for source, name in (
+            ("owner/name", "name"),
+            ("hf://owner/name@refs/pr/1", "name"),
+            ("gpt2", "gpt2"),
+            (f"{tmp_path}/someone@example.org/model", "model"),
+        ):
+            assert replace(loaded, source=source, run=None).name == name
+        (tmp_path / "me@home").mkdir()
+        assert replace(loaded, source=str(tmp_path / "me@home"), run=None).name == "me@home"
 
     def test_an_at_sign_in_a_folder_is_part_of_its_name(self, folder: Path, tmp_path: Path) -> None:
         drive = tmp_path / "GoogleDrive-someone@example.org" / "My Drive"

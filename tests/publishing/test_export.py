@@ -18,9 +18,10 @@ from fromscratch.generation.generate import Settings, generate_batch
 from fromscratch.generation.sampling import Sampling
 from fromscratch.machine.hardware import find_hardware
 from fromscratch.models.costs import model_costs
-from fromscratch.publishing.export import choose_format, custom_config, native_config
+from fromscratch.publishing.card import CardSettings
+from fromscratch.publishing.export import choose_format, custom_config, export_model, native_config
 from fromscratch.publishing.model_code import model_code_files
-from tests.command import run_command
+from tests.command import nothing_written, refused, run_command
 from tests.publishing.models import VARIANTS, make_loaded, publish
 
 transformers = pytest.importorskip("transformers")
@@ -256,7 +257,41 @@ def test_publishing_into_a_project_harms_nothing(tmp_path: Path) -> None:
         (app / name).write_text(text)
     (tmp_path / "link").symlink_to("app")
     for target in (app, tmp_path / "link", app / "main.py"):
-        refused = run_command("publish", str(model), "--to", str(target))
-        assert refused.code == 2 and refused.err.startswith(f"error: --to {target}: "), refused.err
+        refused("publish", model, "--to", target, code=2, says=f"error: --to {target}: ")
     assert {name: (app / name).read_text() for name in files} == files
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
+def test_publishing_again_follows_links_and_replaces_what_it_wrote(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_loaded(tmp_path / "model")
+    (tmp_path / "disk").mkdir()
+    for name, target in (("link", "disk/published"), ("new", "disk/new")):
+        (tmp_path / name).symlink_to(target)
+    for _ in range(2):
+        for name in ("link", "new", "plain"):
+            done = run_command("publish", tmp_path / "model", "--to", tmp_path / name)
+            assert done.code == 0, done.err
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "disk" / "published" / "config.json").is_file()
+    assert (tmp_path / "new").is_symlink() and (tmp_path / "plain" / "config.json").is_file()
+    monkeypatch.chdir(tmp_path / "plain")
+    with nothing_written(tmp_path):
+        refused("publish", tmp_path / "model", "--to", ".", code=2, says="--to .: is the current folder")
+        refused("publish", tmp_path / "model", "--to", "config.json/x", code=2, says="config.json is a file")
+    assert sorted(path.name for path in tmp_path.rglob(".*")) == []
+
+
+def test_what_is_put_into_the_folder_while_a_model_is_exported_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, out = publish(tmp_path, "native")
+
+    def write_card(*arguments: Any) -> None:
+        (out / "notes.txt").write_text("mine")
+
+    monkeypatch.setattr("fromscratch.publishing.export.write_card", write_card)
+    with pytest.raises(UsageError, match=r"also holds notes\.txt"):
+        export_model(loaded, out, format_name="native", card=CardSettings())
+    assert (out / "notes.txt").read_text() == "mine" and (out / "README.md").is_file()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "published"]

@@ -16,12 +16,14 @@ from fromscratch.config.loading import load_run_config
 from fromscratch.config.model import GPTConfig
 from fromscratch.errors import DataError, UsageError
 from fromscratch.formats.gpt2 import to_gpt2_tensors
+from fromscratch.formats.model_folder import write_model_folder
 from fromscratch.formats.model_sources import open_model
 from fromscratch.formats.reading import read_model
 from fromscratch.formats.weights import model_tensors
 from fromscratch.machine.hardware import find_hardware
 from fromscratch.models.gpt import GPT
 from fromscratch.publishing.importing import ImportReport, import_model
+from fromscratch.tokenizers.bytes import BytesTokenizer
 from tests.publishing.models import make_model, publish
 
 CPU = find_hardware("cpu")
@@ -132,6 +134,17 @@ class TestBook:
         assert (model.num_heads, model.tied_head, model.init.kind) == (4, False, "torch")
         assert (config.data.store, config.data.tokens) == ("hf://gpjt/fineweb-gpt2-tokens", 98_304 * 100)
         assert "# not converted: mystery = 3" in Path(report.run_file).read_text()
+
+    def test_a_file_beside_the_new_folder_is_harmed_by_no_run_file(self, tmp_path: Path) -> None:
+        (tmp_path / "out.toml").write_text("mine")
+        source = self.run_folder(tmp_path / "original")
+        with pytest.raises(UsageError, match=r"out\.toml: exists already"):
+            run(source, tmp_path / "out")
+        assert (tmp_path / "out.toml").read_text() == "mine" and not (tmp_path / "out").exists()
+        weights = tmp_path / "alone" / "model.safetensors"
+        weights.parent.mkdir()
+        weights.write_bytes((source / "checkpoints" / "best" / "model.safetensors").read_bytes())
+        assert run(weights, tmp_path / "out", num_heads=4).run_file is None  # without settings, no run file is written
 
     def test_what_a_run_folder_does_not_say_is_not_guessed(self, tmp_path: Path) -> None:
         source = self.run_folder(
@@ -347,8 +360,19 @@ def test_sources_that_are_nothing(tmp_path: Path) -> None:
     (tmp_path / "empty" / "w.safetensors").write_bytes(b"")
     with pytest.raises(DataError, match="not a readable"):
         run(tmp_path / "empty", tmp_path / "out")
-    with pytest.raises(UsageError, match="exists already"):
+    with pytest.raises(UsageError, match=r"exists already and holds w\.safetensors"):
         run(tmp_path / "missing", tmp_path / "empty")
+    with pytest.raises(UsageError, match=r"--out .*is a file, not a folder"):
+        run(tmp_path / "missing", tmp_path / "empty" / "w.safetensors" / "new")
+
+
+def test_a_model_is_written_over_nothing(tmp_path: Path) -> None:
+    config, model = make_model()
+    (tmp_path / "out").mkdir()
+    write_model_folder(tmp_path / "out", config, model, BytesTokenizer(), {})
+    with pytest.raises(UsageError, match="exists already and holds manifest"):
+        write_model_folder(tmp_path / "out", config, model, BytesTokenizer(), {})
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
 def test_the_reference_attention_equals_torchs() -> None:

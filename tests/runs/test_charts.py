@@ -12,8 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
+from fromscratch.errors import UsageError
 from fromscratch.runs import charts
 from fromscratch.runs.charts import (
+    check_picture,
     draw_charts,
     draw_gradient_norm,
     draw_learning_rate,
@@ -21,6 +23,7 @@ from fromscratch.runs.charts import (
     figure_of,
     plain_number,
     running_median,
+    write_picture,
 )
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import read_outcomes
@@ -250,3 +253,21 @@ def test_charts_are_replaced_whole(run: RunDirectory, monkeypatch: pytest.Monkey
         draw_charts(run)
     assert (run.charts / "loss.png").read_bytes() == before
     assert sorted(path.name for path in run.charts.iterdir()) == sorted(NAMES)
+
+
+def test_a_picture_replaces_only_a_picture_of_this_program(tmp_path: Path) -> None:
+    (tmp_path / "link.png").symlink_to("deep/new.png")
+    for name in ("new.png", "deep/new.png", "link.png", "new.png"):
+        write_picture(check_picture(tmp_path / name), Figure())
+    assert (tmp_path / "link.png").is_symlink()
+    (tmp_path / "run.toml").write_text("[model]")
+    Figure().savefig(tmp_path / "mine.png")
+    for name, message in (
+        ("run.toml", "exists already, and is no picture that this program drew"),
+        ("mine.png", "exists already, and is no picture that this program drew"),
+        ("deep", "exists already, and is no picture that this program drew"),
+        ("run.toml/x.png", "run.toml is a file"),
+        ("x" * 300, "cannot be written"),
+    ):
+        with pytest.raises(UsageError, match=f"--picture .*{message}"):
+            check_picture(tmp_path / name)

@@ -54,6 +54,18 @@ def test_b11_names_that_are_taken(name: str) -> None:
     assert check_run_name(name) == name
 
 
+def test_a_folder_of_something_else_becomes_no_run(tmp_path: Path, run: RunDirectory) -> None:
+    run.status.write_text("{}")
+    (run.path / ".status.json.tmp-1").write_text("")
+    run.create()  # a start that failed before its run.toml was written
+    project = RunDirectory(tmp_path / "project")
+    (project.path / ".git").mkdir(parents=True)
+    (project.path / "main.py").write_text("mine")
+    with pytest.raises(UsageError, match=r"project: holds no run, but \.git, main\.py; give another --name"):
+        project.create()
+    assert sorted(path.name for path in project.path.iterdir()) == [".git", "main.py"]
+
+
 def test_the_object_alone_writes_nothing(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "first")
     assert not run.exists()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fromscratch.cli.options import DeviceOption, JsonFlag, Overrides, Processes, QuietFlag
+from fromscratch.cli.options import DeviceOption, JsonFlag, Overrides, PictureOption, Processes, QuietFlag
 from fromscratch.cli.output import note, print_json
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def bench(
     reference: Reference = False,
     steps: Annotated[int, typer.Option(min=1, help="Timed steps per measurement, after two warm-up steps.")] = 5,
     rounds: Annotated[int, typer.Option(min=1, help="Rounds in which all cases are measured in turn.")] = 1,
-    picture: Annotated[Path | None, typer.Option(help="Write a chart of the table (PNG).")] = None,
+    picture: PictureOption = None,
     device: DeviceOption = None,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fromscratch.cli.options import JsonFlag, QuietFlag
+from fromscratch.cli.options import JsonFlag, PictureOption, QuietFlag
 from fromscratch.cli.output import note, print_json, print_table
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def stats(
     text_column: Annotated[str, typer.Option(help="For sources: column or key of the text.")] = "text",
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="For sources: leave damaged input out.")] = False,
     top: Annotated[int, typer.Option(min=0, help="How many of the most frequent tokens to list.")] = 10,
-    picture: Annotated[Path | None, typer.Option(help="Draw the histogram of lengths into this file (PNG).")] = None,
+    picture: PictureOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Show document lengths and the most frequent tokens.

@@ -1,5 +1,6 @@
 """The ``fromscratch`` command: its subcommands and its error handling."""
 
+import logging
 import sys
 from typing import Annotated
 
@@ -7,7 +8,7 @@ import typer
 
 from fromscratch import __version__
 from fromscratch.cli import bench, chat, data, evaluate, fit, generate, publish, quickstart, runs, study, train
-from fromscratch.cli.output import printable, protect_standard_streams
+from fromscratch.cli.output import NoticeHandler, printable, protect_standard_streams
 from fromscratch.errors import EXIT_CRASH, EXIT_INTERRUPTED, FromScratchError
 from fromscratch.processes.parent import watch_launcher
 
@@ -65,6 +66,7 @@ def main() -> None:
     arguments = [argument for argument in sys.argv[1:] if argument != DEBUG_FLAG]
     debug = len(arguments) < len(sys.argv) - 1
     protect_standard_streams()
+    logging.getLogger("fromscratch").handlers = [NoticeHandler()]
     watch_launcher()
     try:
         try:

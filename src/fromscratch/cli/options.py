@@ -1,8 +1,16 @@
 """Options and arguments that several commands share."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
+
+
+def _checked_picture(path: Path | None) -> Path | None:
+    from fromscratch.runs.charts import check_picture
+
+    return path and check_picture(path)
+
 
 JsonFlag = Annotated[bool, typer.Option("--json", help="Print JSON on stdout instead of a table.")]
 QuietFlag = Annotated[bool, typer.Option("--quiet", "-q", help="Print only the result and errors.")]
@@ -13,6 +21,10 @@ ModelArgument = Annotated[
         help="A run, RUN@latest, RUN@step-N, a checkpoint, an exported or imported folder, "
         "owner/name on the Hugging Face Hub, or gpt2, gpt2-medium, gpt2-large, gpt2-xl.",
     ),
+]
+PictureOption = Annotated[
+    Path | None,
+    typer.Option("--picture", callback=_checked_picture, help="Also draw a chart into this file (PNG)."),
 ]
 DeviceOption = Annotated[
     str | None, typer.Option("--device", help="cuda, cuda:N, mps or cpu; by default the fastest available.")

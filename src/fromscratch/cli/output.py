@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import logging
 import os
 import shutil
 import sys
@@ -120,6 +121,13 @@ def note(message: str, *, quiet: bool = False) -> None:
     """Prints a message on stderr, unless ``quiet``."""
     if not quiet:
         typer.echo("\n".join(printable(line) for line in message.splitlines()), err=True)
+
+
+class NoticeHandler(logging.Handler):
+    """Prints what the package logs, such as a choice made for the user."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        note(record.getMessage())
 
 
 def write_now(text: str) -> None:

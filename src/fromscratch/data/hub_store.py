@@ -9,8 +9,8 @@ from pathlib import Path
 from fromscratch.data.plain_store import is_plain_store
 from fromscratch.data.store import TokenStore, open_store
 from fromscratch.data.verify import verify_store
-from fromscratch.errors import DataError, UsageError
-from fromscratch.files import MANIFEST
+from fromscratch.errors import DataError
+from fromscratch.files import MANIFEST, check_replaceable
 from fromscratch.hub.downloads import download_file, download_snapshot, list_files
 from fromscratch.hub.names import REVISION, HubName, dataset_name, has_hub_prefix
 from fromscratch.hub.requests import ask_hub
@@ -43,12 +43,14 @@ def pull_store(source: str, out: Path) -> TokenStore:
         UsageError: no such store, or ``out`` holds something else.
         DataError: the download is not a valid store.
     """
-    name = dataset_name(source, allowed=(REVISION,))
+    name, given = dataset_name(source, allowed=(REVISION,)), out
+    out = out.expanduser().resolve()
+    if not _is_store_of(name, out):
+        check_replaceable(given, None, option="--out")
     with _locked(out.with_name(f".{out.name}.pull-lock")):
-        if out.is_dir() and any(out.iterdir()):
-            if _is_store_of(name, out):
-                return open_store(out)
-            raise UsageError(f"{out}: holds another store; choose another --out, or delete it")
+        if _is_store_of(name, out):
+            return open_store(out)
+        check_replaceable(given, None, option="--out")  # another process may have written it meanwhile
         partial = out.with_name(f".{out.name}.pulling")
         download_snapshot(name, STORE_FILES, folder=partial)
         check_store(open_store(partial))
@@ -109,6 +111,8 @@ def check_store(store: TokenStore) -> None:
 
 def _is_store_of(name: HubName, out: Path) -> bool:
     """Returns whether a folder holds the store of that name, by its manifest."""
+    if not (out.is_dir() and any(out.iterdir())):
+        return False
     if MANIFEST not in list_files(name):
         return is_plain_store(out)
     manifest = out / MANIFEST

@@ -71,6 +71,7 @@ def prepare_store(
         UsageError: ``out`` holds something else, is being written by another process, or lacks space.
         DataError: the sources hold no text, or damaged input (unless it is skipped).
     """
+    tokenizer.check_end_of_text("ends the documents of a store; use another tokenizer")
     tasks = [Task(index, part) for index, part in enumerate(p for source in sources for p in source.parts())]
     kept = documents or DocumentRule()
     work = out / WORK_FOLDER

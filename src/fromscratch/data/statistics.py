@@ -117,6 +117,7 @@ def source_statistics(
     documents: DocumentRule | None = None,
 ) -> Statistics:
     """Reads and encodes a corpus once and counts; writes nothing. Raises DataError at damaged input."""
+    tokenizer.check_end_of_text("ends the documents of a corpus; use another tokenizer")
     counts = _Counts(tokenizer.vocab_size, text_bytes=0)
     end = np.array([tokenizer.end_of_text], dtype=np.uint32)
     for part in (part for source in sources for part in source.parts()):

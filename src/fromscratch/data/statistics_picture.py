@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fromscratch.data.statistics import Statistics
-from fromscratch.errors import UsageError
+from fromscratch.runs.charts import write_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -13,8 +13,8 @@ SIZE_INCHES, DOTS_PER_INCH = (8.0, 4.5), 120
 DOCUMENTS, TOKENS, CONTEXT = "#9dc3e6", "#1f4e79", "#c55a11"
 
 
-def draw_lengths(statistics: Statistics, path: Path, *, title: str) -> Path:
-    """Writes a PNG: share of documents (bars) and of tokens (line) by length. Raises UsageError."""
+def draw_lengths(statistics: Statistics, path: Path, *, title: str) -> None:
+    """Writes a PNG: share of documents (bars) and of tokens (line) by length."""
     import matplotlib.figure
 
     figure = matplotlib.figure.Figure(figsize=SIZE_INCHES, dpi=DOTS_PER_INCH, layout="constrained")
@@ -29,12 +29,7 @@ def draw_lengths(statistics: Statistics, path: Path, *, title: str) -> Path:
         figure.legend(frameon=False, fontsize="small", loc="outside lower center", ncols=3)
     else:
         axes.text(0.5, 0.5, "no documents", transform=axes.transAxes, ha="center")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, format="png")
-    except OSError as error:
-        raise UsageError(f"--picture {path}: cannot be written ({error.strerror}); name another file") from error
-    return path
+    write_picture(path, figure)
 
 
 def _draw_bins(axes: "Axes", statistics: Statistics) -> None:

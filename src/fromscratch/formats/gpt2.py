@@ -65,7 +65,7 @@ def read_gpt2(folder: Path) -> ImportedModel:
     raw = read_json_object(folder / "config.json")
     config = _config(raw, folder)
     gelu = "none" if raw.get("activation_function") == "gelu" else "tanh"
-    tensors = LAYOUT.select(read_weights(folder))
+    tensors = LAYOUT.select(read_weights(folder), may_be_tied=config.tied_head)
     model = replace(LAYOUT, gelu=gelu, norm_eps=config.norm.eps).read(tensors, config, folder)
     _check_layout(tensors, config, folder)
     return model

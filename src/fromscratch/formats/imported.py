@@ -30,6 +30,8 @@ class ImportedModel:
     """Under our names, in our layouts, fp32."""
     reference: Callable[[Tensor], Tensor] | None = None
     """The forward pass on the unconverted tensors: ids [B, T] -> logits [B, T, V]. None for our own formats."""
+    tokenizer: Path | None = None
+    """The file of its tokenizer, if the program keeps it elsewhere than beside the weights."""
     notes: list[str] = field(default_factory=list)
     """Messages for the user about the conversion."""
 

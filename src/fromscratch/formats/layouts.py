@@ -73,11 +73,11 @@ class Layout:
         """Whether the program stores the transpose of this tensor of ours."""
         return self.transposed and ours.startswith("blocks.") and ours.endswith(".weight") and "norm." not in ours
 
-    def select(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    def select(self, tensors: dict[str, Tensor], *, may_be_tied: bool = True) -> dict[str, Tensor]:
         """Returns the tensors without prefix and buffers; a tied matrix may be saved under either of its names."""
         plain = {name.removeprefix(self.prefix): tensor for name, tensor in tensors.items()}
         found = {name: tensor for name, tensor in plain.items() if not self.buffers.fullmatch(name)}
-        if self.token_embedding not in found and self.head in found:
+        if may_be_tied and self.token_embedding not in found and self.head in found:
             found[self.token_embedding] = found[self.head]
         return found
 
@@ -104,12 +104,8 @@ class Layout:
         unexpected = sorted(tensors.keys() - {*expected, self.head})
         if unexpected:
             raise DataError(f"{path}: unexpected tensors {unexpected}; the file has another architecture")
-        embedding = found[self.token_embedding]
-        if config.tied_head and not torch.equal(tensors.get(self.head, embedding), embedding):
-            raise UsageError(
-                f"{path}: the head is tied, but {self.head} differs from {self.token_embedding}; "
-                'config.json of a GPT2LMHeadModel with an untied head needs "tie_word_embeddings": false'
-            )
+        if config.tied_head:
+            check_tied(tensors, self.token_embedding, self.head, path)
         return ImportedModel(self.format, config, self.convert(found, config), partial(self.logits, found, config))
 
     def convert(self, found: dict[str, Tensor], config: GPTConfig) -> dict[str, Tensor]:
@@ -144,6 +140,15 @@ class Layout:
             hidden = linear(names["feedforward.up"][0], norm(names["feedforward_norm"][0], x))
             x = x + linear(names["feedforward.output"][0], F.gelu(hidden, approximate=self.gelu))
         return norm(self.final_norm, x) @ found[self.token_embedding if config.tied_head else self.head].T
+
+
+def check_tied(tensors: dict[str, Tensor], embedding: str, head: str, path: Path) -> None:
+    """Raises UsageError where a file holds both names of a tied matrix, and they differ."""
+    if head in tensors and not torch.equal(tensors[head], tensors[embedding]):
+        raise UsageError(
+            f"{path}: the head is tied, but {head} differs from {embedding}; if the model has a head of its own, put "
+            '"tie_word_embeddings": false into config.json'
+        )
 
 
 def causal_attention(query: Tensor, key: Tensor, value: Tensor, *, num_heads: int) -> Tensor:

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from fromscratch.config.model import ModelConfig
 from fromscratch.config.run import parse_model
 from fromscratch.errors import DataError
-from fromscratch.files import sealed_folder, to_strict_json, verify_folder
+from fromscratch.files import check_replaceable, sealed_folder, to_strict_json, verify_folder
 from fromscratch.formats.imported import ImportedModel
 from fromscratch.formats.weights import SAFETENSORS, model_tensors, read_weights
 from fromscratch.models.language_model import LanguageModel
@@ -27,13 +27,14 @@ CONFIG_FILE, ORIGIN_FILE, TOKENIZER_FOLDER = "model.toml", "origin.json", "token
 def write_model_folder(
     folder: Path, config: ModelConfig, model: LanguageModel, tokenizer: Tokenizer, origin: dict[str, Any]
 ) -> None:
-    """Writes the folder atomically; replaces an older folder of that name."""
+    """Writes the folder atomically. Raises UsageError if there is one with content."""
     with sealed_folder(folder, kind="model") as temporary:
         table = {"model": config.model_dump(mode="json", exclude_none=True)}
         (temporary / CONFIG_FILE).write_text(tomli_w.dumps(table), "utf-8")
         save_file(model_tensors(model), temporary / SAFETENSORS)
         (temporary / ORIGIN_FILE).write_text(to_strict_json(origin, indent=1), "utf-8")
         tokenizer.save(temporary / TOKENIZER_FOLDER)
+        check_replaceable(folder, None, option="--out")  # right before it is replaced
 
 
 def is_model_folder(folder: Path) -> bool:

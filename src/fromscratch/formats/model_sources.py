@@ -58,7 +58,10 @@ class LoadedModel:
     @property
     def name(self) -> str:
         """Returns a short name, for files and titles."""
-        return self.run.name if self.run else Path(split_source(self.source)[0]).name or "model"
+        if self.run:
+            return self.run.name
+        hub = None if Path(self.source).expanduser().exists() else model_name(self.source)
+        return Path(hub.repository if hub else self.source).name or "model"
 
     def fingerprint(self) -> str:
         """Returns the SHA-256 of the names and values of all weights; it does not depend on the path."""
@@ -152,11 +155,13 @@ def _checkpoint_of(run: RunDirectory, which: str, source: str) -> Path:
                 f"model {source}: the latest checkpoint is damaged ({damage}); name another: {_steps(available)}"
             )
         return available[-1]
-    if which in ("", BEST):
+    if which == BEST:
+        raise DataError(f"model {source}: the run has no best checkpoint; name another: {_steps(available)}")
+    if not which:
         newest, skipped = newest_valid(run.checkpoints)
         if newest is None:
             raise DataError(f"model {source}: no checkpoint is valid ({skipped[0]})")
-        because = f", the newest that is valid ({skipped[0]})" if skipped else ""
+        because = f", the newest that is valid ({skipped[0]})" if skipped else ", the newest"
         LOG.warning("notice: model %s: the run has no best checkpoint; taking %s%s", source, newest.name, because)
         return newest
     step = STEP.fullmatch(which)

@@ -14,6 +14,7 @@ from fromscratch.errors import DataError
 from fromscratch.formats import gpt2
 from fromscratch.formats.imported import ImportedModel
 from fromscratch.formats.weights import as_fp32, read_pickle
+from fromscratch.tokenizers.characters import META_FILE
 
 LAYOUT = replace(gpt2.LAYOUT, format="nanoGPT", transposed=False, gelu="none")
 
@@ -35,7 +36,19 @@ def read_nanogpt(path: Path) -> ImportedModel:
     notes = ["nanoGPT uses the exact GELU: feedforward = exact-gelu-mlp"]
     if not has_bias:
         notes.append("the checkpoint has no biases; biases that the model here always has are zeros")
-    return replace(model, notes=notes)
+    tokenizer = _characters(path, found.get("config"))
+    if tokenizer is not None:
+        notes.append(f"its tokenizer is the characters of {tokenizer}; no id ends a text")
+    return replace(model, notes=notes, tokenizer=tokenizer)
+
+
+def _characters(path: Path, settings: Any) -> Path | None:
+    """Finds the ``meta.pkl`` of a character-level model: beside the weights, or in nanoGPT's ``data/DATASET``."""
+    dataset = settings.get("dataset") if isinstance(settings, dict) else None
+    folders = [path.parent]
+    if isinstance(dataset, str) and Path(dataset).name == dataset:
+        folders.append(path.absolute().parent.parent / "data" / dataset)
+    return next((folder / META_FILE for folder in folders if (folder / META_FILE).is_file()), None)
 
 
 def _config(arguments: dict[str, Any], path: Path, *, has_bias: bool) -> GPTConfig:

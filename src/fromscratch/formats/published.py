@@ -13,11 +13,13 @@ from fromscratch.config.run import parse_model
 from fromscratch.errors import DataError
 from fromscratch.files import read_json_object
 from fromscratch.formats.imported import ImportedModel
-from fromscratch.formats.layouts import EMBEDDING, HEAD
+from fromscratch.formats.layouts import EMBEDDING, HEAD, check_tied
 from fromscratch.formats.weights import read_weights
 
 MODEL_TYPE = "fromscratch"
 TABLE_KEY = "fromscratch_model"
+CHANGED_KEYS = {"vocab_size": "vocab_size", "tied_head": "tie_word_embeddings"}
+"""Keys of the table that transformers may have changed, and its names for them."""
 BODY, PUBLISHED_HEAD = "model.gpt.", "lm_head.weight"
 
 
@@ -29,9 +31,9 @@ def to_published_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 def read_published(folder: Path) -> ImportedModel:
     """Reads a folder in the custom format. Raises DataError where it is damaged."""
     settings = read_json_object(folder / "config.json")
-    table, vocab_size = settings.get(TABLE_KEY), settings.get("vocab_size")
-    if isinstance(table, dict) and isinstance(vocab_size, int):
-        table = {**table, "vocab_size": vocab_size}  # resize_token_embeddings of transformers changes only this one
+    table = settings.get(TABLE_KEY)
+    if isinstance(table, dict):  # transformers changes its own keys only, such as in resize_token_embeddings
+        table = {**table, **{ours: settings[theirs] for ours, theirs in CHANGED_KEYS.items() if theirs in settings}}
     try:
         config = parse_model(table)
     except ValidationError as error:
@@ -41,8 +43,8 @@ def read_published(folder: Path) -> ImportedModel:
         ) from None
     tensors = read_weights(folder)
     ours = {HEAD if name == PUBLISHED_HEAD else name.removeprefix(BODY): tensor for name, tensor in tensors.items()}
-    if isinstance(config, GPTConfig) and config.tied_head:
-        head = ours.pop(HEAD, None)
-        if head is not None:
-            ours.setdefault(EMBEDDING, head)  # a tied matrix may be saved under either of its two names
+    if isinstance(config, GPTConfig) and config.tied_head and HEAD in ours:
+        ours.setdefault(EMBEDDING, ours[HEAD])  # a tied matrix may be saved under either of its two names
+        check_tied(ours, EMBEDDING, HEAD, folder)
+        del ours[HEAD]
     return ImportedModel("fromscratch", config, ours)

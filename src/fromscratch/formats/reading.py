@@ -36,7 +36,7 @@ def read_model(path: Path, *, num_heads: int | None = None) -> ImportedModel:
         return gpt2.read_gpt2(path)
     if raw.get("model_type") == published.MODEL_TYPE and published.TABLE_KEY in raw:
         return published.read_published(path)
-    if any(name.endswith(book.LAYOUT.token_embedding) for name in read_weights(path)):
+    if any(name.endswith(book.LAYOUT.position_embedding) for name in read_weights(path)):
         return book.read_book(path, num_heads=num_heads)
     if "auto_map" in raw:
         raise UsageError(
@@ -71,6 +71,5 @@ def _tokenizer_beside(folder: Path, vocab_size: int) -> Tokenizer:
         return load_gpt2()
     raise UsageError(
         f"{folder}: the folder has no tokenizer ({TOKENIZER_FILE}), and GPT-2's does not have {vocab_size} ids; "
-        "give one with --tokenizer gpt2|bytes|PATH when you import it (characters of nanoGPT's meta.pkl have no end of "
-        "text, so such a model cannot be imported: train one on bytes, with 'data prepare --tokenizer bytes')"
+        "give one with --tokenizer gpt2|bytes|PATH when you import it (PATH may be a nanoGPT data set's meta.pkl)"
     )

@@ -77,6 +77,8 @@ def continue_prompts(
 ) -> list[Continuation]:
     """Continues every prompt. ``on_text`` receives the new text of a row as it is generated."""
     encoded = [tokenizer.encode(prompt).tolist() for prompt in prompts]
+    if not all(encoded):
+        tokenizer.check_end_of_text("starts a text without a prompt; give a prompt")
     texts = [GrowingText(tokenizer, settings.stop, ids) for ids in encoded]
     rows = generate_batch(
         model,

@@ -1,12 +1,10 @@
 """Draws the speed table: tokens per second by micro-batch, one line per recipe."""
 
-import io
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fromscratch.files import write_atomically
 from fromscratch.planning.bench import REFERENCE, Row
-from fromscratch.runs.charts import figure_of
+from fromscratch.runs.charts import figure_of, write_picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,9 +12,7 @@ if TYPE_CHECKING:
 
 def draw_speed(path: Path, rows: list[Row], title: str) -> None:
     """Writes the chart as a PNG file. Leaves out rows without a measured speed."""
-    image = io.BytesIO()
-    figure_of(title, lambda axes: _draw_lines(axes, rows)).savefig(image, format="png")
-    write_atomically(path, image.getvalue())
+    write_picture(path, figure_of(title, lambda axes: _draw_lines(axes, rows)))
 
 
 def _draw_lines(axes: "Axes", rows: list[Row]) -> None:

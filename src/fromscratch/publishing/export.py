@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from fromscratch.config.model import ExactGeluMLP, GPTConfig, ModelConfig
 from fromscratch.errors import UsageError
-from fromscratch.files import sealed_folder, to_strict_json
+from fromscratch.files import check_replaceable, sealed_folder, to_strict_json
 from fromscratch.formats.gpt2 import LAYOUT as GPT2_LAYOUT
 from fromscratch.formats.gpt2 import to_gpt2_tensors
 from fromscratch.formats.model_sources import LoadedModel
@@ -23,6 +23,8 @@ from fromscratch.publishing.model_code import model_code_files
 from fromscratch.publishing.tokenizer_files import write_tokenizer
 
 NATIVE, CUSTOM = "native", "custom"
+PUBLISHED = "published"
+"""The beginning of the ``kind`` in the manifests of exported folders; the format follows."""
 FORMATS = (NATIVE, CUSTOM)
 GPT2_KINDS = {
     "norm": ("layernorm",),
@@ -82,10 +84,15 @@ def unsupported_slot(config: GPTConfig) -> str:
 
 
 def export_model(loaded: LoadedModel, folder: Path, *, format_name: str, card: CardSettings) -> ExportReport:
-    """Writes the folder atomically; replaces an older one."""
-    model_config = check_publishable(loaded.config)
+    """Writes the folder atomically; replaces only an older export, to which nothing was added or changed.
+
+    Raises:
+        UsageError: the folder holds something else, or the model has no export.
+    """
+    loaded.tokenizer.check_end_of_text("a published model needs; it cannot be published")
+    model_config, folder = check_publishable(loaded.config), folder.expanduser().resolve()
     tensors = {name: tensor.cpu() for name, tensor in model_tensors(loaded.model).items()}
-    with sealed_folder(folder, kind=f"published-{format_name}") as temporary:
+    with sealed_folder(folder, kind=f"{PUBLISHED}-{format_name}") as temporary:
         if format_name == NATIVE:
             config, tensors = native_config(model_config), to_gpt2_tensors(tensors)
             if model_config.tied_head:
@@ -101,6 +108,7 @@ def export_model(loaded: LoadedModel, folder: Path, *, format_name: str, card: C
             (temporary / name).write_text(to_strict_json(values, indent=2), "utf-8")
         write_tokenizer(loaded.tokenizer, temporary, context_length=model_config.context_length)
         write_card(temporary, loaded, card, format_name)
+        check_replaceable(folder, PUBLISHED, option="--to")  # right before it is replaced
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     return ExportReport(str(folder), format_name, files)
 

@@ -1,10 +1,11 @@
 """``fromscratch import``: converts weights of another program to our format; compares the logits."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from fromscratch.errors import UsageError
-from fromscratch.files import read_json_object, sha256_of, write_atomically
+from fromscratch.files import check_replaceable, read_json_object, sha256_of, write_atomically
 from fromscratch.formats.book import settings_folders
 from fromscratch.formats.gpt2 import OPENAI_REPOSITORIES
 from fromscratch.formats.model_folder import write_model_folder
@@ -42,24 +43,24 @@ def import_model(source: str, out: Path, *, tokenizer: str | None = None, num_he
     Raises:
         UsageError, DataError: see ``read_model``; or ``out`` exists.
     """
-    run_file = out.with_name(f"{out.name}.toml") if out.name else out
-    for existing in (out, run_file):
-        if existing.exists() or existing.is_symlink():
-            raise UsageError(f"--out {out}: {existing} exists already; give another folder, or move it away first")
+    folder = check_replaceable(out, None, option="--out")
     path = weights_path(find_source(source))
+    run_file = _run_file_beside(folder, path)
     found = read_model(path, num_heads=num_heads)
     model = found.build(path)
     difference = found.check(model)
     vocab_size = model.vocab_size
-    opened_tokenizer = tokenizer_of(path, vocab_size=vocab_size, name=tokenizer)
+    name = tokenizer or (None if found.tokenizer is None else str(found.tokenizer))
+    opened_tokenizer = tokenizer_of(path, vocab_size=vocab_size, name=name)
     notes = list(found.notes)
     if opened_tokenizer.vocab_size < vocab_size:
         notes.append(
             f"the model's vocabulary is padded: {vocab_size} ids, but the tokenizer has {opened_tokenizer.vocab_size}"
         )
     origin = {"source": source, "format": found.format, "files": _checksums(path), "notes": notes}
-    write_model_folder(out, found.config, model, opened_tokenizer, origin)
-    written = _write_run_file(path, run_file, notes)
+    write_model_folder(folder, found.config, model, opened_tokenizer, origin)
+    if run_file is not None:
+        notes.extend(_write_run_file(path, run_file))
     return ImportReport(
         source=source,
         format=found.format,
@@ -69,7 +70,7 @@ def import_model(source: str, out: Path, *, tokenizer: str | None = None, num_he
         tokenizer=opened_tokenizer.name,
         largest_logit_difference=difference,
         notes=notes,
-        run_file=written,
+        run_file=None if run_file is None else str(run_file),
     )
 
 
@@ -95,13 +96,24 @@ def _checksums(path: Path) -> dict[str, str]:
     return {file.name: sha256_of(file) for file in files if file.suffix in WEIGHT_SUFFIXES}
 
 
-def _write_run_file(path: Path, target: Path, notes: list[str]) -> str | None:
-    """Writes the settings of a seed project's run as a run file; returns its path."""
-    folder = settings_folders(path)[-1]
-    if not ((folder / MODEL_JSON).is_file() and (folder / TRAIN_JSON).is_file()):
+def _run_file_beside(folder: Path, path: Path) -> Path | None:
+    """Returns the run file to write beside the model; None if the source has no settings of the seed project.
+
+    Raises:
+        UsageError: the file exists.
+    """
+    settings, target = settings_folders(path)[-1], folder.with_name(f"{folder.name}.toml")
+    if not all((settings / name).is_file() for name in (MODEL_JSON, TRAIN_JSON)):
         return None
+    if os.path.lexists(target):
+        raise UsageError(f"{target}: exists already; give another --out, or move the file away")
+    return target
+
+
+def _write_run_file(path: Path, target: Path) -> list[str]:
+    """Writes the settings of a seed project's run as a run file; returns notes for the user."""
+    folder = settings_folders(path)[-1]
     model, train = read_json_object(folder / MODEL_JSON), read_json_object(folder / TRAIN_JSON)
-    text, new_notes = convert_settings(model, train, name=folder.name)
-    notes.extend(new_notes)
+    text, notes = convert_settings(model, train, name=folder.name)
     write_atomically(target, text)
-    return str(target)
+    return notes

@@ -6,7 +6,8 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fromscratch.files import write_atomically
+from fromscratch.errors import UsageError
+from fromscratch.files import parent_problem, write_atomically
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import read_outcomes, read_records, read_thinned, to_float
 from fromscratch.runs.states import Event, StepOutcome
@@ -20,6 +21,8 @@ DOTS_PER_INCH = 120
 MAX_POINTS = 2_000
 MAX_DRAWN = 1e100  # matplotlib's axes overflow above; no measurement is so large
 MAX_STEP = 1e15
+PNG_SIGNATURE, MAX_PNG_METADATA_BYTES = b"\x89PNG\r\n\x1a\n", 4_096
+SOFTWARE, PROGRAM = "Software", "fromscratch"  # a text of the PNG file
 INK, BAND, ACCENT, WARNING = "#1f4e79", "#9dc3e6", "#c55a11", "#c00000"
 
 OUTCOME_MARKS = {  # label, marker, height as a share of the axis, colour
@@ -161,10 +164,43 @@ def plain_number(value: float, _place: float = 0) -> str:
 
 
 def _draw(run: RunDirectory, name: str, draw: Callable[["Axes"], None]) -> Path:
-    image, path = io.BytesIO(), run.charts / f"{name.replace(' ', '-')}.png"
-    figure_of(f"{run.name}: {name}", draw).savefig(image, format="png")
-    write_atomically(path, image.getvalue())
+    path = run.charts / f"{name.replace(' ', '-')}.png"
+    write_picture(path, figure_of(f"{run.name}: {name}", draw))
     return path
+
+
+def write_picture(path: Path, figure: "Figure") -> None:
+    """Writes a figure as a PNG file that ``check_picture`` recognises. Replaces the file atomically."""
+    image = io.BytesIO()
+    figure.savefig(image, format="png", metadata={SOFTWARE: PROGRAM})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, image.getvalue())
+
+
+def check_picture(path: Path, *, option: str = "--picture") -> Path:
+    """Returns the real path of a picture that a command may write: a new file, or one that this package drew.
+
+    Raises:
+        UsageError: it is another file, or cannot be written.
+    """
+    try:
+        found = path.expanduser().resolve()
+        is_others = found.exists() and not _is_ours(found)
+        problem = "exists already, and is no picture that this program drew" if is_others else parent_problem(found)
+    except (OSError, RuntimeError) as error:  # a name too long, a loop of links
+        problem = f"cannot be written ({error})"
+    if problem:
+        raise UsageError(f"{option} {path}: {problem}; name another file")
+    return found
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file is a PNG that names this package as its software."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        begin = file.read(MAX_PNG_METADATA_BYTES)
+    return begin.startswith(PNG_SIGNATURE) and f"tEXt{SOFTWARE}\0{PROGRAM}".encode() in begin
 
 
 def figure_of(title: str, draw: Callable[["Axes"], None]) -> "Figure":

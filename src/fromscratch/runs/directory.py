@@ -14,8 +14,9 @@ from typing import Any, TextIO
 import tomli_w
 
 from fromscratch.errors import DataError, UsageError
-from fromscratch.files import read_json_object, to_strict_json, write_atomically
+from fromscratch.files import read_json_object, shortened, to_strict_json, write_atomically
 from fromscratch.runs.records import RecordWriter, now_as_text, read_records, to_count, to_float
+from fromscratch.runs.retention import LEFTOVER_NAME
 from fromscratch.runs.states import Event, RunState
 
 LOCK_ATTEMPTS, LOCK_WAIT_SECONDS = 4, 0.05
@@ -70,14 +71,30 @@ class RunDirectory:
         return self.config.is_file()
 
     def create(self) -> None:
-        """Creates the folder and checks that it is writable. Raises UsageError if it is not."""
+        """Creates the folder and checks that it is writable.
+
+        Raises:
+            UsageError: it is not writable, or holds no run but something else.
+        """
         try:
+            if others := self._others():
+                raise UsageError(
+                    f"run directory {self.path}: holds no run, but {shortened(others)}; give another --name"
+                )
             self.checkpoints.mkdir(parents=True, exist_ok=True)
             probe = self.path / f".probe-{os.getpid()}"
             probe.write_bytes(b"")
             probe.unlink()
         except OSError as error:
             raise UsageError(f"run directory {self.path}: cannot be written ({error.strerror})") from error
+
+    def _others(self) -> list[str]:
+        """Lists what is in the folder, if it holds no run, besides what a start that failed leaves there."""
+        if self.exists() or not self.path.is_dir():
+            return []
+        own = {path.name for path in vars(self).values()} - {self.name}
+        found = sorted(path.name for path in self.path.iterdir() if path.name not in own)
+        return [name for name in found if not LEFTOVER_NAME.fullmatch(name)]
 
     def write_config(self, plain: dict[str, Any]) -> None:
         """Saves the resolved config as TOML."""

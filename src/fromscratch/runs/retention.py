@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fromscratch.errors import DataError
-from fromscratch.files import MANIFEST, NewerFormatError, flush_folder, point_link, read_json_object, verify_folder
+from fromscratch.files import (
+    MANIFEST,
+    NewerFormatError,
+    flush_folder,
+    point_link,
+    read_json_object,
+    remove,
+    verify_folder,
+)
 from fromscratch.runs.records import to_count, to_float
 
 LATEST, BEST = "latest", "best"
@@ -142,10 +150,8 @@ def recover_leftovers(folder: Path) -> list[Path]:
         if original := original_path(path):
             path.rename(original)
             recovered.append(original)
-        elif path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
         else:
-            path.unlink(missing_ok=True)
+            remove(path)
     flush_folder(folder)
     return recovered
 

@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fromscratch.errors import UsageError
 from fromscratch.files import sealed_folder, to_strict_json
 
 DESCRIPTION_FILE = "tokenizer_description.json"
+NO_END_OF_TEXT = -1
 
 Ids = NDArray[np.uint32]
 
@@ -31,7 +33,7 @@ class Tokenizer(ABC):
     vocab_size: int
     """Number of ids, the end-of-text id included; every id is below it."""
     end_of_text: int
-    """The id that ends every document."""
+    """The id that ends every document; ``NO_END_OF_TEXT`` if the vocabulary has none."""
     is_lossless: bool = True
     """Whether the ids of every text give the text back, byte for byte."""
     threads: int | None = None
@@ -48,6 +50,11 @@ class Tokenizer(ABC):
     @abstractmethod
     def _save_files(self, folder: Path) -> None:
         """Writes the files that ``load`` needs beside the description."""
+
+    def check_end_of_text(self, purpose: str) -> None:
+        """Raises UsageError if there is no end-of-text id, which ``purpose`` needs."""
+        if self.end_of_text == NO_END_OF_TEXT:
+            raise UsageError(f"tokenizer {self.name}: has no end-of-text token, which {purpose}")
 
     def encode(self, text: str) -> Ids:
         """Returns the ids of one text, without the end-of-text id."""

@@ -8,6 +8,7 @@ from fromscratch.errors import DataError, UsageError
 from fromscratch.files import read_json_object, verify_folder
 from fromscratch.tokenizers.base import DESCRIPTION_FILE, Tokenizer
 from fromscratch.tokenizers.bytes import BytesTokenizer
+from fromscratch.tokenizers.characters import PICKLE_SUFFIX, CharacterTokenizer, load_characters
 from fromscratch.tokenizers.folder import needs_added_tokens, open_folder
 from fromscratch.tokenizers.gpt2 import GPT2Tokenizer, has_gpt2_files, load_gpt2
 from fromscratch.tokenizers.huggingface import TOKENIZER_FILE, HuggingFaceTokenizer, load_huggingface, train_byte_pairs
@@ -20,7 +21,7 @@ def open_tokenizer(name: str, *, corpus: Callable[[], Iterable[str]] | None = No
     """Returns the tokenizer that a command line names.
 
     Args:
-        name: ``gpt2``, ``bytes``, ``train:N``, a folder or a ``tokenizer.json``.
+        name: ``gpt2``, ``bytes``, ``train:N``, a folder, a ``tokenizer.json`` or nanoGPT's ``meta.pkl``.
         corpus: opens the documents that ``train:N`` is trained on.
 
     Raises:
@@ -51,6 +52,8 @@ def _open_path(name: str) -> Tokenizer:
         raise UsageError(f"tokenizer {shown(name)}: no such file or folder; use gpt2, bytes, train:N or a path")
     if (path / DESCRIPTION_FILE).is_file():
         return load(path)
+    if path.suffix == PICKLE_SUFFIX and path.is_file():
+        return load_characters(path)
     return open_beside(path) if path.is_dir() else load_huggingface(path)
 
 
@@ -72,6 +75,7 @@ def load(folder: Path) -> Tokenizer:
         HuggingFaceTokenizer.kind: lambda: load_huggingface(
             folder, name=str(description.get("name")), end_of_text=end if isinstance(end, int) else None
         ),
+        CharacterTokenizer.kind: lambda: load_characters(folder),
     }
     kind = description.get("kind")
     if kind not in readers:

@@ -25,6 +25,9 @@ class DocumentEncoder(Protocol):
     is_lossless: bool
     """Whether the ids of every text give the text back."""
 
+    def check_end_of_text(self, purpose: str) -> None:
+        """Raises UsageError if there is no end-of-text id, which ``purpose`` needs."""
+
     def decode_documents(self, documents: Sequence[NDArray[Any]]) -> list[str]:
         """Returns the text that the ids of each document give back."""
 

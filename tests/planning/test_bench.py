@@ -192,6 +192,12 @@ def test_a_store_that_is_too_small_still_gives_the_vocabulary(
     assert "measuring with a vocabulary of 257 ids" in capsys.readouterr().err
 
 
+def test_a_store_on_a_hub_that_cannot_be_reached(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    workload, plan = workload_of(write_run_file(tmp_path), ["data.store=hf://me/nothing"], "cpu")
+    assert plan is None and workload.model.vocab_size == 50_257
+    assert "measuring with a vocabulary of 50,257 ids" in capsys.readouterr().err
+
+
 def test_several_gpus_divide_the_predicted_hours(tmp_path: Path) -> None:
     plan = plan_run(write_run_file(tmp_path))
     row = summarise(Measurement(Case(2, "fp32"), [0.1]), WORKLOAD, lambda _precision: None)

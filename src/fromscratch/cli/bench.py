@@ -10,7 +10,6 @@ from fromscratch.cli.options import DeviceOption, JsonFlag, Overrides, PictureOp
 from fromscratch.cli.output import note, print_json
 
 if TYPE_CHECKING:
-    from fromscratch.config.loading import RunFile
     from fromscratch.planning.bench import Row, Workload
     from fromscratch.session.plan import PlannedRun
 
@@ -101,8 +100,8 @@ def workload_of(
     A store is not needed: without it, the vocabulary is GPT-2's unless the file says otherwise.
     """
     from fromscratch.config.loading import load_run_file
-    from fromscratch.errors import DataError, UsageError
-    from fromscratch.hub.requests import HubError
+    from fromscratch.errors import DataError, FromScratchError, UsageError
+    from fromscratch.formats.stores import open_named_store
     from fromscratch.planning.bench import Workload
     from fromscratch.session.plan import plan_run
 
@@ -111,25 +110,20 @@ def workload_of(
             raise UsageError("--set: changes a key of a run file; name the run file")
         return default_workload(device_type), None
     run_file = load_run_file(runfile, overrides)
+    config, vocab_size = run_file.config, GPT2_VOCABULARY
     try:
-        plan = plan_run(runfile, overrides)
-    except (DataError, HubError) as error:
-        config = run_file.config
-        vocab_size = config.model.vocab_size or _vocabulary_of_store(run_file) or GPT2_VOCABULARY
-        note(f"notice: {error}; measuring with a vocabulary of {vocab_size:,} ids")
-        return Workload(config.model.model_copy(update={"vocab_size": vocab_size}), config.train), None
-    return Workload(plan.config.model, plan.config.train), plan
-
-
-def _vocabulary_of_store(run_file: "RunFile") -> int | None:
-    """Returns the number of ids of the run file's store, for example of one that is too small; None without a store."""
-    from fromscratch.errors import FromScratchError
-    from fromscratch.formats.stores import open_named_store
-
-    try:
-        return open_named_store(run_file.config.data.store, run_file.folders["data.store"]).vocab_size
-    except FromScratchError:
-        return None
+        vocab_size = open_named_store(config.data.store, run_file.folders["data.store"]).vocab_size
+    except FromScratchError as error:  # no such store, here or on the Hub, or the Hub cannot be reached
+        problem = str(error)
+    else:
+        try:
+            plan = plan_run(runfile, overrides)
+            return Workload(plan.config.model, plan.config.train), plan
+        except DataError as error:  # for example too few tokens
+            problem = str(error)
+    vocab_size = config.model.vocab_size or vocab_size
+    note(f"notice: {problem}; measuring with a vocabulary of {vocab_size:,} ids")
+    return Workload(config.model.model_copy(update={"vocab_size": vocab_size}), config.train), None
 
 
 def default_workload(device_type: str) -> Any:

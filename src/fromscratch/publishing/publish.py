@@ -8,7 +8,7 @@ from fromscratch.errors import UsageError
 from fromscratch.files import check_replaceable
 from fromscratch.formats.model_sources import LoadedModel
 from fromscratch.publishing.card import CardSettings
-from fromscratch.publishing.export import choose_format, export_model
+from fromscratch.publishing.export import PUBLISHED, choose_format, export_model
 from fromscratch.publishing.pushing import push_folder, repository_of
 
 
@@ -37,7 +37,7 @@ class Destination:
             return cls(None, repository_of(to), private, collection)
         if private or collection:
             raise UsageError(f"--private and --collection need a Hub repository, but --to {to} is a folder")
-        return cls(check_replaceable(Path(to), "published", option="--to"), None)
+        return cls(check_replaceable(Path(to), PUBLISHED, option="--to"), None)
 
 
 @dataclass(frozen=True)

@@ -147,6 +147,7 @@ def test_a_killed_runner_leaves_no_process_and_the_next_one_resumes(tmp_path: Pa
     runner.wait()
     wait_until(lambda: not run.holder() and run.read_status().state == RunState.STOPPED)
     assert run.read_status().reason == "its launcher is gone"
+    wait_until(lambda: is_free(open_folder(file)))
     reached = run.read_status().step
     again = Fork(Command(fromscratch, words, tmp_path))
     wait_until(lambda: any(one["event"] == Event.RESUMED for one in read_records(run.events)))
@@ -155,6 +156,12 @@ def test_a_killed_runner_leaves_no_process_and_the_next_one_resumes(tmp_path: Pa
     resumed = next(one for one in read_records(run.events) if one["event"] == Event.RESUMED)
     assert resumed["step"] == reached
     assert not (tmp_path / "runs" / "study" / "no-dropout-seed-1" / "metrics.jsonl").exists()
+
+
+def is_free(folder: StudyFolder) -> bool:
+    """Whether no process has a claim to the first run any more."""
+    with folder.claimed(folder.jobs()[0]) as mine:
+        return mine is not None
 
 
 def wait_until(is_so: Callable[[], bool]) -> None:
@@ -209,7 +216,7 @@ def test_a_run_without_hope_is_stopped_by_the_stated_rule_only(tmp_path: Path) -
     job.run.log_event(Event.EVALUATION, step=20, loss=2.4)
     assert hopeless(folder, job) == ""
     job.run.log_event(Event.EVALUATION, step=20, loss=2.6)
-    assert hopeless(folder, job).startswith("at step 20 of 20 its held-out loss was 0.6000 above the baseline's")
+    assert hopeless(folder, job).startswith("after 100% of its steps its held-out loss was 0.6000 above the")
     folder.append("stopped_early", {"run": job.name, "reason": "r"})
     assert math.isnan(validation_losses(folder)["no-dropout"][1] or 0) and job.name not in [
         j.name for j in missing(folder)

@@ -1,15 +1,14 @@
 """The rule that stops a run without hope, so that its device is free for another one.
 
 A run is stopped where, after the stated share of the steps, its held-out loss is higher than the baseline's mean at
-the same step by more than the stated margin. The rule reads the validation slice only, and a run that it stopped has
-no final loss: the report counts it, and never as a number.
+the same share of its steps by more than the stated margin. The rule reads the validation slice only, and a run that it
+stopped has no final loss: the report counts it, and never as a number.
 """
 
 from statistics import fmean
 
-from fromscratch.runs.overview import observed_status
 from fromscratch.studies.definition import CONTROL
-from fromscratch.studies.jobs import Job, StudyFolder, held_out_losses
+from fromscratch.studies.jobs import Job, StudyFolder, held_out_by_share
 
 
 def hopeless(folder: StudyFolder, job: Job) -> str:
@@ -17,18 +16,18 @@ def hopeless(folder: StudyFolder, job: Job) -> str:
     rule = folder.study.config.early_stop
     if rule is None or job.arm.name == CONTROL:
         return ""
-    losses, num_steps = held_out_losses(job.run), observed_status(job.run).num_steps
-    if not losses or not num_steps:
+    losses = held_out_by_share(job.run)
+    if not losses:
         return ""
-    step = max(losses)
-    control = [held_out_losses(folder.job(folder.study.control, seed).run) for seed in folder.study.control.seeds]
-    there = [one[step] for one in control if step in one]
-    if step < rule.after * num_steps or not there:
+    share = max(losses)
+    control = [held_out_by_share(folder.job(folder.study.control, seed).run) for seed in folder.study.control.seeds]
+    there = [one[share] for one in control if share in one]
+    if share < rule.after or not there:
         return ""
-    excess = losses[step] - fmean(there)
+    excess = losses[share] - fmean(there)
     if excess <= rule.margin:
         return ""
     return (
-        f"at step {step:,} of {num_steps:,} its held-out loss was {excess:.4f} above the baseline's "
-        f"(mean of {len(there)}), more than {rule.margin}"
+        f"after {share:.0%} of its steps its held-out loss was {excess:.4f} above the baseline's (mean of "
+        f"{len(there)}), more than {rule.margin}"
     )

@@ -128,3 +128,9 @@ def held_out_losses(run: RunDirectory) -> dict[int, float]:
             if step is not None and loss is not None:
                 found[step] = loss
     return found
+
+
+def held_out_by_share(run: RunDirectory) -> dict[float, float]:
+    """As ``held_out_losses``, by share of the run's steps: arms with other batches take other numbers of steps."""
+    num_steps = observed_status(run).num_steps
+    return {round(step / num_steps, 4): loss for step, loss in held_out_losses(run).items()} if num_steps else {}

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from fromscratch.runs.charts import ACCENT, BAND, DOTS_PER_INCH, INK, WARNING
 from fromscratch.studies.definition import CONTROL
-from fromscratch.studies.jobs import StudyFolder, held_out_losses
+from fromscratch.studies.jobs import StudyFolder, held_out_by_share
 from fromscratch.studies.results import Judgement, arm_jobs, judge, losses_after, mean_curve
 from fromscratch.studies.verdicts import Verdict
 
@@ -55,29 +55,43 @@ def _limit(axes: "Axes", judgement: Judgement) -> None:
     axes.set_xlim(max(low, -reach), min(high, reach))
 
 
-def loss_curves(folder: StudyFolder, judgement: Judgement) -> bytes:
-    """Draws each arm's held-out loss minus the baseline's mean at the same step, and the band of its seeds (PNG)."""
-    base = dict(judgement.curve)
+def loss_curves(folder: StudyFolder) -> bytes:
+    """Draws each arm's held-out loss minus the baseline's mean at the same share of the training (PNG).
+
+    A band is the range of an arm's seeds. The axis shows the last three quarters: the first steps differ by much more.
+    """
+    base = dict(mean_curve(_curves(folder, CONTROL)))
 
     def draw(axes: "Axes") -> None:
+        late = [0.0]
         axes.axhline(0, color=INK, linewidth=0.8)
         for place, arm in enumerate(folder.study.all_arms):
-            curves = [curve for job in arm_jobs(folder, arm.name) if (curve := held_out_losses(job.run))]
-            points = [(step, loss) for step, loss in mean_curve(curves) if step in base and step > 0]
+            curves = _curves(folder, arm.name)
+            points = [(share, loss) for share, loss in mean_curve(curves) if share in base and share > 0]
             if not points:
                 continue
-            steps = [step for step, _ in points]
-            colour = INK if arm.name == CONTROL else f"C{place % 10}"
-            style = "-" if place <= 10 else "--"
-            low = [min(curve[step] for curve in curves) - base[step] for step in steps]
-            high = [max(curve[step] for curve in curves) - base[step] for step in steps]
-            axes.fill_between(steps, low, high, color=colour, alpha=0.12, linewidth=0)
-            axes.plot(steps, [loss - base[step] for step, loss in points], style, color=colour, label=arm.name)
-        axes.set_xlabel("step")
-        axes.set_ylabel("held-out loss minus the baseline's")
+            shares = [share for share, _ in points]
+            colour, style = _look(place)
+            low = [min(curve[share] for curve in curves) - base[share] for share in shares]
+            high = [max(curve[share] for curve in curves) - base[share] for share in shares]
+            axes.fill_between(shares, low, high, color=colour, alpha=0.12, linewidth=0)
+            axes.plot(shares, [loss - base[share] for share, loss in points], style, color=colour, label=arm.name)
+            late += [value for share, *pair in zip(shares, low, high, strict=True) for value in pair if share >= 0.25]
+        axes.set_ylim(min(late) * 1.1 - 0.001, max(late) * 1.1 + 0.001)
+        axes.set_xlabel("share of the training")
+        axes.set_ylabel("held-out loss minus the baseline's, nats")
         axes.legend(fontsize=7, ncols=2, frameon=False)
 
     return _figure(draw, rows=12)
+
+
+def _curves(folder: StudyFolder, arm: str) -> list[dict[float, float]]:
+    return [curve for job in arm_jobs(folder, arm) if (curve := held_out_by_share(job.run))]
+
+
+def _look(place: int) -> tuple[str, str]:
+    """Colour and line of an arm: twenty that can be told apart."""
+    return (INK, "-") if place == 0 else (f"C{(place - 1) % 10}", "-" if place <= 10 else "--")
 
 
 def evidence_over_time(folder: StudyFolder, judgement: Judgement) -> bytes:
@@ -96,7 +110,8 @@ def evidence_over_time(folder: StudyFolder, judgement: Judgement) -> bytes:
                 if evidence is not None
             ]
             if points:
-                axes.plot(*zip(*points, strict=True), "o-" if place < 10 else "s--", markersize=3, label=arm.name)
+                colour, style = _look(place + 1)
+                axes.plot(*zip(*points, strict=True), f"o{style}", color=colour, markersize=3, label=arm.name)
         axes.set_yscale("log")
         axes.set_xlabel("seeds of each arm")
         axes.set_ylabel("evidence that the arm differs, 1 / p")

@@ -46,7 +46,7 @@ def write_report(folder: StudyFolder, judgement: Judgement, *, measured_on: str,
     pictures = {
         "effects": forest_plot(judgement),
         "evidence": evidence_over_time(folder, judgement),
-        "loss-curves": loss_curves(folder, judgement),
+        "loss-curves": loss_curves(folder),
     }
     blocks = list(_blocks(folder, judgement, measured_on, prices))
     for name, image in pictures.items():
@@ -73,7 +73,10 @@ def _blocks(folder: StudyFolder, judgement: Judgement, measured_on: str, prices:
     yield "table", (HEADS, [_row(folder, judgement, arm, prices) for arm in result.arms])
     yield "text", _what_could_be_seen(judgement)
     yield "picture", ("evidence", "Evidence after each round of seeds")
-    yield "picture", ("loss-curves", "Held-out loss minus the baseline's; bands are the range of the seeds")
+    yield (
+        "picture",
+        ("loss-curves", "Held-out loss minus the baseline's at the same share of training, with the range of seeds"),
+    )
     if sums := sums_of_members(folder, judgement):
         yield "text", "Stacks, and whether their members add up:"
         yield "list", [_stack_sentence(judgement, name, total) for name, total in sums.items()]

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean
+from typing import TypeVar
 
 from fromscratch.errors import UsageError
 from fromscratch.runs.records import read_outcomes, read_records, to_float
@@ -17,6 +18,7 @@ from fromscratch.studies.verdicts import StudyResult, judge_study
 
 DEFAULT_SHARE = 0.01
 """Share of the baseline's training that the smallest effect of interest is worth, where the study names none."""
+Place = TypeVar("Place", int, float)
 Losses = dict[str, dict[int, float | None]]
 
 
@@ -67,14 +69,16 @@ def judge(folder: StudyFolder, losses: Losses, *, borrowed: Spread | None = None
 
 
 def baseline_curve(folder: StudyFolder) -> list[tuple[int, float]]:
-    """Mean held-out loss of the baseline's runs at the steps that all of those with evaluations have in common."""
-    return mean_curve([held_out_losses(job.run) for job in arm_jobs(folder, CONTROL)])
+    """Mean held-out loss by step of the baseline's runs that are done; of those under way, where none is done."""
+    jobs = arm_jobs(folder, CONTROL)
+    done = [job for job in jobs if job.state == RunState.DONE]
+    return mean_curve([held_out_losses(job.run) for job in done or jobs])
 
 
-def mean_curve(curves: list[dict[int, float]]) -> list[tuple[int, float]]:
-    """Mean of curves over the steps that they have in common; empty ones are left out."""
+def mean_curve(curves: list[dict[Place, float]]) -> list[tuple[Place, float]]:
+    """Mean of curves over the steps, or shares, that they have in common; empty ones are left out."""
     given = [curve for curve in curves if curve]
-    steps = set.intersection(*(set(curve) for curve in given)) if given else set[int]()
+    steps = set.intersection(*(set(curve) for curve in given)) if given else set[Place]()
     return [(step, fmean(curve[step] for curve in given)) for step in sorted(steps)]
 
 

@@ -5,6 +5,7 @@ them to each run. A runner that is killed leaves nothing behind: its runs notice
 resumes them.
 """
 
+import math
 import os
 import signal
 import subprocess
@@ -24,6 +25,8 @@ from fromscratch.studies.early_stopping import hopeless
 from fromscratch.studies.jobs import Job, StudyFolder, missing
 
 POLL_SECONDS = 0.2
+CLAIM_SECONDS = 2.0
+"""Time until a run that another process had claimed is looked at again."""
 EARLY_STOP_SECONDS = 5.0
 LOGS = "logs"
 
@@ -144,30 +147,27 @@ def _wait(process: "subprocess.Popen[bytes]", folder: StudyFolder, job: Job, sto
             process.send_signal(signal.SIGTERM)
 
 
-def run_study(
-    folder: StudyFolder,
-    devices: Devices,
-    *,
-    on_event: Callable[[str], None],
-    may_begin: Callable[[Job], bool] = lambda _job: True,
-) -> Outcome:
+def run_study(folder: StudyFolder, devices: Devices, *, on_event: Callable[[str], None]) -> Outcome:
     """Trains what is missing, until all runs have ended, or until a signal asks to stop.
 
     Args:
         on_event: gets a line for each run that begins or ends.
-        may_begin: asked before each run; False ends the session when the runs that have begun are over.
     """
-    outcome, tried = Outcome(), set[str]()
+    outcome, tried, claimed_at = Outcome(), set[str](), dict[str, float]()
     running: dict[Future[int | None], Job] = {}
     stop = StopRequest()
     with stop.listening():
         while True:
-            waiting = [job for job in missing(folder) if job.name not in tried]
-            while waiting and len(running) < devices.num_slots and not stop() and may_begin(waiting[0]):
+            untried = [job for job in missing(folder) if job.name not in tried]
+            waiting = [job for job in untried if time.monotonic() - claimed_at.get(job.name, -math.inf) > CLAIM_SECONDS]
+            while waiting and len(running) < devices.num_slots and not stop():
                 job = waiting.pop(0)
                 tried.add(job.name)
                 on_event(f"{job.name}: {'resumes' if job.run.exists() else 'begins'}")
                 running[devices.submit(folder, job)] = job
+            if not running and untried and not stop():
+                time.sleep(POLL_SECONDS)  # another process holds a claim, and begins or ends just now
+                continue
             if not running:
                 break
             if stop() and not outcome.is_interrupted:
@@ -176,16 +176,18 @@ def run_study(
                 devices.stop(folder)
             ended, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
             for future in ended:
-                _record(running.pop(future), future.result(), outcome, folder, on_event)
+                job, code = running.pop(future), future.result()
+                if code is None:
+                    tried.discard(job.name)
+                    claimed_at[job.name] = time.monotonic()
+                else:
+                    _record(job, code, outcome, folder, on_event)
     devices.close(folder)
     outcome.is_interrupted = stop()
     return outcome
 
 
-def _record(job: Job, code: int | None, outcome: Outcome, folder: StudyFolder, on_event: Callable[[str], None]) -> None:
-    if code is None:
-        on_event(f"{job.name}: is trained by another process")
-        return
+def _record(job: Job, code: int, outcome: Outcome, folder: StudyFolder, on_event: Callable[[str], None]) -> None:
     lists = {EXIT_DONE: outcome.done, EXIT_DIVERGED: outcome.diverged, EXIT_STOPPED: outcome.stopped}
     lists.get(code, outcome.failed).append(job.name)
     words = {EXIT_DONE: "done", EXIT_DIVERGED: "diverged", EXIT_STOPPED: "stopped"}

@@ -4,7 +4,7 @@ Every function raises ``fromscratch.errors.FromScratchError`` with a sentence fo
 """
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from fromscratch.config.loading import read_run_config, to_toml
 from fromscratch.config.model import ModelConfig
 from fromscratch.config.run import RunConfig
-from fromscratch.data.documents import DocumentRule, SplitRule, training_documents
+from fromscratch.data.documents import SPLITS, DocumentRule, SplitRule, training_documents
 from fromscratch.data.engines import Engine, InProcess
 from fromscratch.data.prepare import PreparationObserver, prepare_store
 from fromscratch.data.store import TokenStore
@@ -33,7 +33,7 @@ from fromscratch.runs.retention import checkpoints_in
 from fromscratch.session.placement import MachineOptions, place_run
 from fromscratch.session.plan import check_same_tokenizer, plan_run
 from fromscratch.session.run import RunSummary, run_training
-from fromscratch.sources import Source, open_source
+from fromscratch.sources import open_source
 from fromscratch.tokenizers.base import Tokenizer
 from fromscratch.tokenizers.loading import open_tokenizer
 from fromscratch.training.held_out import TokenSlice
@@ -70,24 +70,44 @@ def prepare(
     """
     names = [sources] if isinstance(sources, str | Path) else sources
     rule, kept = SplitRule(validation), DocumentRule(min_characters, deduplicate, skip_bad)
-    opened: Sequence[Source] = [open_source(str(name), text_column=text_column) for name in names]
+    opened = [open_source(str(name), text_column=text_column) for name in names]
     left_out = [source.left_out() for source in opened]
-    opened, rule, held_out = hold_out_tail(opened, rule, kept)
-    for line in filter(None, (*left_out, held_out)):
+    for line in filter(None, left_out):
         tell(line)
     chosen = tokenizer
     if isinstance(chosen, str):
-        chosen = open_tokenizer(chosen, corpus=lambda: training_documents(opened, rule, kept))
-    store = prepare_store(
-        opened, chosen, Path(out), rule=rule, documents=kept, engine=make_engine(chosen), observer=observer
-    )
-    if altered := store.manifest.altered:
-        total = sum(split.documents or 0 for split in store.manifest.splits.values())
-        tell(
-            f"tokenizer {chosen.name} alters texts: {altered:,} of {total:,} documents ({altered / total:.1%}) cannot "
-            "be given back; bits per byte on this store are not comparable with those of other tokenizers"
+        chosen = open_tokenizer(
+            chosen, corpus=lambda: training_documents(opened, hold_out_tail(opened, rule, kept)[0], kept)
         )
+    split_rule, held_out = hold_out_tail(opened, rule, kept, chosen)
+    if held_out:
+        tell(held_out)
+    store = prepare_store(
+        opened, chosen, Path(out), rule=split_rule, documents=kept, engine=make_engine(chosen), observer=observer
+    )
+    for line in notes_on(store):
+        tell(line)
     return store
+
+
+def notes_on(store: TokenStore) -> Iterator[str]:
+    """Yields sentences about a prepared store that its user should know."""
+    manifest = store.manifest
+    if manifest.text_columns is None:
+        yield (
+            f"{store.path}: a finished store of an earlier version, which did not record the text column and the "
+            "content of its files, so it was not compared with them; if they changed, choose another --out"
+        )
+    if manifest.split_rule.get("by") == "document" and manifest.split_rule["validation"]:
+        empty = [name for name in SPLITS if not manifest.splits[name].tokens]
+        yield from (f"{store.path}: the split '{name}' is empty; choose another --validation" for name in empty)
+    if altered := manifest.altered:
+        total = sum(split.documents or 0 for split in manifest.splits.values())
+        yield (
+            f"tokenizer {manifest.tokenizer['name']} alters texts: {altered:,} of {total:,} documents "
+            f"({altered / total:.1%}) cannot be given back; bits per byte on this store are not comparable with those "
+            "of other tokenizers"
+        )
 
 
 def open_store(name: str | Path) -> TokenStore:

@@ -4,13 +4,16 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
+from fromscratch.data.encode import EncodePart
+from fromscratch.data.engines import Task
 from fromscratch.data.prepare import SplitRule, prepare_store
 from fromscratch.data.scan import documents_of
 from fromscratch.data.store import TokenStore
@@ -53,6 +56,27 @@ def content_of(folder: Path) -> dict[str, str]:
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
+
+
+def interrupt_after(parts: int, prepare: Callable[[], Any]) -> bool:
+    """Stops a preparation in this process after some parts, as Ctrl-C would."""
+    done = 0
+    original = EncodePart.__call__
+
+    def stop(self: EncodePart, task: Task, tokenizer: Any) -> Any:
+        nonlocal done
+        if done == parts:
+            raise KeyboardInterrupt
+        done += 1
+        return original(self, task, tokenizer)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EncodePart, "__call__", stop)
+        try:
+            prepare()
+        except KeyboardInterrupt:
+            return True
+    return False
 
 
 def command(*arguments: object, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +31,7 @@ from fromscratch.tokenizers.bytes import BytesTokenizer
 from fromscratch.tokenizers.gpt2 import GPT2Tokenizer
 from fromscratch.tokenizers.loading import load
 from tests.command import run_command
-from tests.data.helpers import NUMBERED_TEXTS, content_of, store_of, store_of_files, texts_in
+from tests.data.helpers import NUMBERED_TEXTS, content_of, interrupt_after, store_of, store_of_files, texts_in
 
 RULE = DocumentRule(min_characters=30, deduplicate=True)
 
@@ -106,7 +105,7 @@ def test_f24_an_interrupted_preparation_redoes_only_the_parts_that_were_not_done
     out = tmp_path / "interrupted"
     victim = corpus / "002_00000.parquet"
     good = victim.read_bytes()
-    interrupted = _interrupt_after(2, lambda: store_of_files(corpus, out))
+    interrupted = interrupt_after(2, lambda: store_of_files(corpus, out))
     assert interrupted
     records = sorted((out / ".preparing").glob("part-*.json"))
     shards = {path: path.stat().st_mtime_ns for path in out.glob("*.safetensors")}
@@ -120,34 +119,13 @@ def test_f24_an_interrupted_preparation_redoes_only_the_parts_that_were_not_done
 
 def test_f24_a_record_whose_shard_is_gone_or_short_is_redone(corpus: Path, whole: TokenStore, tmp_path: Path) -> None:
     out = tmp_path / "interrupted"
-    _interrupt_after(3, lambda: store_of_files(corpus, out))
+    interrupt_after(3, lambda: store_of_files(corpus, out))
     first, second, *_ = sorted(out.glob("train-*.safetensors"))
     first.unlink()
     second.write_bytes(second.read_bytes()[:300])
     (out / ".train-00009-000.safetensors.tmp-1").write_bytes(b"left by the dead")
     store_of_files(corpus, out)
     assert content_of(out) == content_of(whole.path)
-
-
-def _interrupt_after(parts: int, prepare: Callable[[], Any]) -> bool:
-    """Stops a preparation in this process after some parts, as Ctrl-C would."""
-    done = 0
-    original = EncodePart.__call__
-
-    def stop(self: EncodePart, task: Task, tokenizer: Any) -> Any:
-        nonlocal done
-        if done == parts:
-            raise KeyboardInterrupt
-        done += 1
-        return original(self, task, tokenizer)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(EncodePart, "__call__", stop)
-        try:
-            prepare()
-        except KeyboardInterrupt:
-            return True
-    return False
 
 
 @pytest.mark.parametrize("attempt", range(3))
@@ -203,55 +181,11 @@ def test_a_worker_that_dies_is_reported_with_its_part(corpus: Path, tmp_path: Pa
     assert multiprocessing.active_children() == []
 
 
-def test_a_finished_store_is_found_done_and_another_is_refused(tmp_path: Path) -> None:
-    first = store_of(NUMBERED_TEXTS, tmp_path / "store")
-    before = content_of(first.path)
-    store_of(NUMBERED_TEXTS, tmp_path / "store")
-    with pytest.raises(UsageError, match="made of something else"):
-        store_of(NUMBERED_TEXTS[1:], tmp_path / "store")
-    with pytest.raises(UsageError, match="made of something else"):
-        store_of(NUMBERED_TEXTS, tmp_path / "store", validation=0.1)
-    assert content_of(first.path) == before
-
-
-def write_columns(path: Path, text: str) -> Path:
-    path.write_text("".join(f'{{"text": "{text} {n}", "body": "other {n}"}}\n' for n in range(30)))
-    return path
-
-
-@pytest.mark.parametrize("is_finished", [True, False])
-def test_edited_texts_of_equal_size_another_column_and_folder_are_refused(tmp_path: Path, is_finished: bool) -> None:
-    """What is refused says what differs; names and sizes alone would find the same store."""
-    source = write_columns(tmp_path / "a.jsonl", "one")
-    out = tmp_path / "out"
-    if is_finished:
-        store_of_files(source, out)
-    else:
-        _interrupt_after(0, lambda: store_of_files(source, out))
-    with pytest.raises(UsageError, match=r"\(text columns text, now body\)"):
-        prepare_store([Files(source, "body")], BytesTokenizer(), out, rule=SplitRule(0.3))
-    os.utime(source)  # a file that was only touched is the same
-    write_columns(source, "two")
-    with pytest.raises(UsageError, match=r"\(a.jsonl has another content\)"):
-        store_of_files(source, out)
-    (tmp_path / "other").mkdir()
-    with pytest.raises(UsageError, match=r"\(a.jsonl has another content\)"):
-        store_of_files(write_columns(tmp_path / "other" / "a.jsonl", "six"), out)
-    store = store_of_files(write_columns(source, "one"), out)
-    assert sorted(texts_in(store)) == sorted(f"one {n}" for n in range(30))
-
-
-def test_an_unfinished_preparation_with_other_settings_is_refused(corpus: Path, tmp_path: Path) -> None:
-    _interrupt_after(1, lambda: store_of_files(corpus, tmp_path / "out"))
-    with pytest.raises(UsageError, match="other settings or sources"):
-        store_of_files(corpus, tmp_path / "out", validation=0.2)
-
-
 def test_a_preparation_under_way_is_not_disturbed(corpus: Path, tmp_path: Path) -> None:
     import fcntl
 
     out = tmp_path / "out"
-    _interrupt_after(1, lambda: store_of_files(corpus, out))
+    interrupt_after(1, lambda: store_of_files(corpus, out))
     with (out / ".preparing" / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(UsageError, match="being prepared by another process"):

@@ -3,6 +3,7 @@
 import gc
 import gzip
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from fromscratch.data.documents import DocumentRule, SplitRule, training_documen
 from fromscratch.errors import DataError, UsageError
 from fromscratch.sources import Files, PythonDocs, base, open_source, text_files
 from fromscratch.sources.base import InMemory, Unusable, usable
-from tests.command import refused
+from tests.command import refused, run_command
 from tests.data.helpers import store_of_files, texts_in, write_parquet
 
 TEXTS = [f"{number} " + "words " * (number % 50) for number in range(2_000)]
@@ -208,6 +209,26 @@ def test_b21_half_a_surrogate_pair_is_damage_and_a_whole_one_is_text(tmp_path: P
     assert texts_in(store) == ["whole \U0001f600", "\\ud83d is spelled"] and store.manifest.skipped == {"damaged": 1}
 
 
+@pytest.mark.parametrize("data", [b"\xed\xa0\xbd", b"\xed\xa0\xbd\xed\xb8\x80", b"caf\xe9"])
+def test_b21_lines_that_are_not_utf8_are_damage(tmp_path: Path, data: bytes) -> None:
+    """Half a surrogate pair as bytes, a whole one in two characters (CESU-8), and Latin-1."""
+    (tmp_path / "x.jsonl").write_bytes(b'{"text": "good"}\n{"text": "' + data + b'"}\n')
+    with pytest.raises(DataError, match=r"x.jsonl: the line at byte 17 is not UTF-8 text \(byte 1"):
+        store_of_files(tmp_path / "x.jsonl", tmp_path / "s", validation=0.0)
+    skipping = DocumentRule(skip_bad=True)
+    store = store_of_files(tmp_path / "x.jsonl", tmp_path / "s", validation=0.0, documents=skipping)
+    assert texts_in(store) == ["good"] and store.manifest.skipped == {"damaged": 1}
+
+
+def test_a_zstd_window_above_the_limit_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    line = b'{"text": "abc"}\n'
+    frame = bytes([0x28, 0xB5, 0x2F, 0xFD, 0x00, 18 << 3])  # magic number, flags, a window of 2**28 bytes
+    block = (len(line) << 3 | 1).to_bytes(3, "little")  # the last block, not compressed
+    (tmp_path / "x.jsonl.zst").write_bytes(frame + block + line)
+    with pytest.raises(DataError, match=r"x.jsonl.zst: .* window above 128 MiB: decompress it first"):
+        store_of_files(tmp_path / "x.jsonl.zst", tmp_path / "s")
+
+
 def test_a_bad_row_of_parquet_is_one_damaged_document(tmp_path: Path) -> None:
     """The column is text that is not UTF-8 in one row; the rows around it are kept."""
     values = [f"row {n}".encode() for n in range(1_000)]
@@ -266,6 +287,63 @@ def test_links_are_followed_and_what_is_left_out_is_told(tmp_path: Path) -> None
     for name, message in (("array.json", "convert it to JSON Lines"), ("table.csv", "convert it to parquet")):
         with pytest.raises(UsageError, match=message):
             store_of_files(folder / name, tmp_path / "u")
+
+
+def test_a_folder_leaves_out_json_files_without_the_key_and_tells_of_everything(tmp_path: Path) -> None:
+    folder = tmp_path / "posts"
+    folder.mkdir()
+    (folder / "a.md").write_text("words")
+    (folder / "empty.json").write_text("")
+    (folder / "settings.json").write_text('{"theme": "dark"}\n')
+    (folder / "gone.txt").symlink_to(tmp_path / "nowhere")
+    assert texts_in(store_of_files(folder, tmp_path / "s", validation=0.0)) == ["words"]
+    told = "left out 3 files (2 .json, 1 broken link; the first is empty.json)"
+    for verb in (("prepare", "--out", tmp_path / "t", "--workers", 1), ("stats",)):
+        done = run_command(
+            "data", *verb, folder, "--tokenizer", "bytes", "--quiet" if verb[0] == "prepare" else "--json"
+        )
+        assert done.code == 0 and told in done.err, done.err
+
+
+@pytest.mark.parametrize("name", ["lines.txt", "lines", "lines.data"])
+def test_json_lines_under_another_name_are_no_plain_text(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('\n{"text": "a"}\n{"text": "b"}\n')
+    with pytest.raises(UsageError, match=r"holds JSON Lines.*rename it to .jsonl"):
+        Files(tmp_path / name).parts()
+    (tmp_path / name).write_text('{"text": "a"}\nand prose\n')
+    assert read(tmp_path / name) == ['{"text": "a"}\nand prose\n']
+
+
+def test_a_folder_that_cannot_be_read_is_not_left_out_in_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "locked").mkdir()
+    (tmp_path / "a.txt").write_text("a")
+    original = os.scandir
+
+    def locked(path: Any) -> Any:
+        if Path(path).name == "locked":
+            raise PermissionError(13, "Permission denied", str(path))
+        return original(path)
+
+    monkeypatch.setattr(os, "scandir", locked)
+    with pytest.raises(UsageError, match=r"locked: cannot be read \(Permission denied\)"):
+        Files(tmp_path).parts()
+
+
+def test_a_lack_of_memory_is_not_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another attempt may have enough; as damaged input, the text would be skipped for ever."""
+    (tmp_path / "x.jsonl").write_text('{"text": "a"}\n')
+    write_parquet(tmp_path / "x.parquet", ["a"])
+
+    def fail(*_arguments: object, **_options: object) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr("fromscratch.sources.jsonl.lines_of", fail)
+    monkeypatch.setattr("fromscratch.sources.parquet._row_group_values", fail)
+    for name in ("x.jsonl", "x.parquet"):
+        with pytest.raises(MemoryError):
+            store_of_files(tmp_path / name, tmp_path / f"{name}-store", documents=DocumentRule(skip_bad=True))
 
 
 def test_documents_longer_than_the_limit_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

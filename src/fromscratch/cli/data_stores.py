@@ -57,6 +57,8 @@ def stats(
 
         opened = open_tokenizer(tokenizer)
         sources = [open_source(name, text_column=text_column) for name in what]
+        for left_out in filter(None, (source.left_out() for source in sources)):
+            note(left_out)
         rule = DocumentRule(skip_bad=skip_bad)
         found = source_statistics(sources, opened, context=context, top=top, documents=rule)
     if picture is not None:

@@ -53,4 +53,6 @@ def _number(value: int | None) -> str:
 
 def _split_rule(manifest: Manifest) -> str:
     share = manifest.split_rule.get("validation")
+    if manifest.split_rule.get("by") == "tail":
+        return "the end of the text, because there are few documents"
     return f"{share:.2%} of the documents, chosen by a hash of their text" if isinstance(share, float) else "unknown"

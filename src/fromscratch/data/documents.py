@@ -3,8 +3,8 @@
 import hashlib
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from fromscratch.errors import DataError
@@ -39,19 +39,25 @@ class SplitRule:
         """Returns the entry of the manifest."""
         return {"by": "document", "hash": "blake2b-64", "validation": self.validation}
 
+    def pieces(self, text: str, learnt: bytes) -> list[tuple[str, str]]:
+        """Divides a document: returns splits and texts.
 
-class HeldOutText(str):
-    """A document that is held out, whatever the rule."""
-
-    __slots__ = ()
+        Args:
+            learnt: the UTF-8 text that the document's ids give back. Texts with equal ids are one text to the model.
+        """
+        return [(self.split_of(learnt), text)]
 
 
 @dataclass(frozen=True)
 class TailRule(SplitRule):
-    """The end of a small corpus is held out: its documents are ``HeldOutText``."""
+    """The end of a corpus of few documents is held out."""
 
-    def split_of(self, document: str | bytes) -> str:
-        return TRAIN
+    tail: Mapping[bytes, int] = field(default_factory=dict)
+    """Documents of the tail by their digest, with the number of their first characters that stay in training."""
+
+    def pieces(self, text: str, learnt: bytes) -> list[tuple[str, str]]:
+        cut = self.tail.get(document_digest(learnt), len(text))
+        return [(split, piece) for split, piece in ((TRAIN, text[:cut]), (VALIDATION, text[cut:])) if piece]
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the entry of the manifest."""
@@ -97,9 +103,10 @@ class DocumentRule:
         return TOO_SHORT if len(document) < self.min_characters else ""
 
 
-def document_digest(document: str) -> bytes:
-    """Returns a hash of the text (BLAKE2b, 128 bits)."""
-    return hashlib.blake2b(document.encode("utf-8", "replace"), digest_size=DIGEST_BYTES).digest()
+def document_digest(document: str | bytes) -> bytes:
+    """Returns a hash of the text, or of its UTF-8 encoding (BLAKE2b, 128 bits)."""
+    data = document if isinstance(document, bytes) else document.encode("utf-8", "replace")
+    return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
 
 
 def training_documents(
@@ -117,6 +124,7 @@ def training_documents(
         for text in (documents or DocumentRule()).kept(documents_in(part), Counter()):
             if taken >= max_characters:
                 break
-            if not isinstance(text, HeldOutText) and rule.split_of(text) == TRAIN:
-                taken += len(text)
-                yield text
+            for split, piece in rule.pieces(text, text.encode("utf-8", "replace")):
+                if split == TRAIN:
+                    taken += len(piece)
+                    yield piece

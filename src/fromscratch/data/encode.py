@@ -6,7 +6,7 @@ where that file and the shards that it names exist.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fromscratch.data.deduplicate import drop_duplicates, read_duplicates
-from fromscratch.data.documents import DUPLICATE, SPLITS, VALIDATION, DocumentRule, HeldOutText, SplitRule
+from fromscratch.data.documents import DUPLICATE, SPLITS, DocumentRule, SplitRule
 from fromscratch.data.engines.base import DocumentEncoder, Record, Task
 from fromscratch.data.shards import ShardWriter, dtype_for
 from fromscratch.errors import DataError
@@ -50,13 +50,7 @@ class EncodePart:
         end = np.array([tokenizer.end_of_text], dtype=np.uint32)
         try:
             for batch in batch_documents(self._kept(task, skipped)):
-                encoded = tokenizer.encode_documents(batch)
-                returned = batch if tokenizer.is_lossless else tokenizer.decode_documents(encoded)
-                for text, given_back, ids in zip(batch, returned, encoded, strict=True):
-                    data = text.encode("utf-8", "replace")
-                    # texts with equal ids are one text to the model, so they are in one split
-                    learnt = data if given_back is text else given_back.encode()
-                    split = VALIDATION if isinstance(text, HeldOutText) else self.split_rule.split_of(learnt)
+                for split, data, learnt, ids in self._split(batch, tokenizer):
                     writers[split].add(np.concatenate([ids, end]), len(data))
                     altered += learnt != data
                     decoded_bytes[split] += len(learnt)
@@ -71,12 +65,33 @@ class EncodePart:
         write_atomically(_record_path(self.work, task.index), to_strict_json(record))
         return {"index": task.index, **record}
 
+    def _split(
+        self, texts: Sequence[str], tokenizer: DocumentEncoder
+    ) -> Iterator[tuple[str, bytes, bytes, NDArray[np.uint32]]]:
+        """Yields split, text, text that the ids give back, and ids of each document or piece of one."""
+        for text, data, learnt, ids in encoded(texts, tokenizer):
+            pieces = self.split_rule.pieces(text, learnt)
+            if len(pieces) == 1:
+                yield pieces[0][0], data, learnt, ids
+                continue
+            again = encoded([piece for _, piece in pieces], tokenizer)
+            yield from ((split, *piece[1:]) for (split, _), piece in zip(pieces, again, strict=True))
+
     def _kept(self, task: Task, skipped: Counter[str]) -> Iterator[str]:
         kept = self.documents.kept(documents_in(task.part), skipped)
         if not self.documents.deduplicate:
             return kept
         duplicates = read_duplicates(self.work, task.index)
         return drop_duplicates(kept, duplicates, on_skip=lambda: skipped.update([DUPLICATE]))
+
+
+def encoded(texts: Sequence[str], tokenizer: DocumentEncoder) -> Iterator[tuple[str, bytes, bytes, NDArray[np.uint32]]]:
+    """Yields each text, its UTF-8 encoding, that of the text that its ids give back, and its ids."""
+    ids_of_texts = tokenizer.encode_documents(texts)
+    returned = texts if tokenizer.is_lossless else tokenizer.decode_documents(ids_of_texts)
+    for text, given_back, ids in zip(texts, returned, ids_of_texts, strict=True):
+        data = text.encode("utf-8", "replace")
+        yield text, data, data if given_back is text else given_back.encode(), ids
 
 
 def _record_path(work: Path, index: int) -> Path:

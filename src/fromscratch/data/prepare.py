@@ -7,7 +7,7 @@ last, from all parts in order. A process that is killed loses only its unfinishe
 
 import fcntl
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from fromscratch.data.shards import dtype_for
 from fromscratch.data.store import STORE_FORMAT, TOKENIZER_FOLDER, TokenStore, open_store
 from fromscratch.errors import DataError, UsageError
 from fromscratch.files import MANIFEST, flush_folder, read_json_object, to_strict_json, write_atomically
-from fromscratch.sources.base import DamagedFile, Source
+from fromscratch.sources.base import DAMAGED, DamagedFile, Source
 
 __all__ = ["VALIDATION", "SplitRule", "prepare_store", "training_documents"]
 
@@ -78,17 +78,19 @@ def prepare_store(
     checksums = Checksums(work / CHECKSUMS)
     plan = make_plan(sources, tokenizer, rule, kept, tasks, checksums)
     if (out / MANIFEST).exists():
-        return _open_finished(out, plan)
+        return _open_finished(out, plan, kept)
     _raise_if_damaged(tasks, kept)
     with _locked(_make_work_folder(out)):
         _check_plan(out, plan)
         checksums.save(work / CHECKSUMS)
         done = {task.index: record for task in tasks if (record := read_finished_part(out, work, task.index))}
+        _check_skipped(out, (record["skipped"] for record in done.values()), kept)
         check_disk_space(out, [task for task in tasks if task.index not in done], tokenizer)
         tokenizer.save(work / TOKENIZER_FOLDER)
         job = EncodePart(out, work, rule, kept)
         with (engine or InProcess(tokenizer)).started(work / TOKENIZER_FOLDER) as run_job:
             done |= _encode(run_job, tasks, done, job, observer or PreparationObserver())
+        checksums.check_unchanged()
         _write_manifest(out, plan, [done[task.index] for task in tasks], dtype_for(tokenizer.vocab_size))
     shutil.rmtree(work)
     return open_store(out)
@@ -122,7 +124,7 @@ def _find_duplicates(run_job: RunJob, tasks: list[Task], job: EncodePart) -> Non
     mark_duplicates(job.work, len(tasks))
 
 
-def _open_finished(out: Path, plan: dict[str, Any]) -> TokenStore:
+def _open_finished(out: Path, plan: dict[str, Any], kept: DocumentRule) -> TokenStore:
     """Opens the finished store, and removes a work folder that was left. Raises UsageError for another plan."""
     manifest = read_json_object(out / MANIFEST)
     if manifest.get("plan_sha256") not in (hash_of(plan), earlier_hash_of(plan)):
@@ -131,8 +133,20 @@ def _open_finished(out: Path, plan: dict[str, Any]) -> TokenStore:
             f"{out}: already a finished store, made of something else{f' ({what})' if what else ''}; choose another "
             "--out, or delete it"
         )
+    store = open_store(out)
+    _check_skipped(out, [store.manifest.skipped], kept)
     shutil.rmtree(out / WORK_FOLDER, ignore_errors=True)
-    return open_store(out)
+    return store
+
+
+def _check_skipped(out: Path, skipped: Iterable[dict[str, int]], kept: DocumentRule) -> None:
+    """Raises UsageError where damaged input was skipped that this command does not skip."""
+    damaged = sum(counts.get(DAMAGED, 0) for counts in skipped)
+    if damaged and not kept.skip_bad:
+        raise UsageError(
+            f"{out}: made with --skip-bad, which left out {damaged:,} damaged documents or files; give --skip-bad, or "
+            "repair them and choose another --out"
+        )
 
 
 def _raise_if_damaged(tasks: list[Task], rule: DocumentRule) -> None:

@@ -1,57 +1,111 @@
-"""Holds out the end of a small corpus, in which a hash would hold out no document, or all of them."""
+"""Holds out the end of a corpus of few documents, where a hash would hold out no document, or all of them."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
-from fromscratch.data.documents import TRAIN, DocumentRule, HeldOutText, SplitRule, TailRule
-from fromscratch.sources.base import Document, InMemory, Source, documents_in
+from fromscratch.data.documents import SPLITS, DocumentRule, SplitRule, TailRule, document_digest
+from fromscratch.data.encode import encoded
+from fromscratch.data.engines.base import DocumentEncoder
+from fromscratch.sources.base import Part, Source, documents_in
 
-MAX_BYTES = 16 << 20  # a larger corpus has enough documents
-MIN_SHARE = 0.1
+MAX_DOCUMENTS = 100_000  # more are not few, whatever the share
+MIN_SHARE, MAX_RAISED_CHARACTERS = 0.1, 1 << 20
+"""A tail is at least a tenth of the text, or a million characters where that is less."""
 BREAKS = ("\n\n", "\n", ". ", " ")
+
+Learnt = Callable[[str], bytes]
+
+
+@dataclass(frozen=True)
+class _Document:
+    part: Part
+    characters: int
+    digest: bytes
 
 
 def hold_out_tail(
-    sources: Sequence[Source], rule: SplitRule, documents: DocumentRule
-) -> tuple[Sequence[Source], SplitRule, str]:
-    """Returns sources and rule of a preparation, with a held-out tail where the rule leaves a split empty.
+    sources: Sequence[Source], rule: SplitRule, documents: DocumentRule, tokenizer: DocumentEncoder | None = None
+) -> tuple[SplitRule, str]:
+    """Returns the rule of a preparation: one that holds out a tail where the given rule leaves a split empty.
+
+    Reads documents until both splits have one, so of most corpora only the beginning.
+
+    Args:
+        tokenizer: what encodes the documents; by default one that gives every text back.
 
     Returns:
-        The sources, the rule, and a sentence for the user; it is empty where nothing was changed.
+        The rule, and a sentence for the user; it is empty where the rule is the given one.
+
+    Raises:
+        DataError: damaged input, unless it is skipped.
     """
+
+    def learnt(text: str) -> bytes:
+        if tokenizer is None or tokenizer.is_lossless:
+            return text.encode("utf-8", "replace")
+        return next(encoded([text], tokenizer))[2]
+
     parts = [part for source in sources for part in source.parts()]
-    if rule.validation == 0 or isinstance(rule, TailRule) or sum(part.text_bytes for part in parts) > MAX_BYTES:
-        return sources, rule, ""
-    corpora = [[text for part in source.parts() for text in documents_in(part)] for source in sources]
-    splits = Counter(rule.split_of(text) for texts in corpora for text in documents.kept(texts, Counter()))
-    if len(splits) == len((TRAIN, "validation")) or not splits:
-        return sources, rule, ""
-    share = max(rule.validation, MIN_SHARE)
-    total = sum(len(text) for texts in corpora for text in texts if isinstance(text, str))
-    held_out = _mark_tail(corpora, round(total * share))
-    marked = [InMemory(source.description, tuple(texts)) for source, texts in zip(sources, corpora, strict=True)]
-    note = (
-        f"the corpus has only {splits.total():,} documents, too few to hold out whole ones: its last {held_out:,} "
+    found = _few_documents(parts, rule, documents, learnt) if rule.validation else []
+    if not found:
+        return rule, ""
+    total = sum(document.characters for document in found)
+    share = max(rule.validation, min(MIN_SHARE, MAX_RAISED_CHARACTERS / total))
+    tail, held_out = _choose_tail(found, documents, learnt, min(max(1, round(total * share)), total - 1))
+    return TailRule(share, tail), (
+        f"the corpus has only {len(found):,} documents, too few to hold out whole ones: its last {held_out:,} "
         f"of {total:,} characters ({held_out / total:.0%}) are the validation split"
+        if held_out
+        else f"the corpus has only {len(found):,} documents, and no text that could be held out and occurs once: the "
+        "validation split is empty"
     )
-    return marked, TailRule(share), note
 
 
-def _mark_tail(corpora: list[list[Document]], characters: int) -> int:
-    """Replaces the last texts by ``HeldOutText``, and cuts the one at the border in two; returns their characters."""
-    held_out = 0
-    for texts in reversed(corpora):
-        for index in range(len(texts) - 1, -1, -1):
-            missing, text = characters - held_out, texts[index]
-            if missing <= 0:
-                return held_out
-            if not isinstance(text, str):
-                continue
-            cut = 0 if len(text) <= missing else _cut(text, len(text) - missing)
-            tail = HeldOutText(text[cut:])
-            texts[index : index + 1] = [text[:cut], tail] if cut else [tail]
-            held_out += len(tail)
-    return held_out
+def _few_documents(parts: list[Part], rule: SplitRule, documents: DocumentRule, learnt: Learnt) -> list[_Document]:
+    """Lists the documents of a corpus of which the rule leaves a split empty; returns none for any other corpus."""
+    found, splits, seen = list[_Document](), set[str](), set[bytes]()
+    for part in parts:
+        for text in documents.kept(documents_in(part), Counter()):
+            if documents.deduplicate:
+                if (digest := document_digest(text)) in seen:
+                    continue
+                seen.add(digest)
+            data = learnt(text)
+            splits.add(rule.split_of(data))
+            found.append(_Document(part, len(text), document_digest(data)))
+            if len(splits) == len(SPLITS) or len(found) > MAX_DOCUMENTS:
+                return []
+    return found
+
+
+def _choose_tail(
+    found: list[_Document], documents: DocumentRule, learnt: Learnt, characters: int
+) -> tuple[dict[bytes, int], int]:
+    """Chooses the last documents, and cuts the one at the border; returns the ``TailRule.tail`` and its characters.
+
+    Skips what would be in both splits: documents that occur again, and a cut whose pieces do.
+    """
+    counts = Counter(document.digest for document in found)
+    tail, held_out = dict[bytes, int](), 0
+    for document in reversed(found):
+        missing = characters - held_out
+        if missing <= 0:
+            break
+        if counts[document.digest] > 1:
+            continue
+        if document.characters <= missing:
+            tail[document.digest] = 0
+            held_out += document.characters
+            continue
+        kept = documents.kept(documents_in(document.part), Counter())
+        text = next(text for text in kept if document_digest(learnt(text)) == document.digest)
+        cut = _cut(text, len(text) - missing)
+        digests = {document_digest(learnt(piece)) for piece in (text[:cut], text[cut:])}
+        if len(digests) == len(SPLITS) and counts.keys().isdisjoint(digests):
+            tail[document.digest] = cut
+            return tail, held_out + len(text) - cut
+    return tail, held_out
 
 
 def _cut(text: str, position: int) -> int:

@@ -11,7 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
-from fromscratch.errors import DataError, FromScratchError
+from fromscratch.errors import DataError, FromScratchError, UsageError
 
 PARTS_PER_FILE = 16
 MIN_PART_BYTES, MAX_PART_BYTES = 3 << 20, 64 << 20
@@ -29,13 +29,14 @@ class Unusable:
     """A sentence for the user where the input is damaged; empty where the text is merely absent."""
 
 
+DAMAGED = "damaged"
 NULL, TOO_LONG = Unusable("null"), Unusable("too long")
 Document = str | Unusable
 
 
 def damaged(error: str) -> Unusable:
     """Returns the stand-in for damaged input."""
-    return Unusable("damaged", error)
+    return Unusable(DAMAGED, error)
 
 
 class Part(Protocol):
@@ -61,7 +62,7 @@ def documents_in(part: Part) -> Iterator[Document]:
     """Yields the documents of a part; whatever the library that reads it raises becomes damaged input."""
     try:
         yield from part.documents()
-    except FromScratchError:
+    except (FromScratchError, MemoryError):  # another attempt may have enough memory
         raise
     except Exception as error:
         yield damaged(f"{part.name}: cannot be read ({first_line(error)})")
@@ -157,13 +158,21 @@ def byte_ranges(name: str, size: int, step: int) -> Iterator[tuple[str, int, int
 
 
 def files_below(folder: Path) -> list[Path]:
-    """Lists the files below a folder by name, without hidden ones. Follows links, but reads no folder twice."""
+    """Lists the files below a folder by name, without hidden ones. Follows links, but reads no folder twice.
+
+    Raises:
+        UsageError: a folder cannot be read.
+    """
     found, seen = list[Path](), set[Path]()
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    for parent, folders, names in os.walk(folder, onerror=_raise_unreadable, followlinks=True):
         if (real := Path(parent).resolve()) in seen:
             folders.clear()
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found += [Path(parent, name) for name in names if not name.startswith(".")]
-    return sorted((path for path in found if path.is_file()), key=lambda path: path.relative_to(folder).as_posix())
+    return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+
+
+def _raise_unreadable(error: OSError) -> None:
+    raise UsageError(f"source {error.filename}: cannot be read ({error.strerror}); change its permissions") from error

@@ -27,8 +27,10 @@ class Files:
     def parts(self) -> list[Part]:
         """Lists the parts of every file. Raises UsageError where there is nothing to read."""
         if self.path.is_file():
+            if is_table(self.path) or (_is_json(self.path) and jsonl.holds_json_lines(self.path)):
+                return table_parts(self.path, self.path.name, self.text_column)
             check_text_file(self.path)
-            return table_parts(self.path, self.path.name, self.text_column) or text_files.long_text_parts(self.path)
+            return text_files.long_text_parts(self.path)
         if not self.path.is_dir():
             raise UsageError(f"source {self.path}: no such file or folder")
         tables, texts, others = self._sorted_files()
@@ -52,37 +54,52 @@ class Files:
         """Returns the files of rows or lines, the text files, and the others."""
         tables, texts, others = list[Path](), list[Path](), list[Path]()
         for path in files_below(self.path):
-            is_text = path.suffix.lower() in text_files.SUFFIXES
-            (tables if is_table(path) else texts if is_text else others).append(path)
+            if not path.is_file():
+                others.append(path)
+            elif is_table(path) or (_is_json(path) and jsonl.holds_json_lines(path, key=self.text_column)):
+                tables.append(path)
+            else:
+                (texts if path.suffix.lower() in text_files.SUFFIXES else others).append(path)
         return tables, texts, others
 
 
 def is_table(path: Path) -> bool:
-    """Returns whether a file holds one document per row or line."""
-    suffix = path.suffix.lower()
-    return suffix == PARQUET_SUFFIX or jsonl.is_json_lines(path) or (suffix == ".json" and jsonl.holds_json_lines(path))
+    """Returns whether the name of a file says that it holds one document per row or line."""
+    return path.suffix.lower() == PARQUET_SUFFIX or jsonl.is_json_lines(path)
+
+
+def _is_json(path: Path) -> bool:
+    return path.suffix.lower() == ".json"
 
 
 def check_text_file(path: Path) -> None:
     """Raises UsageError for a file whose content is no text of documents, although it can be read as text."""
-    suffix = path.suffix.lower()
-    if suffix == ".json" and not is_table(path):
+    if _is_json(path):
         raise UsageError(
             f"source {path}: a JSON file, not one object per line; convert it to JSON Lines "
             "(jq -c '.[]' FILE.json > FILE.jsonl)"
         )
-    if suffix in (".csv", ".tsv"):
+    if jsonl.holds_json_lines(path):
+        raise UsageError(
+            f"source {path}: holds JSON Lines, and would be read as plain text because of its name; rename it to .jsonl"
+        )
+    if path.suffix.lower() in (".csv", ".tsv"):
         raise UsageError(f"source {path}: a table; convert it to parquet or JSON Lines with a column of text")
 
 
 def _list(files: list[Path]) -> str:
-    kinds = Counter(path.suffix.lower() or "no suffix" for path in files)
+    kinds = Counter(_kind(path) for path in files)
     found = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common(MAX_KINDS))
     return f"{len(files)} file{'s' if len(files) > 1 else ''} ({found}; the first is {files[0].name})"
 
 
+def _kind(path: Path) -> str:
+    if not path.is_file():
+        return "broken link" if path.is_symlink() else "special file"
+    return path.suffix.lower() or "no suffix"
+
+
 def table_parts(path: Path, name: str, text_column: str) -> list[Part]:
-    """Divides a file of rows or lines; returns no parts for any other file."""
-    if path.suffix.lower() == PARQUET_SUFFIX:
-        return parquet_parts(path, name, text_column)
-    return jsonl.json_lines_parts(path, name, text_column) if is_table(path) else []
+    """Divides a file of rows or lines."""
+    divide = parquet_parts if path.suffix.lower() == PARQUET_SUFFIX else jsonl.json_lines_parts
+    return divide(path, name, text_column)

@@ -4,6 +4,7 @@ A plain file is divided into ranges of bytes; a part reads the lines that begin 
 compressed file is one part, because it can only be read from its beginning.
 """
 
+import codecs
 import gzip
 import json
 import re
@@ -22,7 +23,7 @@ from fromscratch.sources.lines import LineTooLongError, Readable, lines_of
 
 SUFFIXES = (".jsonl", ".ndjson")
 COMPRESSED_SUFFIXES = {".gz": "gzip", ".zst": "zstd"}
-SNIFFED_LINES = 3
+SNIFFED_BYTES, SNIFFED_LINES = 1_024, 3
 TYPICAL_COMPRESSION = 3  # ratio for English text; only for progress and disk space
 READ_ERRORS = (OSError, EOFError, zlib.error, LineTooLongError, pa.ArrowException)
 SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -65,7 +66,9 @@ class JsonLinesPart:
             return base.TOO_LONG
         where = f"{self.path}: the line at byte {offset:,}"
         try:
-            record = json.loads(line)
+            record = json.loads(line.decode("utf-8-sig"))
+        except UnicodeDecodeError as error:
+            return damaged(f"{where} is not UTF-8 text (byte {error.start:,} of it)")
         except (ValueError, RecursionError) as error:
             return damaged(f"{where} is not valid JSON ({error})")
         if not isinstance(record, dict) or self.key not in record:
@@ -97,11 +100,15 @@ def is_json_lines(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES
 
 
-def holds_json_lines(path: Path) -> bool:
-    """Returns whether a file named ``.json`` holds one object per line."""
-    with suppress(OSError, ValueError, LineTooLongError), path.open("rb") as file:
-        lines = (line for _, line in lines_of(file) if line.strip())
-        return all(isinstance(json.loads(line), dict) for line in islice(lines, SNIFFED_LINES))
+def holds_json_lines(path: Path, *, key: str | None = None) -> bool:
+    """Returns whether the first lines of a file are objects, one of them with the key, whatever the file's name."""
+    with suppress(OSError, ValueError, RecursionError), path.open("rb") as file:
+        if not file.read(SNIFFED_BYTES).removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"{"):
+            return False
+        file.seek(0)
+        lines = (line.decode("utf-8-sig") for _, line in lines_of(file) if line.strip())
+        records = [json.loads(line) for line in islice(lines, SNIFFED_LINES)]
+        return all(isinstance(record, dict) for record in records) and any(key in (None, *record) for record in records)
     return False
 
 

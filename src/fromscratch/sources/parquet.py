@@ -53,7 +53,9 @@ class ParquetPart:
             for value in _cursor_at(self.path, group, self.column, begin).values(begin, end):
                 row += 1
                 yield _text(value, f"{self.path}: row {row - 1:,} of row group {group}")
-        except (OSError, ValueError, KeyError, pa.ArrowException, DataError) as error:
+        except MemoryError:  # another attempt may have enough
+            raise
+        except Exception as error:
             _last_cursor.clear()
             problem = damaged(f"{self.path}: cannot be read in {self.name}, from row {row:,} ({first_line(error)})")
             yield from repeat(problem, end - row)

@@ -69,10 +69,13 @@ class PythonDocsPart:
     roots: tuple[Path, ...]
     name: str = "python-docs"
     text_bytes: int = 0
-    files: tuple[Path, ...] = ()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return tuple(_files_below(self.roots))
 
     def documents(self) -> Iterator[Document]:
-        return unique(_documents_below(self.roots))
+        return unique(text for path in self.files for text in documents_in(path))
 
 
 def installed_packages(site_packages: Path) -> list[str]:
@@ -80,11 +83,11 @@ def installed_packages(site_packages: Path) -> list[str]:
     return sorted(entry.parent.name for entry in site_packages.glob("*/__init__.py"))
 
 
-def _documents_below(roots: Iterable[Path]) -> Iterator[str]:
+def _files_below(roots: Iterable[Path]) -> Iterator[Path]:
     for root in roots:
         for path in sorted(root.rglob("*.py")):
-            if not SKIPPED_FOLDERS.intersection(path.relative_to(root).parts[:-1]):
-                yield from documents_in(path)
+            if path.is_file() and not SKIPPED_FOLDERS.intersection(path.relative_to(root).parts[:-1]):
+                yield path
 
 
 def documents_in(path: Path) -> Iterator[str]:

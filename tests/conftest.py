@@ -56,6 +56,12 @@ def _own_data_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]
         yield
 
 
+@pytest.fixture(autouse=True)
+def _no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables have any width, as in a pipe: pytest-xdist sets the width of its own output in the environment."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 @contextmanager
 def drawn_charts() -> Iterator[None]:
     """Trainings in this block draw their charts."""

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from fromscratch import __version__
-from fromscratch.cli import bench, chat, data, evaluate, fit, generate, publish, quickstart, runs, train
+from fromscratch.cli import bench, chat, data, evaluate, fit, generate, plan, publish, quickstart, runs, train
 from fromscratch.cli.output import printable, protect_standard_streams
 from fromscratch.errors import EXIT_CRASH, EXIT_INTERRUPTED, FromScratchError
 from fromscratch.processes.parent import watch_launcher
@@ -48,6 +48,7 @@ def common(
 
 app.command(name="quickstart")(quickstart.quickstart)
 app.add_typer(data.app, name="data")
+app.command(name="plan")(plan.plan)
 app.command(name="train")(train.train)
 app.command(name="fit")(fit.fit)
 app.command(name="bench")(bench.bench)

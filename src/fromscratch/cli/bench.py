@@ -77,8 +77,7 @@ def bench(
     cases = cases_for(micro_batches=sizes, precisions=wanted, compiled=both if compiled is None else [compiled])
     if reference:
         cases += reference_cases(hardware, sizes)
-    peak = PeakFlops(hardware)
-    on_progress = partial(note, quiet=quiet)
+    peak, on_progress = PeakFlops(hardware), partial(note, quiet=quiet)
     measured = measure(workload, cases, hardware, steps=steps, rounds=rounds, peak=peak, on_progress=on_progress)
     rows = [summarise(measurement, workload, peak) for measurement in measured]
     keep_speeds(workload, hardware, rows)

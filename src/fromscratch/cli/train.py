@@ -32,6 +32,14 @@ AllowedChanges = Annotated[
     list[str] | None,
     typer.Option("--allow-change", metavar="KEY", help="Continue with another value of a key; repeatable."),
 ]
+PricePerHour = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        envvar="FROMSCRATCH_DOLLARS_PER_HOUR",
+        help="Price of all machines of the run together, for 'fromscratch runs cost'.",
+    ),
+]
 ProfiledSteps = Annotated[
     int | None, typer.Option(min=1, metavar="STEPS", help="Write a Chrome trace of this number of steps into the run.")
 ]
@@ -53,6 +61,7 @@ def train(
     allow_change: AllowedChanges = None,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
+    dollars_per_hour: PricePerHour = None,
 ) -> None:
     """Train a model, or continue a stopped run.
 
@@ -62,14 +71,14 @@ def train(
     Example: fromscratch train baseline.toml --set train.seed=7 --name baseline-7
     """
     from fromscratch.processes.launcher import is_launched, launch
-    from fromscratch.processes.parent import PARENT
-    from fromscratch.processes.restarts import may_restart
     from fromscratch.processes.world import started_rank
     from fromscratch.runs.directory import RunDirectory, check_run_name
+    from fromscratch.session.billing import Billing
     from fromscratch.session.placement import MachineOptions, place_run
     from fromscratch.session.plan import plan_run
     from fromscratch.session.run import run_training
 
+    billing = Billing(dollars_per_hour)
     path = runs_dir / check_run_name(runfile.stem if name is None else name)
     plan = plan_run(runfile, overrides)
     machine = MachineOptions(device, micro_batch, compile_model, activation_checkpointing)
@@ -83,12 +92,27 @@ def train(
     is_main = started_rank() == 0
     if is_main:
         introduce(plan, placement, path, fresh=fresh, quiet=quiet)
-    observers, allowed = make_observers(path, profile, quiet=quiet), allow_change or ()
     summary = run_training(
-        plan, path, placement, observers=observers, fresh=fresh, stop_after=stop_after, allowed_changes=allowed
+        plan,
+        path,
+        placement,
+        observers=make_observers(path, profile, quiet=quiet),
+        fresh=fresh,
+        stop_after=stop_after,
+        allowed_changes=allow_change or (),
+        billing=billing,
     )
     if is_main:
         report(summary, as_json=as_json)
+    end_command(summary, path, stop_after, is_main=is_main, quiet=quiet)
+
+
+def end_command(summary: "RunSummary", path: Path, stop_after: int | None, *, is_main: bool, quiet: bool) -> None:
+    """Says what a session without steps or a stopped one means, and exits with its code."""
+    from fromscratch.processes.launcher import is_launched
+    from fromscratch.processes.parent import PARENT
+    from fromscratch.processes.restarts import may_restart
+
     if summary.outcome == "done" and summary.first_step == summary.num_steps:
         note(
             f"{path}: is finished, all {summary.num_steps:,} steps were taken before; no step was taken now. "

@@ -6,7 +6,21 @@ from typing import Annotated
 import typer
 
 from fromscratch import __version__
-from fromscratch.cli import bench, chat, costs, data, evaluate, fit, generate, plan, publish, quickstart, runs, train
+from fromscratch.cli import (
+    bench,
+    chat,
+    compare,
+    costs,
+    data,
+    evaluate,
+    fit,
+    generate,
+    plan,
+    publish,
+    quickstart,
+    runs,
+    train,
+)
 from fromscratch.cli.output import printable, protect_standard_streams
 from fromscratch.errors import EXIT_CRASH, EXIT_INTERRUPTED, FromScratchError
 from fromscratch.processes.parent import watch_launcher
@@ -55,6 +69,7 @@ app.command(name="bench")(bench.bench)
 app.add_typer(evaluate.app, name="eval")
 runs.app.command(name="cost")(costs.cost)
 app.add_typer(runs.app, name="runs")
+app.command(name="compare")(compare.compare)
 app.command(name="generate")(generate.generate)
 app.command(name="chat")(chat.chat)
 app.command(name="import")(publish.import_model)

@@ -13,6 +13,7 @@ from fromscratch.cli import (
     costs,
     data,
     evaluate,
+    export,
     fit,
     generate,
     plan,
@@ -68,6 +69,7 @@ app.command(name="fit")(fit.fit)
 app.command(name="bench")(bench.bench)
 app.add_typer(evaluate.app, name="eval")
 runs.app.command(name="cost")(costs.cost)
+runs.app.command(name="export")(export.export)
 app.add_typer(runs.app, name="runs")
 app.command(name="compare")(compare.compare)
 app.command(name="generate")(generate.generate)

@@ -96,7 +96,7 @@ def train(
         plan,
         path,
         placement,
-        observers=make_observers(path, profile, quiet=quiet),
+        observers=make_observers(plan, path, profile, quiet=quiet),
         fresh=fresh,
         stop_after=stop_after,
         allowed_changes=allow_change or (),
@@ -135,12 +135,15 @@ def describe_stop(summary: "RunSummary", stop_after: int | None) -> str:
     return f"{where} because of --stop-after {stop_after}{taken}; to continue, leave it out or give a higher step"
 
 
-def make_observers(path: Path, profiled_steps: int | None, *, quiet: bool) -> "list[Observer]":
-    """Returns the observers: terminal output unless ``quiet``, and the profiler if requested."""
+def make_observers(plan: "PlannedRun", path: Path, profiled_steps: int | None, *, quiet: bool) -> "list[Observer]":
+    """Returns the observers: terminal output unless ``quiet``, other tools, and the profiler if requested."""
+    from fromscratch.runs.directory import RunDirectory
+    from fromscratch.session.reporting import reporters
     from fromscratch.training.observers import terminal_observer
     from fromscratch.training.profiling import TRACE_FILE, StepProfiler
 
     observers: list[Observer] = [] if quiet else [terminal_observer()]
+    observers += reporters(plan.config.train.report_to, RunDirectory(path), lambda text: note(f"notice: {text}"))
     if profiled_steps is not None:
         observers.append(StepProfiler(path / TRACE_FILE, profiled_steps))
     return observers

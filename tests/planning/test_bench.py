@@ -166,7 +166,10 @@ def test_the_picture_is_drawn_without_what_failed(tmp_path: Path) -> None:
     assert (tmp_path / "speed.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_the_verb_prints_a_table_predicts_hours_and_writes_json(tmp_path: Path) -> None:
+def test_the_verb_prints_a_table_predicts_hours_and_writes_json(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FROMSCRATCH_HOME", str(tmp_path / "home"))
     file = write_run_file(tmp_path)
     command = ("bench", file, "--micro-batch", "4", "--steps", "1")
     done = run_command(*command, "--json", "--reference")
@@ -175,6 +178,8 @@ def test_the_verb_prints_a_table_predicts_hours_and_writes_json(tmp_path: Path) 
     assert all(row["tokens_per_second"] > 0 and 0 < row["mfu"] < 1 for row in facts["rows"])
     assert all(row["peak_memory_bytes"] > 2**20 and row["error"] is None for row in facts["rows"])
     assert facts["predicted_hours"] == pytest.approx(20 * 8 * 16 / facts["rows"][0]["tokens_per_second"] / 3600)
+    (planned,) = json.loads(run_command("plan", file, "--machine", "here", "--json").out)["machines"]
+    assert planned["is_measured"] and planned["hours"] == pytest.approx(facts["predicted_hours"])
     refused(*command, "--precision", "int3", code=2, says="--precision int3")
 
 

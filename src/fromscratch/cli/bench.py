@@ -1,5 +1,6 @@
 """``fromscratch bench``."""
 
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,6 +11,7 @@ from fromscratch.cli.options import DeviceOption, JsonFlag, Overrides, PictureOp
 from fromscratch.cli.output import note, print_json
 
 if TYPE_CHECKING:
+    from fromscratch.machine.hardware import Hardware
     from fromscratch.planning.bench import Row, Workload
     from fromscratch.session.plan import PlannedRun
 
@@ -76,10 +78,10 @@ def bench(
     cases = cases_for(micro_batches=sizes, precisions=wanted, compiled=both if compiled is None else [compiled])
     if reference:
         cases += reference_cases(hardware, sizes)
-    peak = PeakFlops(hardware)
-    on_progress, often = partial(note, quiet=quiet), {"steps": steps, "rounds": rounds}
-    measured = measure(workload, cases, hardware, **often, peak=peak, on_progress=on_progress)
+    peak, on_progress = PeakFlops(hardware), partial(note, quiet=quiet)
+    measured = measure(workload, cases, hardware, steps=steps, rounds=rounds, peak=peak, on_progress=on_progress)
     rows = [summarise(measurement, workload, peak) for measurement in measured]
+    keep_speeds(workload, hardware, rows)
     conditions = {
         **hardware.to_dict(),
         "parameters": workload.parameters,
@@ -134,6 +136,16 @@ def default_workload(device_type: str) -> Any:
 
     preset, vocab_size = ("gpt2-small", GPT2_VOCABULARY) if device_type == "cuda" else ("laptop-small", 2_048)
     return Workload(GPTConfig.model_validate({"preset": preset, "vocab_size": vocab_size}), TrainConfig())
+
+
+def keep_speeds(workload: "Workload", hardware: "Hardware", rows: "list[Row]") -> None:
+    """Keeps the speeds for ``fromscratch plan``; says so if the data folder is not writable."""
+    from fromscratch.planning.speeds import record_speed, speeds_file
+
+    try:
+        record_speed(workload, hardware, rows, date=date.today().isoformat())
+    except OSError as error:
+        note(f"notice: the speeds are not kept for 'fromscratch plan': {speeds_file()}: {error.strerror}")
 
 
 def predicted_hours(plan: "PlannedRun | None", rows: "list[Row]", *, devices: int) -> float | None:

@@ -7,7 +7,23 @@ from typing import Annotated
 import typer
 
 from fromscratch import __version__
-from fromscratch.cli import bench, chat, data, evaluate, fit, generate, publish, quickstart, runs, study, train
+from fromscratch.cli import (
+    bench,
+    chat,
+    compare,
+    costs,
+    data,
+    evaluate,
+    export,
+    fit,
+    generate,
+    plan,
+    publish,
+    quickstart,
+    runs,
+    study,
+    train,
+)
 from fromscratch.cli.output import NoticeHandler, printable, protect_standard_streams
 from fromscratch.errors import EXIT_CRASH, EXIT_INTERRUPTED, FromScratchError
 from fromscratch.processes.parent import watch_launcher
@@ -49,12 +65,16 @@ def common(
 
 app.command(name="quickstart")(quickstart.quickstart)
 app.add_typer(data.app, name="data")
+app.command(name="plan")(plan.plan)
 app.command(name="train")(train.train)
 app.command(name="fit")(fit.fit)
 app.command(name="bench")(bench.bench)
 app.add_typer(evaluate.app, name="eval")
 app.add_typer(study.app, name="study")
+runs.app.command(name="cost")(costs.cost)
+runs.app.command(name="export")(export.export)
 app.add_typer(runs.app, name="runs")
+app.command(name="compare")(compare.compare)
 app.command(name="generate")(generate.generate)
 app.command(name="chat")(chat.chat)
 app.command(name="import")(publish.import_model)

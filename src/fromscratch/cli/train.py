@@ -34,6 +34,14 @@ AllowedChanges = Annotated[
     list[str] | None,
     typer.Option("--allow-change", metavar="KEY", help="Continue with another value of a key; repeatable."),
 ]
+PricePerHour = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        envvar="FROMSCRATCH_DOLLARS_PER_HOUR",
+        help="Price of all machines of the run together, for 'fromscratch runs cost'.",
+    ),
+]
 ProfiledSteps = Annotated[
     int | None, typer.Option(min=1, metavar="STEPS", help="Write a Chrome trace of this number of steps into the run.")
 ]
@@ -55,6 +63,7 @@ def train(
     allow_change: AllowedChanges = None,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
+    dollars_per_hour: PricePerHour = None,
 ) -> None:
     """Train a model, or continue a stopped run.
 
@@ -64,14 +73,14 @@ def train(
     Example: fromscratch train baseline.toml --set train.seed=7 --name baseline-7
     """
     from fromscratch.processes.launcher import is_launched, launch
-    from fromscratch.processes.parent import PARENT
-    from fromscratch.processes.restarts import may_restart
     from fromscratch.processes.world import started_rank
     from fromscratch.runs.directory import RunDirectory, check_run_name
+    from fromscratch.session.billing import Billing
     from fromscratch.session.placement import MachineOptions, place_run
     from fromscratch.session.plan import plan_run
     from fromscratch.session.run import run_training
 
+    billing = Billing(dollars_per_hour)
     path = runs_dir / check_run_name(runfile.stem if name is None else name)
     plan = plan_run(runfile, overrides)
     machine = MachineOptions(device, micro_batch, compile_model, activation_checkpointing)
@@ -85,12 +94,27 @@ def train(
     is_main = started_rank() == 0
     if is_main:
         introduce(plan, placement, path, fresh=fresh, quiet=quiet)
-    observers, allowed = make_observers(path, profile, quiet=quiet), allow_change or ()
     summary = run_training(
-        plan, path, placement, observers=observers, fresh=fresh, stop_after=stop_after, allowed_changes=allowed
+        plan,
+        path,
+        placement,
+        observers=make_observers(plan, path, profile, quiet=quiet),
+        fresh=fresh,
+        stop_after=stop_after,
+        allowed_changes=allow_change or (),
+        billing=billing,
     )
     if is_main:
         report(summary, as_json=as_json)
+    end_command(summary, path, stop_after, is_main=is_main, quiet=quiet)
+
+
+def end_command(summary: "RunSummary", path: Path, stop_after: int | None, *, is_main: bool, quiet: bool) -> None:
+    """Says what a session without steps or a stopped one means, and exits with its code."""
+    from fromscratch.processes.launcher import is_launched
+    from fromscratch.processes.parent import PARENT
+    from fromscratch.processes.restarts import may_restart
+
     if summary.outcome == "done":
         if summary.first_step == summary.num_steps:
             note(f"{path}: {ALREADY_FINISHED.format(num_steps=summary.num_steps)}", quiet=quiet or not is_main)
@@ -110,12 +134,15 @@ def describe_stop(summary: "RunSummary", stop_after: int | None) -> str:
     return f"{where} because of --stop-after {stop_after}{taken}; to continue, leave it out or give a higher step"
 
 
-def make_observers(path: Path, profiled_steps: int | None, *, quiet: bool) -> "list[Observer]":
-    """Returns the observers: terminal output unless ``quiet``, and the profiler if requested."""
+def make_observers(plan: "PlannedRun", path: Path, profiled_steps: int | None, *, quiet: bool) -> "list[Observer]":
+    """Returns the observers: terminal output unless ``quiet``, other tools, and the profiler if requested."""
+    from fromscratch.runs.directory import RunDirectory
+    from fromscratch.session.reporting import reporters
     from fromscratch.training.observers import terminal_observer
     from fromscratch.training.profiling import TRACE_FILE, StepProfiler
 
     observers: list[Observer] = [] if quiet else [terminal_observer()]
+    observers += reporters(plan.config.train.report_to, RunDirectory(path), lambda text: note(f"notice: {text}"))
     if profiled_steps is not None:
         observers.append(StepProfiler(path / TRACE_FILE, profiled_steps))
     return observers

@@ -173,6 +173,15 @@ def differences(old: Any, new: Any, key: str = "") -> list[str]:
     return [] if old == new else [f"{key}: {old!r} -> {new!r}"]
 
 
+def values_by_key(values: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """Returns the values of nested tables by their key path, as ``train.optimizer.kind``."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        key = f"{above}{name}"
+        found |= values_by_key(value, f"{key}.") if isinstance(value, dict) else {key: value}
+    return found
+
+
 def _as_tables(old: Any, new: Any) -> tuple[Any, Any]:
     """Turns two values of a slot into tables if one is the short form ``"kind"``.
 

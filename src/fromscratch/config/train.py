@@ -216,6 +216,8 @@ class TrainConfig(Table):
     """Steps between checkpoints; 0 saves only at the end."""
     keep_checkpoints: Positive = 2
     """Number of newest checkpoints that are kept, beside the best one."""
+    report_to: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = Field(default=(), strict=False, exclude=True)
+    """Other tools that receive the metrics, each installed by you. They do not change the run or its identity."""
     optimizer: Annotated[AdamW, SlotMarker("adamw")] = AdamW()
     schedule: Annotated[Constant | Linear | WarmupCosine | WarmupStableDecay, SLOT] = Constant()
     clip: Annotated[NoClip | ClipByNorm | ClipByValue, SLOT] = NoClip()

@@ -43,6 +43,16 @@ OTHER_MODELS = r"(?! (?:Ti|SUPER|D|Laptop|Max-Q|Mobile)\b)"
 """Words after a name that denote another device, which is not in the table."""
 
 
+def is_model(model: str, device_name: str) -> bool:
+    """Whether a device's name (``NVIDIA A100-SXM4-80GB``) is that of a model (``A100``)."""
+    return re.search(rf"\b{re.escape(model)}\b{OTHER_MODELS}", device_name) is not None
+
+
+def peak_16bit_flops(device_name: str) -> float | None:
+    """Returns the dense peak of 16-bit matrix products in FLOP/s, or None if it is unknown."""
+    return next((peak for model, peak in PEAK_16BIT_FLOPS.items() if is_model(model, device_name)), None)
+
+
 @dataclass(frozen=True)
 class Hardware:
     """The device that a run uses."""
@@ -68,8 +78,7 @@ class Hardware:
         """Returns the peak FLOP/s of 16-bit matrix products, or None if it is unknown."""
         if self.device.type != "cuda" or precision not in ("bf16", "fp16"):
             return None
-        names = (name for name in PEAK_16BIT_FLOPS if re.search(rf"\b{name}\b{OTHER_MODELS}", self.name))
-        return PEAK_16BIT_FLOPS.get(next(names, ""))
+        return peak_16bit_flops(self.name)
 
     def synchronize(self) -> None:
         """Waits for all queued work of the device. Timings need this."""

@@ -39,8 +39,7 @@ Series = list[tuple[float, float]]
 def draw_charts(run: RunDirectory, *, clip_norm: float | None = None) -> list[Path]:
     """Writes ``charts/loss.png``, ``gradient-norm.png`` and ``learning-rate.png``; returns their paths."""
     metrics = read_thinned(run.metrics, MAX_POINTS)
-    evaluations = [record for record in read_records(run.events) if record.get("event") == Event.EVALUATION]
-    held_out = sorted(dict(_points(evaluations, "loss")).items())
+    held_out = _held_out(run)
     run.charts.mkdir(exist_ok=True)
     charts: dict[str, Callable[[Axes], None]] = {
         "loss": lambda axes: draw_loss(axes, metrics, held_out),
@@ -73,6 +72,36 @@ def draw_loss(axes: "Axes", metrics: list[dict[str, Any]], held_out: Series) -> 
     _limit_to_percentile(
         axes, [value for _, value in losses + held_out], [value for _, *pair in band for value in pair]
     )
+
+
+def draw_comparison(path: Path, runs: Mapping[str, RunDirectory]) -> None:
+    """Writes a chart of the losses of several runs, by label, over the tokens that they have trained on."""
+    image = io.BytesIO()
+    figure_of("loss", lambda axes: _draw_losses(axes, runs)).savefig(image, format="png")
+    write_atomically(path, image.getvalue())
+
+
+def _draw_losses(axes: "Axes", runs: Mapping[str, RunDirectory]) -> None:
+    for number, (label, run) in enumerate(runs.items()):
+        metrics, colour = read_thinned(run.metrics, MAX_POINTS), f"C{number}"
+        last = next((r for r in reversed(metrics) if _step(r) and to_float(r.get("tokens"))), None)
+        tokens_per_step = last["tokens"] / last["step"] if last else 1.0
+        losses = _points(metrics, "loss")
+        has_median = len(losses) > 100
+        training = (running_median(losses), f"{label}, running median") if has_median else (losses, label)
+        for (points, name), style in ((training, "-"), ((_held_out(run), f"{label}, held out"), "--")):
+            if points:
+                steps, values = _columns(points)
+                tokens = [step * tokens_per_step for step in steps]
+                axes.plot(tokens, values, color=colour, linestyle=style, linewidth=1.4, label=name)
+    axes.set_xlabel("tokens")
+    axes.set_ylabel("loss (nats per token)")
+
+
+def _held_out(run: RunDirectory) -> Series:
+    """Returns the held-out losses by step; of a step that was evaluated again, the last one."""
+    evaluations = [record for record in read_records(run.events) if record.get("event") == Event.EVALUATION]
+    return sorted(dict(_points(evaluations, "loss")).items())
 
 
 def draw_gradient_norm(

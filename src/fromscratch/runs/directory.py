@@ -58,6 +58,7 @@ class RunDirectory:
         self.checkpoints = path / "checkpoints"
         self.evaluations = path / "evaluations"
         self.charts = path / "charts"
+        self.cost = path / "cost.json"
         self.samples = path / "samples.txt"
         self.tokenizer = path / "tokenizer"
         self.lock = path / "lock"

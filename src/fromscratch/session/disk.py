@@ -1,16 +1,21 @@
 """Checks before the first step whether a run's checkpoints fit on the disk."""
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from fromscratch.config.run import RunConfig
+from fromscratch.config.train import TrainConfig
 from fromscratch.errors import UsageError
 from fromscratch.files import readable_bytes
 from fromscratch.formats.checkpoints import TrainingState
 from fromscratch.formats.tensor_files import file_bytes
 from fromscratch.models.factory import build_model
+from fromscratch.models.language_model import LanguageModel
 from fromscratch.optim.composite import as_composite
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.retention import checkpoints_in
@@ -65,29 +70,39 @@ def plan_disk(plan: PlannedRun, path: Path, *, fresh: bool = False) -> DiskPlan:
         fresh: whether an older run is renamed, so that its checkpoints stay on the disk.
     """
     train = plan.config.train
-    scheduled = -(-plan.num_steps // train.checkpoint_every) if train.checkpoint_every else 1
     present = [] if fresh else checkpoints_in(RunDirectory(path).checkpoints)
     return DiskPlan(
         path=path,
-        checkpoint_bytes=checkpoint_bytes(plan),
+        checkpoint_bytes=checkpoint_bytes(plan.config, plan.objective.initial_carry),
         keep_checkpoints=train.keep_checkpoints,
-        max_at_once=min(scheduled, train.keep_checkpoints + 2),
+        max_at_once=checkpoints_at_once(train, plan.num_steps),
         record_bytes=plan.num_steps * BYTES_PER_RECORD,
         present_bytes=sum(file.stat().st_size for folder in present for file in folder.iterdir()),
         free_bytes=shutil.disk_usage(_existing(path)).free,
     )
 
 
-def checkpoint_bytes(plan: PlannedRun) -> int:
-    """Computes the size of one checkpoint, by an optimiser step on the meta device, which allocates no memory."""
+def checkpoints_at_once(train: TrainConfig, num_steps: int) -> int:
+    """Returns the maximum number of checkpoints on the disk during a save: those kept, the best one, the new one."""
+    scheduled = -(-num_steps // train.checkpoint_every) if train.checkpoint_every else 1
+    return min(scheduled, train.keep_checkpoints + 2)
+
+
+def checkpoint_bytes(config: RunConfig, initial_carry: Callable[[LanguageModel, int], dict[str, Tensor]]) -> int:
+    """Computes the size of one checkpoint, by an optimiser step on the meta device, which allocates no memory.
+
+    Args:
+        config: with a known vocabulary size.
+        initial_carry: what a model carries between batches, for a number of sequences.
+    """
     with torch.device("meta"):
-        model = build_model(plan.config.model)
-    optimizer = as_composite(plan.config.train.optimizer.build(list(model.named_parameters())))
+        model = build_model(config.model)
+    optimizer = as_composite(config.train.optimizer.build(list(model.named_parameters())))
     for parameter in model.parameters():
         parameter.grad = torch.empty_like(parameter)
     for part in optimizer.optimizers:
         part.step()
-    carry = plan.objective.initial_carry(model, plan.config.train.global_batch)
+    carry = initial_carry(model, config.train.global_batch)
     contents = SingleProcess().gather(model, optimizer, carry, TrainingState())
     assert contents is not None
     return sum(map(file_bytes, contents.files.values())) + BYTES_OF_STATE

@@ -81,6 +81,28 @@ def plan_run(file: Path, overrides: list[str] | None = None) -> PlannedRun:
     config, folders = run_file.config, run_file.folders
     store = open_named_store(config.data.store, folders["data.store"])
     tokenizer = tokenizer_of(store)
+    vocab_size = resolve_vocabulary(config, store, tokenizer, file)
+    costs = model_costs(config.model.model_copy(update={"vocab_size": vocab_size}))
+    sequences = training_sequences(config, store)
+    num_steps = planned_steps(config.data.tokens, sequences, costs)
+    config = config.resolved(vocab_size=vocab_size, tokens=num_steps * sequences.tokens_per_step)
+    config, notices = _without_validation(config, store)
+    eval_store = open_named_store(config.eval.store, folders["eval.store"]) if config.eval.store else None
+    held_out = held_out_slice(config, eval_store or store, tokenizer) if config.train.evaluate_every else None
+    sampler = text_sampler(tokenizer, config.eval, seed=config.train.seed)
+    objective = NextToken(sequences, config.train.seed, store.fingerprint, held_out, sampler)
+    _check_schedule(config, num_steps, file)
+    where = folders.get("train.start_from", file.parent)
+    parent = open_parent(config.train.start_from, config.model, tokenizer, where, file)
+    return PlannedRun(config, store, tokenizer, objective, num_steps, costs, file.parent, parent, eval_store, notices)
+
+
+def resolve_vocabulary(config: RunConfig, store: TokenStore, tokenizer: Tokenizer, file: Path) -> int:
+    """Returns the model's number of token ids: the run file's, else the tokenizer's.
+
+    Raises:
+        UsageError: it is too small for the tokenizer, or too large for the store.
+    """
     vocab_size = config.model.vocab_size or tokenizer.vocab_size
     if vocab_size < tokenizer.vocab_size:
         raise UsageError(
@@ -93,8 +115,12 @@ def plan_run(file: Path, overrides: list[str] | None = None) -> PlannedRun:
             f"{MAX_UINT16_IDS - 1}; remove it, or prepare the text with a tokenizer of {vocab_size} ids (its store "
             "is uint32)"
         )
-    costs = model_costs(config.model.model_copy(update={"vocab_size": vocab_size}))
-    sequences = SequenceBatches(
+    return vocab_size
+
+
+def training_sequences(config: RunConfig, store: TokenStore) -> SequenceBatches:
+    """Returns the training sequences of a run, by step."""
+    return SequenceBatches(
         store.split(TRAINING_SPLIT),
         context_length=config.model.context_length,
         global_batch=config.train.global_batch,
@@ -102,17 +128,6 @@ def plan_run(file: Path, overrides: list[str] | None = None) -> PlannedRun:
         epochs=config.data.epochs,
         shuffle_seed=config.train.seed if config.data.shuffle else None,
     )
-    num_steps = _steps(config.data.tokens, sequences, costs)
-    config = config.resolved(vocab_size=vocab_size, tokens=num_steps * sequences.tokens_per_step)
-    config, notices = _without_validation(config, store)
-    eval_store = open_named_store(config.eval.store, folders["eval.store"]) if config.eval.store else None
-    held_out = held_out_slice(config, eval_store or store, tokenizer) if config.train.evaluate_every else None
-    sampler = text_sampler(tokenizer, config.eval, seed=config.train.seed)
-    objective = NextToken(sequences, config.train.seed, store.fingerprint, held_out, sampler)
-    _check_schedule(config, num_steps, file)
-    where = folders.get("train.start_from", file.parent)
-    parent = open_parent(config.train.start_from, config.model, tokenizer, where, file)
-    return PlannedRun(config, store, tokenizer, objective, num_steps, costs, file.parent, parent, eval_store, notices)
 
 
 def _without_validation(config: RunConfig, store: TokenStore) -> tuple[RunConfig, tuple[str, ...]]:
@@ -129,13 +144,18 @@ def _without_validation(config: RunConfig, store: TokenStore) -> tuple[RunConfig
     return config.model_copy(update={"train": train}), (notice,)
 
 
-def _steps(budget: int | str, sequences: SequenceBatches, costs: ModelCosts) -> int:
+def planned_steps(budget: int | str, sequences: SequenceBatches, costs: ModelCosts) -> int:
+    """Returns the optimiser steps of a token budget. Raises DataError if the store holds too few tokens."""
     if budget == "all":
         if sequences.max_steps == 0:
             sequences.steps_for(1)  # raises DataError, because the store is too small
         return sequences.max_steps
-    tokens = budget if isinstance(budget, int) else round(float(budget.removesuffix("x")) * costs.parameters)
-    return sequences.steps_for(tokens)
+    return sequences.steps_for(budget_tokens(budget, costs.parameters))
+
+
+def budget_tokens(budget: int | str, parameters: int) -> int:
+    """Returns the tokens of a budget that is a number or a multiple of the parameters (``20x``)."""
+    return budget if isinstance(budget, int) else round(float(budget.removesuffix("x")) * parameters)
 
 
 def _check_schedule(config: RunConfig, num_steps: int, file: Path) -> None:

@@ -20,6 +20,7 @@ from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.overview import lowest_evaluation
 from fromscratch.runs.records import read_records
 from fromscratch.runs.states import Event, RunState
+from fromscratch.session.billing import Billing, CostRecorder
 from fromscratch.session.changes import NO_CHANGES, ConfigRecorder, SessionConfig
 from fromscratch.session.placement import Placement
 from fromscratch.session.plan import PlannedRun
@@ -27,6 +28,7 @@ from fromscratch.session.samples import SamplesFile
 from fromscratch.session.setup import open_run_directory, prepare_training, record_session
 from fromscratch.training.loop import Training, train
 from fromscratch.training.observers import Observer
+from fromscratch.training.time_spent import TimeSpent
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ def run_training(
     fresh: bool = False,
     stop_after: int | None = None,
     allowed_changes: Sequence[str] = (),
+    billing: Billing | None = None,
 ) -> RunSummary:
     """Starts or resumes a planned run in the run directory ``path``.
 
@@ -77,21 +80,25 @@ def run_training(
 
     Args:
         allowed_changes: keys whose values may differ from the run's recorded config.
+        billing: when the session began, and its price; by default it begins now, and the price is unknown.
 
     Raises:
         UsageError, DataError: see ``plan_run`` and ``open_run_directory``.
         DivergedError: training diverged.
     """
     stop, device_type = StopRequest(), placement.hardware.device.type
+    billing, spent = billing or Billing(), TimeSpent()
     open_run = partial(open_run_directory, plan, path, fresh=fresh, allowed_changes=allowed_changes)
     with ExitStack() as stack:
         stack.enter_context(stop.listening())
         world = stack.enter_context(joined_world(device_type))
         run, session = stack.enter_context(_locked_by_main(open_run, path, world))
-        observers = [ConfigRecorder(run, session), SamplesFile(run), *observers]
+        costs = CostRecorder(run, placement, billing, spent)
+        observers = [ConfigRecorder(run, session), SamplesFile(run), costs, *observers]
         training, is_over = None, False
         try:
             training = prepare_training(plan, run, placement, world, observers=observers, stop=stop, session=session)
+            training.spent = spent
             first_step = training.state.step
             is_over = world.broadcast(world.is_main and _takes_no_step(training, stop_after))
             if is_over:

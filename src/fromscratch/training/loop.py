@@ -21,6 +21,7 @@ from fromscratch.training.recorder import StepRecorder
 from fromscratch.training.spikes import Off as SpikePolicy
 from fromscratch.training.spikes import Warn
 from fromscratch.training.step import Stepper
+from fromscratch.training.time_spent import Purpose, TimeSpent
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ class Training:
     probes_memory: bool = False
     """Whether to try before the first step that a micro-batch fits into memory."""
     stop: StopRequest = field(default_factory=StopRequest)
+    spent: TimeSpent = field(default_factory=TimeSpent)
 
     @property
     def model(self) -> nn.Module:
@@ -92,7 +94,8 @@ def train(training: Training, *, stop_after: int | None = None) -> RunState:
         journal.record_event(beginning, step=state.step, **training.checkpointing.identity)
         try:
             if training.probes_memory and state.step < num_steps:
-                memory.probe(state.step, data_step=state.step + state.skipped_batches)
+                with training.spent.on(Purpose.PROBE):
+                    memory.probe(state.step, data_step=state.step + state.skipped_batches)
                 recorder.start_clock()
             while True:
                 if stop_after is not None and state.step >= stop_after:
@@ -109,7 +112,8 @@ def train(training: Training, *, stop_after: int | None = None) -> RunState:
                 take_step(training, recorder, memory)
                 training.checkpointing.collect(wait=False)
         finally:
-            training.checkpointing.close()
+            with training.spent.on(Purpose.CHECKPOINTS):
+                training.checkpointing.close()
             journal.end()
 
 
@@ -148,7 +152,8 @@ def run_periodic(training: Training, recorder: StepRecorder) -> None:
         _sample(training)
     state.looked_step = state.step
     if save:
-        training.checkpointing.save_scheduled(loss)
+        with training.spent.on(Purpose.CHECKPOINTS):
+            training.checkpointing.save_scheduled(loss)
     recorder.start_clock()
 
 
@@ -173,7 +178,8 @@ def _end(training: Training) -> RunState:
     reason = "" if outcome == RunState.DONE else training.stop.reason or "asked by another process"
     if outcome == RunState.STOPPED:
         journal.record_event(Event.SIGNAL, step=state.step, signal=reason)
-    error = training.checkpointing.save_last()
+    with training.spent.on(Purpose.CHECKPOINTS):
+        error = training.checkpointing.save_last()
     if training.world.any(bool(error)):
         raise FromScratchError(error or "stopped, because the main process could not save; its message says why")
     journal.write_status(outcome, step=state.step, num_steps=steps, reason=reason)
@@ -184,7 +190,8 @@ def _end(training: Training) -> RunState:
 
 def _evaluate(training: Training) -> float | None:
     assert training.evaluate is not None
-    loss = training.evaluate(training.model, training.stop)
+    with training.spent.on(Purpose.EVALUATION):
+        loss = training.evaluate(training.model, training.stop)
     if loss is not None:
         training.journal.record_event(Event.EVALUATION, step=training.state.step, loss=loss)
     return loss
@@ -193,5 +200,7 @@ def _evaluate(training: Training) -> float | None:
 def _sample(training: Training) -> None:
     assert training.sample is not None
     if training.world.is_main:
-        for text in training.sample(training.model):
+        with training.spent.on(Purpose.SAMPLING):
+            texts = training.sample(training.model)
+        for text in texts:
             training.journal.record_event(Event.SAMPLE, step=training.state.step, text=text)

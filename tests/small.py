@@ -1,9 +1,11 @@
 """A very small world to train in: a store of made-up sentences and a run file of a few dozen steps."""
 
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 import tomli_w
 
 from fromscratch.data.prepare import SplitRule, prepare_store
@@ -49,6 +51,13 @@ def write_run_file(folder: Path, name: str = "small", **tables: dict[str, Any]) 
     path = folder / f"{name}.toml"
     path.write_text(tomli_w.dumps(values))
     return path
+
+
+def enter_copy(trained: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Copies what a test may change into a folder, which becomes the current one."""
+    shutil.copytree(trained, folder, symlinks=True, dirs_exist_ok=True)
+    monkeypatch.chdir(folder)
+    return folder
 
 
 def run_small(

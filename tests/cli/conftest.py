@@ -1,12 +1,11 @@
 """Two runs that the tests of ``fromscratch runs`` share."""
 
-import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.command import run_command
-from tests.small import write_run_file
+from tests.small import enter_copy, write_run_file
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +21,4 @@ def _trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def world(_trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of two runs, the current folder: ``whole`` is done, ``half`` was stopped at step 7."""
-    shutil.copytree(_trained, tmp_path, symlinks=True, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return enter_copy(_trained, tmp_path, monkeypatch)

@@ -1,12 +1,11 @@
 """A folder with a small store and a run that was trained on it, entered by every test here."""
 
-import shutil
 from pathlib import Path
 
 import pytest
 
 from tests.command import run_command
-from tests.small import write_run_file
+from tests.small import enter_copy, write_run_file
 
 
 @pytest.fixture(scope="session")
@@ -21,6 +20,4 @@ def _trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def world(_trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of it, the current folder of the test."""
-    shutil.copytree(_trained, tmp_path, symlinks=True, dirs_exist_ok=True)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+    return enter_copy(_trained, tmp_path, monkeypatch)

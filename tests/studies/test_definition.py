@@ -53,6 +53,8 @@ def test_added_seeds_move_no_run_to_another_arm(tmp_path: Path) -> None:
         ({"baseline": "gone.toml"}, "gone.toml: no such run file"),
         ({"seeds": [1, 1]}, "each seed may be listed once"),
         ({"seeds": []}, "seeds"),
+        ({"seeds": 0}, "a number of seeds from 1 to 1,000"),
+        ({"seeds": 1_001}, "a number of seeds from 1 to 1,000"),
         ({"design": "peeking"}, "design"),
         ({"interventions": {}}, "interventions"),
         ({"interventions": {"x": {"model": {"droput": 0.0}}}}, "study.toml: x: .*dropout"),

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -114,16 +115,13 @@ def test_status_and_report_and_the_sealed_test_set(trained: Path, home: Path) ->
 
 
 def test_a_test_set_within_the_validation_slice_is_refused(trained: Path, tmp_path: Path) -> None:
-    overlapping = trained.with_name("overlapping.toml")
-    overlapping.write_text(trained.read_text() + "\n[test]\nstart = 100\n")
-    (trained.parent / "runs" / "overlapping").symlink_to("study")
-    arguments = ("study", "report", overlapping, "--runs-dir", trained.parent / "runs", "--device", "cpu")
-    folder = open_folder(overlapping)
-    record = folder.read()
-    folder.update(test={})
-    refused(*arguments, code=2, says="within the validation slice")
-    folder.update(**record)
-    (trained.parent / "runs" / "overlapping").unlink()
+    """In a copy of the study, whose test set nobody has opened."""
+    shutil.copytree(trained.parent, tmp_path, dirs_exist_ok=True, symlinks=True)
+    (tmp_path / "runs" / "study" / "study.json").unlink(missing_ok=True)
+    copy = tmp_path / trained.name
+    copy.write_text(trained.read_text() + "\n[test]\nstart = 100\n")
+    refused("study", "report", copy, "--runs-dir", tmp_path / "runs", code=2, says="within the validation slice")
+    assert open_folder(copy).read() == {}
 
 
 def test_two_runners_never_train_one_run_twice(tmp_path: Path) -> None:

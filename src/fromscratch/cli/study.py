@@ -14,7 +14,6 @@ from fromscratch.errors import EXIT_CRASH, EXIT_STOPPED, UsageError
 
 if TYPE_CHECKING:
     from fromscratch.studies.jobs import Job, StudyFolder
-    from fromscratch.studies.report import Prices
     from fromscratch.studies.results import Judgement
     from fromscratch.studies.runner import Devices, Outcome
 
@@ -90,7 +89,7 @@ def finish(outcome: "Outcome") -> None:
     """Exits as the session ended: 75 after a signal, 1 where a run failed."""
     if outcome.is_interrupted:
         raise typer.Exit(EXIT_STOPPED)
-    if outcome.failed:
+    if outcome.has_failed:
         raise typer.Exit(EXIT_CRASH)
 
 
@@ -146,7 +145,7 @@ def _status_row(folder: "StudyFolder", job: "Job") -> dict[str, Any]:
     if not job.run.exists():
         return {"run": job.name, "state": "missing", "step": None, "loss": None}
     found, losses = observed_status(job.run), held_out_losses(job.run)
-    state = "stopped by rule" if folder.is_stopped_early(job) else str(found.state)
+    state = "stopped by rule" if job.name in folder.stopped_early() else str(found.state)
     return {"run": job.name, "state": state, "step": found.step, "loss": losses[max(losses)] if losses else None}
 
 
@@ -176,20 +175,21 @@ def report(
 
     Example: fromscratch study report studies/laptop/interventions.toml
     """
-    from fromscratch.studies.report import Prices
-
     folder = open_study(study, runs_dir)
-    make_report(folder, sealed=sealed, prices=Prices(dollars_per_hour), device=device, quiet=quiet)
+    make_report(folder, sealed=sealed, dollars_per_hour=dollars_per_hour, device=device, quiet=quiet)
 
 
-def make_report(folder: "StudyFolder", *, sealed: bool, prices: "Prices", device: str | None, quiet: bool) -> None:
+def make_report(
+    folder: "StudyFolder", *, sealed: bool, device: str | None, quiet: bool, dollars_per_hour: float | None = None
+) -> None:
     """Writes the report and prints the verdicts."""
+    from fromscratch.studies.definition import CONTROL
     from fromscratch.studies.noise import spread_within_arms
     from fromscratch.studies.registry import borrowed_spread, lend
     from fromscratch.studies.report import write_report
     from fromscratch.studies.results import judge, validation_losses
 
-    if sealed or folder.study.config.test is None:
+    if sealed:
         losses, measured_on = validation_losses(folder), "validation slice"
     else:
         from fromscratch.studies.test_set import open_test_set
@@ -197,12 +197,10 @@ def make_report(folder: "StudyFolder", *, sealed: bool, prices: "Prices", device
         losses = open_test_set(folder, device=device, on_run=lambda name: note(f"test set: {name}", quiet=quiet))
         measured_on = "test set"
     judgement = judge(folder, losses, borrowed=borrowed_spread(folder.study))
-    page = write_report(folder, judgement, measured_on=measured_on, prices=prices)
-    runs = [*judgement.result.arms]
-    lend(
-        folder.study,
-        spread_within_arms({arm.arm: arm.runs.losses for arm in runs} | {"": judgement.result.control.losses}),
-    )
+    page = write_report(folder, judgement, measured_on=measured_on, dollars_per_hour=dollars_per_hour)
+    result = judgement.result
+    finite = {arm.arm: arm.runs.losses for arm in result.arms} | {CONTROL: result.control.losses}
+    lend(folder.study, spread_within_arms(finite))
     _print_verdicts(judgement)
     note(f"{page}: the report, on the {measured_on}", quiet=quiet)
 
@@ -224,16 +222,15 @@ def try_change(
 
     Example: fromscratch study try baseline.toml --set model.dropout=0.0 --seeds 3
     """
-    from fromscratch.studies.report import Prices
     from fromscratch.studies.single import write_study
 
     file = write_study(runfile, overrides, seeds, name, runs_dir)
     folder = open_study(file, runs_dir)
     note(f"{file}: {len(folder.jobs())} runs", quiet=quiet)
     outcome = train_missing(folder, device=device, jobs=jobs, engine="local", quiet=quiet)
-    if outcome.is_interrupted or outcome.failed:
+    if outcome.is_interrupted or outcome.has_failed:
         finish(outcome)
-    make_report(folder, sealed=True, prices=Prices(), device=device, quiet=quiet)
+    make_report(folder, sealed=True, device=device, quiet=quiet)
 
 
 @app.command(name="add-seeds")

@@ -23,15 +23,18 @@ from fromscratch.runs.directory import NAME_RULE
 CONTROL = "baseline"
 """Name of the arm that all others are compared with."""
 NOTE = "note"
-MAX_SEEDS = 1_000
+FIRST_SEED, MAX_SEEDS = 42, 1_000
 EQUAL_ARM_OFFSET = 100_000
 """Distance of the seeds of an arm without changes (A/A) from those of the study."""
 
 
 def _as_seeds(value: Any) -> Any:
     """A number of seeds is short for 42, 43 and so on."""
-    is_count = isinstance(value, int) and not isinstance(value, bool)
-    return tuple(range(42, 42 + max(0, min(value, MAX_SEEDS)))) if is_count else value
+    if not isinstance(value, int) or isinstance(value, bool):
+        return value
+    if not 0 < value <= MAX_SEEDS:
+        raise ValueError(f"must be a list of seeds, or a number of seeds from 1 to {MAX_SEEDS:,}")
+    return tuple(range(FIRST_SEED, FIRST_SEED + value))
 
 
 class TestSlice(Table):
@@ -84,7 +87,7 @@ class StudyConfig(Table):
     """Rate of false verdicts over all interventions of the study."""
     smallest_effect: Annotated[float, Field(gt=0)] | None = None
     """Smallest effect of interest in nats; by default the effect that is worth 1% of the training."""
-    test: TestSlice | None = TestSlice()
+    test: TestSlice = TestSlice()
     early_stop: EarlyStop | None = None
     interventions: dict[str, dict[str, Any]] = Field(min_length=1)
     """Tables of the run file's keys; ``note`` says in words what changes."""

@@ -98,9 +98,9 @@ class StudyFolder:
             else:
                 yield file.fileno()
 
-    def is_stopped_early(self, job: Job) -> bool:
-        """Whether the run was stopped by the study's rule."""
-        return any(item.get("run") == job.name for item in self.read().get("stopped_early", []))
+    def stopped_early(self) -> set[str]:
+        """Names of the runs that the study's rule stopped."""
+        return {item["run"] for item in self.read().get("stopped_early", [])}
 
 
 def missing(folder: StudyFolder) -> list[Job]:
@@ -110,8 +110,9 @@ def missing(folder: StudyFolder) -> list[Job]:
     and a study that is cut short is balanced.
     """
     jobs = sorted(enumerate(folder.jobs()), key=lambda item: (_place(item[1]), item[0]))
-    waits = [job for _, job in jobs if job.state not in (*NEVER_TRAINED_AGAIN, RunState.RUNNING)]
-    return [job for job in waits if not folder.is_stopped_early(job)]
+    stopped = folder.stopped_early()
+    waits = [job for _, job in jobs if job.name not in stopped]
+    return [job for job in waits if job.state not in (*NEVER_TRAINED_AGAIN, RunState.RUNNING)]
 
 
 def _place(job: Job) -> int:

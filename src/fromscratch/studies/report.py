@@ -4,16 +4,17 @@ import base64
 import html
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from fromscratch.files import readable_seconds, to_strict_json, write_atomically
+from fromscratch.runs.costs import cost_of
 from fromscratch.studies.definition import CONTROL
 from fromscratch.studies.jobs import StudyFolder
 from fromscratch.studies.pictures import evidence_over_time, forest_plot, loss_curves
 from fromscratch.studies.power import smallest_detectable_effect
-from fromscratch.studies.results import Judgement, arm_jobs, outcomes_of, seconds_of, sums_of_members
+from fromscratch.studies.results import Judgement, arm_jobs, outcomes_of, sums_of_members
 from fromscratch.studies.verdicts import ArmResult
 
 REPORT = "report"
@@ -28,27 +29,16 @@ img { max-width: 100%; background: #fff } code { background: #eee; padding: 0 0.
 """
 
 
-@dataclass(frozen=True)
-class Prices:
-    """What the runs of a study cost."""
-
-    dollars_per_hour: float | None = None
-    """None: nobody said."""
-
-    def describe(self, seconds: float) -> str:
-        """Time, and dollars where the price is known."""
-        dollars = "" if self.dollars_per_hour is None else f", ${seconds / 3600 * self.dollars_per_hour:,.2f}"
-        return readable_seconds(seconds) + dollars
-
-
-def write_report(folder: StudyFolder, judgement: Judgement, *, measured_on: str, prices: Prices) -> Path:
+def write_report(
+    folder: StudyFolder, judgement: Judgement, *, measured_on: str, dollars_per_hour: float | None
+) -> Path:
     """Writes ``report.md``, ``report.html``, ``report.json`` and the pictures; returns the path of the page."""
     pictures = {
         "effects": forest_plot(judgement),
         "evidence": evidence_over_time(folder, judgement),
         "loss-curves": loss_curves(folder),
     }
-    blocks = list(_blocks(folder, judgement, measured_on, prices))
+    blocks = list(_blocks(folder, judgement, measured_on, dollars_per_hour))
     for name, image in pictures.items():
         write_atomically(folder.path / f"{REPORT}-{name}.png", image)
     write_atomically(folder.path / f"{REPORT}.md", "\n\n".join(_markdown(block) for block in blocks) + "\n")
@@ -63,14 +53,14 @@ Block = tuple[str, Any]
 """A kind (title, text, list, table, picture) and its content."""
 
 
-def _blocks(folder: StudyFolder, judgement: Judgement, measured_on: str, prices: Prices) -> Iterator[Block]:
+def _blocks(folder: StudyFolder, judgement: Judgement, measured_on: str, price: float | None) -> Iterator[Block]:
     study, result = folder.study, judgement.result
     yield "title", f"Study: {study.name}"
     yield "text", _summary(folder, judgement, measured_on)
     yield "list", [f"{arm.arm}: {arm.verdict}. {_sentence(arm)}" for arm in result.arms]
     yield from (("text", f"Warning: {warning}.") for warning in (*result.warnings, *_code_warnings(folder)))
     yield "picture", ("effects", "Effect of each arm (diamond), its interval, and each run's difference (dots)")
-    yield "table", (HEADS, [_row(folder, judgement, arm, prices) for arm in result.arms])
+    yield "table", (HEADS, [_row(folder, judgement, arm, price) for arm in result.arms])
     yield "text", _what_could_be_seen(judgement)
     yield "picture", ("evidence", "Evidence after each round of seeds")
     yield (
@@ -113,7 +103,7 @@ def _sentence(arm: ArmResult) -> str:
     return f"{arm.reason[:1].upper()}{arm.reason[1:]}{more}."
 
 
-def _row(folder: StudyFolder, judgement: Judgement, arm: ArmResult, prices: Prices) -> tuple[str, ...]:
+def _row(folder: StudyFolder, judgement: Judgement, arm: ArmResult, price: float | None) -> tuple[str, ...]:
     losses, share = list(arm.runs.losses.values()), judgement.share(arm.arm)
     counts = f"{len(losses)} of {len(arm.runs.seeds)}"
     if arm.runs.diverged:
@@ -129,8 +119,16 @@ def _row(folder: StudyFolder, judgement: Judgement, arm: ArmResult, prices: Pric
         str(arm.verdict),
         "-" if share is None else f"{share:+.1%}",
         "-" if arm.shrunken is None else f"{arm.shrunken:+.4f}",
-        prices.describe(math.fsum(seconds_of(job) for job in arm_jobs(folder, arm.arm))),
+        _cost(folder, arm.arm, price),
     )
+
+
+def _cost(folder: StudyFolder, arm: str, price: float | None) -> str:
+    """Time of an arm's runs, and dollars where the price of each is known."""
+    costs = [cost_of(job.run, dollars_per_hour=price) for job in arm_jobs(folder, arm) if job.run.exists()]
+    time, dollars = readable_seconds(math.fsum(one.total_seconds for one in costs)), [one.dollars for one in costs]
+    known = [one for one in dollars if one is not None]
+    return f"{time}, ${math.fsum(known):,.2f}" if known and len(known) == len(dollars) else time
 
 
 def _what_could_be_seen(judgement: Judgement) -> str:

@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import TypeVar
 
 from fromscratch.errors import UsageError
-from fromscratch.runs.records import read_outcomes, read_records, to_float
+from fromscratch.runs.records import read_outcomes
 from fromscratch.runs.states import RunState
 from fromscratch.studies.definition import CONTROL
 from fromscratch.studies.effects import effect_of_share, share_of_training
@@ -43,8 +43,9 @@ class Judgement:
 
 def validation_losses(folder: StudyFolder) -> Losses:
     """Final held-out loss of every declared run: None where it has not ended, NaN where it diverged or was stopped."""
+    stopped = folder.stopped_early()
     return {
-        arm.name: {seed: _final_loss(folder, folder.job(arm, seed)) for seed in arm.seeds}
+        arm.name: {seed: _final_loss(folder.job(arm, seed), stopped) for seed in arm.seeds}
         for arm in folder.study.all_arms
     }
 
@@ -95,11 +96,6 @@ def losses_after(losses: Losses, rounds: int) -> Losses:
     }
 
 
-def seconds_of(job: Job) -> float:
-    """Seconds in training steps over all sessions of a run."""
-    return math.fsum(to_float(record.get("seconds")) or 0.0 for record in read_records(job.run.metrics))
-
-
 def outcomes_of(folder: StudyFolder, arm: str) -> dict[str, int]:
     """Steps of an arm by outcome, where it is not normal: clipped, not finite, spikes."""
     found: Counter[str] = Counter()
@@ -119,8 +115,8 @@ def sums_of_members(folder: StudyFolder, judgement: Judgement) -> Mapping[str, f
     return sums
 
 
-def _final_loss(folder: StudyFolder, job: Job) -> float | None:
-    if folder.is_stopped_early(job) or job.state == RunState.DIVERGED:
+def _final_loss(job: Job, stopped_early: set[str]) -> float | None:
+    if job.name in stopped_early or job.state == RunState.DIVERGED:
         return math.nan
     if job.state != RunState.DONE:
         return None

@@ -14,7 +14,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from fromscratch.errors import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED
@@ -28,17 +29,16 @@ POLL_SECONDS = 0.2
 CLAIM_SECONDS = 2.0
 """Time until a run that another process had claimed is looked at again."""
 EARLY_STOP_SECONDS = 5.0
-LOGS = "logs"
+WORDS = {EXIT_DONE: "done", EXIT_DIVERGED: "diverged", EXIT_STOPPED: "stopped"}
+"""What the exit code of a run means that did not fail."""
 
 
 @dataclass
 class Outcome:
-    """How the session of a runner went: run names by result."""
+    """How the session of a runner went."""
 
-    done: list[str] = field(default_factory=list)
-    diverged: list[str] = field(default_factory=list)
-    stopped: list[str] = field(default_factory=list)
-    failed: list[str] = field(default_factory=list)
+    has_failed: bool = False
+    """Whether a run ended with an error; a diverged run is none."""
     is_interrupted: bool = False
 
 
@@ -47,6 +47,11 @@ def train_command(study: Study, job: Job) -> list[str]:
     overrides = [*job.arm.overrides, f"train.seed={job.seed}"]
     sets = [word for item in overrides for word in ("--set", item)]
     return ["train", str(study.baseline), "--name", job.name, "--runs-dir", str(job.run.path.parent), *sets]
+
+
+def log_of(folder: StudyFolder, job: Job) -> Path:
+    """The file with what the ``train`` command of a run prints."""
+    return folder.path / "logs" / f"{job.name}.log"
 
 
 class Devices(Protocol):
@@ -114,7 +119,7 @@ def run_claimed(
     with folder.claimed(job) as claim:
         if claim is None:
             return None
-        log = folder.path / LOGS / f"{job.name}.log"
+        log = log_of(folder, job)
         log.parent.mkdir(exist_ok=True)
         with log.open("ab") as file:
             process = subprocess.Popen(
@@ -158,14 +163,15 @@ def run_study(folder: StudyFolder, devices: Devices, *, on_event: Callable[[str]
     stop = StopRequest()
     with stop.listening():
         while True:
-            untried = [job for job in missing(folder) if job.name not in tried]
+            has_room = len(running) < devices.num_slots and not stop()
+            untried = [job for job in missing(folder) if job.name not in tried] if has_room else []
             waiting = [job for job in untried if time.monotonic() - claimed_at.get(job.name, -math.inf) > CLAIM_SECONDS]
             while waiting and len(running) < devices.num_slots and not stop():
                 job = waiting.pop(0)
                 tried.add(job.name)
                 on_event(f"{job.name}: {'resumes' if job.run.exists() else 'begins'}")
                 running[devices.submit(folder, job)] = job
-            if not running and untried and not stop():
+            if not running and untried:
                 time.sleep(POLL_SECONDS)  # another process holds a claim, and begins or ends just now
                 continue
             if not running:
@@ -181,18 +187,13 @@ def run_study(folder: StudyFolder, devices: Devices, *, on_event: Callable[[str]
                     tried.discard(job.name)
                     claimed_at[job.name] = time.monotonic()
                 else:
-                    _record(job, code, outcome, folder, on_event)
+                    on_event(
+                        f"{job.name}: {WORDS.get(code, f'failed with exit code {code}; see {log_of(folder, job)}')}"
+                    )
+                    outcome.has_failed |= code not in WORDS
     devices.close(folder)
     outcome.is_interrupted = stop()
     return outcome
-
-
-def _record(job: Job, code: int, outcome: Outcome, folder: StudyFolder, on_event: Callable[[str], None]) -> None:
-    lists = {EXIT_DONE: outcome.done, EXIT_DIVERGED: outcome.diverged, EXIT_STOPPED: outcome.stopped}
-    lists.get(code, outcome.failed).append(job.name)
-    words = {EXIT_DONE: "done", EXIT_DIVERGED: "diverged", EXIT_STOPPED: "stopped"}
-    log = folder.path / LOGS / f"{job.name}.log"
-    on_event(f"{job.name}: {words.get(code, f'failed with exit code {code}; see {log}')}")
 
 
 def local_slots(device: str | None, jobs: int | None) -> list[dict[str, str]]:

@@ -10,10 +10,9 @@ from fromscratch.config.loading import parse_override, read_toml
 from fromscratch.errors import UsageError
 from fromscratch.files import write_atomically
 from fromscratch.runs.directory import check_run_name
-from fromscratch.studies.definition import parse_study
+from fromscratch.studies.definition import FIRST_SEED, parse_study
 
 ARM = "change"
-FIRST_SEED = 42
 
 
 def write_study(baseline: Path, overrides: list[str], seeds: int, name: str | None, runs_dir: Path) -> Path:

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from fromscratch.config.loading import read_run_config
 from fromscratch.data.store import TokenStore
-from fromscratch.errors import DataError, UsageError
+from fromscratch.errors import UsageError
 from fromscratch.evaluation.loss import MeasuredLoss, measure_loss
 from fromscratch.formats.model_sources import open_model
 from fromscratch.formats.stores import held_out_store_of, open_named_store
@@ -30,13 +31,12 @@ def open_test_set(folder: StudyFolder, *, device: str | None, on_run: Callable[[
     """Returns the final test loss of every declared run; measures those that are done and not on record yet.
 
     Raises:
-        UsageError: the study has no test set, or its store holds too little text for one.
+        UsageError: the store holds too little text for a test set, or it overlaps the validation slice.
     """
     settings = folder.study.config.test
-    if settings is None:
-        raise UsageError(f"study {folder.study.name}: has no test set (test = false is not a table)")
     record: dict[str, Any] = folder.read().get("test", {})
-    done = [job for job in folder.jobs() if job.state == RunState.DONE and not folder.is_stopped_early(job)]
+    stopped = folder.stopped_early()
+    done = [job for job in folder.jobs() if job.state == RunState.DONE and job.name not in stopped]
     missing = [job for job in done if job.name not in record]
     if missing:
         measured: dict[str, MeasuredLoss] = {}
@@ -65,8 +65,6 @@ def _measure(job: Job, settings: TestSlice, device: str | None) -> MeasuredLoss:
 
 def _slice(store: TokenStore, settings: TestSlice, job: Job) -> TokenSlice:
     """The slice; by default, all that follows the validation slice of the run."""
-    from fromscratch.config.loading import read_run_config
-
     evaluation = read_run_config(job.run.config).eval
     split = store.split(settings.split)
     is_same = settings.split == evaluation.split
@@ -89,16 +87,17 @@ def _slice(store: TokenStore, settings: TestSlice, job: Job) -> TokenSlice:
 
 
 def _test_noise(measured: dict[str, MeasuredLoss], folder: StudyFolder) -> float | None:
-    """Standard deviation, over test sets of this size, of the difference of an arm's run to the baseline's."""
-    control = next(
-        (measured[job.name] for job in folder.jobs() if job.arm.name == CONTROL and job.name in measured), None
-    )
-    others = [one for name, one in measured.items() if not name.startswith(f"{CONTROL}-seed-")]
-    if control is None or not others:
+    """Standard deviation, over test sets of this size, of the difference of an arm's run to the baseline's.
+
+    Arms of another context length cut the text into other sequences, which have no pairs.
+    """
+    runs = [(job.arm.name, measured[job.name]) for job in folder.jobs() if job.name in measured]
+    control = next((one for arm, one in runs if arm == CONTROL), None)
+    if control is None:
         return None
-    variances = []
-    for one in others:
-        if one.sequence_nats.shape != control.sequence_nats.shape:
-            raise DataError("test set: runs were measured on different texts; their contexts differ")
-        variances.append(variance_over_test_sets(one.sequence_nats - control.sequence_nats, control.sequence_tokens))
-    return float(np.sqrt(np.mean(variances)))
+    variances = [
+        variance_over_test_sets(one.sequence_nats - control.sequence_nats, control.sequence_tokens)
+        for arm, one in runs
+        if arm != CONTROL and one.sequence_nats.shape == control.sequence_nats.shape
+    ]
+    return float(np.sqrt(np.mean(variances))) if variances else None

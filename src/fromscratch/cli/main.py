@@ -15,6 +15,7 @@ from fromscratch.cli import (
     data,
     evaluate,
     export,
+    finetune,
     fit,
     generate,
     plan,
@@ -67,6 +68,7 @@ app.command(name="quickstart")(quickstart.quickstart)
 app.add_typer(data.app, name="data")
 app.command(name="plan")(plan.plan)
 app.command(name="train")(train.train)
+app.add_typer(finetune.app, name="finetune")
 app.command(name="fit")(fit.fit)
 app.command(name="bench")(bench.bench)
 app.add_typer(evaluate.app, name="eval")

@@ -1,7 +1,8 @@
 """``fromscratch train``."""
 
 import sys
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -22,9 +23,13 @@ from fromscratch.cli.output import note, print_json, print_table
 from fromscratch.errors import EXIT_CRASH, EXIT_DONE, EXIT_STOPPED
 
 ALREADY_FINISHED = "is finished, all {num_steps:,} steps were taken before; no step was taken now. --fresh starts again"
+ALREADY_STOPPED_EARLY = (
+    "is finished, its held-out loss had stopped falling; no step was taken now. --fresh starts again"
+)
 
 if TYPE_CHECKING:
-    from fromscratch.session.placement import Placement
+    from fromscratch.session.billing import Billing
+    from fromscratch.session.placement import MachineOptions, Placement
     from fromscratch.session.plan import PlannedRun
     from fromscratch.session.run import RunSummary
     from fromscratch.training.observers import Observer
@@ -72,18 +77,43 @@ def train(
 
     Example: fromscratch train baseline.toml --set train.seed=7 --name baseline-7
     """
-    from fromscratch.processes.launcher import is_launched, launch
-    from fromscratch.processes.world import started_rank
-    from fromscratch.runs.directory import RunDirectory, check_run_name
+    from fromscratch.runs.directory import check_run_name
     from fromscratch.session.billing import Billing
-    from fromscratch.session.placement import MachineOptions, place_run
+    from fromscratch.session.placement import MachineOptions
     from fromscratch.session.plan import plan_run
-    from fromscratch.session.run import run_training
 
     billing = Billing(dollars_per_hour)
     path = runs_dir / check_run_name(runfile.stem if name is None else name)
     plan = plan_run(runfile, overrides)
     machine = MachineOptions(device, micro_batch, compile_model, activation_checkpointing)
+    options = SessionOptions(processes, profile, stop_after, fresh, allow_change or (), as_json, quiet)
+    train_plan(plan, path, machine, options, billing)
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """The options of a command that trains, which change neither the science nor the machine."""
+
+    processes: int | None = None
+    profile: int | None = None
+    stop_after: int | None = None
+    fresh: bool = False
+    allow_change: Sequence[str] = ()
+    as_json: bool = False
+    quiet: bool = False
+
+
+def train_plan(
+    plan: "PlannedRun", path: Path, machine: "MachineOptions", options: SessionOptions, billing: "Billing"
+) -> None:
+    """Trains a planned run, in several processes if wanted; prints the result and exits with its code."""
+    from fromscratch.processes.launcher import is_launched, launch
+    from fromscratch.processes.world import started_rank
+    from fromscratch.runs.directory import RunDirectory
+    from fromscratch.session.placement import place_run
+    from fromscratch.session.run import run_training
+
+    processes, fresh, quiet = options.processes, options.fresh, options.quiet
     launches = processes is not None and processes > 1 and not is_launched()
     world_size, on_progress = processes if launches else None, partial(note, quiet=quiet)
     placement = place_run(
@@ -98,15 +128,15 @@ def train(
         plan,
         path,
         placement,
-        observers=make_observers(plan, path, profile, quiet=quiet),
+        observers=make_observers(plan, path, options.profile, quiet=quiet),
         fresh=fresh,
-        stop_after=stop_after,
-        allowed_changes=allow_change or (),
+        stop_after=options.stop_after,
+        allowed_changes=options.allow_change,
         billing=billing,
     )
     if is_main:
-        report(summary, as_json=as_json)
-    end_command(summary, path, stop_after, is_main=is_main, quiet=quiet)
+        report(summary, as_json=options.as_json)
+    end_command(summary, path, options.stop_after, is_main=is_main, quiet=quiet)
 
 
 def end_command(summary: "RunSummary", path: Path, stop_after: int | None, *, is_main: bool, quiet: bool) -> None:
@@ -116,8 +146,9 @@ def end_command(summary: "RunSummary", path: Path, stop_after: int | None, *, is
     from fromscratch.processes.restarts import may_restart
 
     if summary.outcome == "done":
-        if summary.first_step == summary.num_steps:
-            note(f"{path}: {ALREADY_FINISHED.format(num_steps=summary.num_steps)}", quiet=quiet or not is_main)
+        if summary.first_step == summary.step:
+            already = ALREADY_FINISHED if summary.step == summary.num_steps else ALREADY_STOPPED_EARLY
+            note(f"{path}: {already.format(num_steps=summary.num_steps)}", quiet=quiet or not is_main)
         return
     note(describe_stop(summary, stop_after), quiet=not is_main)
     if PARENT.is_lost():

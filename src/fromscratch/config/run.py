@@ -7,9 +7,10 @@ from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field
 
-from fromscratch.config.base import LARGEST_WHOLE_NUMBER, MODEL_SLOT, NonNegative, Positive, Slot, Table
+from fromscratch.config.base import LARGEST_WHOLE_NUMBER, MODEL_SLOT, SLOT, NonNegative, Positive, Slot, Table
 from fromscratch.config.model import GPTConfig, ModelConfig
 from fromscratch.config.train import TrainConfig
+from fromscratch.config.tune import Instruct
 
 TOKEN_BUDGET = re.compile(r"([1-9][0-9]{0,8}(\.[0-9]{1,9})?|0\.[0-9]{0,8}[1-9][0-9]{0,8})x|all")
 
@@ -29,7 +30,8 @@ class DataConfig(Table):
     """The training tokens: where they are, how many are used, in which order."""
 
     store: str = Field(min_length=1)
-    """A token store: a folder, relative to the file that names it or to the current folder, or ``hf://owner/name``."""
+    """A token store: a folder, relative to the file that names it or to the current folder, or ``hf://owner/name``.
+    With ``[tune]``, a file of records."""
     tokens: TokenBudget = "20x"
     """Training budget: a number of tokens, ``"20x"`` for 20 per parameter (Hoffmann et al. 2022), or ``"all"``."""
     start_token: NonNegative = 0
@@ -63,6 +65,8 @@ class RunConfig(Table):
     data: DataConfig
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
+    tune: Annotated[Instruct | None, SLOT] = None
+    """Fine-tuning; without it, the run learns the next token of a token store."""
 
     def resolved(self, *, vocab_size: int, tokens: int) -> Self:
         """Returns a copy with the values that depend on the store and the model: vocabulary size and token budget."""
@@ -75,6 +79,8 @@ class RunConfig(Table):
         """The tokens that a run's best loss is measured on."""
         if not self.train.evaluate_every:
             return "training tokens since the previous checkpoint"
+        if self.tune:
+            return f"the validation part of {self.data.store}"
         store = f" of {self.eval.store}" if self.eval.store else ""
         start = f", from token {self.eval.start:,}" if self.eval.start else ""
         return f"at most {self.eval.tokens:,} tokens of split '{self.eval.split}'{store}{start}"

@@ -14,10 +14,12 @@ from pathlib import Path
 
 from fromscratch.config.loading import read_run_config
 from fromscratch.config.model import ModelConfig
+from fromscratch.config.prompts import PromptFormat
 from fromscratch.errors import DataError, UsageError
 from fromscratch.files import MANIFEST, verify_folder
 from fromscratch.formats.checkpoints import MODEL_FILE, STATE_FILE, read_state
 from fromscratch.formats.gpt2 import OPENAI_REPOSITORIES
+from fromscratch.formats.lora import merge_lora
 from fromscratch.formats.model_folder import is_model_folder
 from fromscratch.formats.reading import HUB_CONFIG, read_model, tokenizer_of
 from fromscratch.formats.tensor_files import read_tensors
@@ -54,6 +56,8 @@ class LoadedModel:
     """None for weights of another program."""
     step: int | None = None
     """Number of optimiser steps done; None without a run."""
+    prompt_format: PromptFormat | None = None
+    """The format of the prompts that it was tuned on; None if it was not tuned, or nobody knows."""
 
     @property
     def name(self) -> str:
@@ -95,11 +99,15 @@ def _open_checkpoint(source: str, checkpoint: Path, hardware: Hardware) -> Loade
     run = find_run(checkpoint.parent.parent)
     verify_folder(checkpoint)
     step = read_state(checkpoint).step
-    config = read_run_config(run.config_at(step)).model
+    run_config = read_run_config(run.config_at(step))
+    config, tune = run_config.model, run_config.tune
     model = build_empty(config, hardware.device)
-    fill(model, read_tensors(checkpoint / MODEL_FILE), checkpoint / MODEL_FILE)
+    tensors = read_tensors(checkpoint / MODEL_FILE)
+    if tune and tune.lora:
+        tensors = merge_lora(tensors, tune.lora, model)
+    fill(model, tensors, checkpoint / MODEL_FILE)
     tokenizer = load_tokenizer(run.tokenizer)
-    return LoadedModel(source, model.eval(), config, tokenizer, checkpoint, run, step)
+    return LoadedModel(source, model.eval(), config, tokenizer, checkpoint, run, step, tune.prompt if tune else None)
 
 
 def locate(source: str, *, runs_dir: Path = RUNS_DIR) -> Path:

@@ -111,3 +111,7 @@ class GPT(LanguageModel):
     def losses(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy in nats of every target: ids [B, T] and [B, T] -> fp32 [B, T]."""
         return self.head.losses(self.hidden_states(tokens), targets)  # type: ignore[operator]
+
+    def losses_of(self, tokens: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
+        """As ``losses``, of the N targets alone where ``counts`` [B, T] is true; the head sees no others: fp32 [N]."""
+        return self.head.losses(self.hidden_states(tokens)[counts][None], targets[counts][None])[0]  # type: ignore[operator]

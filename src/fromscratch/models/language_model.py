@@ -35,6 +35,10 @@ class LanguageModel(nn.Module):
         """Cross-entropy in nats of every target: ids [B, T] and [B, T] -> fp32 [B, T]."""
         raise NotImplementedError
 
+    def losses_of(self, tokens: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
+        """As ``losses``, of the N targets alone where the booleans ``counts`` [B, T] are true: fp32 [N]."""
+        return self.losses(tokens, targets.clamp(min=0))[counts]
+
     def initial_carry(self, num_sequences: int) -> dict[str, Tensor]:
         """State before the first batch, one row per sequence; empty where batches are independent."""
         return {}

@@ -27,7 +27,7 @@ NAME_RULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 RECORDS = ("run.toml", "configs", "machine.json", "status.json", "metrics.jsonl", "events.jsonl", "cost.json", "lock")
-RESULTS = ("checkpoints", "tokenizer", "evaluations", "charts", "samples.txt", "trace.json", "stacks")
+RESULTS = ("checkpoints", "tokenizer", "evaluations", "charts", "samples.txt", "trace.json", "stacks", "split")
 RUN_FILES = frozenset(RECORDS + RESULTS)
 """Everything in the folder of a run."""
 

@@ -44,6 +44,7 @@ class Event(StrEnum):
     ROLLBACK = "rollback"  # step, to_step, skipped_batches
     ROLLBACK_IMPOSSIBLE = "rollback-impossible"  # step, reason
     SMALLER_MICRO_BATCH = "smaller-micro-batch"  # step, pieces
+    STOPPED_EARLY = "stopped-early"  # step, best_step, best_loss
     SIGNAL = "signal"  # step, signal
     DONE = "done"  # step
     FAILED = "failed"  # step, reason

@@ -12,6 +12,7 @@ from fromscratch.config.run import RunConfig
 from fromscratch.config.train import TrainConfig
 from fromscratch.errors import UsageError
 from fromscratch.files import readable_bytes
+from fromscratch.finetuning.adaptation import trained_parameters
 from fromscratch.formats.checkpoints import TrainingState
 from fromscratch.formats.tensor_files import file_bytes
 from fromscratch.models.factory import build_model
@@ -73,7 +74,7 @@ def plan_disk(plan: PlannedRun, path: Path, *, fresh: bool = False) -> DiskPlan:
     present = [] if fresh else checkpoints_in(RunDirectory(path).checkpoints)
     return DiskPlan(
         path=path,
-        checkpoint_bytes=checkpoint_bytes(plan.config, plan.objective.initial_carry),
+        checkpoint_bytes=checkpoint_bytes(plan.config, plan.objective.initial_carry, plan.adapt),
         keep_checkpoints=train.keep_checkpoints,
         max_at_once=checkpoints_at_once(train, plan.num_steps),
         record_bytes=plan.num_steps * BYTES_PER_RECORD,
@@ -88,17 +89,25 @@ def checkpoints_at_once(train: TrainConfig, num_steps: int) -> int:
     return min(scheduled, train.keep_checkpoints + 2)
 
 
-def checkpoint_bytes(config: RunConfig, initial_carry: Callable[[LanguageModel, int], dict[str, Tensor]]) -> int:
+def checkpoint_bytes(
+    config: RunConfig,
+    initial_carry: Callable[[LanguageModel, int], dict[str, Tensor]],
+    adapt: Callable[[LanguageModel], None] | None = None,
+) -> int:
     """Computes the size of one checkpoint, by an optimiser step on the meta device, which allocates no memory.
 
     Args:
         config: with a known vocabulary size.
         initial_carry: what a model carries between batches, for a number of sequences.
+        adapt: changes the model for fine-tuning.
     """
     with torch.device("meta"):
         model = build_model(config.model)
-    optimizer = as_composite(config.train.optimizer.build(list(model.named_parameters())))
-    for parameter in model.parameters():
+    if adapt:
+        adapt(model)
+    trained = trained_parameters(model)
+    optimizer = as_composite(config.train.optimizer.build(trained))
+    for _, parameter in trained:
         parameter.grad = torch.empty_like(parameter)
     for part in optimizer.optimizers:
         part.step()

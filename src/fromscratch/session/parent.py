@@ -7,6 +7,7 @@ from typing import Any
 from fromscratch.config.model import ModelConfig
 from fromscratch.config.train import StartFrom
 from fromscratch.errors import UsageError
+from fromscratch.finetuning.adaptation import set_adapted_weights
 from fromscratch.formats.checkpoints import STATE_FILE
 from fromscratch.formats.model_sources import LoadedModel, open_model, split_source
 from fromscratch.formats.weights import fill, model_tensors
@@ -53,10 +54,8 @@ def open_parent(
     """
     if start is None:
         return None
-    local = folder / start.model
-    is_local = local.exists() or Path(split_source(str(local))[0]).exists()
-    source, where = str(local) if is_local else start.model, f"{run_file}: train.start_from = {start.model}"
-    loaded = open_model(source, find_hardware("cpu"), runs_dir=folder / "runs")
+    parent = open_base(start, folder, str(run_file))
+    loaded, where = parent.loaded, f"{run_file}: train.start_from = {start.model}"
     old, new = loaded.config.weight_settings(), config.weight_settings()
     changes = [
         f"model.{key}: {old.get(key)!r} in the parent, {new.get(key)!r} here"
@@ -70,16 +69,35 @@ def open_parent(
             f"{where}: its tokenizer is {loaded.tokenizer.name}, but the store's is {tokenizer.name}; prepare the "
             "text with the model's tokenizer"
         )
+    return parent
+
+
+def open_base(start: StartFrom, folder: Path, run_file: str) -> Parent:
+    """Opens the model of ``start_from``, whatever its architecture.
+
+    Raises:
+        UsageError: there is no such model, or it has no optimiser state although that is wanted.
+        DataError: it is damaged.
+    """
+    local = folder / start.model
+    is_local = local.exists() or Path(split_source(str(local))[0]).exists()
+    loaded = open_model(str(local) if is_local else start.model, find_hardware("cpu"), runs_dir=folder / "runs")
     if start.optimizer and not (loaded.checkpoint / STATE_FILE).is_file():
         raise UsageError(
-            f"{where}: it has no optimiser state, because it is not a checkpoint of a run; remove optimizer = true"
+            f"{run_file}: train.start_from = {start.model}: it has no optimiser state, because it is not a checkpoint "
+            "of a run; remove optimizer = true"
         )
     return Parent(loaded, start.optimizer)
 
 
-def set_first_weights(stepper: Stepper, config: ModelConfig, *, seed: int, parent: Parent | None) -> None:
-    """Sets a model's first weights: random, or the parent's."""
-    if parent is None:
+def set_first_weights(
+    stepper: Stepper, config: ModelConfig, *, seed: int, parent: Parent | None, is_adapted: bool = False
+) -> None:
+    """Sets a model's first weights: random, or the parent's, with those of the additions to an adapted model."""
+    if parent is not None and is_adapted:
+        base = model_tensors(parent.loaded.model)
+        set_adapted_weights(stepper.model, base, seed=seed, where=parent.loaded.checkpoint)
+    elif parent is None:
         initialise(stepper.model, config, seed=seed)  # type: ignore[arg-type]
     else:
         parent.fill(stepper)

@@ -190,7 +190,7 @@ def local_batch_of(global_batch: int, world_size: int) -> int:
 
 def _should_search(plan: PlannedRun, placement: Placement) -> bool:
     """Whether to search for the fastest micro-batch: on a GPU, once, before a run of more than a few minutes."""
-    is_gpu = placement.hardware.device.type == "cuda"
+    is_gpu = placement.hardware.device.type == "cuda" and plan.config.tune is None
     flops = plan.num_steps * plan.objective.tokens_per_step * plan.costs.training_flops_per_token
     return placement.is_default_micro_batch and is_gpu and started_world_size() == 1 and flops > MIN_FLOPS_FOR_SEARCH
 

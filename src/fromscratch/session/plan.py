@@ -1,6 +1,7 @@
 """Reads a run file and opens what it names: store, tokenizer, objective, parent."""
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ from fromscratch.config.run import RunConfig
 from fromscratch.data.batches import SequenceBatches
 from fromscratch.data.store import TokenStore
 from fromscratch.errors import DataError, UsageError
+from fromscratch.finetuning.records import RecordsFile
 from fromscratch.formats.stores import open_named_store, tokenizer_of
 from fromscratch.hub.names import has_hub_prefix
 from fromscratch.models.costs import ModelCosts, model_costs
+from fromscratch.models.language_model import LanguageModel
 from fromscratch.session.parent import Parent, open_parent
 from fromscratch.session.samples import text_sampler
 from fromscratch.tokenizers.base import Tokenizer
@@ -28,7 +31,8 @@ class PlannedRun:
     """A resolved and checked run file and the objects it names. Planning writes no files."""
 
     config: RunConfig
-    store: TokenStore
+    store: TokenStore | RecordsFile
+    """What ``[data] store`` names."""
     tokenizer: Tokenizer
     objective: Objective
     num_steps: int
@@ -41,6 +45,10 @@ class PlannedRun:
     """The store that ``[eval] store`` names."""
     notices: tuple[str, ...] = ()
     """What was decided for the user."""
+    adapt: Callable[[LanguageModel], None] | None = None
+    """Changes the model's modules for fine-tuning, before its weights are set."""
+    attachments: dict[str, str] = field(default_factory=dict)
+    """Further text files of the run, by their path in its folder."""
 
     def store_names(self) -> dict[str, str]:
         """Returns where the run's stores are on this machine, by key of the run file."""
@@ -79,6 +87,10 @@ def plan_run(file: Path, overrides: list[str] | None = None) -> PlannedRun:
     """
     run_file = load_run_file(file, overrides)
     config, folders = run_file.config, run_file.folders
+    if config.tune:
+        from fromscratch.session.tuning import plan_tuning  # which imports this module
+
+        return plan_tuning(config, folders, str(file))
     store = open_named_store(config.data.store, folders["data.store"])
     tokenizer = tokenizer_of(store)
     vocab_size = resolve_vocabulary(config, store, tokenizer, file)
@@ -91,7 +103,7 @@ def plan_run(file: Path, overrides: list[str] | None = None) -> PlannedRun:
     held_out = held_out_slice(config, eval_store or store, tokenizer) if config.train.evaluate_every else None
     sampler = text_sampler(tokenizer, config.eval, seed=config.train.seed)
     objective = NextToken(sequences, config.train.seed, store.fingerprint, held_out, sampler)
-    _check_schedule(config, num_steps, file)
+    check_schedule(config, num_steps, str(file))
     where = folders.get("train.start_from", file.parent)
     parent = open_parent(config.train.start_from, config.model, tokenizer, where, file)
     return PlannedRun(config, store, tokenizer, objective, num_steps, costs, file.parent, parent, eval_store, notices)
@@ -158,11 +170,12 @@ def budget_tokens(budget: int | str, parameters: int) -> int:
     return budget if isinstance(budget, int) else round(float(budget.removesuffix("x")) * parameters)
 
 
-def _check_schedule(config: RunConfig, num_steps: int, file: Path) -> None:
+def check_schedule(config: RunConfig, num_steps: int, where: str) -> None:
+    """Raises UsageError if the schedule needs more steps than the run has."""
     needed = config.train.schedule.min_steps()
     if needed > num_steps:
         raise UsageError(
-            f"{file}: train.schedule needs {needed} steps (warmup_steps and decay_steps together), but the run has "
+            f"{where}: train.schedule needs {needed} steps (warmup_steps and decay_steps together), but the run has "
             f"only {num_steps} ({config.data.tokens:,} tokens); lower them, or raise data.tokens or data.epochs"
         )
 

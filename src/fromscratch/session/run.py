@@ -102,7 +102,7 @@ def run_training(
             first_step = training.state.step
             is_over = world.broadcast(world.is_main and _takes_no_step(training, stop_after))
             if is_over:
-                outcome = RunState.DONE if training.state.step == training.num_steps else RunState.STOPPED
+                outcome = RunState.DONE if training.is_complete else RunState.STOPPED
                 return summarise(plan, training, outcome, placement, first_step=first_step)
             if world.is_main:
                 record_session(plan, run, placement)
@@ -152,7 +152,7 @@ def _takes_no_step(training: Training, stop_after: int | None) -> bool:
     if status.step != state.step or status.num_steps != training.num_steps:
         return False
     is_stopped = status.state == RunState.STOPPED and stop_after is not None and state.step >= stop_after
-    return is_stopped or (status.state == RunState.DONE and state.step == training.num_steps)
+    return is_stopped or (status.state == RunState.DONE and training.is_complete)
 
 
 def summarise(

@@ -9,7 +9,8 @@ from pathlib import Path
 from torch import nn
 
 from fromscratch.errors import DataError, UsageError
-from fromscratch.files import MANIFEST, read_json_object
+from fromscratch.files import MANIFEST, read_json_object, write_atomically
+from fromscratch.finetuning.adaptation import trained_parameters
 from fromscratch.formats.checkpoints import TrainingState, read_state
 from fromscratch.machine.acceleration import accelerate
 from fromscratch.machine.allocator import keep_freed_memory
@@ -112,6 +113,7 @@ def prepare_training(
         learning_rate=learning_rate,
         rate_factor=lambda step: schedule(step=step, num_steps=plan.num_steps),
         spikes=config.train.spike.build(),
+        patience_steps=config.tune.patience * config.train.evaluate_every if config.tune else 0,
         cadence=Cadence(config.train.evaluate_every, config.train.sample_every, config.train.checkpoint_every),
         evaluate=partial(_evaluate, objective, runtime) if objective.is_evaluated else None,
         sample=objective.sample,
@@ -136,12 +138,14 @@ def _build_stepper(plan: PlannedRun, placement: Placement, runtime: Runtime) -> 
     """Builds a stepper. Its weights are not initialised yet."""
     train, objective = plan.config.train, plan.objective
     model = build_empty(plan.config.model, runtime.device)
+    if plan.adapt:
+        plan.adapt(model)
     parallelism = choose_parallelism(runtime.world)
     parallelism.prepare(model)
     batches = objective.batches(runtime)
     return Stepper(
         model,
-        as_composite(train.optimizer.build(list(model.named_parameters()))),
+        as_composite(train.optimizer.build(trained_parameters(model))),
         batches,
         loss=accelerate(model, objective.loss, placement.acceleration),
         rules=GradientRules(train.clip.build(), train.nonfinite.build(), train.seed),
@@ -161,7 +165,9 @@ def _begin_or_resume(plan: PlannedRun, journal: Journal, stepper: Stepper, sessi
     name = world.broadcast(name)
     if name:
         return stepper.load(journal.run.checkpoints / name)
-    set_first_weights(stepper, plan.config.model, seed=plan.config.train.seed, parent=plan.parent)
+    set_first_weights(
+        stepper, plan.config.model, seed=plan.config.train.seed, parent=plan.parent, is_adapted=bool(plan.adapt)
+    )
     return TrainingState()
 
 
@@ -183,7 +189,7 @@ def _checkpoint_to_resume(plan: PlannedRun, journal: Journal, session: SessionCo
     accepted = [*accepted_identities(plan, run), *session.identities]
     if {key: manifest.get(key) for key in plan.identity} not in accepted:
         raise DataError(
-            f"{checkpoint}: belongs to another run (the content of store {plan.store.path}, of [eval] store or of "
+            f"{checkpoint}: belongs to another run (the content of {plan.store.path}, of [eval] store or of "
             "train.start_from, or the seed differs); use those of that run, or --fresh to start again"
         )
     repair_links(run.checkpoints, latest=checkpoint, best_step=read_state(checkpoint).best_step)
@@ -199,6 +205,11 @@ def record_session(plan: PlannedRun, run: RunDirectory, placement: Placement) ->
     if not run.tokenizer.is_dir():
         shutil.rmtree(run.tokenizer, ignore_errors=True)
         plan.tokenizer.save(run.tokenizer)
+    for name, text in plan.attachments.items():
+        path = run.path / name
+        if not path.is_file():
+            path.parent.mkdir(exist_ok=True)
+            write_atomically(path, text)
     sizes = {"world_size": placement.world_size, "micro_batch": placement.micro_batch}
     machine = {**placement.hardware.to_dict(), **sizes, **asdict(placement.acceleration), CODE: code_hash()}
     if run.machine.is_file():

@@ -46,7 +46,7 @@ def sequence_losses(
     processes, each computes its shard of the batches.
     """
     world = runtime.world
-    with _evaluating(model):
+    with evaluating(model):
         windows = list(_windows(part.tokens, model.context_length, runtime.micro_batch))
         for begin, rows, length in world.local_shard(windows):
             if stop():
@@ -81,7 +81,8 @@ def _windows(tokens: int, length: int, batch: int) -> Iterator[tuple[int, int, i
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, the model is in evaluation mode."""
     was_training = model.training
     model.eval()
     try:

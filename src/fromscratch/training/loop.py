@@ -60,12 +60,27 @@ class Training:
     """Texts sampled from the model, prompts included."""
     probes_memory: bool = False
     """Whether to try before the first step that a micro-batch fits into memory."""
+    patience_steps: int = 0
+    """Steps without a new best checkpoint after which the run is done; 0 is off. A multiple of the evaluations' and
+    checkpoints' interval."""
     stop: StopRequest = field(default_factory=StopRequest)
     spent: TimeSpent = field(default_factory=TimeSpent)
 
     @property
     def model(self) -> nn.Module:
         return self.stepper.model
+
+    @property
+    def has_stopped_early(self) -> bool:
+        """Whether the held-out loss has not fallen for ``patience_steps``. A function of what a checkpoint holds."""
+        best = self.state.best_step
+        return 0 < self.patience_steps <= self.state.step - (self.state.step if best is None else best)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the run has nothing left to do: it took all its steps, or has stopped early."""
+        state = self.state
+        return state.looked_step == state.step and (state.step == self.num_steps or self.has_stopped_early)
 
     @property
     def world(self) -> World:
@@ -101,7 +116,7 @@ def train(training: Training, *, stop_after: int | None = None) -> RunState:
                 if stop_after is not None and state.step >= stop_after:
                     stop.reason = stop.reason or f"--stop-after {stop_after}"
                 run_periodic(training, recorder)
-                is_over = training.world.any(stop()) or state.step == num_steps
+                is_over = training.world.any(stop()) or state.step == num_steps or training.has_stopped_early
                 if is_over:
                     recorder.flush()
                 if recorder.spike_step is not None:
@@ -174,8 +189,11 @@ def handle_spike(training: Training, recorder: StepRecorder) -> None:
 
 def _end(training: Training) -> RunState:
     state, steps, journal = training.state, training.num_steps, training.journal
-    outcome = RunState.DONE if state.step == steps and state.looked_step == steps else RunState.STOPPED
+    outcome = RunState.DONE if training.is_complete else RunState.STOPPED
     reason = "" if outcome == RunState.DONE else training.stop.reason or "asked by another process"
+    if outcome == RunState.DONE and training.has_stopped_early:
+        reason = f"stopped early: the held-out loss has not fallen since step {state.best_step}"
+        journal.record_event(Event.STOPPED_EARLY, step=state.step, best_step=state.best_step, best_loss=state.best_loss)
     if outcome == RunState.STOPPED:
         journal.record_event(Event.SIGNAL, step=state.step, signal=reason)
     with training.spent.on(Purpose.CHECKPOINTS):
@@ -184,7 +202,7 @@ def _end(training: Training) -> RunState:
         raise FromScratchError(error or "stopped, because the main process could not save; its message says why")
     journal.write_status(outcome, step=state.step, num_steps=steps, reason=reason)
     if outcome == RunState.DONE:
-        journal.record_event(Event.DONE, step=steps)
+        journal.record_event(Event.DONE, step=state.step)
     return outcome
 
 

@@ -62,6 +62,7 @@ EVENT_LINES = {
     Event.LINK_IGNORED: "link ignored: {reason}",
     Event.LOCK_TAKEN_OVER: "the process that trained here before was killed; its lock was taken over",
     Event.CONFIG_CHANGED: "config changed: {changes}",
+    Event.STOPPED_EARLY: "step {step}: held-out loss has not fallen since step {best_step}; stopping early",
     Event.SIGNAL: "step {step}: {signal}, saving and stopping",
 }
 """What the terminal shows of an event. The other events are not shown."""

@@ -1,0 +1,129 @@
+"""``fromscratch finetune``: trains a model further, for a task."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fromscratch.cli.options import (
+    Checkpointing,
+    CompileChoice,
+    DeviceOption,
+    JsonFlag,
+    MicroBatch,
+    ModelArgument,
+    Overrides,
+    Processes,
+    QuietFlag,
+)
+from fromscratch.cli.train import AllowedChanges, PricePerHour, SessionOptions, train_plan
+from fromscratch.errors import UsageError
+
+app = typer.Typer(no_args_is_help=True, help="Train a model further, for a task.")
+
+TRAINED = "trained"
+
+
+@app.callback()
+def _finetune() -> None:
+    """Train a model further, for a task."""
+
+
+RecordsOption = Annotated[Path, typer.Option("--data", metavar="FILE", help="Records: a JSON list or JSON Lines.")]
+NameOption = Annotated[str | None, typer.Option(help="Name of the run; by default MODEL-instruct.")]
+Epochs = Annotated[int, typer.Option(min=1, help="How often the training part is read, at most.")]
+GlobalBatch = Annotated[int, typer.Option(min=1, help="Records per step, whatever the machine.")]
+LearningRate = Annotated[float, typer.Option(help="The full learning rate.")]
+Patience = Annotated[
+    int, typer.Option(min=0, help="Stop after this number of evaluations without a lower validation loss; 0 never.")
+]
+EvaluateEvery = Annotated[
+    int | None, typer.Option(min=1, metavar="STEPS", help="Steps between evaluations; by default one epoch.")
+]
+DropoutOption = Annotated[
+    str, typer.Option(metavar="trained|0|P", help="Dropout: as in the model's training, off, or a share.")
+]
+LoraRank = Annotated[int | None, typer.Option("--lora", min=1, metavar="RANK", help="Train low-rank additions only.")]
+
+
+@app.command()
+def instruct(
+    model: ModelArgument,
+    data: RecordsOption,
+    prompt_format: Annotated[
+        str, typer.Option("--format", help="alpaca, phi3, chatml, a template with {instruction}, or a TOML file.")
+    ] = "alpaca",
+    mask_prompt: Annotated[bool, typer.Option("--mask-prompt", help="Learn the responses only.")] = False,
+    name: NameOption = None,
+    runs_dir: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
+    epochs: Epochs = 5,
+    global_batch: GlobalBatch = 8,
+    learning_rate: LearningRate = 5e-5,
+    patience: Patience = 2,
+    evaluate_every: EvaluateEvery = None,
+    seed: Annotated[int, typer.Option(min=0, help="Names the split, the order and the dropout.")] = 42,
+    dropout: DropoutOption = TRAINED,
+    lora: LoraRank = None,
+    overrides: Overrides = None,
+    micro_batch: MicroBatch = None,
+    device: DeviceOption = None,
+    processes: Processes = None,
+    compile_model: CompileChoice = None,
+    activation_checkpointing: Checkpointing = False,
+    stop_after: Annotated[int | None, typer.Option(min=1, help="Save and stop after this step.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start again; an older run is renamed.")] = False,
+    allow_change: AllowedChanges = None,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+    dollars_per_hour: PricePerHour = None,
+) -> None:
+    """Teach a model to respond to instructions, or continue a stopped run.
+
+    FILE holds records with instruction, input and output, or with messages. 85% of them are for training, 5% for
+    validation, and 10% for a test; the run writes those into split/test.json. The run's best checkpoint is the model.
+
+    Example: fromscratch finetune instruct gpt2 --data instructions.json
+    """
+    from fromscratch.session.billing import Billing
+    from fromscratch.session.placement import MachineOptions
+    from fromscratch.session.tuning import plan_tuning, read_prompt_format, tuning_config
+
+    billing = Billing(dollars_per_hour)
+    tune: dict[str, Any] = {
+        "kind": "instruct",
+        "prompt": read_prompt_format(prompt_format),
+        "mask_prompt": mask_prompt,
+        "patience": patience,
+        **dropout_setting(dropout),
+        **({"lora": {"rank": lora, "alpha": 2.0 * lora}} if lora else {}),
+    }
+    train: dict[str, Any] = {
+        "start_from": {"model": model},
+        "global_batch": global_batch,
+        "seed": seed,
+        "optimizer": {"kind": "adamw", "learning_rate": learning_rate},
+        **({"evaluate_every": evaluate_every} if evaluate_every else {}),
+    }
+    values = {"data": {"store": str(data), "tokens": "all", "epochs": epochs}, "train": train, "tune": tune}
+    where = "finetune instruct"
+    plan = plan_tuning(tuning_config(values, overrides or [], where), {}, where)
+    machine = MachineOptions(device, micro_batch, compile_model, activation_checkpointing)
+    options = SessionOptions(processes, None, stop_after, fresh, allow_change or (), as_json, quiet)
+    train_plan(plan, run_path(runs_dir, name, model, "instruct"), machine, options, billing)
+
+
+def run_path(runs_dir: Path, name: str | None, model: str, task: str) -> Path:
+    """Returns the folder of a tuning run, by default ``MODEL-TASK``. Raises UsageError for an invalid name."""
+    from fromscratch.runs.directory import check_run_name
+
+    return runs_dir / check_run_name(f"{Path(model).name.replace('@', '-')}-{task}" if name is None else name)
+
+
+def dropout_setting(text: str) -> dict[str, float]:
+    """Returns the setting for ``--dropout``; empty for that of the model's training. Raises UsageError."""
+    if text == TRAINED:
+        return {}
+    try:
+        return {"dropout": float(text)}
+    except ValueError:
+        raise UsageError(f"--dropout {text}: must be {TRAINED}, 0, or a share below 1") from None

@@ -1,0 +1,1 @@
+"""Fine-tuning: further objectives on records, and answers of the tuned model."""

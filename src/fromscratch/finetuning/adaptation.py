@@ -1,0 +1,78 @@
+"""Changes a model for fine-tuning before its weights are set: low-rank additions, frozen weights, dropout.
+
+LoRA (Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models") is the package ``peft``'s. It works on
+every model made of linear layers. Its first weights come from a stream of the run's seed.
+"""
+
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fromscratch.config.tune import LoRA, Tuning
+from fromscratch.errors import UsageError
+from fromscratch.formats.lora import BASE_LAYER, DOWN, UP
+from fromscratch.formats.weights import fill
+from fromscratch.models.language_model import LanguageModel
+from fromscratch.randomness import derive_seed
+
+INJECTED_KINDS = ("Linear", "Conv1D")
+"""Classes of linear layers; transformers' GPT-2 has the second."""
+
+
+def adapt(model: LanguageModel, tune: Tuning) -> None:
+    """Changes the modules of a model in place, on whatever device it is. Raises UsageError without ``peft``."""
+    if tune.lora is not None:
+        _inject_lora(model, tune.lora)
+
+
+def trained_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Returns the parameters that are not frozen, by name."""
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+
+
+def set_adapted_weights(model: nn.Module, base: dict[str, Tensor], *, seed: int, where: Path) -> None:
+    """Sets the weights of an adapted model: those of the base model, and first weights of what was added.
+
+    Args:
+        base: the base model's weights by its own names.
+        where: what they were read from, for messages.
+
+    Raises:
+        DataError: the weights do not fit.
+    """
+    generator = torch.Generator().manual_seed(derive_seed(seed, "lora"))
+    added = {
+        name: _first_weights(name, parameter, generator)
+        for name, parameter in model.named_parameters()
+        if DOWN in name or UP in name
+    }
+    names = {name.replace(BASE_LAYER, ""): name for name, _ in model.named_parameters() if name not in added}
+    fill(model, {**{names.get(name, name): tensor for name, tensor in base.items()}, **added}, where)
+
+
+def _inject_lora(model: LanguageModel, lora: LoRA) -> None:
+    try:
+        import peft
+    except ImportError:
+        raise UsageError("tune.lora needs the package peft: pip install 'fromscratch[hf]'") from None
+    targets = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) | (type(module).__name__ in INJECTED_KINDS)
+        and model.vocab_size not in module.weight.shape  # the head stays as it is
+    ]
+    if not targets:
+        raise UsageError("tune.lora: the model has no linear layers; tune all of its weights instead")
+    with torch.device(next(model.parameters()).device):
+        settings = peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0)
+        peft.inject_adapter_in_model(settings, model)
+
+
+def _first_weights(name: str, parameter: nn.Parameter, generator: torch.Generator) -> Tensor:
+    """Uniform for the matrix that reduces, zeros for the other, so that the model begins unchanged (section 4.1)."""
+    if UP in name:
+        return torch.zeros(parameter.shape)
+    bound = 1 / math.sqrt(parameter.shape[1])  # torch's default for a linear layer
+    return torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator)

@@ -1,0 +1,146 @@
+"""Plans a run that tunes a model on records (``[tune]``). What it returns is trained like any other run."""
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from fromscratch.config.loading import merge, parse_override, parse_run_config, read_toml
+from fromscratch.config.model import GPTConfig, ModelConfig
+from fromscratch.config.run import RunConfig
+from fromscratch.config.tune import Instruct
+from fromscratch.errors import UsageError
+from fromscratch.finetuning.adaptation import adapt
+from fromscratch.finetuning.batches import EpochOrder
+from fromscratch.finetuning.instruction import InstructionTuning, check_parts, encode_examples
+from fromscratch.finetuning.records import RecordsFile, read_records, to_exchanges
+from fromscratch.finetuning.splits import Split, split_records
+from fromscratch.models.costs import model_costs
+from fromscratch.session.parent import Parent, open_base
+from fromscratch.session.plan import PlannedRun, check_schedule
+
+
+def plan_tuning(config: RunConfig, folders: dict[str, Path], where: str) -> PlannedRun:
+    """Opens the base model and the records of a config with ``[tune]``. Writes no files.
+
+    Args:
+        folders: where relative paths start, by key.
+        where: the name of the run file or command, for messages.
+
+    Raises:
+        UsageError: a setting is invalid, or the model or file does not exist.
+        DataError: the records or the model are damaged.
+    """
+    tune, start = config.tune, config.train.start_from
+    assert tune is not None
+    if start is None:
+        raise UsageError(f"{where}: [tune] needs train.start_from, the model to tune")
+    file = read_records(_find(config.data.store, folders.get("data.store", Path())))
+    parent = open_base(start, folders.get("train.start_from", Path()), where)
+    config = config.model_copy(update={"model": _model_config(config.model, parent, tune, where)})
+    objective, split = _instruction_tuning(config, tune, file, parent)
+    order = objective.order
+    config = _resolved(config, order, objective.tokens_per_step, where)
+    check_schedule(config, order.num_steps, where)
+    return PlannedRun(
+        config=config,
+        store=file,
+        tokenizer=parent.loaded.tokenizer,
+        objective=objective,
+        num_steps=order.num_steps,
+        costs=model_costs(config.model),
+        folder=folders.get("data.store", Path()),
+        parent=parent,
+        adapt=partial(adapt, tune=tune),
+        attachments=split.files(file.records),
+    )
+
+
+def tuning_config(values: dict[str, Any], overrides: list[str], where: str) -> RunConfig:
+    """Returns the config of a command line: its own values, then those of ``--set``. Raises UsageError."""
+    for item in overrides:
+        values = merge(values, parse_override(item))
+    return parse_run_config(values, where=where)
+
+
+def _find(name: str, folder: Path) -> Path:
+    local = folder / Path(name).expanduser()
+    return local if local.is_file() else Path(name).expanduser()
+
+
+def _model_config(given: ModelConfig, parent: Parent, tune: Instruct, where: str) -> ModelConfig:
+    """Returns the base model's config, with the dropout of ``[tune]``."""
+    config = parent.loaded.config
+    if given != GPTConfig() and given.weight_settings() != config.weight_settings():
+        raise UsageError(f"{where}: [model] differs from the model of train.start_from; remove [model]")
+    if tune.dropout is None:
+        return config
+    if not hasattr(config, "dropout"):
+        if tune.dropout:
+            raise UsageError(
+                f"{where}: tune.dropout = {tune.dropout}: a model of kind {config.kind!r} has no dropout that is the "
+                "same after a resume; set it to 0"
+            )
+        return config
+    return config.model_copy(update={"dropout": tune.dropout})
+
+
+def _instruction_tuning(
+    config: RunConfig, tune: Instruct, file: RecordsFile, parent: Parent
+) -> tuple[InstructionTuning, Split]:
+    exchanges, where, seed = to_exchanges(file), str(file.path), config.train.seed
+    split = split_records(
+        [exchange.question() for exchange in exchanges],
+        validation=tune.validation_share,
+        test=tune.test_share,
+        seed=seed,
+        where=where,
+    )
+    loaded = parent.loaded
+    encode = partial(
+        encode_examples,
+        tokenizer=loaded.tokenizer,
+        form=tune.prompt,
+        mask_prompt=tune.mask_prompt,
+        context_length=loaded.config.context_length,
+    )
+    training, validation = (encode([exchanges[i] for i in part]) for part in (split.train, split.validation))
+    check_parts(training, validation, global_batch=config.train.global_batch, where=where)
+    order = EpochOrder(training.lengths, config.train.global_batch, seed, config.data.epochs)
+    objective = InstructionTuning(
+        training,
+        validation,
+        order,
+        loaded.config.context_length,
+        loaded.tokenizer.end_of_text,
+        file.fingerprint,
+        tuple(split.notices()),
+    )
+    return objective, split
+
+
+def _resolved(config: RunConfig, order: EpochOrder, tokens_per_step: int, where: str) -> RunConfig:
+    """Fills in what depends on the records: evaluations and checkpoints once per epoch, unless the file says more."""
+    train, tune = config.train, config.tune
+    assert tune is not None
+    given = train.model_fields_set
+    evaluate_every = train.evaluate_every if "evaluate_every" in given else order.steps_per_epoch
+    checkpoint_every = train.checkpoint_every if "checkpoint_every" in given else evaluate_every
+    if tune.patience and (not evaluate_every or checkpoint_every != evaluate_every):
+        raise UsageError(
+            f"{where}: tune.patience = {tune.patience} needs a checkpoint at every evaluation, but "
+            f"train.evaluate_every = {evaluate_every} and train.checkpoint_every = {checkpoint_every}; make them the "
+            "same, or set tune.patience = 0"
+        )
+    every = {"evaluate_every": evaluate_every, "checkpoint_every": checkpoint_every}
+    resolved = config.model_copy(update={"train": train.model_copy(update=every)})
+    return resolved.resolved(vocab_size=config.model.vocab_size or 0, tokens=order.num_steps * tokens_per_step)
+
+
+def read_prompt_format(text: str) -> Any:
+    """Returns the value of ``tune.prompt`` for ``--format``: a TOML file is read, other texts are left to validation.
+
+    Raises:
+        UsageError: the file is not valid TOML.
+    """
+    is_file = text.endswith(".toml") or ("{" not in text and Path(text).is_file())
+    return read_toml(Path(text)) if is_file else text

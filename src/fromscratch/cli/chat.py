@@ -9,14 +9,16 @@ from fromscratch.cli.options import DeviceOption, ModelArgument
 from fromscratch.cli.output import note, write_now
 
 TemplateOption = Annotated[
-    str,
-    typer.Option(help="transcript (for base models), alpaca (for fine-tuned models), or a TOML file."),
+    str | None,
+    typer.Option(
+        help="transcript, alpaca, or a TOML file; by default the format of the model's tuning, else transcript."
+    ),
 ]
 
 
 def chat(
     model: ModelArgument,
-    template: TemplateOption = "transcript",
+    template: TemplateOption = None,
     tokens: Annotated[
         int, typer.Option("--tokens", "--max-new-tokens", min=1, help="Maximum number of tokens in an answer.")
     ] = 100,
@@ -33,14 +35,16 @@ def chat(
     Example: fromscratch chat gpt2 --temperature 0.7
     """
     from fromscratch.formats.model_sources import open_model
-    from fromscratch.generation.conversation import Conversation, open_template
+    from fromscratch.generation.conversation import TRANSCRIPT, Conversation, open_template, template_of
     from fromscratch.generation.generate import Settings
     from fromscratch.generation.sampling import Sampling
     from fromscratch.machine.hardware import find_hardware
 
     sampling = Sampling(temperature=temperature, top_k=top_k, repetition_penalty=repetition_penalty)
-    chosen = open_template(template)
+    chosen = None if template is None else open_template(template)
     loaded = open_model(model, find_hardware(device))
+    if chosen is None:
+        chosen = template_of(loaded.prompt_format) if loaded.prompt_format else open_template(TRANSCRIPT)
     settings = Settings(max_new_tokens=tokens, sampling=sampling, seed=seed)
     conversation = Conversation(loaded.model, loaded.tokenizer, chosen, settings)
     note("type a line and press Enter; Ctrl-D ends the chat")

@@ -84,32 +84,43 @@ def instruct(
 
     Example: fromscratch finetune instruct gpt2 --data instructions.json
     """
+    from fromscratch.finetuning.prompts import read_prompt_format
     from fromscratch.session.billing import Billing
     from fromscratch.session.placement import MachineOptions
-    from fromscratch.session.tuning import plan_tuning, read_prompt_format, tuning_config
+    from fromscratch.session.tuning import plan_tuning, tuning_config
 
     billing = Billing(dollars_per_hour)
-    tune: dict[str, Any] = {
-        "kind": "instruct",
-        "prompt": read_prompt_format(prompt_format),
-        "mask_prompt": mask_prompt,
-        "patience": patience,
-        **dropout_setting(dropout),
-        **({"lora": {"rank": lora, "alpha": 2.0 * lora}} if lora else {}),
-    }
-    train: dict[str, Any] = {
-        "start_from": {"model": model},
-        "global_batch": global_batch,
-        "seed": seed,
-        "optimizer": {"kind": "adamw", "learning_rate": learning_rate},
-        **({"evaluate_every": evaluate_every} if evaluate_every else {}),
-    }
-    values = {"data": {"store": str(data), "tokens": "all", "epochs": epochs}, "train": train, "tune": tune}
+    task = {"kind": "instruct", "prompt": read_prompt_format(prompt_format), "mask_prompt": mask_prompt}
+    values = tuning_values(model, data, epochs=epochs, seed=seed, global_batch=global_batch, task=task)
+    values["train"] |= optional(evaluate_every=evaluate_every)
+    values["train"]["optimizer"] = {"kind": "adamw", "learning_rate": learning_rate}
+    values["tune"] |= {"patience": patience, **dropout_setting(dropout), **lora_setting(lora)}
     where = "finetune instruct"
     plan = plan_tuning(tuning_config(values, overrides or [], where), {}, where)
     machine = MachineOptions(device, micro_batch, compile_model, activation_checkpointing)
     options = SessionOptions(processes, None, stop_after, fresh, allow_change or (), as_json, quiet)
     train_plan(plan, run_path(runs_dir, name, model, "instruct"), machine, options, billing)
+
+
+def tuning_values(
+    model: str, data: Path, *, epochs: int, seed: int, global_batch: int, task: dict[str, Any]
+) -> dict[str, Any]:
+    """Returns the tables of a run file that tunes a model."""
+    return {
+        "data": {"store": str(data), "tokens": "all", "epochs": epochs},
+        "train": {"start_from": {"model": model}, "global_batch": global_batch, "seed": seed},
+        "tune": task,
+    }
+
+
+def optional(**values: Any) -> dict[str, Any]:
+    """Returns the values that are not None."""
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def lora_setting(rank: int | None) -> dict[str, Any]:
+    """Returns the setting for ``--lora``: additions of that rank, multiplied by 2; empty for none."""
+    return {"lora": {"rank": rank, "alpha": 2.0 * rank}} if rank else {}
 
 
 def run_path(runs_dir: Path, name: str | None, model: str, task: str) -> Path:

@@ -21,6 +21,7 @@ from fromscratch.cli import (
     plan,
     publish,
     quickstart,
+    respond,
     runs,
     study,
     train,
@@ -69,6 +70,7 @@ app.add_typer(data.app, name="data")
 app.command(name="plan")(plan.plan)
 app.command(name="train")(train.train)
 app.add_typer(finetune.app, name="finetune")
+app.command(name="respond")(respond.respond)
 app.command(name="fit")(fit.fit)
 app.command(name="bench")(bench.bench)
 app.add_typer(evaluate.app, name="eval")

@@ -1,10 +1,10 @@
 """``[tune]``: trains the model ``train.start_from`` further, on a file of records that ``data.store`` names."""
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field
 
-from fromscratch.config.base import NonNegative, Positive, Probability, Slot, Table
+from fromscratch.config.base import NonNegative, Positive, Probability, Table
 from fromscratch.config.prompts import PROMPT_FORMATS, PromptFormat, named_format
 
 
@@ -17,8 +17,8 @@ class LoRA(Table):
     """Each addition is multiplied by ``alpha / rank``."""
 
 
-class Tuning(Slot):
-    """What every kind of fine-tuning has."""
+class Tuning(Table):
+    """What every kind of fine-tuning has. A kind is a subclass with its ``kind``; ``session/tuning.py`` plans it."""
 
     patience: NonNegative = 2
     """Evaluations in a row without a lower validation loss that end the run; 0 is off."""
@@ -35,7 +35,6 @@ class Tuning(Slot):
 class Instruct(Tuning):
     """Learns to respond to instructions, from pairs of instruction and response, or from chats."""
 
-    builds: ClassVar[str] = "fromscratch.finetuning.instruction:InstructionTuning"
     kind: Literal["instruct"] = "instruct"
     prompt: Annotated[PromptFormat, BeforeValidator(named_format)] = PROMPT_FORMATS["alpaca"]
     """The prompt format: ``alpaca``, ``phi3``, ``chatml``, or a template with ``{instruction}`` and ``{input}``."""

@@ -9,12 +9,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
+from fromscratch.config.prompts import INSTRUCTION, PromptFormat
 from fromscratch.errors import UsageError
 from fromscratch.generation.generate import Settings
 from fromscratch.generation.texts import continue_prompts
 from fromscratch.tokenizers.base import Tokenizer
 
 MESSAGE = "{message}"
+TRANSCRIPT = "transcript"
+"""The template of models that were not tuned."""
 
 
 @dataclass(frozen=True)
@@ -27,18 +30,34 @@ class Template:
     """A message and the text between it and the answer."""
     stop: tuple[str, ...] = ("\nUser:", "\nAssistant:")
     """Stop strings: an answer ends before the first of them."""
+    ending: str = ""
+    """The text after an earlier answer."""
     remembers: bool = True
     """Whether the prompt contains earlier messages and answers."""
 
     def prompt(self, history: list[tuple[str, str]], message: str) -> str:
         """Returns the prompt for a message. ``history`` holds pairs of message and answer."""
         earlier = history if self.remembers else []
-        turns = [self.turn.replace(MESSAGE, asked) + answer for asked, answer in earlier]
+        turns = [self.turn.replace(MESSAGE, asked) + answer + self.ending for asked, answer in earlier]
         return self.introduction + "".join(turns) + self.turn.replace(MESSAGE, message)
 
 
+def template_of(form: PromptFormat) -> Template:
+    """Returns the template of a model that was tuned on instructions.
+
+    It remembers earlier messages if the format marks where an answer ends.
+    """
+    return Template(
+        introduction=form.introduction,
+        turn=form.turn.replace(INSTRUCTION, MESSAGE),
+        stop=tuple(filter(None, [form.ending.strip()])),
+        ending=form.ending,
+        remembers=bool(form.ending),
+    )
+
+
 TEMPLATES = {
-    "transcript": Template(
+    TRANSCRIPT: Template(
         introduction=(
             "This is a transcript of a conversation between a User and a helpful, polite and precise Assistant. "
             "The Assistant answers each question in one or two sentences.\n"

@@ -40,6 +40,7 @@ def generate_batch(
     *,
     end_of_text: int,
     vocab_size: int | None = None,
+    streams: Sequence[int] | None = None,
     decoder: DecoderMaker = CachedDecoder,
 ) -> Generator[list[int | None], list[int] | None, None]:
     """Yields the new id of every text, step by step; None for a text that has ended.
@@ -48,15 +49,17 @@ def generate_batch(
     (``rows.send([index])``). All end after ``max_new_tokens``. An empty prompt starts a new document.
     The model sees at most the last ``context_length`` tokens (see ``decoders.window_start``).
 
-    Text ``i`` has its own random generator on the CPU, seeded from the seed and ``i``. So a text depends neither
-    on other uses of random numbers nor on the number of texts.
+    Each text has its own random generator on the CPU, seeded from the seed and the number of its stream. So a text
+    depends neither on other uses of random numbers nor on the number of texts.
 
     Args:
         vocab_size: number of ids of the tokenizer; the other ids of a padded model are never chosen.
+        streams: the number of each text's random stream; by default its place in the batch.
         decoder: computes the logits.
     """
     count = len(prompts)
-    generators = [torch.Generator().manual_seed(derive_seed(settings.seed, "generate", row)) for row in range(count)]
+    numbers = range(count) if streams is None else streams
+    generators = [torch.Generator().manual_seed(derive_seed(settings.seed, "generate", n)) for n in numbers]
     ended = [False] * count
     was_training = model.training
     model.eval()

@@ -73,9 +73,13 @@ def continue_prompts(
     settings: Settings,
     *,
     on_text: Callable[[int, str], None] = lambda _row, _new: None,
+    streams: Sequence[int] | None = None,
     decoder: DecoderMaker = CachedDecoder,
 ) -> list[Continuation]:
-    """Continues every prompt. ``on_text`` receives the new text of a row as it is generated."""
+    """Continues every prompt. ``on_text`` receives the new text of a row as it is generated.
+
+    ``streams`` numbers the random stream of each text; by default it is the place of the text in the batch.
+    """
     encoded = [tokenizer.encode(prompt).tolist() for prompt in prompts]
     if not all(encoded):
         tokenizer.check_end_of_text("starts a text without a prompt; give a prompt")
@@ -86,6 +90,7 @@ def continue_prompts(
         settings,
         end_of_text=tokenizer.end_of_text,
         vocab_size=tokenizer.vocab_size,
+        streams=streams,
         decoder=decoder,
     )
     stopped: list[int] | None = None

@@ -4,7 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fromscratch.config.loading import merge, parse_override, parse_run_config, read_toml
+from fromscratch.config.loading import merge, parse_override, parse_run_config
 from fromscratch.config.model import GPTConfig, ModelConfig
 from fromscratch.config.run import RunConfig
 from fromscratch.config.tune import Instruct
@@ -134,13 +134,3 @@ def _resolved(config: RunConfig, order: EpochOrder, tokens_per_step: int, where:
     every = {"evaluate_every": evaluate_every, "checkpoint_every": checkpoint_every}
     resolved = config.model_copy(update={"train": train.model_copy(update=every)})
     return resolved.resolved(vocab_size=config.model.vocab_size or 0, tokens=order.num_steps * tokens_per_step)
-
-
-def read_prompt_format(text: str) -> Any:
-    """Returns the value of ``tune.prompt`` for ``--format``: a TOML file is read, other texts are left to validation.
-
-    Raises:
-        UsageError: the file is not valid TOML.
-    """
-    is_file = text.endswith(".toml") or ("{" not in text and Path(text).is_file())
-    return read_toml(Path(text)) if is_file else text

@@ -42,7 +42,7 @@ B1_UNKNOWN_KEYS = [
     ("train.schedule=Linear", "; did you mean 'linear'?"),
     ("train.schedule=cosine", "; did you mean 'warmup-cosine'?"),
     ("train.optimizer=adam", 'train.optimizer.kind = "adam": must be "adamw"'),
-    ("model.kind=lstm", 'model.kind = "lstm": must be "gpt"'),
+    ("model.kind=lstm", 'model.kind = "lstm": unknown kind, must be one of gpt, huggingface'),
     ("train.schedule.kind=[1]", "train.schedule.kind = [1]: unknown kind, must be one of constant, linear"),
 ]
 OTHER_TOOLS = [

@@ -131,6 +131,7 @@ class TestBook:
         assert (train.schedule.kind, train.schedule.warmup_steps) == ("warmup-cosine", num_steps * 5 // 100)
         assert train.schedule.min_learning_rate == pytest.approx(0.00014)
         assert (train.checkpoint_every, train.evaluate_every) == (617, 0)
+        assert isinstance(model, GPTConfig)
         assert (model.num_heads, model.tied_head, model.init.kind) == (4, False, "torch")
         assert (config.data.store, config.data.tokens) == ("hf://gpjt/fineweb-gpt2-tokens", 98_304 * 100)
         assert "# not converted: mystery = 3" in Path(report.run_file).read_text()

@@ -2,13 +2,16 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from fromscratch.cli.options import DeviceOption, JsonFlag, ModelArgument, QuietFlag
 from fromscratch.cli.output import note, print_json, print_table
 from fromscratch.errors import UsageError
+
+if TYPE_CHECKING:
+    from fromscratch.finetuning.answers import AnswersReport
 
 
 def respond(
@@ -67,13 +70,20 @@ def respond(
         batch=batch,
         on_progress=lambda done, whole: note(f"answered {done:,} of {whole:,}", quiet=quiet),
     )
+    print_report(report, loaded.model.context_length, as_json=as_json)
+
+
+def print_report(report: "AnswersReport", context_length: int, *, as_json: bool) -> None:
+    """Prints what was answered, and what the user should know of it."""
     if report.long_prompts:
         note(
-            f"notice: {report.long_prompts:,} prompts do not fit into the context of "
-            f"{loaded.model.context_length:,} tokens together with an answer; the model saw only their ends"
+            f"notice: {report.long_prompts:,} prompts do not fit into the context of {context_length:,} tokens "
+            "together with an answer; the model saw only their ends"
         )
     if report.cut:
-        note(f"notice: {report.cut:,} answers ended after {tokens:,} tokens; --tokens allows more")
-    print_json(asdict(report)) if as_json else print_table(
-        [(k.replace("_", " "), v) for k, v in asdict(report).items()]
-    )
+        note(f"notice: {report.cut:,} answers ended at the limit of tokens; --tokens allows more")
+    figures = asdict(report)
+    if as_json:
+        print_json(figures)
+    else:
+        print_table([(name.replace("_", " "), value) for name, value in figures.items()])

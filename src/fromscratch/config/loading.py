@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from fromscratch.config.model import HuggingFaceConfig
 from fromscratch.config.problems import error_messages, shown
 from fromscratch.config.run import RunConfig
 from fromscratch.errors import UsageError
@@ -53,7 +54,13 @@ def load_run_file(path: Path, overrides: list[str] | None = None) -> RunFile:
             folders |= dict.fromkeys(_path_keys_in(layer), folder)
     except RecursionError:
         raise UsageError(f"{path}: tables nested too deeply") from None
-    return RunFile(parse_run_config(values, where=str(path)), folders)
+    config = parse_run_config(values, where=str(path))
+    if isinstance(config.model, HuggingFaceConfig):
+        raise UsageError(
+            f"{path}: model.kind = {config.model.kind!r} cannot be trained from random weights; remove [model], and "
+            "name the model as train.start_from of a run with [tune]"
+        )
+    return RunFile(config, folders)
 
 
 def _with_long_parent(values: dict[str, Any]) -> dict[str, Any]:

@@ -167,3 +167,12 @@ class GPTConfig(ModelConfig):
                 f"embedding_dim = {self.embedding_dim} is not divisible by num_heads = {self.num_heads}; change either"
             )
         return self
+
+
+class HuggingFaceConfig(ModelConfig):
+    """A causal language model of the transformers library, to be tuned; its weights come from ``train.start_from``."""
+
+    builds: ClassVar[str] = "fromscratch.models.huggingface:build"
+    kind: Literal["huggingface"] = "huggingface"
+    architecture: str = Field(min_length=2)
+    """The content of its ``config.json``."""

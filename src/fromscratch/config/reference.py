@@ -19,7 +19,7 @@ INTRODUCTION = """\
 fromscratch train run.toml --set train.seed=7 --set 'train.clip={ kind = "norm", max_norm = 1.0 }'
 ```
 
-A run file is TOML with four tables. `base = "other.toml"` at its top reads another file first; the keys of this file replace those of the other. A relative path starts at the folder of the file that it is written in, or at the current folder. `--set train.seed=7` on the command line replaces one key. A slot is filled by a `kind`: `clip = { kind = "norm", max_norm = 1.0 }`. `attention = "explicit"` is short for a kind with its defaults. Unknown keys are errors.
+A run file is TOML with four tables, and a fifth one for fine-tuning. `base = "other.toml"` at its top reads another file first; the keys of this file replace those of the other. A relative path starts at the folder of the file that it is written in, or at the current folder. `--set train.seed=7` on the command line replaces one key. A slot is filled by a `kind`: `clip = { kind = "norm", max_norm = 1.0 }`. `attention = "explicit"` is short for a kind with its defaults. Unknown keys are errors.
 
 `make docs` generates this page from the classes in `src/fromscratch/config/`.
 """  # noqa: E501
@@ -74,7 +74,9 @@ def _presets() -> str:
 
 
 def _type(field: FieldInfo) -> str:
-    return " or ".join(dict.fromkeys(_type_names(field.annotation)))
+    inner = [table for table in tables_in(field.annotation) if not issubclass(table, Slot)]
+    tables = [f"table of {', '.join(f'`{key}`' for key in table.model_fields)}" for table in inner]
+    return " or ".join([*dict.fromkeys(_type_names(field.annotation)), *tables])
 
 
 def _type_names(annotation: Any) -> Iterator[str]:
@@ -93,7 +95,7 @@ def _type_names(annotation: Any) -> Iterator[str]:
 def _default(field: FieldInfo) -> str:
     if field.default is PydanticUndefined:
         return "required"
-    if field.default is None:
+    if field.default is None or isinstance(field.default, BaseModel):
         return ""
     if isinstance(field.default, tuple):
         return "`" + str(list(field.default)).replace("'", '"') + "`"

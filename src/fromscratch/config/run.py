@@ -8,7 +8,7 @@ from typing import Annotated, Any, Self
 from pydantic import BeforeValidator, Field
 
 from fromscratch.config.base import LARGEST_WHOLE_NUMBER, MODEL_SLOT, SLOT, NonNegative, Positive, Slot, Table
-from fromscratch.config.model import GPTConfig, ModelConfig
+from fromscratch.config.model import GPTConfig, HuggingFaceConfig, ModelConfig
 from fromscratch.config.train import TrainConfig
 from fromscratch.config.tune import Instruct
 
@@ -61,7 +61,7 @@ class EvalConfig(Table):
 class RunConfig(Table):
     """The content of a run file: everything that determines the result, nothing about the machine."""
 
-    model: Annotated[GPTConfig, MODEL_SLOT] = GPTConfig()
+    model: Annotated[GPTConfig | HuggingFaceConfig, MODEL_SLOT] = GPTConfig()
     data: DataConfig
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()

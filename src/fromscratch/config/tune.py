@@ -37,6 +37,7 @@ class Instruct(Tuning):
 
     kind: Literal["instruct"] = "instruct"
     prompt: Annotated[PromptFormat, BeforeValidator(named_format)] = PROMPT_FORMATS["alpaca"]
-    """The prompt format: ``alpaca``, ``phi3``, ``chatml``, or a template with ``{instruction}`` and ``{input}``."""
+    """The prompt format: ``alpaca``, ``phi3``, ``chatml``, or a template with ``{instruction}`` and ``{input}``.
+    By default ``alpaca``."""
     mask_prompt: bool = False
     """Whether only the responses are learned; otherwise the prompts too."""

@@ -21,6 +21,7 @@ from fromscratch.formats.checkpoints import MODEL_FILE, STATE_FILE, read_state
 from fromscratch.formats.gpt2 import OPENAI_REPOSITORIES
 from fromscratch.formats.lora import merge_lora
 from fromscratch.formats.model_folder import is_model_folder
+from fromscratch.formats.prompt_files import read_prompt_format
 from fromscratch.formats.reading import HUB_CONFIG, read_model, tokenizer_of
 from fromscratch.formats.tensor_files import read_tensors
 from fromscratch.formats.weights import fill, model_tensors
@@ -92,7 +93,8 @@ def open_model(source: str, hardware: Hardware, *, runs_dir: Path = RUNS_DIR) ->
     model = found.build(place)
     found.check(model)
     tokenizer = tokenizer_of(place, vocab_size=model.vocab_size)
-    return LoadedModel(source, model.to(hardware.device), found.config, tokenizer, place)
+    prompt_format = read_prompt_format(place)
+    return LoadedModel(source, model.to(hardware.device), found.config, tokenizer, place, prompt_format=prompt_format)
 
 
 def _open_checkpoint(source: str, checkpoint: Path, hardware: Hardware) -> LoadedModel:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from fromscratch.errors import DataError, UsageError
 from fromscratch.files import read_json_object
-from fromscratch.formats import book, gpt2, model_folder, nanogpt, published
+from fromscratch.formats import book, gpt2, huggingface, model_folder, nanogpt, published
 from fromscratch.formats.imported import ImportedModel
 from fromscratch.formats.weights import PICKLE_SUFFIXES, read_pickle, read_weights
 from fromscratch.tokenizers.base import Tokenizer
@@ -15,7 +15,10 @@ from fromscratch.tokenizers.loading import load, open_beside, open_tokenizer
 HUB_CONFIG = "config.json"
 NANOGPT_FILE = "ckpt.pt"
 MAX_PADDING = 1_024  # rows that programs add to a vocabulary, to round its size up
-SUPPORTED = "GPT2LMHeadModel folders, published folders, checkpoints of the book's model, nanoGPT's ckpt.pt"
+SUPPORTED = (
+    "GPT2LMHeadModel folders, published folders, checkpoints of the book's model, nanoGPT's ckpt.pt, "
+    "and causal models of transformers where that is installed"
+)
 
 
 def read_model(path: Path, *, num_heads: int | None = None) -> ImportedModel:
@@ -36,6 +39,8 @@ def read_model(path: Path, *, num_heads: int | None = None) -> ImportedModel:
         return gpt2.read_gpt2(path)
     if raw.get("model_type") == published.MODEL_TYPE and published.TABLE_KEY in raw:
         return published.read_published(path)
+    if huggingface.is_causal_model(raw):
+        return huggingface.read_huggingface(path, raw)
     if any(name.endswith(book.LAYOUT.position_embedding) for name in read_weights(path)):
         return book.read_book(path, num_heads=num_heads)
     if "auto_map" in raw:

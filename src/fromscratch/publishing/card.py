@@ -33,11 +33,11 @@ class CardSettings:
 def write_card(folder: Path, loaded: LoadedModel, settings: CardSettings, format_name: str) -> None:
     """Writes ``README.md``, and copies the loss chart of the run if there is one."""
     run = loaded.run
-    origin = "Trained from random weights" if run else f"Converted from {loaded.source}"
+    origin = _origin(run) if run else f"Converted from {loaded.source}"
     text = TEMPLATE.read_text("utf-8").format(
         title=settings.title or loaded.name,
         license=settings.license,
-        summary=f"A base language model that continues text. {origin} with fromscratch.",
+        summary=f"{_purpose(loaded)} {origin} with fromscratch.",
         model=_rows(_model_properties(loaded)),
         repository=settings.repository or folder.name.lstrip("."),
         trust=", trust_remote_code=True" if format_name == "custom" else "",
@@ -47,10 +47,27 @@ def write_card(folder: Path, loaded: LoadedModel, settings: CardSettings, format
     (folder / "README.md").write_text(text, "utf-8")
 
 
+def _origin(run: RunDirectory) -> str:
+    start = read_toml(run.config).get("train", {}).get("start_from")
+    return f"Trained from {Path(start['model']).name}" if start else "Trained from random weights"
+
+
+def _purpose(loaded: LoadedModel) -> str:
+    if loaded.prompt_format:
+        return "A language model tuned to respond to instructions, in the prompt format of its chat template."
+    return "A base language model that continues text."
+
+
 def _model_properties(loaded: LoadedModel) -> dict[str, Any]:
     config = loaded.config
-    assert isinstance(config, GPTConfig)  # the only kind that has an export
     parameters = sum(parameter.numel() for parameter in loaded.model.parameters())
+    if not isinstance(config, GPTConfig):
+        return {
+            "parameters": f"{parameters:,}",
+            "context": f"{config.context_length:,} tokens",
+            "vocabulary": f"{config.vocab_size:,} ids, tokenizer {loaded.tokenizer.name}",
+            "steps": "unknown" if loaded.step is None else f"{loaded.step:,}",
+        }
     return {
         "parameters": f"{parameters:,}",
         "architecture": f"GPT-2: {config.num_layers} layers, {config.num_heads} heads, {config.embedding_dim} wide",

@@ -4,13 +4,14 @@
 files with an interface for transformers, for every architecture.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 
-from fromscratch.config.model import ExactGeluMLP, GPTConfig, ModelConfig
+from fromscratch.config.model import ExactGeluMLP, GPTConfig, HuggingFaceConfig, ModelConfig
 from fromscratch.errors import UsageError
 from fromscratch.files import check_replaceable, sealed_folder, to_strict_json
 from fromscratch.formats.gpt2 import LAYOUT as GPT2_LAYOUT
@@ -20,6 +21,7 @@ from fromscratch.formats.published import MODEL_TYPE, TABLE_KEY, to_published_te
 from fromscratch.formats.weights import SAFETENSORS, model_tensors
 from fromscratch.publishing.card import CardSettings, write_card
 from fromscratch.publishing.model_code import model_code_files
+from fromscratch.publishing.prompt_files import write_prompt_format
 from fromscratch.publishing.tokenizer_files import write_tokenizer
 
 NATIVE, CUSTOM = "native", "custom"
@@ -58,6 +60,10 @@ def choose_format(config: ModelConfig, wanted: str | None) -> str:
     Raises:
         UsageError: no such format, or the model is not GPT-2-shaped and ``native`` is wanted.
     """
+    if isinstance(config, HuggingFaceConfig):
+        if wanted not in (None, NATIVE):
+            raise UsageError(f"--format {wanted}: a model of the transformers library is published as {NATIVE}")
+        return NATIVE
     reason = unsupported_slot(check_publishable(config))
     if wanted is None:
         return CUSTOM if reason else NATIVE
@@ -90,27 +96,39 @@ def export_model(loaded: LoadedModel, folder: Path, *, format_name: str, card: C
         UsageError: the folder holds something else, or the model has no export.
     """
     loaded.tokenizer.check_end_of_text("a published model needs; it cannot be published")
-    model_config, folder = check_publishable(loaded.config), folder.expanduser().resolve()
-    tensors = {name: tensor.cpu() for name, tensor in model_tensors(loaded.model).items()}
+    folder = folder.expanduser().resolve()
     with sealed_folder(folder, kind=f"{PUBLISHED}-{format_name}") as temporary:
-        if format_name == NATIVE:
-            config, tensors = native_config(model_config), to_gpt2_tensors(tensors)
-            if model_config.tied_head:
-                del tensors[GPT2_LAYOUT.head]
-        else:
-            config, tensors = custom_config(model_config), to_published_tensors(tensors)
-            for name, text in model_code_files(model_config).items():
-                (temporary / name).write_text(text, "utf-8")
-        save_file(tensors, temporary / SAFETENSORS, metadata={"format": "pt"})
+        config = _write_weights(loaded, temporary, format_name)
         ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), loaded.tokenizer.end_of_text)
         generation = ids | {"do_sample": True, "temperature": 0.8, "top_k": 50}
-        for name, values in {"config.json": config | ids, "generation_config.json": generation}.items():
+        for name, values in {"config.json": {**ids, **config}, "generation_config.json": generation}.items():
             (temporary / name).write_text(to_strict_json(values, indent=2), "utf-8")
-        write_tokenizer(loaded.tokenizer, temporary, context_length=model_config.context_length)
+        write_tokenizer(loaded.tokenizer, temporary, context_length=loaded.config.context_length)
+        if loaded.prompt_format:
+            write_prompt_format(loaded.prompt_format, temporary)
         write_card(temporary, loaded, card, format_name)
         check_replaceable(folder, PUBLISHED, option="--to")  # right before it is replaced
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     return ExportReport(str(folder), format_name, files)
+
+
+def _write_weights(loaded: LoadedModel, folder: Path, format_name: str) -> dict[str, Any]:
+    """Writes the weights, and the code that the format needs; returns the content of ``config.json``."""
+    if isinstance(loaded.config, HuggingFaceConfig):
+        loaded.model.inner.save_pretrained(folder)  # type: ignore[operator, union-attr]
+        return {**json.loads(loaded.config.architecture), "dtype": "float32"}
+    model_config = check_publishable(loaded.config)
+    tensors = {name: tensor.cpu() for name, tensor in model_tensors(loaded.model).items()}
+    if format_name == NATIVE:
+        config, tensors = native_config(model_config), to_gpt2_tensors(tensors)
+        if model_config.tied_head:
+            del tensors[GPT2_LAYOUT.head]
+    else:
+        config, tensors = custom_config(model_config), to_published_tensors(tensors)
+        for name, text in model_code_files(model_config).items():
+            (folder / name).write_text(text, "utf-8")
+    save_file(tensors, folder / SAFETENSORS, metadata={"format": "pt"})
+    return config
 
 
 def native_config(config: GPTConfig) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def instruct(
     from fromscratch.session.placement import MachineOptions
     from fromscratch.session.tuning import plan_tuning, tuning_config
 
-    billing = Billing(dollars_per_hour)
+    billing, path = Billing(dollars_per_hour), run_path(runs_dir, name, model, "instruct")
     task = {"kind": "instruct", "prompt": read_prompt_format(prompt_format), "mask_prompt": mask_prompt}
     values = tuning_values(model, data, epochs=epochs, seed=seed, global_batch=global_batch, task=task)
     values["train"] |= optional(evaluate_every=evaluate_every)
@@ -99,7 +99,7 @@ def instruct(
     plan = plan_tuning(tuning_config(values, overrides or [], where), {}, where)
     machine = MachineOptions(device, micro_batch, compile_model, activation_checkpointing)
     options = SessionOptions(processes, None, stop_after, fresh, allow_change or (), as_json, quiet)
-    train_plan(plan, run_path(runs_dir, name, model, "instruct"), machine, options, billing)
+    train_plan(plan, path, machine, options, billing)
 
 
 def tuning_values(

@@ -221,9 +221,11 @@ def _locate(item: Any, root: type[BaseModel]) -> Finding:
     key = ""
     table: type[BaseModel] | None = root
     choices: list[type[BaseModel]] = [root]
+    was_tag = False
     for part in item["loc"]:
         tagged = next((choice for choice in choices if part == _kind_of(choice)), None)
-        if tagged is not None and len(choices) > 1:
+        was_tag = not was_tag and tagged is not None and (len(choices) > 1 or part not in tagged.model_fields)
+        if tagged is not None and was_tag:
             choices = [tagged]
             continue
         table = choices[0] if len(choices) == 1 else None

@@ -8,6 +8,7 @@ from fromscratch.runs.directory import RunDirectory
 from fromscratch.session.placement import MachineOptions, place_run
 from fromscratch.session.run import RunSummary, run_training
 from fromscratch.session.tuning import plan_tuning, tuning_config
+from fromscratch.training.observers import Observer
 from tests.small import run_small, write_run_file
 
 WORDS = ["cat", "dog", "house", "tree", "red", "large"]
@@ -44,11 +45,16 @@ def make_records() -> list[dict[str, Any]]:
 
 
 def tune(
-    folder: Path, name: str, *overrides: str, stop_after: int | None = None, micro_batch: int | None = None
+    folder: Path,
+    name: str,
+    *overrides: str,
+    stop_after: int | None = None,
+    micro_batch: int | None = None,
+    observers: tuple[Observer, ...] = (),
 ) -> tuple[RunDirectory, RunSummary]:
     """Tunes ``runs/base`` in ``runs/<name>``, as the verb does, with some keys changed."""
     config = tuning_config(SETTINGS, list(overrides), "test")
     plan = plan_tuning(config, dict.fromkeys(("data.store", "train.start_from"), folder), "test")
     path = folder / "runs" / name
     placement = place_run(plan, RunDirectory(path), MachineOptions(device="cpu", micro_batch=micro_batch))
-    return RunDirectory(path), run_training(plan, path, placement, observers=[], stop_after=stop_after)
+    return RunDirectory(path), run_training(plan, path, placement, observers=list(observers), stop_after=stop_after)

@@ -3,18 +3,23 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from fromscratch.errors import DataError, UsageError
 from fromscratch.files import read_json_object
+from fromscratch.finetuning.records import read_records, to_exchanges
+from fromscratch.finetuning.splits import split_records
 from fromscratch.formats.checkpoints import MODEL_FILE
 from fromscratch.formats.model_sources import open_model
+from fromscratch.formats.stores import held_out_store_of
 from fromscratch.formats.tensor_files import read_tensors
 from fromscratch.machine.hardware import find_hardware
 from fromscratch.runs.directory import RunDirectory
-from fromscratch.runs.records import read_records
+from fromscratch.runs.records import read_records as read_lines
+from fromscratch.training.observers import SilentObserver
 from tests.finetuning.small import FORMAT, make_base, make_records, tune
 
 
@@ -30,11 +35,11 @@ def weights(run: RunDirectory, checkpoint: str = "latest") -> dict[str, torch.Te
 
 
 def losses(run: RunDirectory) -> list[float]:
-    return [record["loss"] for record in read_records(run.metrics)]
+    return [record["loss"] for record in read_lines(run.metrics)]
 
 
 def evaluations(run: RunDirectory) -> list[tuple[int, float]]:
-    return [(r["step"], r["loss"]) for r in read_records(run.events) if r["event"] == "evaluation"]
+    return [(r["step"], r["loss"]) for r in read_lines(run.events) if r["event"] == "evaluation"]
 
 
 def test_validation_loss_falls_and_the_run_is_a_model(base: Path) -> None:
@@ -58,6 +63,39 @@ def test_f10_a_resumed_run_is_bit_identical_with_dropout(base: Path) -> None:
         assert evaluations(run) == evaluations(whole)
         for name, tensor in weights(whole).items():
             assert torch.equal(tensor, weights(run)[name]), name
+
+
+class Killer(SilentObserver):
+    """Ends the process's training without a save, as a kill does."""
+
+    def on_step(self, record: dict[str, Any]) -> None:
+        if record["step"] == 10:
+            raise SystemExit
+
+
+def test_f10_a_killed_run_resumes_at_its_last_checkpoint_bit_for_bit(base: Path) -> None:
+    whole, _ = tune(base, "unkilled")
+    with pytest.raises(SystemExit):
+        tune(base, "killed", observers=(Killer(),))
+    run, summary = tune(base, "killed")
+    assert summary.first_step == 6 and summary.step == 24
+    assert losses(run) == losses(whole)
+    assert all(torch.equal(tensor, weights(run)[name]) for name, tensor in weights(whole).items())
+
+
+def test_eval_loss_of_a_tuned_run_asks_for_a_store(base: Path) -> None:
+    run, _ = tune(base, "eval", stop_after=1)
+    with pytest.raises(UsageError, match="was tuned on records, so --store must name"):
+        held_out_store_of(open_model(str(run.path), find_hardware("cpu")))
+
+
+def test_the_real_instructions_are_read_and_split(shared_data: Path) -> None:
+    folder = shared_data / "instructions"
+    exchanges = to_exchanges(read_records(folder / "instruction-data.json"))
+    split = split_records([e.question() for e in exchanges], validation=0.05, test=0.1, seed=42, where="f")
+    assert split.repeated == 25
+    assert (len(exchanges), len(split.train), len(split.validation), len(split.test)) == (1100, 936, 54, 110)
+    assert len(to_exchanges(read_records(folder / "instruction-data-with-response.json"))) == 110
 
 
 def test_the_micro_batch_changes_only_rounding(base: Path) -> None:

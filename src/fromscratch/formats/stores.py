@@ -34,6 +34,8 @@ def held_out_store_of(model: LoadedModel) -> str:
     if model.run is None:
         raise UsageError(f"model {model.source}: has no run, so --store must name the store to evaluate on")
     config = read_run_config(model.run.config)
+    if config.tune and not config.eval.store:
+        raise UsageError(f"model {model.source}: was tuned on records, so --store must name the store to evaluate on")
     key, name = ("eval.store", config.eval.store) if config.eval.store else ("data.store", config.data.store)
     recorded = read_json_object(model.run.machine).get(STORES) if model.run.machine.is_file() else None
     known = recorded.get(key) if isinstance(recorded, dict) else None

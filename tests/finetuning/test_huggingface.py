@@ -18,8 +18,9 @@ from fromscratch.publishing.card import CardSettings
 from fromscratch.publishing.export import choose_format, export_model
 from fromscratch.publishing.tokenizer_files import write_tokenizer
 from fromscratch.runs.records import read_records as read_lines
+from fromscratch.session.tuning import plan_tuning, tuning_config
 from fromscratch.tokenizers.bytes import BytesTokenizer
-from tests.finetuning.small import make_records, tune
+from tests.finetuning.small import SETTINGS, make_records, tune
 
 transformers = pytest.importorskip("transformers")
 
@@ -88,6 +89,14 @@ def test_it_is_tuned_resumes_exactly_and_is_published(base: Path, tmp_path: Path
     again = open_model(str(published), find_hardware("cpu"))
     assert again.prompt_format == loaded.prompt_format
     assert json.loads((published / "config.json").read_text())["attention_dropout"] == 0.1
+
+
+def test_dropout_that_is_off_is_said(base: Path) -> None:
+    config = tuning_config(SETTINGS, [], "test")
+    plan = plan_tuning(config, dict.fromkeys(("data.store", "train.start_from"), base), "test")
+    assert plan.notices == (
+        "the model's dropout (attention_dropout) is off, because a resumed run would draw other masks",
+    )
 
 
 def test_dropout_that_would_not_resume_is_refused(base: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fromscratch.cli.main import app
+from fromscratch.config.loading import load_run_config
 from fromscratch.config.prompts import PROMPT_FORMATS, PromptFormat
 from fromscratch.errors import DataError, UsageError
 from fromscratch.finetuning.batches import EpochOrder
@@ -174,3 +175,18 @@ def test_bad_options_are_one_sentence(tmp_path: Path, arguments: list[str], sent
     found = CliRunner().invoke(app, ["finetune", "instruct", "nothing", "--data", str(data), *arguments])
     assert isinstance(found.exception, UsageError)
     assert sentence in str(found.exception)
+
+
+@pytest.mark.parametrize("verb", ["plan", "bench"])
+def test_what_only_knows_pre_training_says_so(tmp_path: Path, verb: str) -> None:
+    (tmp_path / "tune.toml").write_text('[data]\nstore = "a.json"\n[tune]\nkind = "instruct"\n')
+    found = CliRunner().invoke(app, [verb, str(tmp_path / "tune.toml")])
+    assert isinstance(found.exception, UsageError)
+    assert "[tune] is for 'fromscratch train'" in str(found.exception)
+
+
+def test_a_run_file_cannot_train_a_transformers_model_from_random_weights(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text('[data]\nstore = "a"\n[model]\nkind = "huggingface"\narchitecture = "{}"\n')
+    with pytest.raises(UsageError, match="cannot be trained from random weights; remove"):
+        load_run_config(path)

@@ -113,6 +113,7 @@ def workload_of(
         return default_workload(device_type), None
     run_file = load_run_file(runfile, overrides)
     config, vocab_size = run_file.config, GPT2_VOCABULARY
+    config.check_is_pretraining(str(runfile))
     try:
         vocab_size = open_named_store(config.data.store, run_file.folders["data.store"]).vocab_size
     except FromScratchError as error:  # no such store, here or on the Hub, or the Hub cannot be reached

@@ -11,6 +11,7 @@ from fromscratch.config.base import LARGEST_WHOLE_NUMBER, MODEL_SLOT, SLOT, NonN
 from fromscratch.config.model import GPTConfig, HuggingFaceConfig, ModelConfig
 from fromscratch.config.train import TrainConfig
 from fromscratch.config.tune import Instruct
+from fromscratch.errors import UsageError
 
 TOKEN_BUDGET = re.compile(r"([1-9][0-9]{0,8}(\.[0-9]{1,9})?|0\.[0-9]{0,8}[1-9][0-9]{0,8})x|all")
 
@@ -73,6 +74,11 @@ class RunConfig(Table):
         model = self.model.model_copy(update={"preset": None, "vocab_size": vocab_size})
         data = self.data.model_copy(update={"tokens": tokens})
         return self.model_copy(update={"model": model, "data": data})
+
+    def check_is_pretraining(self, where: str) -> None:
+        """Raises UsageError for a run that tunes a model, which has no token store to measure or count."""
+        if self.tune:
+            raise UsageError(f"{where}: [tune] is for 'fromscratch train'; plan and bench know pre-training only")
 
     @property
     def best_measure(self) -> str:

@@ -134,6 +134,7 @@ def _this_machine(hardware: Hardware) -> Machine:
 def read_science(run_file: RunFile, file: Path) -> Science:
     """Resolves a run file with its store; without one, takes GPT-2's vocabulary. Downloads nothing."""
     config, folder = run_file.config, run_file.folders["data.store"]
+    config.check_is_pretraining(str(file))
     problem = _why_not_opened(config.data.store, folder)
     if not problem:
         store = open_named_store(config.data.store, folder)

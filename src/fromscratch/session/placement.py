@@ -132,7 +132,7 @@ def _place(
     micro_batch = choose_micro_batch(
         machine.micro_batch,
         global_batch=plan.config.train.global_batch,
-        context_length=plan.config.model.context_length,
+        context_length=plan.longest_sequence or plan.config.model.context_length,
         device=hardware.device,
         world_size=world_size,
     )

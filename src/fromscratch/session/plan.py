@@ -47,6 +47,8 @@ class PlannedRun:
     """What was decided for the user."""
     adapt: Callable[[LanguageModel], None] | None = None
     """Changes the model's modules for fine-tuning, before its weights are set."""
+    longest_sequence: int | None = None
+    """Tokens of the longest training sequence; None is the model's context."""
     attachments: dict[str, str] = field(default_factory=dict)
     """Further text files of the run, by their path in its folder."""
 

@@ -1,11 +1,13 @@
 """Plans a run that tunes a model on records (``[tune]``). What it returns is trained like any other run."""
 
+import json
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fromscratch.config.loading import merge, parse_override, parse_run_config
-from fromscratch.config.model import GPTConfig, ModelConfig
+from fromscratch.config.model import GPTConfig, HuggingFaceConfig, ModelConfig
 from fromscratch.config.run import RunConfig
 from fromscratch.config.tune import Instruct
 from fromscratch.errors import UsageError
@@ -15,6 +17,7 @@ from fromscratch.finetuning.instruction import InstructionTuning, check_parts, e
 from fromscratch.finetuning.records import RecordsFile, read_records, to_exchanges
 from fromscratch.finetuning.splits import Split, split_records
 from fromscratch.models.costs import model_costs
+from fromscratch.models.huggingface import is_dropout
 from fromscratch.session.parent import Parent, open_base
 from fromscratch.session.plan import PlannedRun, check_schedule
 
@@ -51,6 +54,8 @@ def plan_tuning(config: RunConfig, folders: dict[str, Path], where: str) -> Plan
         folder=folders.get("data.store", Path()),
         parent=parent,
         adapt=partial(adapt, tune=tune),
+        notices=tuple(_dropout_notices(config.model, tune)),
+        longest_sequence=max(order.lengths),
         attachments=split.files(file.records),
     )
 
@@ -82,6 +87,13 @@ def _model_config(given: ModelConfig, parent: Parent, tune: Instruct, where: str
             )
         return config
     return config.model_copy(update={"dropout": tune.dropout})
+
+
+def _dropout_notices(config: ModelConfig, tune: Instruct) -> Iterator[str]:
+    if isinstance(config, HuggingFaceConfig) and tune.dropout is None:
+        keys = [key for key, value in json.loads(config.architecture).items() if is_dropout(key, value)]
+        if keys:
+            yield f"the model's dropout ({', '.join(keys)}) is off, because a resumed run would draw other masks"
 
 
 def _instruction_tuning(

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+from fromscratch.cli.main import app
 from fromscratch.config.prompts import PROMPT_FORMATS
 from fromscratch.errors import DataError, UsageError
 from fromscratch.files import read_json_object
@@ -136,3 +138,24 @@ def test_an_invalid_record_is_named_before_anything_is_written(model: LoadedMode
     with pytest.raises(DataError, match=r"record 1 has no 'instruction'"):
         answer(model, data)
     assert [path.name for path in data.parent.iterdir()] == ["test.json"]
+
+
+def test_the_commands_use_the_format_of_the_tuning(model: LoadedModel, data: Path) -> None:
+    assert model.run is not None
+    source, out = str(model.run.path), str(data.parent / "cli.json")
+    found = CliRunner().invoke(
+        app, ["respond", source, "--data", str(data), "--out", out, "--tokens", "12", "--json", "-q"]
+    )
+    assert found.exit_code == 0 and json.loads(found.stdout)["answered"] == 10
+    answer(model, data)
+    assert responses(Path(out)) == responses(data.parent / "out.json")
+    chat = CliRunner().invoke(
+        app,
+        ["chat", source, "--tokens", "12", "--temperature", "0", "--repetition-penalty", "1"],
+        input="Say cat 0.\n",
+    )
+    assert chat.stdout.strip() == responses(Path(out))[0]
+    base = str(model.run.path.parent / "base")
+    refused = CliRunner().invoke(app, ["respond", base, "--data", str(data), "--out", out])
+    assert isinstance(refused.exception, UsageError)
+    assert "does not say which prompt format it was tuned with; give --format" in str(refused.exception)

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import create_model
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from fromscratch.config.base import Slot, tables_in
-from fromscratch.config.model import GPTConfig
+from fromscratch.config.model import ExplicitAttention, FusedAttention, GPTConfig, RMSNorm, RotaryPosition, SwiGLU
 from fromscratch.formats.checkpoints import MODEL_FILE, Contents, TrainingState, save_checkpoint
 from fromscratch.formats.tensor_files import read_tensors
 from fromscratch.formats.weights import fill, model_tensors
@@ -35,7 +36,26 @@ REGISTERED: list[tuple[str, type[Slot]]] = [
     for kind in tables_in(field.annotation)
     if issubclass(kind, Slot)
 ]
-KINDS = [*REGISTERED, *TRIALS]
+
+
+def with_settings(kind: type[Slot], **settings: Any) -> type[Slot]:
+    """The kind with other defaults."""
+    fields: dict[str, Any] = {name: (kind.model_fields[name].annotation, value) for name, value in settings.items()}
+    return create_model("-".join(map(str, settings.values())), __base__=kind, **fields)
+
+
+VARIANTS: list[tuple[str, type[Slot]]] = [
+    ("norm", with_settings(RMSNorm, scale=False)),
+    ("position", with_settings(RotaryPosition, scaling="linear", factor=2.0)),
+    ("position", with_settings(RotaryPosition, scaling="yarn", trained_context=12)),
+    ("attention", with_settings(FusedAttention, key_value_heads=2)),
+    ("attention", with_settings(FusedAttention, window=(5, 0))),
+    ("attention", with_settings(FusedAttention, query_key_norm="scaled", output_bias=False)),
+    ("attention", with_settings(ExplicitAttention, key_value_heads=1, query_key_norm="plain", window=4, score_cap=3.0)),
+    ("feedforward", with_settings(SwiGLU, hidden_dim=20, bias=True)),
+]
+"""Kinds with settings that change what they compute."""
+KINDS = [*REGISTERED, *TRIALS, *VARIANTS]
 INITS = [kind for slot, kind in REGISTERED if slot == "init"]
 TOKENS = torch.randint(0, VOCABULARY, (4, CONTEXT + 1), generator=torch.Generator().manual_seed(1))
 
@@ -45,7 +65,9 @@ def name_of(kind: type[Slot]) -> str:
 
 
 def each(kinds: list[tuple[str, type[Slot]]]) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize(("slot", "kind"), kinds, ids=[f"{slot}-{name_of(kind)}" for slot, kind in kinds])
+    names = [f"{name_of(kind)}-{kind.__name__}" if (slot, kind) in VARIANTS else name_of(kind) for slot, kind in kinds]
+    ids = [f"{slot}-{name}" for (slot, _), name in zip(kinds, names, strict=True)]
+    return pytest.mark.parametrize(("slot", "kind"), kinds, ids=ids)
 
 
 every_kind = each(KINDS)
@@ -58,8 +80,9 @@ def _trials(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def config_of(slot: str, kind: type[Slot], **changes: Any) -> GPTConfig:
-    settings = {name: 1 for name, field in kind.model_fields.items() if field.is_required()}
-    values = {"init": {"kind": "gpt2", "std": 0.2}, slot: {"kind": name_of(kind), **settings}}
+    required = {name: 1 for name, field in kind.model_fields.items() if field.is_required()}
+    settings = kind(**required).model_dump(exclude_none=True)
+    values = {"init": {"kind": "gpt2", "std": 0.2}, slot: settings}
     return GPTConfig.model_validate({**SHAPE, "dropout": 0.2, **values, **changes})
 
 
@@ -166,7 +189,9 @@ def test_operations_are_those_that_are_counted(
     def attend(_self: object, query: Tensor, key: Tensor, value: Tensor, *, mask: Any, is_causal: bool) -> Tensor:
         nonlocal pairs
         seen = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool)
-        seen = seen.tril() if is_causal else seen if mask is None else mask
+        if mask is not None:
+            seen = (mask if mask.dtype == torch.bool else mask > -math.inf)[0, 0]
+        seen = seen.tril() if is_causal else seen
         pairs += int(seen.sum())
         return value
 
@@ -201,7 +226,7 @@ def test_reset_sets_every_parameter_and_buffer(slot: str, kind: type[Slot], init
 
 INTERCHANGEABLE = [
     (slot, one, other)
-    for (slot, one), (other_slot, other) in combinations(KINDS, 2)
+    for (slot, one), (other_slot, other) in combinations([*REGISTERED, *TRIALS], 2)
     if slot == other_slot and slot != "init" and one().weight_settings() == other().weight_settings()
 ]
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fromscratch.config.base import SLOT, Positive, Probability, Slot, SlotMarker, Table
+from fromscratch.config.base import SLOT, NonNegative, Positive, Probability, Slot, SlotMarker, Table
 
 
 class LayerNorm(Slot):
@@ -16,6 +16,17 @@ class LayerNorm(Slot):
     """Added to the variance."""
 
 
+class RMSNorm(Slot):
+    """Divides by the root of the mean square; no mean is subtracted (Zhang and Sennrich 2019)."""
+
+    builds: ClassVar[str] = "fromscratch.models.layers:RMSNorm"
+    kind: Literal["rmsnorm"] = "rmsnorm"
+    eps: float = Field(default=1e-6, gt=0.0)
+    """Added to the mean square."""
+    scale: bool = True
+    """Whether each element has a trained weight."""
+
+
 class LearnedPosition(Slot):
     """A trained vector per position, added to the token embedding."""
 
@@ -23,7 +34,52 @@ class LearnedPosition(Slot):
     kind: Literal["learned"] = "learned"
 
 
-class FusedAttention(Slot):
+class NoPosition(Slot):
+    """No encoding; the causal mask alone tells positions apart (Haviv et al. 2022)."""
+
+    builds: ClassVar[str] = "fromscratch.models.positions:NoPosition"
+    kind: Literal["none"] = "none"
+
+
+class RotaryPosition(Slot):
+    """Queries and keys turned by angles that grow with the position (Su et al. 2021, RoPE).
+
+    ``scaling`` extends a trained model: set ``context_length`` to the new length, and ``trained_context``.
+    """
+
+    builds: ClassVar[str] = "fromscratch.models.positions:RotaryPosition"
+    free_settings: ClassVar[frozenset[str]] = frozenset({"scaling", "factor", "trained_context"})
+    kind: Literal["rope"] = "rope"
+    theta: float = Field(default=10_000.0, gt=1.0)
+    """Base of the angles' frequencies."""
+    scaling: Literal["linear", "ntk", "yarn"] | None = None
+    """Position interpolation (Chen et al. 2023), NTK-aware (bloc97 2023) or YaRN (Peng et al. 2023)."""
+    factor: float | None = Field(default=None, ge=1.0)
+    """How many times longer texts may be. Default: ``context_length`` divided by ``trained_context``."""
+    trained_context: Positive | None = None
+    """Context length that the weights were trained at. Default: the model's."""
+
+
+class AlibiPosition(Slot):
+    """A score falls in proportion to the distance, at a slope of each head's own (Press et al. 2022, ALiBi)."""
+
+    builds: ClassVar[str] = "fromscratch.models.positions:AlibiPosition"
+    kind: Literal["alibi"] = "alibi"
+
+
+class _Attention(Slot):
+    key_value_heads: Positive | None = None
+    """Heads of keys and values, each for several heads of queries (Ainslie et al. 2023, GQA; 1 is multi-query).
+    Must divide ``num_heads``. Default: ``num_heads``."""
+    window: NonNegative | Annotated[tuple[NonNegative, ...], Field(strict=False, min_length=1)] | None = None
+    """Tokens that a position sees, itself included; a list is used by layer in turn; 0 or none is all."""
+    query_key_norm: Literal["scaled", "plain"] | None = None
+    """RMSNorm of each head's queries and keys, with or without weights (Dehghani et al. 2023). Default: none."""
+    output_bias: bool | None = None
+    """Whether the output projection has a bias. Default: yes."""
+
+
+class FusedAttention(_Attention):
     """Multi-head attention through torch's fused kernels; never holds the score matrix."""
 
     builds: ClassVar[str] = "fromscratch.models.attention:FusedAttention"
@@ -31,12 +87,19 @@ class FusedAttention(Slot):
     kind: Literal["sdpa"] = "sdpa"
 
 
-class ExplicitAttention(Slot):
+class ExplicitAttention(_Attention):
     """Multi-head attention in explicit steps: scores, mask, softmax. For readers; fast for short contexts on CPUs."""
 
     builds: ClassVar[str] = "fromscratch.models.attention:ExplicitAttention"
     weights: ClassVar[str] = "multi-head"
     kind: Literal["explicit"] = "explicit"
+    score_cap: float | None = Field(default=None, gt=0.0)
+    """Caps each score smoothly, by ``cap tanh(score / cap)`` (Gemma Team 2024). Default: no cap."""
+
+    def weight_settings(self) -> dict[str, Any]:
+        """Without a cap, the same as fused attention."""
+        settings = super().weight_settings()
+        return settings if self.score_cap else {key: value for key, value in settings.items() if key != "score_cap"}
 
 
 class GeluMLP(Slot):
@@ -55,6 +118,38 @@ class ExactGeluMLP(Slot):
     kind: Literal["exact-gelu-mlp"] = "exact-gelu-mlp"
     ratio: Positive = 4
     """Width of the middle, in embedding widths."""
+
+
+class _GatedMLP(Slot):
+    hidden_dim: Positive | None = None
+    """Width of the middle. Default: two thirds of four embedding widths, rounded up to a multiple of 64."""
+    bias: bool = False
+    """Whether the linear layers have a bias."""
+
+
+class SwiGLU(_GatedMLP):
+    """Linear with a gate activated by SiLU, then linear (Shazeer 2020): Llama, Qwen."""
+
+    builds: ClassVar[str] = "fromscratch.models.feedforward:SwiGLU"
+    kind: Literal["swiglu"] = "swiglu"
+
+
+class GeGLU(_GatedMLP):
+    """Linear with a gate activated by GELU (tanh form), then linear (Shazeer 2020): Gemma."""
+
+    builds: ClassVar[str] = "fromscratch.models.feedforward:GeGLU"
+    kind: Literal["geglu"] = "geglu"
+
+
+class SquaredReluMLP(Slot):
+    """Linear, ReLU squared, linear (So et al. 2021, Primer): nanochat."""
+
+    builds: ClassVar[str] = "fromscratch.models.feedforward:SquaredReluMLP"
+    kind: Literal["relu-squared-mlp"] = "relu-squared-mlp"
+    ratio: Positive = 4
+    """Width of the middle, in embedding widths."""
+    bias: bool = False
+    """Whether the linear layers have a bias."""
 
 
 class LinearHead(Slot):
@@ -146,10 +241,12 @@ class GPTConfig(ModelConfig):
     """Whether the query, key and value projections have a bias."""
     tied_head: bool = True
     """Whether the output head shares the token embedding's matrix."""
-    norm: Annotated[LayerNorm, SlotMarker("layernorm")] = LayerNorm()
-    position: Annotated[LearnedPosition, SlotMarker("learned")] = LearnedPosition()
+    norm: Annotated[LayerNorm | RMSNorm, SlotMarker("layernorm")] = LayerNorm()
+    position: Annotated[LearnedPosition | RotaryPosition | AlibiPosition | NoPosition, SlotMarker("learned")] = (
+        LearnedPosition()
+    )
     attention: Annotated[FusedAttention | ExplicitAttention, SLOT] = FusedAttention()
-    feedforward: Annotated[GeluMLP | ExactGeluMLP, SLOT] = GeluMLP()
+    feedforward: Annotated[GeluMLP | ExactGeluMLP | SwiGLU | GeGLU | SquaredReluMLP, SLOT] = GeluMLP()
     head: Annotated[LinearHead | ChunkedHead, SLOT] = ChunkedHead()
     init: Annotated[GPT2Init | TorchInit, SLOT] = GPT2Init()
 
@@ -166,7 +263,24 @@ class GPTConfig(ModelConfig):
             raise ValueError(
                 f"embedding_dim = {self.embedding_dim} is not divisible by num_heads = {self.num_heads}; change either"
             )
+        groups = getattr(self.attention, "key_value_heads", None) or self.num_heads
+        if self.num_heads % groups:
+            raise ValueError(
+                f"attention.key_value_heads = {groups} does not divide num_heads = {self.num_heads}; change either"
+            )
+        if self.position.kind == "rope" and self.embedding_dim // self.num_heads % 2:
+            raise ValueError(
+                f"position.kind = 'rope' needs an even number of channels per head; embedding_dim / num_heads = "
+                f"{self.embedding_dim // self.num_heads}; change either"
+            )
         return self
+
+    def weight_settings(self) -> dict[str, Any]:
+        """Positions without a table of vectors let the context grow."""
+        settings = super().weight_settings()
+        if not isinstance(self.position, LearnedPosition):
+            del settings["context_length"]
+        return settings
 
 
 class HuggingFaceConfig(ModelConfig):

@@ -1,6 +1,7 @@
 """Causal multi-head self-attention: explicit for readers, and through torch's fused kernels.
 
-Letters: B batch, T time (new tokens), S tokens that they may see, D embedding, H heads, C = D / H head channels.
+Letters: B batch, T time (new tokens), S tokens that they may see, D embedding, H heads, G heads of keys and values,
+C = D / H head channels.
 
 Sources: Vaswani et al. 2017, "Attention Is All You Need", section 3.2; Radford et al. 2019 (GPT-2).
 """
@@ -17,6 +18,7 @@ from .cache import Past, attention_mask, causal
 from .compiling import outside_compiled_code
 from .dropout import Dropout
 from .mechanism import Init, Sizes, flops_of_children
+from .positions import PositionInAttention
 
 QUERIES_PER_BLOCK = 128
 
@@ -26,51 +28,92 @@ class CausalAttention(nn.Module):
 
     It may override ``encode_positions`` and ``sees``, which training, cached
     generation and the count of operations all use.
+
+    Args:
+        key_value_heads: G; each serves H / G heads of queries (Ainslie et al. 2023, "GQA"; 1 is Shazeer 2019).
+        window: tokens that a position sees, itself included, by layer in turn; 0 is all (Beltagy et al. 2020).
+        query_key_norm: RMSNorm over the channels of each head of queries and keys, ``"scaled"`` by trained
+            weights or ``"plain"`` (Henry et al. 2020, "Query-Key Normalization"; Dehghani et al. 2023).
+        output_bias: whether the output projection has a bias; None is yes.
     """
 
-    def __init__(self, sizes: Sizes, layer: int) -> None:
+    position: PositionInAttention = PositionInAttention()
+    """What the model's position mechanism does in attention; the model sets it."""
+
+    def __init__(
+        self,
+        sizes: Sizes,
+        layer: int,
+        *,
+        key_value_heads: int | None = None,
+        window: int | tuple[int, ...] | None = None,
+        query_key_norm: str | None = None,
+        output_bias: bool | None = None,
+    ) -> None:
         super().__init__()
         self.layer = layer
         self.num_heads = sizes.num_heads
-        self.query_key_value = nn.Linear(sizes.embedding_dim, 3 * sizes.embedding_dim, bias=sizes.attention_bias)
-        self.output = nn.Linear(sizes.embedding_dim, sizes.embedding_dim)
+        self.num_key_value_heads = key_value_heads or sizes.num_heads
+        self.head_channels = sizes.embedding_dim // sizes.num_heads
+        width = (sizes.num_heads + 2 * self.num_key_value_heads) * self.head_channels
+        self.query_key_value = nn.Linear(sizes.embedding_dim, width, bias=sizes.attention_bias)
+        self.output = nn.Linear(sizes.embedding_dim, sizes.embedding_dim, bias=output_bias is not False)
         self.probability_dropout = Dropout(sizes.dropout)
-        self._sees_all_earlier = type(self).sees is CausalAttention.sees
+        self.query_norm, self.key_norm = (_HeadNorm(query_key_norm, self.head_channels) for _ in range(2))
+        windows = window if isinstance(window, tuple) else (window or 0,)
+        self.window = windows[layer % len(windows)]
+        self._sees_all_earlier = type(self).sees is CausalAttention.sees and self.window == 0
 
     def forward(self, x: Tensor, positions: Tensor, past: Past | None = None) -> Tensor:
         """[B, T, D] and [B or 1, T] -> [B, T, D]; tokens see themselves and earlier ones, ``past`` included."""
         batch, time, embedding = x.shape
-        heads = self.query_key_value(x).view(batch, time, 3, self.num_heads, embedding // self.num_heads)
-        query, key, value = heads.permute(2, 0, 3, 1, 4)  # each [B, H, T, C]
-        query, key = self.encode_positions(query, key, positions)
+        heads = self.query_key_value(x).view(batch, time, -1, self.head_channels).transpose(1, 2)
+        groups = (self.num_heads, self.num_key_value_heads, self.num_key_value_heads)
+        query, key, value = heads.split(groups, dim=1)  # [B, H, T, C] and twice [B, G, T, C]
+        query, key = self.encode_positions(self.query_norm(query), self.key_norm(key), positions)
         mask = None
         if past is not None:
             key, value, mask = past.extend(self.layer, key, value, None if self._sees_all_earlier else self.sees)
         elif not self._sees_all_earlier:
             mask = attention_mask(self.sees, positions, positions)
+        if self.position.has_bias:
+            key_positions = positions if past is None else past.all_positions(key.shape[2])
+            mask = self._biased(mask, positions, key_positions)
+        if self.num_key_value_heads < self.num_heads:
+            key, value = (t.repeat_interleave(self.num_heads // self.num_key_value_heads, 1) for t in (key, value))
         mixed = self.attend(query, key, value, mask=mask, is_causal=past is None and mask is None)
         return self.output(mixed.transpose(1, 2).reshape(batch, time, embedding))
+
+    def _biased(self, mask: Tensor | None, positions: Tensor, key_positions: Tensor) -> Tensor:
+        """The mask with the bias of the positions, as what is added to the scores: [B or 1, H, T, S]."""
+        if mask is None:
+            mask = attention_mask(self.sees, positions, key_positions)
+        return self.position.bias(positions, key_positions).masked_fill(~mask, float("-inf"))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None, is_causal: bool) -> Tensor:
         """Weighted means of the values: [B, H, T, C] and twice [B, H, S, C] -> [B, H, T, C].
 
         ``mask`` and ``is_causal`` are those of ``torch.nn.functional.scaled_dot_product_attention``: booleans that
-        broadcast to [B, H, T, S] and are True where a query sees a key; or no mask, and T = S where it is causal.
+        broadcast to [B, H, T, S] and are True where a query sees a key; floats that are added to the scores; or no
+        mask, and T = S where it is causal.
         """
         raise NotImplementedError(f"{type(self).__name__} must implement attend")
 
     def encode_positions(self, query: Tensor, key: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Encodes positions [B or 1, T] into queries and keys [B, H, T, C], before keys enter the cache."""
-        return query, key
+        """Encodes positions [B or 1, T] into queries [B, H, T, C] and keys [B, G, T, C], before the cache."""
+        return self.position.encode(query, key, positions)
 
     def sees(self, query_positions: Tensor, key_positions: Tensor) -> Tensor:
         """Whether a query at one position sees a key at another, never a later one; the shapes broadcast."""
-        return causal(query_positions, key_positions)
+        seen = causal(query_positions, key_positions)
+        return seen & (query_positions - key_positions < self.window) if self.window else seen
 
     def reset(self, init: Init) -> None:
-        """Sets both projections."""
+        """Sets both projections, and the norms of queries and keys."""
         init.linear(self.query_key_value)
         init.linear(self.output, residual=True)
+        for norm in (self.query_norm, self.key_norm):
+            norm.reset(init)
 
     def forward_flops(self, context_length: int) -> float:
         """The projections, and for each visible key a score and a term of the weighted mean."""
@@ -82,15 +125,49 @@ class CausalAttention(nn.Module):
         return flops_of_children(self, context_length) + 4 * self.output.in_features * visible
 
 
+class _HeadNorm(nn.Module):
+    """RMSNorm over the channels of a head, or nothing."""
+
+    EPS = 1e-6  # that of Qwen3
+
+    def __init__(self, kind: str | None, channels: int) -> None:
+        super().__init__()
+        self.kind = kind
+        self.weight = nn.Parameter(torch.empty(channels)) if kind == "scaled" else None
+
+    def forward(self, heads: Tensor) -> Tensor:
+        """[B, H, T, C] -> [B, H, T, C]."""
+        return heads if self.kind is None else F.rms_norm(heads, heads.shape[-1:], self.weight, self.EPS)
+
+    def reset(self, init: Init) -> None:
+        """Ones."""
+        if self.weight is not None:
+            nn.init.ones_(self.weight)
+
+    def forward_flops(self, context_length: int) -> float:
+        """No matrix product."""
+        return 0.0
+
+
 class ExplicitAttention(CausalAttention):
-    """The textbook form: scores, causal mask, softmax, dropout, weighted mean. Holds [B, H, T, S]."""
+    """The textbook form: scores, causal mask, softmax, dropout, weighted mean. Holds [B, H, T, S].
+
+    Args:
+        score_cap: a score s becomes ``cap tanh(s / cap)`` before the mask (Gemma Team 2024, "Gemma 2", section 2).
+    """
+
+    def __init__(self, sizes: Sizes, layer: int, *, score_cap: float | None = None, **settings: Any) -> None:
+        super().__init__(sizes, layer, **settings)
+        self.score_cap = score_cap
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None, is_causal: bool) -> Tensor:
         scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])  # [B, H, T, S]
+        if self.score_cap is not None:
+            scores = self.score_cap * torch.tanh(scores / self.score_cap)
         if is_causal:
             mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=query.device).tril()
         if mask is not None:
-            scores = scores.masked_fill(~mask, float("-inf"))
+            scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
         return self.probability_dropout(scores.softmax(dim=-1).to(value.dtype)) @ value
 
 
@@ -115,6 +192,8 @@ class FusedAttention(CausalAttention):
         if is_whole and not dropout.active and query.device.type == "cpu" and query.dtype != torch.float32:
             return _BlockedAttention.apply(query, key, value, mask, None, 0.0)  # type: ignore[no-untyped-call]
         probability = dropout.probability if dropout.active else 0.0
+        if mask is not None and mask.dtype != torch.bool:
+            mask = mask.to(query.dtype)
         return F.scaled_dot_product_attention(query, key, value, mask, probability, is_causal)
 
 
@@ -194,8 +273,10 @@ def _probabilities(query: Tensor, key: Tensor, mask: Tensor | None, rows: slice,
         length = end - rows.start
         future = torch.ones(length, length, dtype=torch.bool, device=query.device).triu_(diagonal=1)
         scores[..., rows.start :].masked_fill_(future, float("-inf"))
-    else:
+    elif mask.dtype == torch.bool:
         scores.masked_fill_(~mask[..., rows, :], float("-inf"))
+    else:
+        scores += mask[..., rows, :]
     return scores.softmax(dim=-1)
 
 

@@ -60,6 +60,9 @@ class GPT(LanguageModel):
         self.position = slots.position(sizes)
         self.embedding_dropout = Dropout(sizes.dropout)
         self.blocks = nn.ModuleList(Block(sizes, layer, slots) for layer in range(sizes.num_layers))
+        if (in_attention := getattr(self.position, "in_attention", None)) is not None:
+            for block in self.blocks:
+                block.attention.position = in_attention  # type: ignore[union-attr]
         self.final_norm = slots.norm(sizes, sizes.num_layers)
         self.head = slots.head(sizes)
         self.tie_parameters()

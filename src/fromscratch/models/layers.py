@@ -3,6 +3,7 @@
 Letters: B batch, T time, D embedding, V vocabulary.
 """
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -18,6 +19,31 @@ class LayerNorm(nn.LayerNorm):
     def reset(self, init: Init) -> None:
         """Ones and zeros."""
         self.reset_parameters()
+
+    def forward_flops(self, context_length: int) -> float:
+        """No matrix product."""
+        return 0.0
+
+
+class RMSNorm(nn.Module):
+    """Divides by the root of the mean square over the embedding; ``scale`` adds trained weights.
+
+    Source: Zhang and Sennrich 2019, "Root Mean Square Layer Normalization", equation 4.
+    """
+
+    def __init__(self, sizes: Sizes, layer: int, *, eps: float, scale: bool) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.empty(sizes.embedding_dim)) if scale else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        return F.rms_norm(x, x.shape[-1:], self.weight, self.eps)
+
+    def reset(self, init: Init) -> None:
+        """Ones."""
+        if self.weight is not None:
+            nn.init.ones_(self.weight)
 
     def forward_flops(self, context_length: int) -> float:
         """No matrix product."""

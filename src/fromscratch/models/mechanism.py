@@ -13,6 +13,8 @@ the padding that a text may have on its left. A mechanism has two further method
     reset(init)                      sets every parameter and buffer that it or its submodules own
     forward_flops(context_length)    needed where it owns parameters, or computes more than its submodules do
 
+A position mechanism may have an attribute ``in_attention``: what attention does with positions, see ``positions.py``.
+
 Needs torch alone.
 """
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from fromscratch.config.model import ExactGeluMLP, GPTConfig, HuggingFaceConfig, ModelConfig
+from fromscratch.config.model import ExactGeluMLP, GeluMLP, GPTConfig, HuggingFaceConfig, ModelConfig
 from fromscratch.errors import UsageError
 from fromscratch.files import check_replaceable, sealed_folder, to_strict_json
 from fromscratch.formats.gpt2 import LAYOUT as GPT2_LAYOUT
@@ -84,8 +84,12 @@ def check_publishable(config: ModelConfig) -> GPTConfig:
 def unsupported_slot(config: GPTConfig) -> str:
     """Returns the slot and kind that GPT-2 does not have; an empty text if there is none."""
     for slot, kinds in GPT2_KINDS.items():
-        if getattr(config, slot).weight_settings()["kind"] not in kinds:
+        settings = getattr(config, slot).weight_settings()
+        if settings["kind"] not in kinds:
             return f"{slot} = {getattr(config, slot).kind}"
+        for name in ("key_value_heads", "window", "query_key_norm", "output_bias", "score_cap"):
+            if settings.get(name) is not None:
+                return f"{slot}.{name} = {settings[name]}"
     return ""
 
 
@@ -133,6 +137,7 @@ def _write_weights(loaded: LoadedModel, folder: Path, format_name: str) -> dict[
 
 def native_config(config: GPTConfig) -> dict[str, Any]:
     """Returns the ``config.json`` of a ``GPT2LMHeadModel``."""
+    assert isinstance(config.feedforward, GeluMLP | ExactGeluMLP)
     return {
         "architectures": ["GPT2LMHeadModel"],
         "model_type": "gpt2",
@@ -160,6 +165,7 @@ def custom_config(config: GPTConfig) -> dict[str, Any]:
         "max_position_embeddings": config.context_length,
         "num_hidden_layers": config.num_layers,
         "num_attention_heads": config.num_heads,
+        "num_key_value_heads": getattr(config.attention, "key_value_heads", None) or config.num_heads,
         "hidden_size": config.embedding_dim,
         "dropout": config.dropout,
         "attention_bias": config.attention_bias,

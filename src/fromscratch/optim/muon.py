@@ -1,0 +1,52 @@
+"""Muon for the matrices between embedding and head, AdamW for every other parameter: two optimisers as one.
+
+Source: Jordan et al. 2024, "Muon: An optimizer for hidden layers in neural networks"; Liu et al. 2025, "Muon is
+Scalable for LLM Training", section 2 (weight decay, the rate's scale).
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from fromscratch.optim.adamw import build_adamw
+from fromscratch.optim.composite import CompositeOptimizer
+
+NEWTON_SCHULZ_STEPS = 5
+
+
+def build_muon(
+    named_parameters: Iterable[tuple[str, nn.Parameter]],
+    *,
+    learning_rate: float,
+    momentum: float,
+    weight_decay: float,
+    adamw_learning_rate: float,
+    embedding_learning_rate: float | None,
+    adamw_weight_decay: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+) -> CompositeOptimizer:
+    """``torch.optim.Muon`` over hidden matrices, and AdamW with rates of its own over the rest."""
+    hidden, embeddings, others = [], [], []
+    for name, parameter in named_parameters:
+        if "embedding" in name:
+            embeddings.append((name, parameter))
+        elif parameter.dim() == 2 and not name.startswith("head."):
+            hidden.append(parameter)
+        else:
+            others.append((name, parameter))
+    muon = torch.optim.Muon(
+        hidden,
+        lr=learning_rate,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        ns_steps=NEWTON_SCHULZ_STEPS,
+        adjust_lr_fn="original",
+    )
+    settings = {"weight_decay": adamw_weight_decay, "decay": "matrices", "beta1": beta1, "beta2": beta2, "eps": eps}
+    rates = ((embeddings, embedding_learning_rate or adamw_learning_rate), (others, adamw_learning_rate))
+    return CompositeOptimizer(
+        muon, *(build_adamw(group, learning_rate=rate, **settings) for group, rate in rates if group)
+    )

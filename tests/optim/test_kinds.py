@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,9 +22,18 @@ def toy_kind() -> Iterator[None]:
         yield
 
 
-def write(folder: Path, precision: str) -> Path:
-    train = {**SMALL_RUN["train"], "precision": precision, "optimizer": {"kind": "toy-composite"}}
+def write(folder: Path, precision: str, **optimizer: Any) -> Path:
+    train = {**SMALL_RUN["train"], "precision": precision, "optimizer": optimizer or {"kind": "toy-composite"}}
     return write_run_file(folder, train=train)
+
+
+@pytest.mark.parametrize("kind", [{"kind": "muon", "adamw_learning_rate": 0.01}, {"kind": "lion"}, {"kind": "sgd"}])
+def test_every_kind_learns_and_resumes_to_the_bit(tmp_path: Path, kind: dict[str, Any]) -> None:
+    file = write(tmp_path, "fp32", **{"learning_rate": 0.02 if kind["kind"] != "sgd" else 0.5, **kind})
+    untouched, summary = run_small(file, name="untouched")
+    assert summary.final_loss is not None and summary.final_loss < 4.8
+    run_small(file, name="stopped", stop_after=7)
+    assert_same_end(untouched, run_small(file, name="stopped")[0])
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

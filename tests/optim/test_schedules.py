@@ -5,7 +5,7 @@ import math
 import pytest
 
 from fromscratch.config.train import Constant, Linear
-from fromscratch.optim.schedules import constant, linear, warmup_cosine, warmup_stable_decay
+from fromscratch.optim.schedules import constant, inverse_square_root, linear, warmup_cosine, warmup_stable_decay
 
 
 def test_warmup_rises_in_equal_parts_and_is_over_at_its_last_step() -> None:
@@ -26,6 +26,11 @@ def test_cosine_is_half_way_in_the_middle() -> None:
     rates = [warmup_cosine(step=s, num_steps=110, warmup_steps=10, min_factor=0.2) for s in (10, 35, 60, 110, 500)]
     quarter = 0.2 + 0.8 * 0.5 * (1 + math.cos(math.pi / 4))
     assert rates == pytest.approx([1.0, quarter, 0.6, 0.2, 0.2])
+
+
+def test_inverse_square_root_does_not_depend_on_the_length() -> None:
+    rates = [inverse_square_root(step=s, num_steps=n, warmup_steps=4) for n in (20, 900) for s in (0, 3, 4, 16, 400)]
+    assert rates == pytest.approx(2 * [0.2, 0.8, 1.0, 0.5, 0.1])
 
 
 def test_stable_then_decay() -> None:

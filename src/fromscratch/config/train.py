@@ -25,6 +25,59 @@ class AdamW(Slot):
     eps: float = Field(default=1e-8, gt=0.0)
 
 
+class Muon(Slot):
+    """Muon for matrices inside of the model, AdamW for embeddings, head, norms and biases (Jordan et al. 2024)."""
+
+    builds: ClassVar[str] = "fromscratch.optim.muon:build_muon"
+    kind: Literal["muon"] = "muon"
+    learning_rate: float = Field(default=0.02, gt=0.0)
+    """The full rate of the matrices: the length of an update of a square matrix in spectral norm."""
+    momentum: float = Field(default=0.95, ge=0.0, lt=1.0)
+    weight_decay: float = Field(default=0.1, ge=0.0)
+    """Share of a matrix removed per step, times the learning rate; 0 is off."""
+    adamw_learning_rate: float = Field(default=6e-4, gt=0.0)
+    """The full rate of head, norms and biases."""
+    embedding_learning_rate: float | None = Field(default=None, gt=0.0)
+    """The full rate of token and position embeddings. Default: ``adamw_learning_rate``."""
+    adamw_weight_decay: float = Field(default=0.0, ge=0.0)
+    """Share of an embedding or head removed per step, times its learning rate; 0 is off."""
+    beta1: float = Field(default=0.9, ge=0.0, lt=1.0)
+    beta2: float = Field(default=0.95, ge=0.0, lt=1.0)
+    eps: float = Field(default=1e-8, gt=0.0)
+
+
+class Lion(Slot):
+    """The sign of an average of gradients (Chen et al. 2023, "Symbolic Discovery of Optimization Algorithms")."""
+
+    builds: ClassVar[str] = "fromscratch.optim.lion:build_lion"
+    kind: Literal["lion"] = "lion"
+    learning_rate: float = Field(default=1e-4, gt=0.0)
+    """The full rate; 3 to 10 times less than AdamW's."""
+    weight_decay: float = Field(default=1.0, ge=0.0)
+    """Share of a weight removed per step, times the learning rate; 3 to 10 times AdamW's. 0 is off."""
+    decay: Literal["matrices", "all"] = "matrices"
+    """What decays: matrices and embeddings only, or every parameter."""
+    cautious: bool = False
+    """Whether a weight decays only where the update also shrinks it (Chen et al. 2025, cautious weight decay)."""
+    beta1: float = Field(default=0.9, ge=0.0, lt=1.0)
+    beta2: float = Field(default=0.99, ge=0.0, lt=1.0)
+
+
+class SGD(Slot):
+    """Stochastic gradient descent with momentum: the plainest baseline."""
+
+    builds: ClassVar[str] = "fromscratch.optim.sgd:build_sgd"
+    kind: Literal["sgd"] = "sgd"
+    learning_rate: float = Field(default=0.1, gt=0.0)
+    """The full rate."""
+    momentum: float = Field(default=0.9, ge=0.0, lt=1.0)
+    """Share of the last update that is kept; 0 is off."""
+    nesterov: bool = False
+    """Whether the gradient is that of where momentum leads (Nesterov 1983)."""
+    weight_decay: float = Field(default=0.0, ge=0.0)
+    """Share of a weight removed per step, times the learning rate; 0 is off."""
+
+
 class Schedule(Slot):
     """What every schedule has: a linear warm-up from zero."""
 
@@ -82,6 +135,18 @@ class WarmupStableDecay(Schedule):
 
     def min_steps(self) -> int:
         return self.warmup_steps + self.decay_steps
+
+
+class InverseSquareRoot(Schedule):
+    """The full rate at the end of the warm-up, then in proportion to 1 / sqrt(step) (Vaswani et al. 2017, section 5.3).
+
+    Independent of the length of the run.
+    """
+
+    builds: ClassVar[str] = "fromscratch.optim.schedules:inverse_square_root"
+    kind: Literal["inverse-sqrt"] = "inverse-sqrt"
+    warmup_steps: Positive
+    """Steps until the full learning rate, from which it falls."""
 
 
 class NoClip(Slot):
@@ -218,8 +283,8 @@ class TrainConfig(Table):
     """Number of newest checkpoints that are kept, beside the best one."""
     report_to: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = Field(default=(), strict=False, exclude=True)
     """Other tools that receive the metrics, each installed by you. They do not change the run or its identity."""
-    optimizer: Annotated[AdamW, SlotMarker("adamw")] = AdamW()
-    schedule: Annotated[Constant | Linear | WarmupCosine | WarmupStableDecay, SLOT] = Constant()
+    optimizer: Annotated[AdamW | Muon | Lion | SGD, SlotMarker("adamw")] = AdamW()
+    schedule: Annotated[Constant | Linear | WarmupCosine | WarmupStableDecay | InverseSquareRoot, SLOT] = Constant()
     clip: Annotated[NoClip | ClipByNorm | ClipByValue, SLOT] = NoClip()
     nonfinite: Annotated[SkipNonfinite | RaiseNonfinite | RandomStepNonfinite | ApplyNonfinite, SLOT] = SkipNonfinite()
     spike: Annotated[NoSpikes | WarnOfSpikes | SkipSpikes | RollBackSpikes, SLOT] = NoSpikes()

@@ -1,6 +1,7 @@
 """AdamW over a model's named parameters, with a choice of what decays."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -23,14 +24,19 @@ def build_adamw(
     ``decay`` is ``"matrices"`` (parameters of two dimensions or more) or ``"all"``.
     Source: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2.
     """
-    parameters = [parameter for _, parameter in named_parameters]
-    decaying = [p for p in parameters if decay == "all" or p.dim() >= 2]
-    others = [p for p in parameters if decay != "all" and p.dim() < 2]
-    groups = [{"params": decaying, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = decay_groups([parameter for _, parameter in named_parameters], weight_decay, decay)
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        groups,
         lr=learning_rate,
         betas=(beta1, beta2),
         eps=eps,
-        fused=all(p.device.type in FUSED_DEVICES for p in parameters),
+        fused=all(p.device.type in FUSED_DEVICES for group in groups for p in group["params"]),
     )
+
+
+def decay_groups(parameters: list[nn.Parameter], weight_decay: float, decay: str) -> list[dict[str, Any]]:
+    """Parameters that decay, and those that do not: groups for an optimiser, none of them empty."""
+    decaying = [p for p in parameters if decay == "all" or p.dim() >= 2]
+    others = [p for p in parameters if decay != "all" and p.dim() < 2]
+    groups = [{"params": decaying, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]

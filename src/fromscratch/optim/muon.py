@@ -24,11 +24,13 @@ def build_muon(
     adamw_learning_rate: float,
     embedding_learning_rate: float | None,
     adamw_weight_decay: float,
-    beta1: float,
-    beta2: float,
-    eps: float,
+    **adamw: float,
 ) -> CompositeOptimizer:
-    """``torch.optim.Muon`` over hidden matrices, and AdamW with rates of its own over the rest."""
+    """``torch.optim.Muon`` over hidden matrices, and AdamW with rates of its own over the rest.
+
+    Args:
+        adamw: ``beta1``, ``beta2`` and ``eps`` of AdamW.
+    """
     hidden, embeddings, others = [], [], []
     for name, parameter in named_parameters:
         if "embedding" in name:
@@ -45,8 +47,12 @@ def build_muon(
         ns_steps=NEWTON_SCHULZ_STEPS,
         adjust_lr_fn="original",
     )
-    settings = {"weight_decay": adamw_weight_decay, "decay": "matrices", "beta1": beta1, "beta2": beta2, "eps": eps}
     rates = ((embeddings, embedding_learning_rate or adamw_learning_rate), (others, adamw_learning_rate))
     return CompositeOptimizer(
-        muon, *(build_adamw(group, learning_rate=rate, **settings) for group, rate in rates if group)
+        muon,
+        *(
+            build_adamw(group, learning_rate=rate, weight_decay=adamw_weight_decay, decay="matrices", **adamw)
+            for group, rate in rates
+            if group
+        ),
     )

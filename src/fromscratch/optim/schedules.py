@@ -35,6 +35,11 @@ def warmup_stable_decay(*, step: int, num_steps: int, warmup_steps: int, decay_s
     return _between(min_factor, 1.0 - _progress(step, num_steps - decay_steps, num_steps))
 
 
+def inverse_square_root(*, step: int, num_steps: int, warmup_steps: int) -> float:  # noqa: ARG001
+    """sqrt(warmup_steps / step) after the warm-up, whatever the length of the run (Vaswani et al. 2017, equation 3)."""
+    return _warmup(step, warmup_steps) if step < warmup_steps else math.sqrt(warmup_steps / step)
+
+
 def _warmup(step: int, warmup_steps: int) -> float:
     return min(1.0, (step + 1) / (warmup_steps + 1))
 

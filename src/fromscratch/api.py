@@ -319,7 +319,7 @@ class Model:
         private: bool = False,
         collection: str | None = None,
     ) -> PublishReport:
-        """Writes a folder that transformers loads, with a model card: ``native`` (GPT-2) or ``custom`` format.
+        """Writes a folder that transformers loads, with a model card: ``native`` or ``custom`` format.
 
         Args:
             to: a folder, or ``hf://owner/name``.

@@ -61,7 +61,9 @@ def test_it_trains_generates_and_publishes(folder: Path, name: str, tmp_path: Pa
             for decoder in (cached, uncached):
                 decoder.texts.append([token, 2 * token])
     assert choose_format(loaded.config, None) == "custom"
-    with pytest.raises(UsageError, match=r"--format native: the model is not GPT-2-shaped \((attention|position) = "):
+    with pytest.raises(
+        UsageError, match=r"--format native: the model is neither GPT-2-shaped \((attention|position) = "
+    ):
         choose_format(loaded.config, "native")
     export_model(loaded, tmp_path / "published", format_name="custom", card=CardSettings())
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "published", trust_remote_code=True).eval()

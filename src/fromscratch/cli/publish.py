@@ -17,7 +17,10 @@ def publish(
     ],
     format_name: Annotated[
         str | None,
-        typer.Option("--format", help="native (GPT-2 without custom code) or custom; by default native if possible."),
+        typer.Option(
+            "--format",
+            help="native (GPT-2, Llama, Mistral, Qwen3; no custom code) or custom; by default native if possible.",
+        ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Upload; without it, only list the files.")] = (False),
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,

@@ -193,7 +193,18 @@ PRESETS: dict[str, dict[str, Any]] = {
     "laptop-small": {"num_layers": 4, "num_heads": 6, "embedding_dim": 192, "context_length": 128},
     "laptop-medium": {"num_layers": 6, "num_heads": 6, "embedding_dim": 384, "context_length": 256},
 }
-"""Shapes by name: Radford et al. 2019, table 2, and three that train on a laptop's processor."""
+"""Shapes by name: Radford et al. 2019, table 2; three that train on a laptop's processor; and Llama's mechanisms."""
+LLAMA_LIKE: dict[str, Any] = {
+    "norm": "rmsnorm",
+    "position": "rope",
+    "attention": {"kind": "sdpa", "output_bias": False},
+    "feedforward": "swiglu",
+    "attention_bias": False,
+    "tied_head": False,
+    "dropout": 0.0,
+}
+"""The mechanisms of Touvron et al. 2023, section 2.2."""
+PRESETS |= {f"llama-like-{size}": PRESETS[f"gpt2-{size}"] | LLAMA_LIKE for size in ("small", "medium", "large", "xl")}
 
 
 class ModelConfig(Table):

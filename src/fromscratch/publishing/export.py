@@ -1,7 +1,7 @@
 """Exports a model as a folder that the transformers library loads, in one of two formats.
 
-``native`` is a ``GPT2LMHeadModel``, for every program that runs GPT-2. ``custom`` contains our own model
-files with an interface for transformers, for every architecture.
+``native`` is an architecture of transformers (GPT-2, Llama, Mistral, Qwen3), for every program that runs it.
+``custom`` contains our own model files with an interface for transformers, for every architecture.
 """
 
 import json
@@ -11,16 +11,15 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from fromscratch.config.model import ExactGeluMLP, GeluMLP, GPTConfig, HuggingFaceConfig, ModelConfig
+from fromscratch.config.model import GPTConfig, HuggingFaceConfig, ModelConfig
 from fromscratch.errors import UsageError
 from fromscratch.files import check_replaceable, sealed_folder, to_strict_json
-from fromscratch.formats.gpt2 import LAYOUT as GPT2_LAYOUT
-from fromscratch.formats.gpt2 import to_gpt2_tensors
 from fromscratch.formats.model_sources import LoadedModel
 from fromscratch.formats.published import MODEL_TYPE, TABLE_KEY, to_published_tensors
 from fromscratch.formats.weights import SAFETENSORS, model_tensors
 from fromscratch.publishing.card import CardSettings, write_card
 from fromscratch.publishing.model_code import model_code_files
+from fromscratch.publishing.native import native_model, not_gpt2, not_llama
 from fromscratch.publishing.prompt_files import write_prompt_format
 from fromscratch.publishing.tokenizer_files import write_tokenizer
 
@@ -28,14 +27,6 @@ NATIVE, CUSTOM = "native", "custom"
 PUBLISHED = "published"
 """The beginning of the ``kind`` in the manifests of exported folders; the format follows."""
 FORMATS = (NATIVE, CUSTOM)
-GPT2_KINDS = {
-    "norm": ("layernorm",),
-    "position": ("learned",),
-    "attention": ("multi-head",),
-    "feedforward": ("gelu-mlp", "exact-gelu-mlp"),
-    "head": ("linear",),
-}
-"""The kinds of each slot that a GPT2LMHeadModel computes too."""
 AUTO_CLASSES = {
     "AutoConfig": "configuration_fromscratch.FromScratchConfig",
     "AutoModel": "modeling_fromscratch.FromScratchModel",
@@ -58,19 +49,23 @@ def choose_format(config: ModelConfig, wanted: str | None) -> str:
     """Returns the wanted format; by default ``native`` if the architecture permits it, else ``custom``.
 
     Raises:
-        UsageError: no such format, or the model is not GPT-2-shaped and ``native`` is wanted.
+        UsageError: no such format, or ``native`` is wanted and transformers has no such architecture.
     """
     if isinstance(config, HuggingFaceConfig):
         if wanted not in (None, NATIVE):
             raise UsageError(f"--format {wanted}: a model of the transformers library is published as {NATIVE}")
         return NATIVE
-    reason = unsupported_slot(check_publishable(config))
+    other_than_gpt2, other_than_llama = not_gpt2(check_publishable(config)), not_llama(check_publishable(config))
+    is_native = not (other_than_gpt2 and other_than_llama)
     if wanted is None:
-        return CUSTOM if reason else NATIVE
+        return NATIVE if is_native else CUSTOM
     if wanted not in FORMATS:
         raise UsageError(f"--format {wanted}: must be {' or '.join(FORMATS)}")
-    if wanted == NATIVE and reason:
-        raise UsageError(f"--format native: the model is not GPT-2-shaped ({reason}); use --format custom")
+    if wanted == NATIVE and not is_native:
+        raise UsageError(
+            f"--format native: the model is neither GPT-2-shaped ({other_than_gpt2}) nor Llama-shaped "
+            f"({other_than_llama}); use --format custom"
+        )
     return wanted
 
 
@@ -79,18 +74,6 @@ def check_publishable(config: ModelConfig) -> GPTConfig:
     if not isinstance(config, GPTConfig):
         raise UsageError(f"a model of kind {config.kind!r} cannot be published yet; only kind 'gpt' can")
     return config
-
-
-def unsupported_slot(config: GPTConfig) -> str:
-    """Returns the slot and kind that GPT-2 does not have; an empty text if there is none."""
-    for slot, kinds in GPT2_KINDS.items():
-        settings = getattr(config, slot).weight_settings()
-        if settings["kind"] not in kinds:
-            return f"{slot} = {getattr(config, slot).kind}"
-        for name in ("key_value_heads", "window", "query_key_norm", "output_bias", "score_cap"):
-            if settings.get(name) is not None:
-                return f"{slot}.{name} = {settings[name]}"
-    return ""
 
 
 def export_model(loaded: LoadedModel, folder: Path, *, format_name: str, card: CardSettings) -> ExportReport:
@@ -124,35 +107,13 @@ def _write_weights(loaded: LoadedModel, folder: Path, format_name: str) -> dict[
     model_config = check_publishable(loaded.config)
     tensors = {name: tensor.cpu() for name, tensor in model_tensors(loaded.model).items()}
     if format_name == NATIVE:
-        config, tensors = native_config(model_config), to_gpt2_tensors(tensors)
-        if model_config.tied_head:
-            del tensors[GPT2_LAYOUT.head]
+        config, tensors = native_model(model_config, tensors)
     else:
         config, tensors = custom_config(model_config), to_published_tensors(tensors)
         for name, text in model_code_files(model_config).items():
             (folder / name).write_text(text, "utf-8")
     save_file(tensors, folder / SAFETENSORS, metadata={"format": "pt"})
     return config
-
-
-def native_config(config: GPTConfig) -> dict[str, Any]:
-    """Returns the ``config.json`` of a ``GPT2LMHeadModel``."""
-    assert isinstance(config.feedforward, GeluMLP | ExactGeluMLP)
-    return {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        "vocab_size": config.vocab_size,
-        "n_positions": config.context_length,
-        "n_embd": config.embedding_dim,
-        "n_layer": config.num_layers,
-        "n_head": config.num_heads,
-        "n_inner": config.feedforward.ratio * config.embedding_dim,
-        "activation_function": "gelu" if isinstance(config.feedforward, ExactGeluMLP) else "gelu_new",
-        "layer_norm_epsilon": config.norm.eps,
-        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout),
-        "tie_word_embeddings": config.tied_head,
-        "dtype": "float32",
-    }
 
 
 def custom_config(config: GPTConfig) -> dict[str, Any]:

@@ -1,0 +1,165 @@
+"""Architectures of the transformers library that compute what a model of ours computes: no code travels with them.
+
+GPT-2 where norms, positions and network are GPT-2's; Llama, Mistral or Qwen3 where they are RMSNorm, RoPE and SwiGLU
+without biases, with a window of attention (Mistral) or norms of queries and keys (Qwen3).
+"""
+
+from typing import Any
+
+from torch import Tensor
+
+from fromscratch.config.model import ExactGeluMLP, GeluMLP, GPTConfig, RMSNorm, RotaryPosition, SwiGLU
+from fromscratch.formats.gpt2 import LAYOUT as GPT2_LAYOUT
+from fromscratch.formats.gpt2 import to_gpt2_tensors
+from fromscratch.formats.layouts import EMBEDDING, HEAD
+from fromscratch.models.feedforward import default_gated_dim
+
+GPT2_KINDS: dict[str, tuple[str, ...]] = {
+    "norm": ("layernorm",),
+    "position": ("learned",),
+    "attention": ("multi-head",),
+    "feedforward": ("gelu-mlp", "exact-gelu-mlp"),
+    "head": ("linear",),
+}
+"""The kinds of each slot that a GPT2LMHeadModel computes too."""
+LLAMA_KINDS: dict[str, tuple[str, ...]] = {
+    "norm": ("rmsnorm",),
+    "position": ("rope",),
+    "attention": ("multi-head",),
+    "feedforward": ("swiglu",),
+    "head": ("linear",),
+}
+"""The same for LlamaForCausalLM and its relatives."""
+
+
+def not_gpt2(config: GPTConfig) -> str:
+    """Returns the first setting that GPT-2 does not have; an empty text if there is none."""
+    return _other_kind(config, GPT2_KINDS) or _set(
+        config, "key_value_heads", "window", "query_key_norm", "output_bias", "score_cap"
+    )
+
+
+def not_llama(config: GPTConfig) -> str:
+    """Returns the first setting that Llama, Mistral and Qwen3 do not have; an empty text if there is none."""
+    if reason := _other_kind(config, LLAMA_KINDS) or _set(config, "score_cap"):
+        return reason
+    norm, attention, network, position = config.norm, config.attention, config.feedforward, config.position
+    assert isinstance(norm, RMSNorm) and isinstance(network, SwiGLU) and isinstance(position, RotaryPosition)
+    wrong = {
+        "norm.scale = false": not norm.scale,
+        "norm.eps other than 1e-6 with attention.query_key_norm": attention.query_key_norm and norm.eps != 1e-6,
+        "feedforward.bias = true": network.bias,
+        "attention_bias = true": config.attention_bias,
+        "attention.output_bias is not false": attention.output_bias is not False,
+        'attention.query_key_norm = "plain"': attention.query_key_norm == "plain",
+        "both attention.window and attention.query_key_norm": attention.window and attention.query_key_norm,
+        "attention.window by layer": isinstance(attention.window, tuple),
+        f'position.scaling = "{position.scaling}"': position.scaling is not None,
+    }
+    return next((reason for reason, is_so in wrong.items() if is_so), "")
+
+
+def native_model(config: GPTConfig, tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Returns the ``config.json`` and the tensors of the architecture that fits; one of the two reasons must be empty.
+
+    Args:
+        tensors: the model's, under our names.
+    """
+    if not not_gpt2(config):
+        theirs = to_gpt2_tensors(tensors)
+        if config.tied_head:
+            del theirs[GPT2_LAYOUT.head]
+        return gpt2_config(config), theirs
+    return _llama_config(config), _to_llama_tensors(config, tensors)
+
+
+def _other_kind(config: GPTConfig, kinds: dict[str, tuple[str, ...]]) -> str:
+    for slot, known in kinds.items():
+        if getattr(config, slot).weight_settings()["kind"] not in known:
+            return f"{slot} = {getattr(config, slot).kind}"
+    return ""
+
+
+def _set(config: GPTConfig, *names: str) -> str:
+    settings = config.attention.weight_settings()
+    found = (f"attention.{name} = {settings[name]}" for name in names if settings.get(name) is not None)
+    return next(found, "")
+
+
+def gpt2_config(config: GPTConfig) -> dict[str, Any]:
+    """Returns the ``config.json`` of a ``GPT2LMHeadModel``."""
+    assert isinstance(config.feedforward, GeluMLP | ExactGeluMLP)
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": config.vocab_size,
+        "n_positions": config.context_length,
+        "n_embd": config.embedding_dim,
+        "n_layer": config.num_layers,
+        "n_head": config.num_heads,
+        "n_inner": config.feedforward.ratio * config.embedding_dim,
+        "activation_function": "gelu" if isinstance(config.feedforward, ExactGeluMLP) else "gelu_new",
+        "layer_norm_epsilon": config.norm.eps,
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout),
+        "tie_word_embeddings": config.tied_head,
+        "dtype": "float32",
+    }
+
+
+def _llama_config(config: GPTConfig) -> dict[str, Any]:
+    """Returns the ``config.json`` of Llama, Mistral or Qwen3, whose only dropout is that of attention."""
+    assert isinstance(config.position, RotaryPosition) and isinstance(config.feedforward, SwiGLU)
+    family = "Qwen3" if config.attention.query_key_norm else "Mistral" if config.attention.window else "Llama"
+    window = {"sliding_window": config.attention.window} if family == "Mistral" else {}
+    return {
+        "architectures": [f"{family}ForCausalLM"],
+        "model_type": family.lower(),
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.context_length,
+        "hidden_size": config.embedding_dim,
+        "intermediate_size": _hidden_dim(config),
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.attention.key_value_heads or config.num_heads,
+        "head_dim": config.embedding_dim // config.num_heads,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm.eps,
+        "rope_theta": config.position.theta,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.position.theta},
+        "attention_bias": False,
+        "attention_dropout": config.dropout,
+        "tie_word_embeddings": config.tied_head,
+        "dtype": "float32",
+        **window,
+    }
+
+
+def _hidden_dim(config: GPTConfig) -> int:
+    assert isinstance(config.feedforward, SwiGLU)
+    return config.feedforward.hidden_dim or default_gated_dim(config.embedding_dim)
+
+
+def _to_llama_tensors(config: GPTConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The joint matrices are divided: query, key and value; gate and up."""
+    channels = config.embedding_dim // config.num_heads
+    groups = (config.attention.key_value_heads or config.num_heads) * channels
+    theirs = {"model.embed_tokens.weight": tensors[EMBEDDING], "model.norm.weight": tensors["final_norm.weight"]}
+    if not config.tied_head:
+        theirs["lm_head.weight"] = tensors[HEAD]
+    for layer in range(config.num_layers):
+        ours, prefix = f"blocks.{layer}.", f"model.layers.{layer}."
+        query_key_value = tensors[f"{ours}attention.query_key_value.weight"].split(
+            [config.embedding_dim, groups, groups]
+        )
+        parts = dict(zip(("q_proj", "k_proj", "v_proj"), query_key_value, strict=True))
+        parts["o_proj"] = tensors[f"{ours}attention.output.weight"]
+        if config.attention.query_key_norm:
+            parts["q_norm"] = tensors[f"{ours}attention.query_norm.weight"]
+            parts["k_norm"] = tensors[f"{ours}attention.key_norm.weight"]
+        gate, up = tensors[f"{ours}feedforward.gate_up.weight"].chunk(2)
+        theirs |= {f"{prefix}self_attn.{name}.weight": tensor for name, tensor in parts.items()}
+        theirs |= {f"{prefix}mlp.gate_proj.weight": gate, f"{prefix}mlp.up_proj.weight": up}
+        theirs[f"{prefix}mlp.down_proj.weight"] = tensors[f"{ours}feedforward.output.weight"]
+        theirs[f"{prefix}input_layernorm.weight"] = tensors[f"{ours}attention_norm.weight"]
+        theirs[f"{prefix}post_attention_layernorm.weight"] = tensors[f"{ours}feedforward_norm.weight"]
+    return {name: tensor.contiguous() for name, tensor in theirs.items()}

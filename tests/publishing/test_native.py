@@ -1,0 +1,80 @@
+"""Models that transformers' Llama, Mistral and Qwen3 compute: published without code, and read back."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fromscratch.config.model import GPTConfig
+from fromscratch.formats.model_sources import open_model
+from fromscratch.machine.hardware import find_hardware
+from fromscratch.publishing.export import choose_format
+from fromscratch.publishing.native import not_llama
+from tests.publishing.models import publish
+
+transformers = pytest.importorskip("transformers")
+
+LLAMA: dict[str, Any] = {
+    "attention_bias": False,
+    "norm": "rmsnorm",
+    "position": {"kind": "rope", "theta": 50_000.0},
+    "attention": {"kind": "sdpa", "output_bias": False},
+    "feedforward": {"kind": "swiglu", "hidden_dim": 24},
+}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("LlamaForCausalLM", {"tied_head": False}),
+    "llama-tied-grouped": (
+        "LlamaForCausalLM",
+        {"tied_head": True, "attention": {"kind": "explicit", "output_bias": False, "key_value_heads": 2}},
+    ),
+    "mistral": ("MistralForCausalLM", {"attention": {"kind": "sdpa", "output_bias": False, "window": 5}}),
+    "qwen3": ("Qwen3ForCausalLM", {"attention": {"kind": "sdpa", "output_bias": False, "query_key_norm": "scaled"}}),
+}
+TOKENS = torch.randint(0, 257, (2, 20), generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_it_is_published_without_code_and_read_back(name: str, tmp_path: Path) -> None:
+    family, changes = FAMILIES[name]
+    loaded, folder = publish(tmp_path, "native", **{**LLAMA, **changes})
+    assert json.loads((folder / "config.json").read_text())["architectures"] == [family]
+    assert not list(folder.glob("*.py"))
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    assert type(theirs).__name__ == family
+    again = open_model(str(folder), find_hardware("cpu"))
+    with torch.inference_mode():
+        wanted = loaded.model(TOKENS)
+        torch.testing.assert_close(theirs(TOKENS).logits, wanted, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(again.model(TOKENS), wanted, atol=1e-4, rtol=1e-4)
+    texts = [model.generate(TOKENS[:1, :6], max_new_tokens=8, do_sample=False, pad_token_id=0) for model in (theirs,)]
+    ids = TOKENS[:1, :6]
+    with torch.inference_mode():
+        for _ in range(8):
+            ids = torch.cat([ids, loaded.model(ids)[:, -1:].argmax(-1)], dim=1)
+    assert texts[0].tolist() == ids.tolist()
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"norm": {"kind": "rmsnorm", "scale": False}}, "norm.scale = false"),
+        ({"norm": "layernorm"}, "norm = layernorm"),
+        ({"attention_bias": True}, "attention_bias = true"),
+        ({"attention": "sdpa"}, "attention.output_bias is not false"),
+        ({"attention": {"kind": "explicit", "output_bias": False, "score_cap": 9.0}}, "attention.score_cap = 9.0"),
+        ({"attention": {"kind": "sdpa", "output_bias": False, "window": (4, 0)}}, "attention.window by layer"),
+        ({"position": {"kind": "rope", "scaling": "ntk", "factor": 2.0}}, 'position.scaling = "ntk"'),
+        ({"feedforward": {"kind": "swiglu", "bias": True}}, "feedforward.bias = true"),
+    ],
+)
+def test_what_no_architecture_has_is_named(changes: dict[str, Any], reason: str) -> None:
+    config = GPTConfig.model_validate({**LLAMA, **changes})
+    assert not_llama(config) == reason
+    assert choose_format(config, None) == "custom"
+
+
+@pytest.mark.parametrize("settings", [{"key_value_heads": 6}, {"window": 64}, {"query_key_norm": "scaled"}])
+def test_a_gpt2_with_other_attention_is_no_gpt2(settings: dict[str, Any]) -> None:
+    assert choose_format(GPTConfig.model_validate({"attention": {"kind": "sdpa", **settings}}), None) == "custom"

@@ -33,7 +33,10 @@ B1_UNKNOWN_KEYS = [
         "train.schedule={kind='linear', decay_steps=3}",
         'train.schedule.decay_steps: unknown key for kind = "linear"; it belongs to kind = "wsd"',
     ),
-    ("model.preset=gpt-small", "laptop-tiny, laptop-small, laptop-medium; did you mean 'gpt2-small'?"),
+    (
+        "model.preset=gpt-small",
+        "laptop-tiny, laptop-small, laptop-medium, llama-like-small, llama-like-medium, llama-like-large, llama-like-xl; did you mean 'gpt2-small'?",
+    ),
     ("model.preset=gpt2", "; did you mean 'gpt2-small'?"),
     (
         "model.attention=explict",

@@ -101,6 +101,8 @@ def notes_on(store: TokenStore) -> Iterator[str]:
     if manifest.split_rule.get("by") == "document" and manifest.split_rule["validation"]:
         empty = [name for name in SPLITS if not manifest.splits[name].tokens]
         yield from (f"{store.path}: the split '{name}' is empty; choose another --validation" for name in empty)
+    for reason, parts in manifest.fallbacks.items():
+        yield f"{parts:,} parts were encoded by the slower library of the tokenizer, with the same ids: {reason}"
     if altered := manifest.altered:
         total = sum(split.documents or 0 for split in manifest.splits.values())
         yield (

@@ -22,7 +22,8 @@ from fromscratch.errors import DataError, UsageError
 from fromscratch.hub.downloads import download_file
 from fromscratch.hub.names import HubName
 from fromscratch.hub.requests import HubError
-from fromscratch.tokenizers.base import Ids, Tokenizer
+from fromscratch.sources.texts import Ids
+from fromscratch.tokenizers.base import Tokenizer
 from fromscratch.tokenizers.byte_level import byte_of_character, bytes_of_token
 from fromscratch.tokenizers.huggingface import END_OF_TEXT, TOKENIZER_FILE
 
@@ -80,18 +81,28 @@ class GPT2Tokenizer(Tokenizer):
 
     def _save_files(self, folder: Path) -> None:
         """Writes a ``tokenizer.json``, which Hugging Face libraries read too."""
-        model = {"type": "BPE", "vocab": self._vocabulary.ids, "merges": [list(m) for m in self._vocabulary.merges]}
+        (folder / TOKENIZER_FILE).write_text(self._definition(), "utf-8")
+
+    def fast_definition(self) -> str:
+        """Returns a ``tokenizer.json`` without the end-of-text token."""
+        return self._definition(with_end_of_text=False)
+
+    def _definition(self, *, with_end_of_text: bool = True) -> str:
+        ids = self._vocabulary.ids
+        if not with_end_of_text:
+            ids = {token: index for token, index in ids.items() if token != END_OF_TEXT}
+        model = {"type": "BPE", "vocab": ids, "merges": [list(m) for m in self._vocabulary.merges]}
         special = {"id": self.end_of_text, "content": END_OF_TEXT, "special": True}
         flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
         byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
         content = {
             "version": "1.0",
-            "added_tokens": [special | flags],
+            "added_tokens": [special | flags] if with_end_of_text else [],
             "pre_tokenizer": byte_level,
             "decoder": byte_level,
             "model": model,
         }
-        (folder / TOKENIZER_FILE).write_text(json.dumps(content, ensure_ascii=False), "utf-8")
+        return json.dumps(content, ensure_ascii=False)
 
 
 def load_gpt2(folder: Path | None = None) -> GPT2Tokenizer:

@@ -7,7 +7,7 @@ its tokens; ``prepare`` reads parquet, splits, and writes, flushes and checks it
 The GPT-2 vocabulary is taken from the folder that FROMSCRATCH_GPT2_VOCABULARY names (encoder.json and
 vocab.bpe, or tokenizer.json), else from tiktoken's cache, else from the Hub.
 
-    python benchmarks/data.py FILE.parquet... --processes 2 --repeats 5 --times 28 --larger 28 --words 20 --json out.json
+    python benchmarks/data.py FILE.parquet... --processes 2 --repeats 5 --times 28 --words 20 --json out.json
 """
 
 import argparse

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fromscratch.api import notes_on
 from fromscratch.data.prepare import SplitRule, prepare_store
 from fromscratch.data.store import TokenStore
+from fromscratch.formats.preparation import notes_on
 from fromscratch.sources import InMemory
 from fromscratch.sources.texts import FallbackError, Texts
 from fromscratch.tokenizers import fast
@@ -87,7 +87,7 @@ class WrongLater:
     whole: fast.FastEncoder
     batches: int = 0
 
-    def __call__(self, texts: Texts) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+    def __call__(self, texts: Texts) -> tuple[np.ndarray, np.ndarray]:
         self.batches += 1
         ids, offsets = fast.FastEncoder._encode(self.whole, texts)
         return (ids + 1 if self.batches > 1 else ids), offsets

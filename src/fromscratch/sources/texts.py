@@ -25,7 +25,7 @@ Ids = NDArray[np.uint32]
 Encoded = tuple[Ids, NDArray[np.int64]]
 """The ids of many documents, and the offset of each: document i is ``ids[offsets[i]:offsets[i + 1]]``."""
 
-BATCH_BYTES = 4 << 20
+BATCH_BYTES = 2 << 20
 """Text that is encoded at once; a longer document is a batch of its own."""
 
 
@@ -81,7 +81,7 @@ class Texts:
 
 
 def texts_in(part: Part) -> Iterator[Texts | Unusable]:
-    """Yields the documents of a part in batches of about 4 MiB, and what takes the place of unusable ones.
+    """Yields the documents of a part in batches of about 2 MiB, and what takes the place of unusable ones.
 
     Whatever the library that reads it raises becomes damaged input.
     """
@@ -109,7 +109,7 @@ def texts_in(part: Part) -> Iterator[Texts | Unusable]:
 
 
 def batches_of(documents: Iterable[Document]) -> Iterator[Texts | Unusable]:
-    """Groups documents into batches of about 4 MiB."""
+    """Groups documents into batches of about 2 MiB."""
     pending, pending_bytes = list[str](), 0
     for document in documents:
         if isinstance(document, Unusable):

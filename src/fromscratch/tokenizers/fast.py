@@ -16,13 +16,13 @@ from numpy.typing import NDArray
 
 from fromscratch.sources.texts import Encoded, FallbackError, Ids, Texts
 
-SAMPLED_DOCUMENTS, SAMPLED_BYTES = 8, 2_048
+SAMPLED_DOCUMENTS, SAMPLED_BYTES = 8, 1_024
 """Documents of each batch that are checked, and bytes of each."""
 CUT_IDS = 16
 """Last ids of a cut sample that are not compared: where the text is cut, they may rightly differ."""
 MAX_CACHE_BYTES = 64 << 20
 """gigatoken remembers every word, about 100 bytes each; a new one is opened where memory grew by more."""
-MIN_RENEWAL_BYTES = 8 << 20
+MIN_RENEWAL_BYTES = 4 << 20
 """Text that one gigatoken encodes at least; opening one takes as long as 10 MB of text."""
 PROBE = (
     "<|endoftext|> a<|endoftext|>b <|im_end|></s>",

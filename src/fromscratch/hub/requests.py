@@ -15,7 +15,7 @@ from fromscratch.errors import FromScratchError, UsageError
 
 MAX_ATTEMPTS = 5
 FIRST_WAIT_SECONDS, MAX_WAIT_SECONDS = 0.5, 60.0
-MAX_CONNECT_SECONDS = 1.2
+MAX_CONNECT_SECONDS = 1.5
 PROXY_ANSWER_SECONDS = 0.6  # a slow proxy may reach the Hub
 PROXY_HAS_NO_NETWORK = re.compile(rb"(HTTP/1\.\d 50\d|$)")  # or it hangs up
 REFUSED_STATUS_CODES = {401, 403, 404}
@@ -57,8 +57,8 @@ def ask_hub(what: str, request: Callable[[], Result], *, sleep: Callable[[float]
     raise AssertionError("unreachable")
 
 
-def is_offline() -> bool:
-    """Whether the Hub must not be asked (HF_HUB_OFFLINE), or accepts no connection within 1.2 s.
+def is_offline(max_seconds: float = MAX_CONNECT_SECONDS) -> bool:
+    """Whether the Hub must not be asked (HF_HUB_OFFLINE), or accepts no connection in that time.
 
     Where a proxy makes the connections, that is asked for one. Only errors of the network (502, 503, 504) count as no
     connection: any other refusal may be a matter of credentials.
@@ -76,7 +76,7 @@ def is_offline() -> bool:
 
     thread = threading.Thread(target=connect, daemon=True)  # looking the name up has no timeout of its own
     thread.start()
-    thread.join(MAX_CONNECT_SECONDS)
+    thread.join(max_seconds)
     return constants.ENDPOINT not in _reached
 
 

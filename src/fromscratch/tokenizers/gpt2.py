@@ -21,7 +21,7 @@ from tiktoken_ext.openai_public import r50k_pat_str
 from fromscratch.errors import DataError, UsageError
 from fromscratch.hub.downloads import download_file
 from fromscratch.hub.names import HubName
-from fromscratch.hub.requests import HubError
+from fromscratch.hub.requests import HubError, is_offline
 from fromscratch.sources.texts import Ids
 from fromscratch.tokenizers.base import Tokenizer
 from fromscratch.tokenizers.byte_level import byte_of_character, bytes_of_token
@@ -31,6 +31,7 @@ GPT2_VOCABULARY_SIZE = 50_257
 GPT2_FINGERPRINT = "ca7d60dd4edf647938a5fa75afefe762cbf0560b0fcb7740fe7ba655f9a912a3"  # of OpenAI's files
 GPT2_FOLDER_VARIABLE = "FROMSCRATCH_GPT2_VOCABULARY"
 HUB_REPOSITORY = "openai-community/gpt2"
+MAX_CONNECT_SECONDS = 0.9  # with the start of the program, an answer in under two seconds
 LOCAL_FILE_PAIRS = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
 TIKTOKEN_URLS = tuple(
     f"https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/{name}" for name in LOCAL_FILE_PAIRS[0]
@@ -130,10 +131,13 @@ def load_gpt2(folder: Path | None = None) -> GPT2Tokenizer:
 
 def _from_hub() -> Vocabulary:
     """Downloads the vocabulary. Raises UsageError with all ways to get it where that fails."""
+    from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.constants import HF_HUB_CACHE
 
+    is_cached = isinstance(try_to_load_from_cache(HUB_REPOSITORY, TOKENIZER_FILE), str)
     with suppress(UsageError, HubError):
-        return _parse_tokenizer_json(download_file(HubName("model", HUB_REPOSITORY), TOKENIZER_FILE))
+        if is_cached or not is_offline(MAX_CONNECT_SECONDS):
+            return _parse_tokenizer_json(download_file(HubName("model", HUB_REPOSITORY), TOKENIZER_FILE))
     raise UsageError(
         f"the GPT-2 vocabulary is not on this machine (no {TOKENIZER_FILE} of {HUB_REPOSITORY} in {HF_HUB_CACHE}), and "
         f"the Hugging Face Hub could not be reached: run 'hf download {HUB_REPOSITORY} {TOKENIZER_FILE}' where there "

@@ -8,7 +8,7 @@ from pathlib import Path
 import tomli_w
 
 from fromscratch.runs.states import Event, RunState
-from fromscratch.studies.jobs import StudyFolder
+from fromscratch.studies.jobs import Job, StudyFolder
 from tests.small import write_run_file
 
 NO_DROPOUT = {"no-dropout": {"model": {"dropout": 0.0}}}
@@ -43,20 +43,28 @@ def finish(
     Each took ``seconds``, if given.
     """
     for arm in folder.study.all_arms:
-        for seed, loss in zip(arm.seeds, losses[arm.name], strict=False):
-            if loss is None:
-                continue
-            run = folder.job(arm, seed).run
-            run.create()
-            run.write_config({})
-            state = RunState.DIVERGED if math.isnan(loss) else RunState.DONE
-            run.write_status(state, step=num_steps, num_steps=num_steps)
-            for step in (0, num_steps // 2, num_steps):
-                run.log_event(Event.EVALUATION, step=step, loss=loss + (num_steps - step) / num_steps)
-            if seconds is not None:
-                session = {
-                    **{"began_at": "2026-01-01T00:00:00+00:00", "device_name": "cpu", "devices": 1},
-                    **{"first_step": 0, "last_step": num_steps, "seconds": {"training": seconds}},
-                    "dollars_per_hour": dollars_per_hour,
-                }
-                run.cost.write_text(json.dumps({"sessions": [session]}))
+        for seed, loss in zip(arm.seeds, losses.get(arm.name, ()), strict=False):
+            if loss is not None:
+                job = folder.job(arm, seed)
+                finish_one(job, loss, num_steps=num_steps)
+                if seconds is not None:
+                    _write_cost(job, num_steps, seconds, dollars_per_hour)
+
+
+def finish_one(job: Job, loss: float, *, num_steps: int = 20) -> None:
+    """Writes one run that ended."""
+    job.run.create()
+    for step in (0, num_steps // 2, num_steps):
+        job.run.log_event(Event.EVALUATION, step=step, loss=loss + (num_steps - step) / num_steps)
+    state = RunState.DIVERGED if math.isnan(loss) else RunState.DONE
+    job.run.write_status(state, step=num_steps, num_steps=num_steps)
+    job.run.write_config({})
+
+
+def _write_cost(job: Job, num_steps: int, seconds: float, dollars_per_hour: float | None) -> None:
+    session = {
+        **{"began_at": "2026-01-01T00:00:00+00:00", "device_name": "cpu", "devices": 1},
+        **{"first_step": 0, "last_step": num_steps, "seconds": {"training": seconds}},
+        "dollars_per_hour": dollars_per_hour,
+    }
+    job.run.cost.write_text(json.dumps({"sessions": [session]}))

@@ -2,6 +2,9 @@
 
 import json
 import math
+import threading
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,16 +12,18 @@ from typing import Any
 import pytest
 
 from fromscratch.errors import UsageError
+from fromscratch.processes.stopping import StopRequest
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.states import RunState
 from fromscratch.studies.agenda import Agenda
 from fromscratch.studies.definition import Arm, Study, StudyConfig
-from fromscratch.studies.jobs import Job
+from fromscratch.studies.jobs import Job, StudyFolder
 from fromscratch.studies.order import train_order
 from fromscratch.studies.prices import Limit, Prices
+from fromscratch.studies.runner import Outcome, run_study
 from fromscratch.studies.verdicts import StudyResult, Verdict, judge_study
 from tests.command import nothing_written, refused, run_command
-from tests.studies.planted import finish, open_folder, write_study
+from tests.studies.planted import finish, finish_one, open_folder, write_study
 
 RECORDED = json.loads((Path(__file__).parent / "laptop_losses.json").read_text("utf-8"))
 """Final validation losses of the study in studies/laptop, by arm and seed."""
@@ -244,3 +249,50 @@ def test_a_run_under_way_costs_only_what_remains(tmp_path: Path) -> None:
         for one in folder.jobs():
             one.run.cost.unlink()
         Limit(5.0, Prices(folder, device="cpu"))
+
+
+def test_two_runners_share_the_work_in_one_order_and_train_no_run_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each runner takes its next run after what the other one has claimed or ended; losses appear as runs end."""
+    monkeypatch.setattr(StopRequest, "listening", lambda _: nullcontext())  # signals reach the main thread alone
+    file = write_study(tmp_path, seeds=[1, 2, 3], control_seeds=3)
+    trained: list[str] = []
+    lock, begun = threading.Lock(), threading.Barrier(2)
+
+    class Trainer:
+        """Ends each run at once, with a loss that depends on the arm and the seed."""
+
+        num_slots = 1
+
+        def submit(self, folder: StudyFolder, job: Job) -> "Future[int | None]":
+            future: Future[int | None] = Future()
+            with folder.claimed(job) as mine:
+                if mine is None:
+                    future.set_result(None)
+                    return future
+                with lock:
+                    trained.append(job.name)
+                effect = -0.05 if job.arm.name == "no-dropout" else 0.0
+                finish_one(job, 3.0 + 0.001 * math.sin(9 * job.seed) + effect)
+            future.set_result(0)
+            return future
+
+        def stop(self, folder: StudyFolder) -> None:
+            """Nothing to ask: runs end at once."""
+
+        def close(self, folder: StudyFolder) -> None:
+            """Nothing is left."""
+
+    def work() -> Outcome:
+        folder = open_folder(file)
+        agenda = Agenda(folder, Prices(folder, device="cpu"))
+        begun.wait()
+        return run_study(folder, Trainer(), agenda, on_event=lambda _: None)
+
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = [future.result() for future in [pool.submit(work) for _ in range(2)]]
+    assert not any(one.has_failed or one.refusal for one in outcomes)
+    assert sorted(trained) == sorted(job.name for job in open_folder(file).jobs()), "each once"
+    rounds = [int(name[-1]) for name in trained]
+    assert max(n for n, one in enumerate(rounds) if one == 1) < min(n for n, one in enumerate(rounds) if one == 3)

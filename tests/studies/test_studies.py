@@ -14,8 +14,10 @@ import pytest
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import read_records
 from fromscratch.runs.states import Event, RunState
+from fromscratch.studies.agenda import Agenda
 from fromscratch.studies.early_stopping import hopeless
 from fromscratch.studies.jobs import StudyFolder, missing
+from fromscratch.studies.prices import Prices
 from fromscratch.studies.results import judge, losses_after, validation_losses
 from fromscratch.studies.runner import run_claimed, train_command
 from fromscratch.studies.verdicts import Verdict
@@ -116,6 +118,8 @@ def test_a_killed_runner_leaves_no_process_and_the_next_one_resumes(tmp_path: Pa
     assert run.read_status().reason == "its launcher is gone"
     wait_until(lambda: is_free(open_folder(file)))
     reached = run.read_status().step
+    folder = open_folder(file)
+    assert Agenda(folder, Prices(folder, device="cpu")).waiting()[0].name == run.name, "the killed run is next"
     again = Fork(Command(fromscratch, words, tmp_path))
     wait_until(lambda: any(one["event"] == Event.RESUMED for one in read_records(run.events)))
     again.send(signal.SIGTERM)
@@ -170,6 +174,10 @@ def test_a_run_without_hope_is_stopped_by_the_stated_rule_only(tmp_path: Path) -
     assert hopeless(folder, job) == ""
     job.run.log_event(Event.EVALUATION, step=20, loss=2.6)
     assert hopeless(folder, job).startswith("after 100% of its steps its held-out loss was 0.6000 above the")
+    wild = folder.job(folder.study.control, 2).run
+    wild.write_status(RunState.DIVERGED, step=20, num_steps=20)
+    wild.log_event(Event.EVALUATION, step=20, loss=99.0)
+    assert hopeless(folder, job).endswith("(mean of 1), more than 0.5"), "a diverged baseline is no yardstick"
     folder.append("stopped_early", {"run": job.name, "reason": "r"})
     assert math.isnan(validation_losses(folder)["no-dropout"][1] or 0) and job.name not in [
         j.name for j in missing(folder)

@@ -159,11 +159,13 @@ def _print_missing(folder: "StudyFolder", *, device: str | None, dollars_per_hou
 
 def figures(total: "Total") -> tuple[str, str, str]:
     """Steps, hours and dollars in a table; ``unknown`` where nothing was measured or no price is known."""
+    from fromscratch.studies.worth import in_dollars
+
     unknown = "unknown"
     return (
         unknown if total.steps is None else f"{total.steps:,}",
         unknown if total.hours is None else f"{total.hours:,.2f}",
-        unknown if total.dollars is None else f"${total.dollars:,.2f}",
+        unknown if total.dollars is None else in_dollars(total.dollars),
     )
 
 

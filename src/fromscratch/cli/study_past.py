@@ -93,16 +93,11 @@ def tried(
 
     Example: fromscratch study tried model.dropout
     """
-    from fromscratch.studies.past import arms_of, changes_key, check_key, find_studies, studies_without_report
+    from fromscratch.studies.past import arms_of, check_key, find_studies, studies_without_report
 
     check_key(key)
     findings = list(find_studies(folder))
-    found = [
-        arm
-        for finding in findings
-        for arm in arms_of(finding)
-        if any(changes_key(change, key) for change in arm.change.split("; "))
-    ]
+    found = [arm for finding in findings for arm in arms_of(finding) if arm.change_of(key)]
     waiting = list(studies_without_report(folder, key, {str(one["identity"]) for one in findings}))
     if as_json:
         print_json({"key": key, "arms": [asdict(arm) for arm in found], "without_report": list(map(str, waiting))})
@@ -119,16 +114,16 @@ def tried(
             "measured on",
             "date",
         )
-        print_columns(heads, [_cells(arm) for arm in found])
+        print_columns(heads, [_cells(arm, key) for arm in found])
     else:
         note(f"no study with a report has changed {key}")
     for path in waiting:
         note(f"{path}: changes {key}, and has no report yet")
 
 
-def _cells(arm: "Found") -> tuple[str, ...]:
+def _cells(arm: "Found", key: str) -> tuple[str, ...]:
     return (
-        *(printable(arm.study), printable(arm.arm), printable(arm.change)),
+        *(printable(arm.study), printable(arm.arm), printable(arm.change_of(key))),
         *(_effect(arm.effect), arm.interval, arm.verdict),
         *(str(arm.lost_runs), arm.measured_on, arm.at[:10]),
     )

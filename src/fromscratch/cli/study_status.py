@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from statistics import median
@@ -155,13 +156,20 @@ def _show_live(folder: "StudyFolder", prices: "Prices") -> None:
 
 
 def live_table(folder: "StudyFolder", prices: "Prices", rows: list[dict[str, Any]]) -> "Group":
-    """The tables of ``study status`` for a terminal."""
+    """The tables of ``study status`` for a terminal; of runs that are done or missing, only the number."""
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
 
+    from fromscratch.runs.states import RunState
+
     judgement, problem = _judgement(folder)
-    shown: list[Any] = [_table(Table(box=None), RUN_HEADS, [_run_cells(row) for row in rows])]
+    counts = Counter(row["state"] for row in rows)
+    under_way = [row for row in rows if row["state"] not in (RunState.DONE, "missing")]
+    shown: list[Any] = [
+        Text(f"{len(rows)} runs: {', '.join(f'{count} {state}' for state, count in counts.items())}\n"),
+        _table(Table(box=None), RUN_HEADS, [_run_cells(row) for row in under_way]),
+    ]
     if judgement:
         shown += [Text(""), _table(Table(box=None), VERDICT_HEADS, verdict_rows(judgement, prices.forecasts()))]
     return Group(*shown, *([Text(f"no verdicts yet: {problem}")] if problem else []))
@@ -178,6 +186,8 @@ def _table(table: Any, heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> A
 
 
 def _run_cells(row: "Mapping[str, Any]") -> tuple[str, ...]:
+    from fromscratch.studies.worth import in_dollars
+
     step = "-" if row["step"] is None else f"{row['step']:,}"
     of = "" if row["num_steps"] is None else f" of {row['num_steps']:,}"
     return (
@@ -188,7 +198,7 @@ def _run_cells(row: "Mapping[str, Any]") -> tuple[str, ...]:
         _cell(row["loss"], ".4f"),
         _cell(row["tokens_per_second"], ",.0f"),
         "-" if row["seconds_left"] is None else readable_seconds(row["seconds_left"]),
-        "-" if row["state"] == "missing" else "unknown" if row["dollars"] is None else f"${row['dollars']:,.2f}",
+        "-" if row["state"] == "missing" else "unknown" if row["dollars"] is None else in_dollars(row["dollars"]),
     )
 
 

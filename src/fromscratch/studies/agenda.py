@@ -4,7 +4,7 @@ from collections.abc import Collection, Iterable
 
 from fromscratch.errors import UsageError
 from fromscratch.runs.states import RunState
-from fromscratch.studies.jobs import NEVER_TRAINED_AGAIN, Job, StudyFolder, missing
+from fromscratch.studies.jobs import Job, StudyFolder, missing
 from fromscratch.studies.order import train_order
 from fromscratch.studies.prices import Limit, Prices, remaining_share
 from fromscratch.studies.registry import borrowed_spread
@@ -51,9 +51,7 @@ class Agenda:
         return [
             job
             for job in self._folder.jobs()
-            if job.name in own
-            or (state := job.state) == RunState.RUNNING
-            or (state not in NEVER_TRAINED_AGAIN and self._folder.is_claimed(job))
+            if job.name in own or job.state == RunState.RUNNING or self._folder.is_claimed(job)
         ]
 
     def _result(self) -> StudyResult | None:

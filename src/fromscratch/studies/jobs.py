@@ -84,7 +84,7 @@ class StudyFolder:
 
     def is_claimed(self, job: Job) -> bool:
         """Whether a process has the claim to a run."""
-        if not (self.path / CLAIMS / job.name).exists():
+        if not (self.path / CLAIMS / job.name).exists() or self.is_over(job):
             return False
         with self.claimed(job) as mine:
             return mine is None
@@ -93,7 +93,7 @@ class StudyFolder:
     def claimed(self, job: Job) -> Iterator[int | None]:
         """Claims a run for this process and the program that trains it, which inherits the descriptor.
 
-        Yields the descriptor of the claim, or None where another process has it.
+        Yields the descriptor of the claim, or None where another process has it, or has ended the run meanwhile.
         """
         folder = self.path / CLAIMS
         folder.mkdir(parents=True, exist_ok=True)
@@ -103,7 +103,11 @@ class StudyFolder:
             except BlockingIOError:
                 yield None
             else:
-                yield file.fileno()
+                yield None if self.is_over(job) else file.fileno()
+
+    def is_over(self, job: Job) -> bool:
+        """Whether a run is never trained again: done, diverged or stopped by the rule."""
+        return job.state in NEVER_TRAINED_AGAIN or job.name in self.stopped_early()
 
     def stopped_early(self) -> set[str]:
         """Names of the runs that the study's rule stopped."""

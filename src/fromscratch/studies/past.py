@@ -35,7 +35,6 @@ def finding_of(
         "kind": FORMAT,
         "study": study.name,
         "identity": identity_of(study),
-        "file": str(study.file.resolve()) if study.file else None,
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "measured_on": measured_on,
         "margin": judgement.margin,
@@ -63,7 +62,6 @@ class Found:
     """What one study found about one arm; None means unknown."""
 
     study: str
-    file: str
     at: str
     measured_on: str
     arm: str
@@ -75,6 +73,13 @@ class Found:
     verdict: str
     lost_runs: int
     """Runs that diverged or were stopped."""
+
+    def change_of(self, key: str) -> str:
+        """What the arm changes about a key, and how much else."""
+        changes = self.change.split("; ")
+        about = [change for change in changes if changes_key(change, key)]
+        others = len(changes) - len(about)
+        return "; ".join(about) + (f"; and {others} more" if others and about else "")
 
     @property
     def interval(self) -> str:
@@ -88,7 +93,6 @@ def arms_of(finding: Mapping[str, Any]) -> list[Found]:
         return [
             Found(
                 study=str(finding["study"]),
-                file=str(finding["file"]),
                 at=str(finding["at"]),
                 measured_on=str(finding["measured_on"]),
                 arm=str(arm["arm"]),

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from fromscratch.files import readable_seconds
 from fromscratch.studies.definition import CONTROL
 from fromscratch.studies.prices import Forecast, Total, seeds_total
 from fromscratch.studies.results import Judgement
@@ -34,7 +35,12 @@ def worth_of(judgement: Judgement, arm: ArmResult, forecasts: Mapping[str, Forec
 
 def dollars_saved(dollars: float) -> str:
     """What an effect saves, above 0, or costs, as ``+$1.20``."""
-    return f"{'-' if dollars < 0 else '+'}${abs(dollars):,.2f}"
+    return f"{'-' if dollars < 0 else '+'}{in_dollars(abs(dollars))}"
+
+
+def in_dollars(amount: float) -> str:
+    """Dollars with cents; two digits of a part of a cent."""
+    return f"${amount:,.2f}" if amount >= 0.01 or amount == 0 else f"${amount:.2g}"
 
 
 def why(arm: ArmResult, worth: Worth) -> str:
@@ -49,8 +55,8 @@ def why(arm: ArmResult, worth: Worth) -> str:
 
 def in_words(total: Total) -> str:
     """Hours and dollars, as ``3.2 hours, $7.50``."""
-    hours = "hours unknown" if total.hours is None else f"{total.hours:,.1f} hours"
-    return f"{hours}, {'dollars unknown' if total.dollars is None else f'${total.dollars:,.2f}'}"
+    time = "hours unknown" if total.hours is None else readable_seconds(3600 * total.hours)
+    return f"{time}, {'dollars unknown' if total.dollars is None else in_dollars(total.dollars)}"
 
 
 def to_dict(judgement: Judgement, forecasts: Mapping[str, Forecast]) -> dict[str, Any]:

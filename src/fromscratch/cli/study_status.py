@@ -213,14 +213,13 @@ def verdict_rows(judgement: "Judgement", forecasts: "Mapping[str, Forecast]") ->
     rows: list[tuple[str, ...]] = []
     for arm in judgement.result.arms:
         worth = worth_of(judgement, arm, forecasts)
-        share, dollars = worth.share_of_training, worth.dollars
         rows.append(
             (
                 arm.arm,
                 str(arm.verdict),
                 _cell(arm.effect, "+.4f"),
-                _cell(share, "+.1%"),
-                "unknown" if dollars is None else dollars_saved(dollars),
+                _cell(worth.share_of_training, "+.1%"),
+                dollars_saved(worth),
                 str(len(arm.runs.diverged)),
                 why(arm, worth),
             )

@@ -48,7 +48,7 @@ def forest_plot(judgement: Judgement) -> bytes:
 
 
 def _mark_lost(axes: "Axes", judgement: Judgement) -> None:
-    """Sets the range of the axis, and names at its right end how many runs of an arm have no loss.
+    """Sets the range of the axis, and names right of it how many runs of an arm have no loss.
 
     The range is three times that of the effects, so that one wide interval does not hide the others.
     """
@@ -59,7 +59,7 @@ def _mark_lost(axes: "Axes", judgement: Judgement) -> None:
     for row, arm in enumerate(judgement.result.arms):
         if arm.runs.diverged:
             text = f"{len(arm.runs.diverged)} diverged or stopped"
-            axes.text(1.0, row, text, color=WARNING, fontsize=8, ha="right", transform=axes.get_yaxis_transform())
+            axes.text(1.01, row, text, color=WARNING, fontsize=8, va="center", transform=axes.get_yaxis_transform())
 
 
 def loss_curves(folder: StudyFolder) -> bytes:

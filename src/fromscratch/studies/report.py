@@ -134,7 +134,7 @@ def _row(folder: StudyFolder, arm: ArmResult, worth: Worth, price: float | None)
         "-" if evidence is None else f"{evidence.p_different:.2g}",
         str(arm.verdict),
         "-" if share is None else f"{share:+.1%}",
-        "unknown" if worth.dollars is None else dollars_saved(worth.dollars),
+        dollars_saved(worth),
         "-" if arm.shrunken is None else f"{arm.shrunken:+.4f}",
         _cost(folder, arm.arm, price),
     )

@@ -33,8 +33,11 @@ def worth_of(judgement: Judgement, arm: ArmResult, forecasts: Mapping[str, Forec
     )
 
 
-def dollars_saved(dollars: float) -> str:
-    """What an effect saves, above 0, or costs, as ``+$1.20``."""
+def dollars_saved(worth: Worth) -> str:
+    """What an effect saves, above 0, or costs, as ``+$1.20``; ``-`` where there is no effect to value."""
+    dollars = worth.dollars
+    if dollars is None:
+        return "-" if worth.share_of_training is None else "unknown"
     return f"{'-' if dollars < 0 else '+'}{in_dollars(abs(dollars))}"
 
 

@@ -105,7 +105,7 @@ def run_training(
                 outcome = RunState.DONE if training.is_complete else RunState.STOPPED
                 return summarise(plan, training, outcome, placement, first_step=first_step)
             if world.is_main:
-                record_session(plan, run, placement)
+                record_session(plan, run, placement, step=first_step)
             stuck = partial(_record_end, run, plan, training, RunState.FAILED)
             with (
                 watchdog(world, run.path, stuck if world.is_main else lambda _reason: None),

@@ -114,18 +114,21 @@ class TokenBatches:
         return replace(self, micro_batch=half) if half < self.micro_batch else None
 
     @cached_property
-    def _prefetcher(self) -> "Prefetcher[tuple[int, Sequence[int]], MicroBatch]":
+    def _prefetcher(self) -> "Prefetcher[tuple[int, int, Sequence[int]], MicroBatch]":
         return Prefetcher(lambda place: self._load(*place))
 
-    def _places(self, step: int) -> list[tuple[int, Sequence[int]]]:
-        """The step, and the sequence indices of each micro-batch."""
-        indices = self._local_shard(step)
-        return [(step, indices[begin:end]) for begin, end in split_evenly(len(indices), self.num_micro_batches)]
+    def _places(self, step: int) -> list[tuple[int, int, Sequence[int]]]:
+        """The step, the place in the global batch of the first sequence, and the indices of each micro-batch."""
+        indices, first = self._local_shard(step), split_evenly(self.sequences.global_batch, self.world.size)
+        return [
+            (step, first[self.world.rank][0] + begin, indices[begin:end])
+            for begin, end in split_evenly(len(indices), self.num_micro_batches)
+        ]
 
     def _local_shard(self, step: int) -> Sequence[int]:
         return self.world.local_shard(self.sequences.sequence_indices(step))
 
-    def _load(self, step: int, indices: Sequence[int]) -> MicroBatch:
+    def _load(self, step: int, first: int, indices: Sequence[int]) -> MicroBatch:
         """Reads a micro-batch into host memory, pinned for a CUDA device."""
         tokens = torch.from_numpy(self.sequences.read(indices))
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
@@ -133,9 +136,9 @@ class TokenBatches:
             # column slices are not contiguous; an asynchronous copy needs contiguous pinned memory
             inputs, targets = inputs.contiguous().pin_memory(), targets.contiguous().pin_memory()
         keys = tuple(derive_seed(self.seed, "dropout", step, index) for index in indices)
-        return MicroBatch(inputs, targets, keys)
+        return MicroBatch(inputs, targets, keys, (derive_seed(self.seed, "attention-dropout", step), first))
 
     def _to_device(self, batch: MicroBatch) -> MicroBatch:
         asynchronous = self.device.type == "cuda"
         inputs, targets = (t.to(self.device, non_blocking=asynchronous) for t in (batch.inputs, batch.targets))
-        return MicroBatch(inputs, targets, batch.sequence_keys)
+        return replace(batch, inputs=inputs, targets=targets)

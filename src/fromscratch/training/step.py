@@ -215,7 +215,7 @@ class Stepper:
 
     def _forward(self, batch: MicroBatch, first: int) -> LossSum:
         """Scores a micro-batch, whose first sequence is number ``first`` of this process's shard."""
-        set_sequence_keys(self.model, batch.sequence_keys)
+        set_sequence_keys(self.model, batch.sequence_keys, batch.kernel_key)
         rows = slice(first, first + len(batch.inputs))
         carry = {name: tensor[rows] for name, tensor in self.carry.items()}
         with self.precision.arithmetic():

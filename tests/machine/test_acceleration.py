@@ -19,6 +19,7 @@ from fromscratch.models.compiling import prepare_to_compile
 from fromscratch.models.dropout import Dropout, set_sequence_keys
 from fromscratch.models.factory import build_empty, initialise
 from fromscratch.models.gpt import GPT
+from fromscratch.processes.world import World
 from fromscratch.session.placement import MachineOptions, place_run
 from fromscratch.session.plan import plan_run
 from fromscratch.training.next_token import NextToken, TokenBatches, next_token_loss
@@ -167,7 +168,22 @@ def test_prefetched_batches_are_the_same_ones(tmp_path: Path) -> None:
         pairs = zip(plain.micro_batches(step), ahead.micro_batches(step), strict=True)
         for wanted, found in pairs:
             assert torch.equal(found.inputs, wanted.inputs) and torch.equal(found.targets, wanted.targets)
-            assert found.sequence_keys == wanted.sequence_keys
+            assert found.sequence_keys == wanted.sequence_keys and found.kernel_key == wanted.kernel_key
+
+
+def test_the_kernels_key_counts_the_sequences_of_the_global_batch(tmp_path: Path) -> None:
+    objective = plan_run(write_run_file(tmp_path)).objective
+    assert isinstance(objective, NextToken)
+    found = {}
+    for size in (1, 2, 3):
+        for rank in range(size):
+            batches = TokenBatches(objective.sequences, 3, 7, CPU, World(rank, size))
+            for batch in batches.micro_batches(4):
+                assert batch.kernel_key is not None
+                seed, first = batch.kernel_key
+                for place, key in enumerate(batch.sequence_keys, first):
+                    assert found.setdefault(place, (seed, key)) == (seed, key)
+    assert len(found) == objective.sequences.global_batch
 
 
 def test_a_prefetcher_is_one_ahead_and_passes_errors_on() -> None:

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from fromscratch.config.model import GPTConfig
 from fromscratch.models import attention as attention_module
-from fromscratch.models.attention import ExplicitAttention, FusedAttention
 from fromscratch.models import dropout as dropout_module
 from fromscratch.models import flash
+from fromscratch.models.attention import ExplicitAttention, FusedAttention
 from fromscratch.models.compiling import prepare_to_compile
 from fromscratch.models.dropout import Dropout, hashes, key_table, set_sequence_keys
 from fromscratch.models.factory import build_empty, initialise
@@ -207,7 +207,9 @@ def _kernel_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     def backward(
         upstream: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, sums: Tensor, _state: Tensor, _p: float
     ) -> tuple[Tensor, ...]:
-        found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(upstream, q, k, v, out, sums, 0.0, True)
+        found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            upstream, q, k, v, out, sums, 0.0, True
+        )
         return tuple(flash._time_before_heads(one) for one in found)
 
     flash._forward.register_kernel("cpu")(forward)
@@ -243,5 +245,7 @@ def test_attention_with_dropout_in_a_kernel_is_one_graph_with_the_gradients_of_a
         torch.testing.assert_close(found[0], found[1])
     assert len(graphs) == 1
     q = torch.randn(2, 3, 24, 4)
-    torch.library.opcheck(flash._forward, (q, q, q, torch.tensor([1, 2]), 0, 0.1), test_utils=("test_schema", "test_faketensor"))
+    torch.library.opcheck(
+        flash._forward, (q, q, q, torch.tensor([1, 2]), 0, 0.1), test_utils=("test_schema", "test_faketensor")
+    )
     torch.compiler.reset()

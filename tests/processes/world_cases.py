@@ -59,7 +59,7 @@ class Case:
         placement = self.placement()
         self.training = prepare_training(plan, RunDirectory(self.path), placement, world, observers=[])
         if world.is_main:
-            record_session(plan, RunDirectory(self.path), placement)
+            record_session(plan, RunDirectory(self.path), placement, step=0)
         world.barrier()
 
     def placement(self) -> Placement:

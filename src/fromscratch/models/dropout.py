@@ -188,7 +188,7 @@ def keep_in_chunks(keys: Tensor, site: int, shape: list[int], threshold: int, is
 
 
 @keep_in_chunks.register_fake
-def _(keys: Tensor, site: int, shape: list[int], threshold: int, is_causal: bool) -> Tensor:
+def _(keys: Tensor, site: int, shape: list[int], threshold: int, is_causal: bool) -> Tensor:  # noqa: ARG001
     return keys.new_empty(shape, dtype=torch.bool)
 
 

@@ -68,7 +68,7 @@ def _forward(
 
 
 @torch.library.custom_op(f"{OPERATORS}::backward", mutates_args=())
-def _backward(  # noqa: PLR0913, PLR0917 - the kernel's own arguments
+def _backward(
     upstream: Tensor,
     query: Tensor,
     key: Tensor,
@@ -96,7 +96,7 @@ def _(
 
 
 @_backward.register_fake
-def _(  # noqa: PLR0913, PLR0917
+def _(
     upstream: Tensor,
     query: Tensor,
     key: Tensor,

@@ -23,7 +23,14 @@ from fromscratch.processes.restarts import check_crashes
 from fromscratch.processes.stopping import StopRequest
 from fromscratch.processes.world import World
 from fromscratch.runs.directory import STORES, RunDirectory, check_run_name
-from fromscratch.runs.retention import checkpoint_name, newest_valid, recover_leftovers, repair_links, step_of, wrong_links
+from fromscratch.runs.retention import (
+    checkpoint_name,
+    newest_valid,
+    recover_leftovers,
+    repair_links,
+    step_of,
+    wrong_links,
+)
 from fromscratch.runs.states import Event
 from fromscratch.session.changes import NO_CHANGES, SessionConfig, accept_changes, accepted_identities
 from fromscratch.session.code import CODE, code_hash
@@ -201,7 +208,7 @@ def _checkpoint_to_resume(plan: PlannedRun, journal: Journal, session: SessionCo
 
 
 def record_session(plan: PlannedRun, run: RunDirectory, placement: Placement, *, step: int) -> None:
-    """Writes the config and the tokenizer of a new run, and the machine of this session, which begins after ``step``."""
+    """Writes the config and the tokenizer of a new run, and the machine of this session, which begins at a step."""
     if not run.exists():
         run.write_config(plan.config.to_plain())
         if plan.parent:
@@ -233,6 +240,6 @@ def _tell_other_masks(plan: PlannedRun, run: RunDirectory, step: int) -> None:
     if earlier != MASK_VERSION:
         run.log_event(Event.MASKS_CHANGED, step=step, earlier=earlier, now=MASK_VERSION)
         LOG.warning(
-            "this run began with an earlier version's dropout masks and continues with those of this version, which are "
-            "the same on every device: its result differs from that of an uninterrupted run"
+            "this run began with an earlier version's dropout masks and continues with those of this version, which "
+            "are the same on every device: its result differs from that of an uninterrupted run"
         )

@@ -101,34 +101,31 @@ class TokenBatches:
 
     def micro_batches(self, step: int) -> Iterator[MicroBatch]:
         places = self._places(step)
-        if not self.prefetch:
-            for place in places:
-                yield self._to_device(self._load(*place))
-            return
         following = [*places[1:], *(self._places(step + 1)[:1] if step + 1 < self.max_steps else [None])]
+        key = derive_seed(self.seed, "attention-dropout", step)
+        first, _ = split_evenly(self.sequences.global_batch, self.world.size)[self.world.rank]
         for place, then in zip(places, following, strict=True):
-            yield self._to_device(self._prefetcher.take(place, then))
+            batch = self._prefetcher.take(place, then) if self.prefetch else self._load(*place)
+            yield replace(self._to_device(batch), kernel_key=(key, first))
+            first += len(batch.inputs)
 
     def smaller(self) -> "TokenBatches | None":
         half = math.ceil(self.micro_batch / 2)
         return replace(self, micro_batch=half) if half < self.micro_batch else None
 
     @cached_property
-    def _prefetcher(self) -> "Prefetcher[tuple[int, int, Sequence[int]], MicroBatch]":
+    def _prefetcher(self) -> "Prefetcher[tuple[int, Sequence[int]], MicroBatch]":
         return Prefetcher(lambda place: self._load(*place))
 
-    def _places(self, step: int) -> list[tuple[int, int, Sequence[int]]]:
-        """The step, the place in the global batch of the first sequence, and the indices of each micro-batch."""
-        indices, first = self._local_shard(step), split_evenly(self.sequences.global_batch, self.world.size)
-        return [
-            (step, first[self.world.rank][0] + begin, indices[begin:end])
-            for begin, end in split_evenly(len(indices), self.num_micro_batches)
-        ]
+    def _places(self, step: int) -> list[tuple[int, Sequence[int]]]:
+        """The step, and the sequence indices of each micro-batch."""
+        indices = self._local_shard(step)
+        return [(step, indices[begin:end]) for begin, end in split_evenly(len(indices), self.num_micro_batches)]
 
     def _local_shard(self, step: int) -> Sequence[int]:
         return self.world.local_shard(self.sequences.sequence_indices(step))
 
-    def _load(self, step: int, first: int, indices: Sequence[int]) -> MicroBatch:
+    def _load(self, step: int, indices: Sequence[int]) -> MicroBatch:
         """Reads a micro-batch into host memory, pinned for a CUDA device."""
         tokens = torch.from_numpy(self.sequences.read(indices))
         inputs, targets = tokens[:, :-1], tokens[:, 1:]
@@ -136,7 +133,7 @@ class TokenBatches:
             # column slices are not contiguous; an asynchronous copy needs contiguous pinned memory
             inputs, targets = inputs.contiguous().pin_memory(), targets.contiguous().pin_memory()
         keys = tuple(derive_seed(self.seed, "dropout", step, index) for index in indices)
-        return MicroBatch(inputs, targets, keys, (derive_seed(self.seed, "attention-dropout", step), first))
+        return MicroBatch(inputs, targets, keys)
 
     def _to_device(self, batch: MicroBatch) -> MicroBatch:
         asynchronous = self.device.type == "cuda"

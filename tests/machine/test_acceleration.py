@@ -174,7 +174,7 @@ def test_prefetched_batches_are_the_same_ones(tmp_path: Path) -> None:
 def test_the_kernels_key_counts_the_sequences_of_the_global_batch(tmp_path: Path) -> None:
     objective = plan_run(write_run_file(tmp_path)).objective
     assert isinstance(objective, NextToken)
-    found = {}
+    found: dict[int, tuple[int, int]] = {}
     for size in (1, 2, 3):
         for rank in range(size):
             batches = TokenBatches(objective.sequences, 3, 7, CPU, World(rank, size))

@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from fromscratch.config.model import GPTConfig
 from fromscratch.errors import UsageError
 from fromscratch.machine import emulation
 from fromscratch.machine.acceleration import Acceleration, accelerate, choose_acceleration
+from fromscratch.machine.allocator import CUDA_TUNABLES, use_expandable_segments
 from fromscratch.models.compiling import prepare_to_compile
 from fromscratch.models.dropout import Dropout, set_sequence_keys
 from fromscratch.models.factory import build_empty, initialise
@@ -226,3 +228,26 @@ def test_freed_memory_is_kept_unless_the_user_tuned_it(monkeypatch: pytest.Monke
     kept = faults("expected")
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
     assert kept * 2 < faults("tuned")
+
+
+def test_cuda_segments_grow_unless_the_user_configured_the_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(torch.cuda.memory, "_set_allocator_settings", told.append)
+    monkeypatch.setattr(sys, "platform", "linux")
+    for name in CUDA_TUNABLES:
+        monkeypatch.delenv(name, raising=False)
+    assert not use_expandable_segments(CPU) and told == []
+    assert use_expandable_segments(torch.device("cuda", 0)) and told == ["expandable_segments:True"]
+    for name in CUDA_TUNABLES:
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "max_split_size_mb:128")
+            assert not use_expandable_segments(torch.device("cuda", 0))
+    assert len(told) == 1
+
+
+def test_the_compilers_hint_about_tf32_fails_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        accelerate(model(Acceleration()).network, next_token_loss, Acceleration(compile=True), backend="eager")
+        warnings.warn("TensorFloat32 tensor cores for float32 matrix multiplication available", stacklevel=1)
+    torch.compiler.reset()

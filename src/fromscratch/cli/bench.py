@@ -58,6 +58,7 @@ def bench(
     from fromscratch.planning.bench import (
         cases_for,
         default_micro_batches,
+        gpu_cases,
         measure,
         reference_cases,
         summarise,
@@ -75,7 +76,11 @@ def bench(
     sizes = micro_batches or default_micro_batches(local_batch, max_size)
     wanted = precisions or list(dict.fromkeys([workload.train.precision, "fp32"]))
     both = [False, True] if kind == "cuda" and not compile_problem(hardware.device, wanted[0]) else [False]
-    cases = cases_for(micro_batches=sizes, precisions=wanted, compiled=both if compiled is None else [compiled])
+    if kind == "cuda" and not (micro_batches or precisions or compiled is not None):
+        cases = gpu_cases(micro_batches=sizes, precision=workload.train.precision, can_compile=True in both)
+        sizes = [max(sizes)]
+    else:
+        cases = cases_for(micro_batches=sizes, precisions=wanted, compiled=both if compiled is None else [compiled])
     if reference:
         cases += reference_cases(hardware, sizes)
     peak, on_progress = PeakFlops(hardware), partial(note, quiet=quiet)

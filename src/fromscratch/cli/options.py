@@ -45,7 +45,7 @@ Deterministic = Annotated[
     bool | None,
     typer.Option(
         "--deterministic/--no-deterministic",
-        help="Deterministic kernels only: a resume on a GPU is bit-exact, and steps are slower. A resumed run keeps it.",
+        help="Deterministic kernels only: a resume on a GPU is bit-exact, steps are slower. A resumed run keeps it.",
     ),
 ]
 Checkpointing = Annotated[

@@ -35,4 +35,4 @@ def make_deterministic() -> None:
     os.environ.setdefault(WORKSPACE, DETERMINISTIC_WORKSPACES[0])
     os.environ.setdefault("TORCHINDUCTOR_DETERMINISTIC", "1")  # compiled code: no measurements that choose kernels
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # no result here depends on uninitialised memory
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

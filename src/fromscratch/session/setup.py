@@ -14,7 +14,7 @@ from fromscratch.files import MANIFEST, read_json_object, write_atomically
 from fromscratch.finetuning.adaptation import trained_parameters
 from fromscratch.formats.checkpoints import TrainingState, mask_version, read_state
 from fromscratch.machine.acceleration import accelerate
-from fromscratch.machine.allocator import keep_freed_memory
+from fromscratch.machine.allocator import keep_freed_memory, use_expandable_segments
 from fromscratch.machine.precision import Precision
 from fromscratch.models.dropout import MASK_VERSION
 from fromscratch.models.factory import build_empty
@@ -105,6 +105,7 @@ def prepare_training(
     """
     config, objective, device = plan.config, plan.objective, placement.hardware.device
     keep_freed_memory()
+    use_expandable_segments(device)
     placement.threads.restore()
     runtime = Runtime(device, placement.micro_batch, Precision(config.train.precision, device), world)
     stepper = _build_stepper(plan, placement, runtime)

@@ -1,4 +1,4 @@
-"""One of two processes that train together on one device; the first writes the weights. Arguments: rank folder device."""
+"""One of two processes that train together on one device; rank 0 writes the weights. Arguments: rank folder device."""
 
 import sys
 from dataclasses import replace

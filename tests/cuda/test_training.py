@@ -117,17 +117,7 @@ def test_the_peak_of_a_probe_is_that_of_a_run(tmp_path: Path) -> None:
     workload = Workload(GPTConfig.model_validate(shape), TrainConfig.model_validate({"precision": "bf16"}))
     probed = probe_in_process(workload, find_hardware("cuda"), Acceleration(), budget_bytes=2**60)(4)
     file = write_run_file(tmp_path, model=shape, train={"precision": "bf16"})
-    options = (
-        "--runs-dir",
-        tmp_path / "runs",
-        "--device",
-        "cuda",
-        "--micro-batch",
-        4,
-        "--no-compile",
-        "--stop-after",
-        5,
-    )
+    machine = ("--device", "cuda", "--micro-batch", 4, "--no-compile", "--runs-dir", tmp_path / "runs")
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()

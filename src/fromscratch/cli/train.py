@@ -123,8 +123,7 @@ def train_plan(
     )
     if launches:  # plan_run and place_run have checked the input
         raise typer.Exit(launch(sys.argv[1:], RunDirectory(path), processes=placement.world_size))
-    is_main = started_rank() == 0
-    if is_main:
+    if is_main := started_rank() == 0:
         introduce(plan, placement, path, fresh=fresh, quiet=quiet)
     summary = run_training(
         plan,

@@ -54,6 +54,7 @@ def train(
     micro_batch: int | None = None,
     compile_model: bool | None = None,
     activation_checkpointing: bool = False,
+    deterministic: bool | None = None,
     stop_after: int | None = None,
     fresh: bool = False,
     allowed_changes: Sequence[str] = (),
@@ -83,7 +84,7 @@ def train(
         overrides = [f"{key}={to_toml(value)}" for key, value in overrides.items()]
     plan = plan_run(file, list(overrides))
     path = Path(runs_dir) / check_run_name(file.stem if name is None else name)
-    machine = MachineOptions(device, micro_batch, compile_model, activation_checkpointing)
+    machine = MachineOptions(device, micro_batch, compile_model, activation_checkpointing, deterministic)
     placement = place_run(plan, RunDirectory(path), machine, fresh=fresh, on_progress=tell)
     for notice in (*plan.notices, *plan.objective.notices(), placement.threads.notice):
         if notice:

@@ -4,7 +4,10 @@ Both use the same number of processes and run in turns, so that other load on th
 The times exclude start-up (processes, imports, tokenizer). tiktoken has its texts in memory and discards
 its tokens; ``prepare`` reads parquet, splits, and writes, flushes and checks its shards.
 
-    python benchmarks/data.py FILE.parquet... --processes 2 --repeats 5 --larger 20 --json out.json
+The GPT-2 vocabulary is taken from the folder that FROMSCRATCH_GPT2_VOCABULARY names (encoder.json and
+vocab.bpe, or tokenizer.json), else from tiktoken's cache, else from the Hub.
+
+    python benchmarks/data.py FILE.parquet... --processes 2 --repeats 5 --times 28 --words 20 --json out.json
 """
 
 import argparse
@@ -23,6 +26,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -152,6 +156,23 @@ def one_large_file(files: list[Path], times: int, folder: Path) -> list[Path]:
     return [path]
 
 
+def random_words(million: int, distinct: int, folder: Path) -> list[Path]:
+    """Writes documents of 1,000 words each, drawn from ``distinct`` words of eight random letters."""
+    generator = np.random.default_rng(0)
+    path = folder / "words.parquet"
+    alphabet = np.frombuffer(b"abcdefghijklmnopqrstuvwxyz", dtype=np.uint8)
+    known = alphabet[generator.integers(26, size=(distinct, 8))] if distinct < 1_000_000 else None
+    schema = pa.schema([("text", pa.string())])
+    with pq.ParquetWriter(path, schema, compression="zstd", use_dictionary=False) as writer:
+        for _ in range(million):
+            words = np.full((1_000_000, 9), ord(" "), dtype=np.uint8)
+            drawn = generator.integers(26, size=(1_000_000, 8)) if known is None else None
+            words[:, :8] = alphabet[drawn] if drawn is not None else known[generator.integers(distinct, size=1_000_000)]  # type: ignore[index]
+            texts = [words[first : first + 1_000].tobytes().decode() for first in range(0, 1_000_000, 1_000)]
+            writer.write_table(pa.table({"text": texts}, schema=schema))
+    return [path]
+
+
 def peak_memory(files: list[Path], processes: int) -> dict[str, float]:
     """Measures the peak memory of a preparation, over all processes."""
     with sampled_memory() as samples:
@@ -169,14 +190,18 @@ def main() -> None:
     parser.add_argument(
         "--larger", type=int, default=20, help="Factor of the larger input for the memory test; 1 skips it."
     )
+    parser.add_argument("--times", type=int, default=1, help="Copies of the input that are timed.")
+    parser.add_argument("--words", type=int, default=0, help="Millions of distinct words for the memory test.")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     load_gpt2()  # fails here if the vocabulary is missing, not in a worker process
     seconds: dict[str, list[float]] = {"tiktoken": [], "prepare": []}
-    for _ in range(options.repeats):
-        seconds["tiktoken"].append(time_tiktoken(options.files, options.processes))
-        taken, text_bytes = time_prepare(options.files, options.processes)
-        seconds["prepare"].append(taken)
+    with tempfile.TemporaryDirectory() as folder:
+        timed = larger(options.files, options.times, Path(folder))
+        for _ in range(options.repeats):
+            seconds["tiktoken"].append(time_tiktoken(timed, options.processes))
+            taken, text_bytes = time_prepare(timed, options.processes)
+            seconds["prepare"].append(taken)
     speeds = {name: [text_bytes / s / 1e6 for s in taken] for name, taken in seconds.items()}
     ratios = [p / t for p, t in zip(speeds["prepare"], speeds["tiktoken"], strict=True)]
     memory = {"1x": peak_memory(options.files, options.processes)}
@@ -187,6 +212,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             large = one_large_file(options.files, options.larger, Path(folder))
             memory[f"{options.larger}x, one file"] = peak_memory(large, options.processes)
+    for distinct in (1_000, options.words * 1_000_000) if options.words else ():
+        with tempfile.TemporaryDirectory() as folder:
+            words = random_words(options.words, distinct, Path(folder))
+            memory[f"{distinct:,} words"] = peak_memory(words, options.processes)
     report(options, text_bytes, speeds, ratios, memory)
 
 

@@ -4,7 +4,7 @@ Every function raises ``fromscratch.errors.FromScratchError`` with a sentence fo
 """
 
 import importlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,10 @@ from typing import Any
 from fromscratch.config.loading import read_run_config, to_toml
 from fromscratch.config.model import ModelConfig
 from fromscratch.config.run import RunConfig
-from fromscratch.data.documents import SPLITS, DocumentRule, SplitRule, training_documents
-from fromscratch.data.engines import Engine, InProcess
-from fromscratch.data.prepare import PreparationObserver, prepare_store
 from fromscratch.data.store import TokenStore
-from fromscratch.data.tail import hold_out_tail
 from fromscratch.evaluation.loss import LossReport, measure_loss, save_loss
 from fromscratch.formats.model_sources import LoadedModel, open_model
+from fromscratch.formats.preparation import Tell, prepare
 from fromscratch.formats.stores import held_out_store_of, open_named_store
 from fromscratch.generation.generate import Settings
 from fromscratch.generation.sampling import Sampling
@@ -33,81 +30,13 @@ from fromscratch.runs.retention import checkpoints_in
 from fromscratch.session.placement import MachineOptions, place_run
 from fromscratch.session.plan import check_same_tokenizer, plan_run
 from fromscratch.session.run import RunSummary, run_training
-from fromscratch.sources import open_source
 from fromscratch.tokenizers.base import Tokenizer
-from fromscratch.tokenizers.loading import open_tokenizer
 from fromscratch.training.held_out import TokenSlice
 from fromscratch.training.observers import Observer
 
 __all__ = ["Model", "Run", "load_model", "open_run", "open_store", "prepare", "train"]
 
 RUNS_DIR = Path("runs")
-Tell = Callable[[str], None]
-
-
-def prepare(
-    sources: str | Path | Sequence[str | Path],
-    out: str | Path,
-    *,
-    tokenizer: str | Tokenizer = "gpt2",
-    validation: float = 0.01,
-    text_column: str = "text",
-    deduplicate: bool = False,
-    min_characters: int = 1,
-    skip_bad: bool = False,
-    make_engine: Callable[[Tokenizer], Engine] = InProcess,
-    observer: PreparationObserver | None = None,
-    tell: Tell = print,
-) -> TokenStore:
-    """Turns texts into a token store, continues an interrupted preparation, or opens the finished store.
-
-    Args:
-        sources: files, folders, ``hf://owner/name``, or ``python-docs``.
-        tokenizer: ``gpt2``, ``bytes``, ``train:N`` or a path; or a tokenizer, such as ``Model.tokenizer``.
-        validation: share of documents held out.
-        make_engine: what runs the work; by default the threads of this process.
-        tell: gets sentences about what was decided or left out.
-    """
-    names = [sources] if isinstance(sources, str | Path) else sources
-    rule, kept = SplitRule(validation), DocumentRule(min_characters, deduplicate, skip_bad)
-    opened = [open_source(str(name), text_column=text_column) for name in names]
-    left_out = [source.left_out() for source in opened]
-    for line in filter(None, left_out):
-        tell(line)
-    chosen = tokenizer
-    if isinstance(chosen, str):
-        chosen = open_tokenizer(
-            chosen, corpus=lambda: training_documents(opened, hold_out_tail(opened, rule, kept)[0], kept)
-        )
-    split_rule, held_out = hold_out_tail(opened, rule, kept, chosen)
-    if held_out:
-        tell(held_out)
-    store = prepare_store(
-        opened, chosen, Path(out), rule=split_rule, documents=kept, engine=make_engine(chosen), observer=observer
-    )
-    for line in notes_on(store):
-        tell(line)
-    return store
-
-
-def notes_on(store: TokenStore) -> Iterator[str]:
-    """Yields sentences about a prepared store that its user should know."""
-    manifest = store.manifest
-    if manifest.text_columns is None:
-        yield (
-            f"{store.path}: a finished store of an earlier version, which did not record the text column and the "
-            "content of its files, so it was not compared with them; if they changed, choose another --out"
-        )
-    if manifest.split_rule.get("by") == "document" and manifest.split_rule["validation"]:
-        empty = [name for name in SPLITS if not manifest.splits[name].tokens]
-        yield from (f"{store.path}: the split '{name}' is empty; choose another --validation" for name in empty)
-    if altered := manifest.altered:
-        total = sum(split.documents or 0 for split in manifest.splits.values())
-        yield (
-            f"tokenizer {manifest.tokenizer['name']} alters texts: {altered:,} of {total:,} documents "
-            f"({altered / total:.1%}) cannot be given back; bits per byte on this store are not comparable with those "
-            "of other tokenizers"
-        )
 
 
 def open_store(name: str | Path) -> TokenStore:
@@ -125,6 +54,7 @@ def train(
     micro_batch: int | None = None,
     compile_model: bool | None = None,
     activation_checkpointing: bool = False,
+    deterministic: bool | None = None,
     stop_after: int | None = None,
     fresh: bool = False,
     allowed_changes: Sequence[str] = (),
@@ -154,7 +84,7 @@ def train(
         overrides = [f"{key}={to_toml(value)}" for key, value in overrides.items()]
     plan = plan_run(file, list(overrides))
     path = Path(runs_dir) / check_run_name(file.stem if name is None else name)
-    machine = MachineOptions(device, micro_batch, compile_model, activation_checkpointing)
+    machine = MachineOptions(device, micro_batch, compile_model, activation_checkpointing, deterministic)
     placement = place_run(plan, RunDirectory(path), machine, fresh=fresh, on_progress=tell)
     for notice in (*plan.notices, *plan.objective.notices(), placement.threads.notice):
         if notice:

@@ -68,6 +68,7 @@ def record_stopped_run(folder: Path) -> None:
     shutil.rmtree(folder / STOPPED_RUN / "charts", ignore_errors=True)
     machine = folder / STOPPED_RUN / "machine.json"
     facts = {**json.loads(machine.read_text("utf-8")), "system": platform.system()}  # no need to name the kernel
+    facts.pop("stores")  # the folder of the recording
     machine.write_text(json.dumps(facts, indent=1), "utf-8")
 
 

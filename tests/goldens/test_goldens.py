@@ -161,3 +161,23 @@ def test_the_recorded_run_goes_on_as_if_never_stopped(folder: Path) -> None:
     resumed = [json.loads(line) for line in (run / "events.jsonl").read_text("utf-8").splitlines()]
     assert [(one["event"], one["step"]) for one in resumed if one["event"] == "resumed"] == [("resumed", STOPPED_AT)]
     assert_same_curve(curve_of(run), STOPPED_CURVE)
+
+
+def test_a_run_with_the_masks_of_an_earlier_version_continues_and_says_that_they_change(folder: Path) -> None:
+    run = folder / "runs" / STOPPED_RUN
+    shutil.copytree(DATA / "stopped-run-masks-1", run, symlinks=True)
+    answer = train(write_run_file(folder / "again.toml", CURVES[STOPPED_CURVE]), STOPPED_RUN)
+    assert answer.code == 0, answer.err
+    assert answer.err.count("continues with those of this version") == 1
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text("utf-8").splitlines()]
+    (told,) = [one for one in events if one["event"] == "masks-changed"]
+    assert (told["step"], told["earlier"], told["now"]) == (STOPPED_AT, 1, 2)
+    manifest = json.loads((run / "checkpoints" / "latest" / "manifest.json").read_text("utf-8"))
+    assert manifest["mask_version"] == 2
+    found = curve_of(run)["steps"]
+    recorded = [
+        json.loads(line) for line in (DATA / "stopped-run-masks-1" / "metrics.jsonl").read_text("utf-8").splitlines()
+    ]
+    assert [one["loss"] for one in found[:STOPPED_AT]] == [one["loss"] for one in recorded]
+    again = train(folder / "again.toml", STOPPED_RUN)
+    assert again.code == 0 and "those of this version" not in again.err

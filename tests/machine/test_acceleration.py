@@ -4,6 +4,7 @@ import dataclasses
 import shutil
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,10 +16,12 @@ from fromscratch.config.model import GPTConfig
 from fromscratch.errors import UsageError
 from fromscratch.machine import emulation
 from fromscratch.machine.acceleration import Acceleration, accelerate, choose_acceleration
+from fromscratch.machine.allocator import CUDA_TUNABLES, use_expandable_segments
 from fromscratch.models.compiling import prepare_to_compile
-from fromscratch.models.dropout import Dropout, put_keys_on_device, set_sequence_keys
+from fromscratch.models.dropout import Dropout, set_sequence_keys
 from fromscratch.models.factory import build_empty, initialise
 from fromscratch.models.gpt import GPT
+from fromscratch.processes.world import World
 from fromscratch.session.placement import MachineOptions, place_run
 from fromscratch.session.plan import plan_run
 from fromscratch.training.next_token import NextToken, TokenBatches, next_token_loss
@@ -44,12 +47,10 @@ def model(acceleration: Acceleration, *, backend: str = "eager", **changes: obje
     return Trained(built.train(), loss)
 
 
-def gradients(trained: Trained, step: int, *, hashed: bool = False) -> list[Tensor]:
+def gradients(trained: Trained, step: int) -> list[Tensor]:
     network = trained.network
     tokens = torch.randint(0, 61, (2, 17), generator=torch.Generator().manual_seed(step))
     set_sequence_keys(network, (10 + step, 20 + step))
-    if hashed:
-        put_keys_on_device([m for m in network.modules() if isinstance(m, Dropout)], "cpu")
     network.zero_grad()
     total = trained.loss(network, MicroBatch(tokens[:, :-1], tokens[:, 1:], (10 + step, 20 + step)), {}).total
     total.backward()
@@ -82,14 +83,11 @@ def test_activation_checkpointing_keeps_less() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch looks at it where a graph breaks
-@pytest.mark.parametrize("hashed", [False, True])
-def test_compiled_steps_are_the_eager_ones_and_names_stay(hashed: bool) -> None:
+def test_compiled_steps_are_the_eager_ones_and_names_stay() -> None:
     torch.compiler.reset()
     plain, compiled = model(Acceleration()), model(Acceleration(compile=True))
     for step in range(3):
-        for wanted, found in zip(
-            gradients(plain, step, hashed=hashed), gradients(compiled, step, hashed=hashed), strict=True
-        ):
+        for wanted, found in zip(gradients(plain, step), gradients(compiled, step), strict=True):
             torch.testing.assert_close(found, wanted)
     assert [name for name, _ in compiled.network.named_parameters()] == [
         name for name, _ in plain.network.named_parameters()
@@ -101,10 +99,10 @@ def test_new_dropout_keys_compile_nothing_anew(head: str) -> None:
     torch.compiler.reset()
     counters = torch._dynamo.utils.counters
     trained = model(Acceleration(compile=True), attention="explicit", head=head)
-    gradients(trained, 0, hashed=True)
+    gradients(trained, 0)
     graphs = counters["stats"]["unique_graphs"]
     for step in range(1, 4):
-        gradients(trained, step, hashed=True)
+        gradients(trained, step)
     assert counters["stats"]["unique_graphs"] == graphs > 0
     network = trained.network.eval()
     network.losses(torch.zeros(5, 9, dtype=torch.long), torch.zeros(5, 9, dtype=torch.long))
@@ -119,11 +117,12 @@ def test_inductor_draws_the_eager_masks() -> None:
     prepare_to_compile()
     dropout = Dropout(0.25)
     compiled = torch.compile(dropout, dynamic=False)
-    x = torch.randn(2, 9, 13)
+    x = torch.randn(2, 9, 1300)
     for step in range(2):
-        dropout.set_keys((10 + step, 2**63 + step))
-        put_keys_on_device([dropout], "cpu")
-        torch.testing.assert_close(compiled(x), dropout(x))
+        set_sequence_keys(dropout, (10 + step, 2**63 + step))
+        found, wanted = compiled(x), dropout(x)
+        assert torch.equal(found == 0, wanted == 0)
+        torch.testing.assert_close(found, wanted)
 
 
 def test_compiling_is_off_on_cpus_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -171,7 +170,22 @@ def test_prefetched_batches_are_the_same_ones(tmp_path: Path) -> None:
         pairs = zip(plain.micro_batches(step), ahead.micro_batches(step), strict=True)
         for wanted, found in pairs:
             assert torch.equal(found.inputs, wanted.inputs) and torch.equal(found.targets, wanted.targets)
-            assert found.sequence_keys == wanted.sequence_keys
+            assert found.sequence_keys == wanted.sequence_keys and found.kernel_key == wanted.kernel_key
+
+
+def test_the_kernels_key_counts_the_sequences_of_the_global_batch(tmp_path: Path) -> None:
+    objective = plan_run(write_run_file(tmp_path)).objective
+    assert isinstance(objective, NextToken)
+    found: dict[int, tuple[int, int]] = {}
+    for size in (1, 2, 3):
+        for rank in range(size):
+            batches = TokenBatches(objective.sequences, 3, 7, CPU, World(rank, size))
+            for batch in batches.micro_batches(4):
+                assert batch.kernel_key is not None
+                seed, first = batch.kernel_key
+                for place, key in enumerate(batch.sequence_keys, first):
+                    assert found.setdefault(place, (seed, key)) == (seed, key)
+    assert len(found) == objective.sequences.global_batch
 
 
 def test_a_prefetcher_is_one_ahead_and_passes_errors_on() -> None:
@@ -214,3 +228,26 @@ def test_freed_memory_is_kept_unless_the_user_tuned_it(monkeypatch: pytest.Monke
     kept = faults("expected")
     monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "131072")
     assert kept * 2 < faults("tuned")
+
+
+def test_cuda_segments_grow_unless_the_user_configured_the_allocator(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(torch.cuda.memory, "_set_allocator_settings", told.append)
+    monkeypatch.setattr(sys, "platform", "linux")
+    for name in CUDA_TUNABLES:
+        monkeypatch.delenv(name, raising=False)
+    assert not use_expandable_segments(CPU) and told == []
+    assert use_expandable_segments(torch.device("cuda", 0)) and told == ["expandable_segments:True"]
+    for name in CUDA_TUNABLES:
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "max_split_size_mb:128")
+            assert not use_expandable_segments(torch.device("cuda", 0))
+    assert len(told) == 1
+
+
+def test_the_compilers_hint_about_tf32_fails_nothing() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        accelerate(model(Acceleration()).network, next_token_loss, Acceleration(compile=True), backend="eager")
+        warnings.warn("TensorFloat32 tensor cores for float32 matrix multiplication available", stacklevel=1)
+    torch.compiler.reset()

@@ -8,9 +8,11 @@ from torch import Tensor
 
 from fromscratch.config.model import GPTConfig
 from fromscratch.models import attention as attention_module
+from fromscratch.models import dropout as dropout_module
+from fromscratch.models import flash
 from fromscratch.models.attention import ExplicitAttention, FusedAttention
 from fromscratch.models.compiling import prepare_to_compile
-from fromscratch.models.dropout import Dropout, hashed_numbers, put_keys_on_device, set_sequence_keys
+from fromscratch.models.dropout import Dropout, hashes, key_table, set_sequence_keys
 from fromscratch.models.factory import build_empty, initialise
 from fromscratch.models.gpt import GPT
 from fromscratch.models.mechanism import Sizes
@@ -64,14 +66,14 @@ def test_places_in_the_network_differ() -> None:
     one, other = Dropout(0.5), Dropout(0.5)
     other.site = 1
     for dropout in (one, other):
-        dropout.set_keys((5,))
+        set_sequence_keys(dropout, (5,))
     x = torch.ones(1, 1000)
     assert not torch.equal(one(x), other(x))
 
 
 def test_the_share_dropped_and_the_scale_of_the_rest() -> None:
     dropout = Dropout(0.25)
-    dropout.set_keys((1, 2))
+    set_sequence_keys(dropout, (1, 2))
     y = dropout(torch.ones(2, 40_000))
     assert (y == 0).float().mean().item() == pytest.approx(0.25, abs=0.01)
     assert y.max().item() == pytest.approx(1 / 0.75)
@@ -86,7 +88,7 @@ def test_without_keys_it_is_ordinary_dropout_and_in_evaluation_it_is_nothing() -
 
 def test_keys_for_another_number_of_sequences_are_a_mistake() -> None:
     dropout = Dropout(0.5)
-    dropout.set_keys((1, 2))
+    set_sequence_keys(dropout, (1, 2))
     with pytest.raises(ValueError, match="2 dropout keys for a batch of 3"):
         dropout(torch.ones(3, 4))
 
@@ -105,7 +107,7 @@ def test_fused_attention_is_the_explicit_form(
     results = []
     for kind in (ExplicitAttention, FusedAttention):
         attention = kind(sizes, 0)
-        attention.probability_dropout.set_keys((3, 4))
+        set_sequence_keys(attention, (3, 4))
         generator = torch.Generator().manual_seed(1)
         inputs = [torch.randn(2, 3, time, 4, generator=generator).to(dtype).requires_grad_() for _ in range(3)]
         mixed = attention.attend(*inputs, mask=mask, is_causal=mask is None)
@@ -116,54 +118,57 @@ def test_fused_attention_is_the_explicit_form(
         torch.testing.assert_close(fused, explicit, atol=tolerance, rtol=tolerance)
 
 
-def reference_splitmix64(state: int, count: int) -> list[int]:
-    """The published algorithm in whole numbers."""
-    mask, numbers = (1 << 64) - 1, []
-    for _ in range(count):
-        state = (state + 0x9E3779B97F4A7C15) & mask
-        z = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) & mask
-        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & mask
-        numbers.append(z ^ (z >> 31))
-    return numbers
+def reference_hash(key: int, site: int, position: int) -> int:
+    """The hash of one position in whole numbers, as an int32."""
+    mask = 2**32 - 1
+    h = (position * 0x9E3779B9 + key) & mask
+    h = ((h ^ (h >> 16)) * 0x7FEB352D) & mask
+    h ^= ((key >> 32) + site * 0x85EBCA6B) & mask
+    h = ((h ^ (h >> 16)) * 0x7FEB352D) & mask
+    h = ((h ^ (h >> 15)) * 0x846CA68B) & mask
+    h ^= h >> 16
+    return h - 2**32 if h >> 31 else h
 
 
-def test_the_hash_is_splitmix64() -> None:
-    assert reference_splitmix64(1234567, 1) == [6457827717110365317]  # as its author publishes it
-    keys = (1234567, -5, 0)
-    found = hashed_numbers(torch.tensor(keys), 50)
-    for row, key in zip(found.tolist(), keys, strict=True):
-        assert [number & ((1 << 64) - 1) for number in row] == reference_splitmix64(key & ((1 << 64) - 1), 50)
+HOSTILE_KEYS = (0, 5, 2**32 - 1, 2**63 + 77, 2**64 - 1)
 
 
-def hashing(probability: float, keys: tuple[int, ...]) -> Dropout:
-    """A dropout that draws its masks as it does on a GPU."""
-    dropout = Dropout(probability)
-    dropout.set_keys(keys)
-    put_keys_on_device([dropout], "cpu")
-    return dropout
+def test_the_hash_is_that_of_whole_numbers() -> None:
+    found = hashes(key_table(HOSTILE_KEYS, "cpu"), 9, 500)
+    assert found.tolist() == [[reference_hash(key, 9, n) for n in range(500)] for key in HOSTILE_KEYS]
+
+
+@pytest.mark.parametrize("shape", [(7,), (3, 100), (2, 1, 1), (3, 40, 30), (3, 30, 40), (2, 40, 40)])
+@pytest.mark.parametrize("probability", [0.0001, 0.1, 0.5, 0.9999])
+def test_masks_in_chunks_are_those_of_whole_numbers(
+    shape: tuple[int, ...], probability: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dropout_module, "CHUNK", 64)  # elements: several chunks, the last one shorter
+    dropout, size = Dropout(probability), torch.Size((len(HOSTILE_KEYS), *shape))
+    dropout.site = 3
+    set_sequence_keys(dropout, HOSTILE_KEYS)
+    least = round(probability * 2**32) - 2**31
+    count = size.numel() // len(HOSTILE_KEYS)
+    wanted = torch.tensor([[reference_hash(key, 3, n) >= least for n in range(count)] for key in HOSTILE_KEYS])
+    assert torch.equal(dropout.keep_mask(size), wanted.view(size))
+    if len(shape) == 3:
+        assert torch.equal(dropout.keep_mask(size, is_causal=True).tril(), wanted.view(size).tril())
 
 
 def test_hashed_masks_belong_to_sequences_and_drop_the_right_share() -> None:
-    x = torch.ones(2, 37, 1001)
-    together = hashing(0.25, (1, 2**64 - 1))(x)
-    assert torch.equal(hashing(0.25, (2**64 - 1,))(x[:1])[0], together[1])
+    x, dropout = torch.ones(2, 37, 1001), Dropout(0.25)
+    set_sequence_keys(dropout, (1, 2**64 - 1))
+    together = dropout(x)
+    set_sequence_keys(dropout, (2**64 - 1,))
+    assert torch.equal(dropout(x[:1])[0], together[1])
     assert (together == 0).float().mean().item() == pytest.approx(0.25, abs=0.01)
     kept = (together[0] > 0).float()
-    for shift in (1, 2, 4, 1001):  # neighbours in a number, across numbers, across rows
+    for shift in (1, 2, 4, 1001):  # neighbours, across rows
         both = (kept.flatten()[shift:] * kept.flatten()[:-shift]).mean().item()
         assert both == pytest.approx(0.75**2, abs=0.015)
 
 
-def generating(probability: float, keys: tuple[int, ...]) -> Dropout:
-    dropout = Dropout(probability)
-    dropout.set_keys(keys)
-    return dropout
-
-
-@pytest.mark.parametrize("make", [hashing, generating])
-def test_new_keys_compile_nothing_anew_and_compiled_masks_are_the_same(
-    make: Callable[[float, tuple[int, ...]], Dropout],
-) -> None:
+def test_new_keys_compile_nothing_anew_and_compiled_masks_are_the_same() -> None:
     compilations = []
 
     def backend(graph: torch.fx.GraphModule, _inputs: list[Tensor]) -> Callable[..., object]:
@@ -173,15 +178,74 @@ def test_new_keys_compile_nothing_anew_and_compiled_masks_are_the_same(
     torch.compiler.reset()
     prepare_to_compile()
     x = torch.randn(2, 5, 9)
-    dropout = make(0.5, (0, 0))
-    compiled = torch.compile(dropout, backend=backend)
+    dropout = Dropout(0.5)
+    compiled = torch.compile(dropout, backend=backend, fullgraph=True)
     for step in range(5):
-        keys = (100 + step, 2**63 + step)
-        dropout.set_keys(keys)
-        if make is hashing:
-            put_keys_on_device([dropout], "cpu")
-        assert torch.equal(compiled(x), make(0.5, keys)(x))
-        if step == 0:
-            first = len(compilations)
-    assert len(compilations) == first > 0
+        set_sequence_keys(dropout, (100 + step, 2**63 + step))
+        assert torch.equal(compiled(x), dropout(x))
+    assert len(compilations) == 1
+    torch.compiler.reset()
+
+
+def test_all_places_share_one_tensor_of_keys() -> None:
+    model = model_with_dropout("sdpa")
+    set_sequence_keys(model, KEYS, (7, 0))
+    dropouts = [module for module in model.modules() if isinstance(module, Dropout)]
+    assert len({id(dropout.keys) for dropout in dropouts}) == 1
+    assert all(dropout.kernel_key is None for dropout in dropouts), "only CUDA kernels draw bits of their own"
+    assert dropouts[0].keys is not None and dropouts[0].keys.dtype == torch.int32
+
+
+@pytest.fixture(name="kernel_on_a_cpu")
+def _kernel_on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operator of attention with dropout in a kernel, computed without dropout by torch's own CPU kernel."""
+
+    def forward(q: Tensor, k: Tensor, v: Tensor, _key: Tensor, _site: int, _p: float) -> tuple[Tensor, Tensor, Tensor]:
+        output, log_sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, True)
+        return flash._time_before_heads(output), log_sums.contiguous(), torch.zeros(2, dtype=torch.uint64)
+
+    def backward(
+        upstream: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, sums: Tensor, _state: Tensor, _p: float
+    ) -> tuple[Tensor, ...]:
+        found = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            upstream, q, k, v, out, sums, 0.0, True
+        )
+        return tuple(flash._time_before_heads(one) for one in found)
+
+    flash._forward.register_kernel("cpu")(forward)
+    flash._backward.register_kernel("cpu")(backward)
+    monkeypatch.setattr(attention_module, "takes", lambda query, *, is_causal: is_causal)
+
+
+def test_attention_with_dropout_in_a_kernel_is_one_graph_with_the_gradients_of_attention(
+    kernel_on_a_cpu: None,
+) -> None:
+    """The operator's declared shapes and layout, its gradients, and that new keys compile nothing anew."""
+    torch.compiler.reset()
+    prepare_to_compile()
+    sizes = Sizes(2, 24, 1, 3, 12, dropout=0.4, attention_bias=False, tied_head=False)
+    dropping, graphs = FusedAttention(sizes, 0), []
+
+    def backend(graph: torch.fx.GraphModule, _inputs: list[Tensor]) -> Callable[..., object]:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(dropping, backend=backend, fullgraph=True)
+    x, positions = torch.randn(2, 24, 12), torch.arange(24)[None]
+    for step in range(3):
+        set_sequence_keys(dropping, (step, step + 1))
+        dropping.probability_dropout.kernel_key = torch.tensor([step, 8 * step])
+        found = []
+        for call in (compiled, dropping.eval()):
+            dropping.train(call is compiled)
+            inputs = x.clone().requires_grad_()
+            output = call(inputs, positions)
+            output.square().sum().backward()
+            found.append((output.detach(), inputs.grad))
+        torch.testing.assert_close(found[0], found[1])
+    assert len(graphs) == 1
+    q = torch.randn(2, 3, 24, 4)
+    torch.library.opcheck(
+        flash._forward, (q, q, q, torch.tensor([1, 2]), 0, 0.1), test_utils=("test_schema", "test_faketensor")
+    )
     torch.compiler.reset()

@@ -181,3 +181,32 @@ class TestInitialisation:
         for a, b in zip(one.parameters(), same.parameters(), strict=True):
             assert torch.equal(a, b) and torch.isfinite(a).all()
         assert not torch.equal(one.token_embedding.weight, other.token_embedding.weight)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "bf16 weights"])
+def test_a_residual_stream_in_bf16_differs_by_its_rounding_only(precision: str) -> None:
+    values = {"vocab_size": 61, "context_length": 16, "num_layers": 2, "num_heads": 2, "embedding_dim": 16}
+    tokens, results = torch.randint(0, 61, (2, 16)), []
+    for extra in ({}, {"residual_dtype": "bf16"}):
+        config = GPTConfig.model_validate({**values, "dropout": 0.0, **extra})
+        model = build_empty(config, "cpu")
+        initialise(model, config, seed=1)
+        streams: list[torch.dtype] = []
+        model.blocks[1].register_forward_hook(lambda _module, _inputs, x, streams=streams: streams.append(x.dtype))
+        if precision == "bf16 weights":
+            model.bfloat16()
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            losses = model.losses(tokens, tokens)
+        losses.mean().backward()
+        assert streams == [torch.bfloat16 if extra or precision == "bf16 weights" else torch.float32]
+        results.append((losses.detach(), model.token_embedding.weight.grad))
+    for plain, rounded in zip(*results, strict=True):
+        assert (plain - rounded).norm() < 0.02 * plain.norm()
+        assert torch.equal(plain, rounded) == (precision == "bf16 weights")
+
+
+def test_a_residual_stream_in_fp32_leaves_the_resolved_file_as_it_was() -> None:
+    values = {"vocab_size": 61, "context_length": 16, "num_layers": 2, "num_heads": 2, "embedding_dim": 16}
+    plain, changed = (GPTConfig.model_validate({**values, **extra}) for extra in ({}, {"residual_dtype": "bf16"}))
+    assert "residual_dtype" not in plain.model_dump(exclude_none=True)
+    assert plain.weight_settings() == changed.weight_settings()

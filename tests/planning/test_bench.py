@@ -15,6 +15,7 @@ from fromscratch.machine.precision import Precision
 from fromscratch.models.costs import model_costs
 from fromscratch.planning import bench, bench_worker, peak_flops
 from fromscratch.planning.bench import (
+    ENGINE,
     REFERENCE,
     Case,
     Measurement,
@@ -22,6 +23,7 @@ from fromscratch.planning.bench import (
     cases_for,
     default_micro_batches,
     fastest,
+    gpu_cases,
     measure,
     reference_cases,
     summarise,
@@ -30,6 +32,7 @@ from fromscratch.planning.bench_chart import draw_speed
 from fromscratch.planning.cache import cache_file
 from fromscratch.planning.peak_flops import PeakFlops, known_peak_flops
 from fromscratch.session.plan import plan_run
+from fromscratch.training import step as step_module
 from fromscratch.training.objective import Runtime
 from tests.command import refused, run_command
 from tests.small import write_run_file
@@ -45,6 +48,15 @@ def test_cases_are_every_combination_once() -> None:
     assert reference_cases(CPU, [4]) == [Case(4, "fp32", False, REFERENCE)]
     assert default_micro_batches(96, 16) == [1, 2, 4, 8, 16]
     assert default_micro_batches(12, 32) == [1, 2, 4, 8, 12]
+
+
+def test_a_gpu_is_measured_in_few_processes() -> None:
+    assert gpu_cases(micro_batches=[1, 2, 4, 8, 16], precision="bf16", can_compile=True) == [
+        Case(8, "bf16", compile=True),
+        Case(16, "bf16", compile=True),
+        Case(16, "bf16"),
+    ]
+    assert gpu_cases(micro_batches=[1], precision="fp16", can_compile=False) == [Case(1, "fp16")]
 
 
 def test_figures_by_hand() -> None:
@@ -78,6 +90,19 @@ def test_the_reference_is_plain(monkeypatch: pytest.MonkeyPatch) -> None:
     assert type(stepper.model.blocks[0].attention).__name__ == "ExplicitAttention"
     assert type(stepper.model.head).__name__ == "LinearHead"
     assert not stepper.optimizer.optimizers[0].defaults["fused"]
+
+
+@pytest.mark.parametrize("recipe", [ENGINE, REFERENCE])
+def test_the_references_dropout_is_torchs_own(recipe: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = Runtime(CPU.device, 2, Precision("fp32", CPU.device))
+    objective = bench_worker.random_objective(WORKLOAD.model, runtime)
+    stepper = bench_worker.build_stepper(
+        WORKLOAD.model, WORKLOAD.train, Case(2, "fp32", recipe=recipe), objective, runtime
+    )
+    keys = []
+    monkeypatch.setattr(step_module, "set_sequence_keys", lambda _model, *given: keys.append(given[0]))
+    stepper.take(0, 0.1)
+    assert bool(keys[0]) == (recipe == ENGINE) and stepper.batches.targets_per_step == 2 * 16
 
 
 @pytest.mark.parametrize(

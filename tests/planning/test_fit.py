@@ -61,6 +61,20 @@ def test_the_largest_is_found_to_one_sequence_in_few_probes(
     assert found.tokens_per_second == max(p.tokens_per_second or 0 for p in useful) and found.fastest <= 10
 
 
+@pytest.mark.parametrize("share", [1, 2, 7, 400])
+def test_a_share_that_fits_takes_two_probes(share: int) -> None:
+    machine = Machine(8_000, fixed=600, each=13.0)
+    found = find_fit(machine, budget_bytes=8_000, local_batch=share, share_first=True)
+    assert machine.asked == [share, share // 2][: 2 if share > 1 else 1]
+    assert found.largest == share and found.fastest in machine.asked
+
+
+def test_a_share_that_does_not_fit_begins_the_search() -> None:
+    machine = Machine(8_000, fixed=600, each=13.0, silent=True)
+    found = find_fit(machine, budget_bytes=8_000, local_batch=2_000, share_first=True)
+    assert machine.largest() - 1 <= found.largest <= machine.largest() and machine.asked[0] == 2_000
+
+
 def test_the_line_is_the_one_that_was_drawn() -> None:
     found = find_fit(Machine(8_000, fixed=600, each=13.0), budget_bytes=8_000, local_batch=4)
     assert found.line.fixed_bytes == pytest.approx(600) and found.line.bytes_per_sequence == pytest.approx(13)

@@ -59,7 +59,7 @@ class Case:
         placement = self.placement()
         self.training = prepare_training(plan, RunDirectory(self.path), placement, world, observers=[])
         if world.is_main:
-            record_session(plan, RunDirectory(self.path), placement)
+            record_session(plan, RunDirectory(self.path), placement, step=0)
         world.barrier()
 
     def placement(self) -> Placement:
@@ -257,7 +257,7 @@ def recorder_of(training: Training) -> StepRecorder:
 
 def main(file: Path) -> None:
     """Runs every case in the world that torchrun started."""
-    with joined_world("cpu") as world:
+    with joined_world(torch.device("cpu")) as world:
         group = weakref.ref(dist.group.WORLD)
         found: dict[str, Any] = {"undisturbed": Case(file, world, "undisturbed").outcome()}
         for case in (policies, raises, nan_loss, scale, spikes, memory, carry):

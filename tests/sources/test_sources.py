@@ -18,6 +18,7 @@ from fromscratch.data.documents import DocumentRule, SplitRule, training_documen
 from fromscratch.errors import DataError, UsageError
 from fromscratch.sources import Files, PythonDocs, base, open_source, text_files
 from fromscratch.sources.base import InMemory, Unusable, usable
+from fromscratch.sources.texts import batches_of, strings_of
 from tests.command import refused, run_command
 from tests.data.helpers import store_of_files, texts_in, write_parquet
 
@@ -340,17 +341,18 @@ def test_a_lack_of_memory_is_not_damage(tmp_path: Path, monkeypatch: pytest.Monk
         raise MemoryError
 
     monkeypatch.setattr("fromscratch.sources.jsonl.lines_of", fail)
-    monkeypatch.setattr("fromscratch.sources.parquet._row_group_values", fail)
+    monkeypatch.setattr("fromscratch.sources.parquet._row_group_arrays", fail)
     for name in ("x.jsonl", "x.parquet"):
         with pytest.raises(MemoryError):
             store_of_files(tmp_path / name, tmp_path / f"{name}-store", documents=DocumentRule(skip_bad=True))
 
 
 def test_documents_longer_than_the_limit_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fromscratch.data.documents.MAX_DOCUMENT_BYTES", 10)
+    monkeypatch.setattr("fromscratch.sources.texts.MAX_DOCUMENT_BYTES", 10)
     skipped: Counter[str] = Counter()
-    assert [*DocumentRule(min_characters=2).kept(["x" * 11, "x" * 10, "x", ""], skipped)] == ["x" * 10]
-    assert skipped == {"too long": 1, "too short": 1, "empty": 1}
+    kept = DocumentRule(min_characters=2).kept(batches_of(["x" * 11, "x" * 10, "é", ""]), skipped)
+    assert [*strings_of(kept)] == ["x" * 10]
+    assert +skipped == {"too long": 1, "too short": 1, "empty": 1}
 
 
 def test_a_tokenizer_learns_from_a_bounded_sample_of_every_part(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,26 +6,26 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import tomli_w
 
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import read_records
 from fromscratch.runs.states import Event, RunState
+from fromscratch.studies.agenda import Agenda
 from fromscratch.studies.early_stopping import hopeless
 from fromscratch.studies.jobs import StudyFolder, missing
+from fromscratch.studies.prices import Prices
 from fromscratch.studies.results import judge, losses_after, validation_losses
 from fromscratch.studies.runner import run_claimed, train_command
 from fromscratch.studies.verdicts import Verdict
 from tests.command import refused, run_command
 from tests.processes.forked import Command, Fork, fromscratch
 from tests.small import write_run_file
+from tests.studies.planted import NO_DROPOUT, finish, open_folder, write_study
 
-NO_DROPOUT = {"no-dropout": {"model": {"dropout": 0.0}}}
-CHANGES = {**NO_DROPOUT, "clipping": {"train": {"clip": {"kind": "norm", "max_norm": 0.1}}}}
 MAX_SECONDS = 240.0  # generous: two cores may be shared with other tests
 
 
@@ -36,35 +36,6 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         folder = tmp_path_factory.mktemp("home")
         patched.setenv("FROMSCRATCH_HOME", str(folder))
         yield folder
-
-
-def write_study(folder: Path, **keys: object) -> Path:
-    """A study of the small run."""
-    write_run_file(folder, "baseline", train={"evaluate_every": 4})
-    values = {"baseline": "baseline.toml", "seeds": [1, 2], "control_seeds": 2, "interventions": CHANGES, **keys}
-    (folder / "study.toml").write_text(tomli_w.dumps(values))
-    return folder / "study.toml"
-
-
-def open_folder(file: Path) -> StudyFolder:
-    from fromscratch.cli.study import open_study
-
-    return open_study(file, file.parent / "runs")
-
-
-def finish(folder: StudyFolder, losses: Mapping[str, Sequence[float | None]], *, num_steps: int = 20) -> None:
-    """Writes runs that ended with these losses, by seed; None is a run that has not begun, NaN one that diverged."""
-    for arm in folder.study.all_arms:
-        for seed, loss in zip(arm.seeds, losses[arm.name], strict=False):
-            if loss is None:
-                continue
-            run = folder.job(arm, seed).run
-            run.create()
-            run.write_config({})
-            state = RunState.DIVERGED if math.isnan(loss) else RunState.DONE
-            run.write_status(state, step=num_steps, num_steps=num_steps)
-            for step in (0, num_steps // 2, num_steps):
-                run.log_event(Event.EVALUATION, step=step, loss=loss + (num_steps - step) / num_steps)
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +82,7 @@ def test_status_and_report_and_the_sealed_test_set(trained: Path, home: Path) ->
     losses = facts["result"]["control"]["losses"]
     assert losses == {seed: record["test"][f"baseline-seed-{seed}"]["loss"] for seed in losses}
     noise = json.loads((home / "noise.json").read_text())
-    assert any("study" in by_study for by_study in noise.values())  # lent to other studies
+    assert {one["study"] for arms in noise.values() for one in arms.values()} == {"study"}  # lent to other studies
 
 
 def test_a_test_set_within_the_validation_slice_is_refused(trained: Path, tmp_path: Path) -> None:
@@ -147,6 +118,8 @@ def test_a_killed_runner_leaves_no_process_and_the_next_one_resumes(tmp_path: Pa
     assert run.read_status().reason == "its launcher is gone"
     wait_until(lambda: is_free(open_folder(file)))
     reached = run.read_status().step
+    folder = open_folder(file)
+    assert Agenda(folder, Prices(folder, device="cpu")).waiting()[0].name == run.name, "the killed run is next"
     again = Fork(Command(fromscratch, words, tmp_path))
     wait_until(lambda: any(one["event"] == Event.RESUMED for one in read_records(run.events)))
     again.send(signal.SIGTERM)
@@ -167,20 +140,6 @@ def wait_until(is_so: Callable[[], bool]) -> None:
     while not is_so():
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-def test_the_order_gives_the_first_comparison_soon(tmp_path: Path) -> None:
-    folder = open_folder(write_study(tmp_path, control_seeds=3))
-    names = [job.name for job in missing(folder)]
-    assert names[:3] == ["baseline-seed-1", "no-dropout-seed-1", "clipping-seed-1"] and names[-1] == "baseline-seed-3"
-    finish(folder, {"baseline": [2.0, None], "no-dropout": [None, math.nan], "clipping": [None, None]})
-    assert [job.name for job in missing(folder)] == [
-        "no-dropout-seed-1",
-        "clipping-seed-1",
-        "baseline-seed-2",
-        "clipping-seed-2",
-        "baseline-seed-3",
-    ]  # what is done or diverged is not trained again
 
 
 def test_a_planted_effect_is_found_a_diverged_run_is_no_number_and_an_early_look_says_less(tmp_path: Path) -> None:
@@ -215,6 +174,10 @@ def test_a_run_without_hope_is_stopped_by_the_stated_rule_only(tmp_path: Path) -
     assert hopeless(folder, job) == ""
     job.run.log_event(Event.EVALUATION, step=20, loss=2.6)
     assert hopeless(folder, job).startswith("after 100% of its steps its held-out loss was 0.6000 above the")
+    wild = folder.job(folder.study.control, 2).run
+    wild.write_status(RunState.DIVERGED, step=20, num_steps=20)
+    wild.log_event(Event.EVALUATION, step=20, loss=99.0)
+    assert hopeless(folder, job).endswith("(mean of 1), more than 0.5"), "a diverged baseline is no yardstick"
     folder.append("stopped_early", {"run": job.name, "reason": "r"})
     assert math.isnan(validation_losses(folder)["no-dropout"][1] or 0) and job.name not in [
         j.name for j in missing(folder)

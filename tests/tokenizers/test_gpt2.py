@@ -2,6 +2,12 @@
 
 import json
 import shutil
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from hashlib import sha1
 from pathlib import Path
 
@@ -12,6 +18,7 @@ from tiktoken_ext import openai_public
 
 import tokenizers as hf
 from fromscratch.errors import DataError, UsageError
+from fromscratch.hub import requests
 from fromscratch.tokenizers.gpt2 import (
     GPT2_FINGERPRINT,
     GPT2_FOLDER_VARIABLE,
@@ -199,3 +206,61 @@ def test_tokenizer_json_that_is_none(tmp_path: Path, content: str) -> None:
     (tmp_path / TOKENIZER_FILE).write_text(content)
     with pytest.raises(DataError, match=r"tokenizer\.json: not "):
         load_gpt2(tmp_path)
+
+
+@contextmanager
+def proxy_that_answers(answer: bytes | None) -> Iterator[str]:
+    """The address of a proxy that answers every request; with None, of a port where nobody listens."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        if answer is None:
+            server.close()
+            yield address
+            return
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    with connection:
+                        connection.recv(1_000)
+                        connection.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield address
+        server.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.mark.parametrize("answer", [None, b"", b"HTTP/1.1 502 Bad Gateway\r\n\r\n", b"HTTP/1.0 503 Nothing\r\n\r\n"])
+def test_a_proxy_without_a_network_is_not_tried_again_and_again(
+    nowhere: Path, monkeypatch: pytest.MonkeyPatch, answer: bytes | None
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "https://hub.invalid")
+    monkeypatch.delenv("no_proxy", raising=False)
+    with proxy_that_answers(answer) as proxy:
+        monkeypatch.setenv("https_proxy", proxy)
+        assert requests.is_offline()
+        with pytest.raises(UsageError, match="the GPT-2 vocabulary is not on this machine"):
+            load_gpt2()
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 200 OK\r\n\r\n", b"HTTP/1.1 407 Log in\r\n\r\n"])
+def test_a_proxy_with_a_network_is_asked(monkeypatch: pytest.MonkeyPatch, answer: bytes) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "https://hub.invalid")
+    monkeypatch.setattr(requests, "_reached", set())
+    monkeypatch.delenv("no_proxy", raising=False)
+    with proxy_that_answers(answer) as proxy:
+        monkeypatch.setenv("https_proxy", proxy)
+        assert not requests.is_offline()
+
+
+def test_preparing_texts_needs_no_torch() -> None:
+    """Importing it takes longer than all else that a missing vocabulary is found by."""
+    code = "import sys, fromscratch.formats.preparation, fromscratch.cli.preparation; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)

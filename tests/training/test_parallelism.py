@@ -6,11 +6,14 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from fromscratch.formats.checkpoints import Contents, TrainingState
 from fromscratch.optim.composite import CompositeOptimizer
+from fromscratch.processes import world as world_module
 from fromscratch.processes.world import World
+from fromscratch.training import parallelism
 from fromscratch.training.gradients import ClipByNorm, Outcome
 from fromscratch.training.objective import Carry, LossSum, MicroBatch
 from fromscratch.training.parallelism import DataParallel, SingleProcess
@@ -89,3 +92,23 @@ def test_the_rows_of_a_carry_are_divided_like_the_batch(size: int) -> None:
     parts = [DataParallel(World(rank=rank, size=size)).local_carry(carry)["hidden"] for rank in range(size)]
     assert torch.equal(torch.cat(parts), carry["hidden"])
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_few_large_buckets_leave_a_compiled_graph_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, object] = {}
+    monkeypatch.setattr(parallelism, "DistributedDataParallel", lambda module, **settings: given.update(settings))
+    DataParallel(World(0, 2)).wrap(nn.Linear(1, 1))
+    assert given["bucket_cap_mb"] == 100 and given["gradient_as_bucket_view"] is True
+
+
+@pytest.mark.parametrize("device", [torch.device("cpu"), torch.device("cuda", 1)])
+def test_nccl_is_told_its_device(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, object] = {}
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(world_module, "session_store", lambda _timeout: (None, 0, 2))
+    monkeypatch.setattr(dist, "init_process_group", lambda **settings: given.update(settings))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: None)
+    with world_module.joined_world(device) as world:
+        assert (world.rank, world.size) == (0, 2)
+    assert given.get("device_id") == (device if device.type == "cuda" else None)
+    assert given["backend"] == ("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")

@@ -12,7 +12,7 @@ from fromscratch.cli.output import note, print_json
 
 if TYPE_CHECKING:
     from fromscratch.machine.hardware import Hardware
-    from fromscratch.planning.bench import Row, Workload
+    from fromscratch.planning.bench import Case, Row, Workload
     from fromscratch.session.plan import PlannedRun
 
 GPT2_VOCABULARY = 50_257
@@ -51,12 +51,10 @@ def bench(
 
     Example: fromscratch bench baseline.toml --reference --picture speed.png
     """
-    from fromscratch.machine.acceleration import compile_problem
     from fromscratch.machine.hardware import find_hardware
     from fromscratch.machine.memory import default_micro_batch
     from fromscratch.machine.precision import check_precision
     from fromscratch.planning.bench import (
-        cases_for,
         default_micro_batches,
         measure,
         reference_cases,
@@ -73,11 +71,9 @@ def bench(
     local_batch = local_batch_of(workload.train.global_batch, processes or 1)
     max_size = default_micro_batch(hardware.device, workload.model.context_length)
     sizes = micro_batches or default_micro_batches(local_batch, max_size)
-    wanted = precisions or list(dict.fromkeys([workload.train.precision, "fp32"]))
-    both = [False, True] if kind == "cuda" and not compile_problem(hardware.device, wanted[0]) else [False]
-    cases = cases_for(micro_batches=sizes, precisions=wanted, compiled=both if compiled is None else [compiled])
+    cases = choose_cases(hardware, workload, sizes, precisions, compiled, is_default=not micro_batches)
     if reference:
-        cases += reference_cases(hardware, sizes)
+        cases += reference_cases(hardware, dict.fromkeys(case.micro_batch for case in cases))
     peak, on_progress = PeakFlops(hardware), partial(note, quiet=quiet)
     measured = measure(workload, cases, hardware, steps=steps, rounds=rounds, peak=peak, on_progress=on_progress)
     rows = [summarise(measurement, workload, peak) for measurement in measured]
@@ -92,6 +88,28 @@ def bench(
     if picture is not None:
         draw_speed(picture, rows, f"{workload.parameters:,} parameters on {hardware.name}")
     report(rows, conditions, as_json=as_json)
+
+
+def choose_cases(
+    hardware: "Hardware",
+    workload: "Workload",
+    sizes: list[int],
+    precisions: list[str] | None,
+    compiled: bool | None,
+    *,
+    is_default: bool,
+) -> "list[Case]":
+    """Returns what is measured: what the user asked for in every combination, or on a GPU few cases."""
+    from fromscratch.machine.acceleration import compile_problem
+    from fromscratch.planning.bench import cases_for, gpu_cases
+
+    wanted = precisions or list(dict.fromkeys([workload.train.precision, "fp32"]))
+    is_gpu = hardware.device.type == "cuda"
+    can_compile = is_gpu and not compile_problem(hardware.device, wanted[0])
+    if is_gpu and is_default and precisions is None and compiled is None:
+        return gpu_cases(micro_batches=sizes, precision=wanted[0], can_compile=can_compile)
+    modes = ([False, True] if can_compile else [False]) if compiled is None else [compiled]
+    return cases_for(micro_batches=sizes, precisions=wanted, compiled=modes)
 
 
 def workload_of(

@@ -62,8 +62,8 @@ def prepare(
 
     Example: fromscratch data prepare my-texts/ --out my-store --tokenizer train:8192
     """
-    from fromscratch.api import prepare as prepare_texts
     from fromscratch.cli.preparation import PreparationProgress
+    from fromscratch.formats.preparation import prepare as prepare_texts
 
     progress = PreparationProgress(quiet=quiet)
     note(f"preparing {out} with tokenizer {tokenizer}", quiet=quiet)

@@ -58,7 +58,7 @@ def loss(
     loaded = load_model(model, device=device)
     store = store or held_out_store_of(loaded.loaded)
     values: dict[str, Any] = {"store": store, "split": split, "start": start, "precision": precision}
-    with joined_world(loaded.hardware.device.type) as world:
+    with joined_world(loaded.hardware.device) as world:
         report = loaded.evaluate(**values, tokens=tokens, batch=batch, world=world)
     if not world.is_main:
         return

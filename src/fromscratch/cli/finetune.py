@@ -8,6 +8,7 @@ import typer
 from fromscratch.cli.options import (
     Checkpointing,
     CompileChoice,
+    Deterministic,
     DeviceOption,
     JsonFlag,
     MicroBatch,
@@ -70,6 +71,7 @@ def instruct(
     processes: Processes = None,
     compile_model: CompileChoice = None,
     activation_checkpointing: Checkpointing = False,
+    deterministic: Deterministic = None,
     stop_after: Annotated[int | None, typer.Option(min=1, help="Save and stop after this step.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start again; an older run is renamed.")] = False,
     allow_change: AllowedChanges = None,
@@ -97,7 +99,7 @@ def instruct(
     values["tune"] |= {"patience": patience, **dropout_setting(dropout), **lora_setting(lora)}
     where = "finetune instruct"
     plan = plan_tuning(tuning_config(values, overrides or [], where), {}, where)
-    machine = MachineOptions(device, micro_batch, compile_model, activation_checkpointing)
+    machine = MachineOptions(device, micro_batch, compile_model, activation_checkpointing, deterministic)
     options = SessionOptions(processes, None, stop_after, fresh, allow_change or (), as_json, quiet)
     train_plan(plan, path, machine, options, billing)
 

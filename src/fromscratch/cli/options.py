@@ -41,6 +41,13 @@ Processes = Annotated[
 CompileChoice = Annotated[
     bool | None, typer.Option("--compile/--no-compile", help="Use torch.compile; by default on CUDA only.")
 ]
+Deterministic = Annotated[
+    bool | None,
+    typer.Option(
+        "--deterministic/--no-deterministic",
+        help="Deterministic kernels only: a resume on a GPU is bit-exact, steps are slower. A resumed run keeps it.",
+    ),
+]
 Checkpointing = Annotated[
     bool, typer.Option("--activation-checkpointing", help="Use less memory and a third more compute; the same result.")
 ]

@@ -1,28 +1,40 @@
 """``fromscratch study``: runs a study and reports its verdicts."""
 
-from collections import Counter
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from fromscratch.cli.options import DeviceOption, JsonFlag, QuietFlag
+from fromscratch.cli.options import DeviceOption, QuietFlag
 from fromscratch.cli.output import note, print_columns, print_json
+from fromscratch.cli.study_past import compare, tried
+from fromscratch.cli.study_status import RunsDir, StudyArgument, open_study, print_verdicts, status
 from fromscratch.errors import EXIT_CRASH, EXIT_STOPPED, UsageError
 
 if TYPE_CHECKING:
-    from fromscratch.studies.jobs import Job, StudyFolder
-    from fromscratch.studies.results import Judgement
+    from fromscratch.studies.definition import Arm
+    from fromscratch.studies.jobs import StudyFolder
+    from fromscratch.studies.prices import Total
     from fromscratch.studies.runner import Devices, Outcome
 
 app = typer.Typer(no_args_is_help=True, help="Change one thing, run it with several seeds, and get a verdict.")
 
-StudyArgument = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file (TOML).")]
-RunsDir = Annotated[Path, typer.Option(help="Folder of runs; those of the study are in a folder with its name.")]
+app.command(name="status")(status)
+app.command(name="compare")(compare)
+app.command(name="tried")(tried)
+
 JobsOption = Annotated[
     int | None, typer.Option("--jobs", min=1, help="Runs at once; by default one per GPU, or one on the CPU.")
+]
+PricePerHour = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        envvar="FROMSCRATCH_DOLLARS_PER_HOUR",
+        help="Price of the machine of one run; by default the last one that a run of the study recorded.",
+    ),
 ]
 EngineOption = Annotated[
     Literal["local", "ray"], typer.Option(help="Where runs are trained: here, or on the nodes of a Ray cluster.")
@@ -36,41 +48,58 @@ def run(
     device: DeviceOption = None,
     jobs: JobsOption = None,
     engine: EngineOption = "local",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="List what would be trained, and train nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what would be trained and what it takes, and train nothing.")
+    ] = False,
+    limit_dollars: Annotated[
+        float | None,
+        typer.Option(min=0.0, help="Begin no run with which spent and predicted dollars would exceed this."),
+    ] = None,
+    dollars_per_hour: PricePerHour = None,
+    as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON on stdout.")] = False,
     quiet: QuietFlag = False,
 ) -> None:
     """Train the runs of a study that are missing; resume those that were interrupted.
 
-    Several of these commands may share the work. Ctrl-C saves and stops; the same command continues.
+    The first comparison comes soon; then always the run that decides most per dollar. Several of these commands may
+    share the work. Ctrl-C saves and stops; the same command continues.
 
     Example: fromscratch study run studies/laptop/interventions.toml
     """
+    if as_json and not dry_run:
+        raise UsageError("--json: is for --dry-run; 'fromscratch study status --json' shows what was trained")
     folder = open_study(study, runs_dir)
     if dry_run:
-        _print_missing(folder)
+        _print_missing(folder, device=device, dollars_per_hour=dollars_per_hour, as_json=as_json)
         return
-    finish(train_missing(folder, device=device, jobs=jobs, engine=engine, quiet=quiet))
-
-
-def open_study(study: Path, runs_dir: Path) -> "StudyFolder":
-    """Opens a study file and the folder of its runs, with the seeds that were added."""
-    from fromscratch.studies.definition import load_study
-    from fromscratch.studies.jobs import StudyFolder
-
-    folder = StudyFolder(load_study(study), runs_dir)
-    added = folder.read().get("added_seeds", [])
-    return StudyFolder(load_study(study, added_seeds=tuple(added)), runs_dir) if added else folder
+    outcome = train_missing(
+        *(folder, device, jobs, engine), quiet=quiet, limit_dollars=limit_dollars, dollars_per_hour=dollars_per_hour
+    )
+    finish(outcome)
 
 
 def train_missing(
-    folder: "StudyFolder", *, device: str | None, jobs: int | None, engine: str, quiet: bool
+    folder: "StudyFolder",
+    device: str | None,
+    jobs: int | None,
+    engine: str,
+    *,
+    quiet: bool,
+    limit_dollars: float | None = None,
+    dollars_per_hour: float | None = None,
 ) -> "Outcome":
     """Trains the missing runs with the chosen engine."""
+    from fromscratch.studies.agenda import Agenda
+    from fromscratch.studies.prices import Limit, Prices
     from fromscratch.studies.runner import run_study
 
+    prices = Prices(folder, device=device, dollars_per_hour=dollars_per_hour)
+    agenda = Agenda(folder, prices, None if limit_dollars is None else Limit(limit_dollars, prices))
     options = ["--quiet"] if quiet else []
     if device:
         options += ["--device", device]
+    if prices.dollars_per_hour is not None:
+        options += ["--dollars-per-hour", str(prices.dollars_per_hour)]
     with ExitStack() as stack:
         devices: Devices
         if engine == "ray":
@@ -82,77 +111,66 @@ def train_missing(
             from fromscratch.studies.runner import LocalDevices, local_slots
 
             devices = LocalDevices(local_slots(device, jobs), options)
-        return run_study(folder, devices, on_event=lambda line: note(line, quiet=quiet))
+        return run_study(folder, devices, agenda, on_event=lambda line: note(line, quiet=quiet))
 
 
 def finish(outcome: "Outcome") -> None:
-    """Exits as the session ended: 75 after a signal, 1 where a run failed."""
+    """Exits as the session ended: 75 after a signal or at the limit of dollars, 1 where a run failed."""
     if outcome.is_interrupted:
         raise typer.Exit(EXIT_STOPPED)
     if outcome.has_failed:
         raise typer.Exit(EXIT_CRASH)
+    if outcome.refusal:
+        raise typer.Exit(EXIT_STOPPED)
 
 
-def _print_missing(folder: "StudyFolder") -> None:
-    from fromscratch.studies.jobs import missing
+def _print_missing(folder: "StudyFolder", *, device: str | None, dollars_per_hour: float | None, as_json: bool) -> None:
+    from fromscratch.studies.agenda import Agenda
+    from fromscratch.studies.prices import Prices, remaining, total_of
 
-    waiting = missing(folder)
-    done = Counter(str(job.state or "missing") for job in folder.jobs())
-    print_columns(
-        ("run", "state", "changes"),
-        [(job.name, job.state or "missing", "; ".join(job.arm.changes) or "-") for job in waiting],
-    )
-    note(f"{len(waiting)} of {done.total()} runs would be trained, in this order")
-
-
-@app.command(name="status")
-def status(study: StudyArgument, runs_dir: RunsDir = Path("runs"), as_json: JsonFlag = False) -> None:
-    """Show the runs of a study, and the verdicts so far on the validation slice. The test set stays sealed.
-
-    Example: fromscratch study status studies/laptop/interventions.toml
-    """
-    from fromscratch.studies.registry import borrowed_spread
-    from fromscratch.studies.results import judge, validation_losses
-
-    folder = open_study(study, runs_dir)
-    rows = [_status_row(folder, job) for job in folder.jobs()]
-    try:
-        judgement = judge(folder, validation_losses(folder), borrowed=borrowed_spread(folder.study))
-    except UsageError as error:
-        judgement = None
-        note(f"no verdicts yet: {error}")
+    prices = Prices(folder, device=device, dollars_per_hour=dollars_per_hour)
+    waiting, forecasts = Agenda(folder, prices).waiting(), prices.forecasts()
+    parts = [remaining(job, forecasts) for job in waiting]
+    total = total_of(parts)
+    rows = [
+        {
+            **{"run": job.name, "state": job.state or "missing", "changes": list(job.arm.changes)},
+            **{**asdict(part), "basis": forecasts[job.arm.name].basis},
+        }
+        for job, part in zip(waiting, parts, strict=True)
+    ]
     if as_json:
-        verdicts = asdict(judgement.result) if judgement else None
-        print_json({"study": folder.study.name, "runs": rows, "record": folder.read(), "verdicts": verdicts})
+        print_json({"runs": rows, "total": asdict(total)})
         return
-    print_columns(("run", "state", "step", "held-out loss"), [tuple(map(_cell, row.values())) for row in rows])
-    if judgement:
-        print()
-        _print_verdicts(judgement)
+    print_columns(
+        ("run", "state", "steps", "hours", "dollars", "hours from", "changes"),
+        [
+            (job.name, job.state or "missing", *figures(part), forecasts[job.arm.name].basis, _changes(job.arm))
+            for job, part in zip(waiting, parts, strict=True)
+        ],
+    )
+    steps, hours, dollars = figures(total)
+    print(f"\n{total.runs} of {len(folder.jobs())} runs, {steps} steps, {hours} hours, dollars: {dollars}")
+    note(
+        "the order changes as runs end: after the first comparison, the run that decides most per dollar is next; "
+        "hours are those of one run after another"
+    )
 
 
-def _print_verdicts(judgement: "Judgement") -> None:
-    rows = [(arm.arm, str(arm.verdict), _cell(arm.effect, "+.4f"), arm.reason) for arm in judgement.result.arms]
-    print_columns(("arm", "verdict", "effect", "why"), rows)
-    for warning in judgement.result.warnings:
-        note(f"warning: {warning}")
+def figures(total: "Total") -> tuple[str, str, str]:
+    """Steps, hours and dollars in a table; ``unknown`` where nothing was measured or no price is known."""
+    from fromscratch.studies.worth import in_dollars
+
+    unknown = "unknown"
+    return (
+        unknown if total.steps is None else f"{total.steps:,}",
+        unknown if total.hours is None else f"{total.hours:,.2f}",
+        unknown if total.dollars is None else in_dollars(total.dollars),
+    )
 
 
-def _status_row(folder: "StudyFolder", job: "Job") -> dict[str, Any]:
-    from fromscratch.runs.overview import observed_status
-    from fromscratch.studies.jobs import held_out_losses
-
-    if not job.run.exists():
-        return {"run": job.name, "state": "missing", "step": None, "loss": None}
-    found, losses = observed_status(job.run), held_out_losses(job.run)
-    state = "stopped by rule" if job.name in folder.stopped_early() else str(found.state)
-    return {"run": job.name, "state": state, "step": found.step, "loss": losses[max(losses)] if losses else None}
-
-
-def _cell(value: Any, form: str = ".4f") -> str:
-    if value is None:
-        return "-"
-    return f"{value:{form}}" if isinstance(value, float) else str(value)
+def _changes(arm: "Arm") -> str:
+    return "; ".join(arm.changes) or "-"
 
 
 @app.command(name="report")
@@ -162,9 +180,7 @@ def report(
     sealed: Annotated[
         bool, typer.Option("--sealed", help="Report on the validation slice, and leave the test set sealed.")
     ] = False,
-    dollars_per_hour: Annotated[
-        float | None, typer.Option(min=0.0, help="Price of the machine, for the costs.")
-    ] = None,
+    dollars_per_hour: PricePerHour = None,
     device: DeviceOption = None,
     quiet: QuietFlag = False,
 ) -> None:
@@ -184,7 +200,7 @@ def make_report(
 ) -> None:
     """Writes the report and prints the verdicts."""
     from fromscratch.studies.definition import CONTROL
-    from fromscratch.studies.noise import spread_within_arms
+    from fromscratch.studies.prices import Prices
     from fromscratch.studies.registry import borrowed_spread, lend
     from fromscratch.studies.report import write_report
     from fromscratch.studies.results import judge, validation_losses
@@ -200,8 +216,8 @@ def make_report(
     page = write_report(folder, judgement, measured_on=measured_on, dollars_per_hour=dollars_per_hour)
     result = judgement.result
     finite = {arm.arm: arm.runs.losses for arm in result.arms} | {CONTROL: result.control.losses}
-    lend(folder.study, spread_within_arms(finite))
-    _print_verdicts(judgement)
+    lend(folder.study, finite)
+    print_verdicts(judgement, Prices(folder, device=device, dollars_per_hour=dollars_per_hour).forecasts())
     note(f"{page}: the report, on the {measured_on}", quiet=quiet)
 
 
@@ -227,7 +243,7 @@ def try_change(
     file = write_study(runfile, overrides, seeds, name, runs_dir)
     folder = open_study(file, runs_dir)
     note(f"{file}: {len(folder.jobs())} runs", quiet=quiet)
-    outcome = train_missing(folder, device=device, jobs=jobs, engine="local", quiet=quiet)
+    outcome = train_missing(folder, device, jobs, "local", quiet=quiet)
     if outcome.is_interrupted or outcome.has_failed:
         finish(outcome)
     make_report(folder, sealed=True, device=device, quiet=quiet)

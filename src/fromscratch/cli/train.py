@@ -12,6 +12,7 @@ import typer
 from fromscratch.cli.options import (
     Checkpointing,
     CompileChoice,
+    Deterministic,
     DeviceOption,
     JsonFlag,
     MicroBatch,
@@ -62,6 +63,7 @@ def train(
     processes: Processes = None,
     compile_model: CompileChoice = None,
     activation_checkpointing: Checkpointing = False,
+    deterministic: Deterministic = None,
     profile: ProfiledSteps = None,
     stop_after: Annotated[int | None, typer.Option(min=1, help="Save and stop after this step.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start again; an older run is renamed.")] = False,
@@ -85,7 +87,7 @@ def train(
     billing = Billing(dollars_per_hour)
     path = runs_dir / check_run_name(runfile.stem if name is None else name)
     plan = plan_run(runfile, overrides)
-    machine = MachineOptions(device, micro_batch, compile_model, activation_checkpointing)
+    machine = MachineOptions(device, micro_batch, compile_model, activation_checkpointing, deterministic)
     options = SessionOptions(processes, profile, stop_after, fresh, allow_change or (), as_json, quiet)
     train_plan(plan, path, machine, options, billing)
 
@@ -121,8 +123,7 @@ def train_plan(
     )
     if launches:  # plan_run and place_run have checked the input
         raise typer.Exit(launch(sys.argv[1:], RunDirectory(path), processes=placement.world_size))
-    is_main = started_rank() == 0
-    if is_main:
+    if is_main := started_rank() == 0:
         introduce(plan, placement, path, fresh=fresh, quiet=quiet)
     summary = run_training(
         plan,

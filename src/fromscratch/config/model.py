@@ -238,6 +238,7 @@ class GPTConfig(ModelConfig):
     """A GPT. ``preset`` sets the shape; fields that the file gives override it."""
 
     builds: ClassVar[str] = "fromscratch.models.factory:build_gpt"
+    free_settings: ClassVar[frozenset[str]] = ModelConfig.free_settings | {"residual_dtype"}
     kind: Literal["gpt"] = "gpt"
     preset: Literal[tuple(PRESETS)] | None = None  # type: ignore[valid-type]
     """A named shape. Fields that the file gives override it."""
@@ -252,6 +253,8 @@ class GPTConfig(ModelConfig):
     """Whether the query, key and value projections have a bias."""
     tied_head: bool = True
     """Whether the output head shares the token embedding's matrix."""
+    residual_dtype: Literal["bf16"] | None = None
+    """Number format of the residual stream: ``bf16``, which moves less memory on a GPU; left out: fp32."""
     norm: Annotated[LayerNorm | RMSNorm, SlotMarker("layernorm")] = LayerNorm()
     position: Annotated[LearnedPosition | RotaryPosition | AlibiPosition | NoPosition, SlotMarker("learned")] = (
         LearnedPosition()

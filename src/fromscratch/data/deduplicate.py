@@ -19,7 +19,7 @@ from fromscratch.data.documents import DIGEST_BYTES, DocumentRule, document_dige
 from fromscratch.data.engines.base import DocumentEncoder, Record, Task
 from fromscratch.errors import DataError
 from fromscratch.files import write_atomically
-from fromscratch.sources.base import documents_in
+from fromscratch.sources.texts import Texts, texts_in
 
 HASHES_PER_SLICE = 4_000_000
 HASH = np.dtype([("high", ">u8"), ("low", ">u8")])
@@ -34,8 +34,9 @@ class HashPart:
 
     def __call__(self, task: Task, tokenizer: DocumentEncoder) -> Record:
         """Raises DataError at damaged input, unless it is skipped."""
-        digests = map(document_digest, self.documents.kept(documents_in(task.part), Counter()))
-        write_atomically(hashes_path(self.work, task.index), b"".join(digests))
+        kept = self.documents.kept(texts_in(task.part), Counter())
+        digests = b"".join(document_digest(view) for texts in kept for view in texts.views())
+        write_atomically(hashes_path(self.work, task.index), digests)
         return {"index": task.index}
 
 
@@ -66,22 +67,19 @@ def read_duplicates(work: Path, index: int) -> NDArray[np.bool_]:
 
 
 def drop_duplicates(
-    documents: Iterable[str], duplicates: NDArray[np.bool_], *, on_skip: Callable[[], None]
-) -> Iterator[str]:
+    batches: Iterable[Texts], duplicates: NDArray[np.bool_], *, on_skip: Callable[[int], None]
+) -> Iterator[Texts]:
     """Yields the documents that are not duplicates. Raises DataError where there are not as many as were hashed."""
-    marks = iter(duplicates.tolist())
-    for document in documents:
-        mark = next(marks, None)
-        if mark is None:
+    position = 0
+    for texts in batches:
+        marks = duplicates[position : position + len(texts)]
+        position += len(texts)
+        if position > len(duplicates):
             break
-        if mark:
-            on_skip()
-        else:
-            yield document
-    else:
-        if next(marks, None) is None:
-            return
-    raise DataError("the input changed while it was being prepared; begin again in a new --out")
+        on_skip(int(marks.sum()))
+        yield texts.select(~marks)
+    if position != len(duplicates):
+        raise DataError("the input changed while it was being prepared; begin again in a new --out")
 
 
 def _read_slice(

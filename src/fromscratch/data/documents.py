@@ -1,14 +1,19 @@
 """Decides for each document whether it is kept, and for which split."""
 
 import hashlib
+import math
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from fromscratch.errors import DataError
-from fromscratch.sources.base import MAX_DOCUMENT_BYTES, TOO_LONG, Document, Source, Unusable, documents_in
+from fromscratch.sources.base import Source, Unusable
+from fromscratch.sources.texts import Texts, strings_of, texts_in
 
 TRAIN, VALIDATION = "train", "validation"
 SPLITS = (TRAIN, VALIDATION)
@@ -35,6 +40,15 @@ class SplitRule:
         digest = hashlib.blake2b(data, digest_size=8).digest()
         return VALIDATION if int.from_bytes(digest, "big") < self.validation * 2**64 else TRAIN
 
+    def divide(self, texts: Texts, learnt: Texts) -> tuple[Texts, NDArray[np.bool_]]:
+        """Does for many documents what ``pieces`` does for one: returns pieces, and which of them are held out.
+
+        The pieces are ``texts`` itself where no document is divided.
+        """
+        digests = b"".join(hashlib.blake2b(view, digest_size=8).digest() for view in learnt.views())
+        limit = np.uint64(math.ceil(self.validation * 2**64))
+        return texts, np.frombuffer(digests, dtype=">u8") < limit
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the entry of the manifest."""
         return {"by": "document", "hash": "blake2b-64", "validation": self.validation}
@@ -59,6 +73,12 @@ class TailRule(SplitRule):
         cut = self.tail.get(document_digest(learnt), len(text))
         return [(split, piece) for split, piece in ((TRAIN, text[:cut]), (VALIDATION, text[cut:])) if piece]
 
+    def divide(self, texts: Texts, learnt: Texts) -> tuple[Texts, NDArray[np.bool_]]:
+        documents = zip(texts.strings(), learnt.views(), strict=True)
+        found = [piece for text, data in documents for piece in self.pieces(text, bytes(data))]
+        held_out = np.array([split == VALIDATION for split, _ in found], dtype=np.bool_)
+        return Texts.of(piece for _, piece in found), held_out
+
     def to_dict(self) -> dict[str, Any]:
         """Returns the entry of the manifest."""
         return {"by": "tail", "validation": self.validation}
@@ -78,34 +98,29 @@ class DocumentRule:
         """Returns the entry of the manifest: the settings that determine the content."""
         return {"minimum_characters": self.min_characters, "deduplicate": self.deduplicate}
 
-    def kept(self, documents: Iterable[Document], skipped: Counter[str]) -> Iterator[str]:
+    def kept(self, batches: Iterable[Texts | Unusable], skipped: Counter[str]) -> Iterator[Texts]:
         """Yields the documents with enough text, in order; counts the others in ``skipped`` by reason.
 
         Raises:
             DataError: damaged input, unless it is skipped.
         """
-        for document in documents:
-            reason = self._reason_to_skip(document)
-            if reason:
-                skipped[reason] += 1
-            elif isinstance(document, str):
-                yield document
-
-    def _reason_to_skip(self, document: Document) -> str:
-        if isinstance(document, Unusable):
-            if document.error and not self.skip_bad:
-                raise DataError(f"{document.error}; {REPAIR_ADVICE}")
-            return document.reason
-        if not document:
-            return EMPTY
-        if len(document) > MAX_DOCUMENT_BYTES:
-            return TOO_LONG.reason
-        return TOO_SHORT if len(document) < self.min_characters else ""
+        for batch in batches:
+            if isinstance(batch, Unusable):
+                if batch.error and not self.skip_bad:
+                    raise DataError(f"{batch.error}; {REPAIR_ADVICE}")
+                skipped[batch.reason] += 1
+                continue
+            is_empty = batch.lengths == 0
+            is_short = np.zeros_like(is_empty)
+            if self.min_characters > 1:
+                is_short = (batch.characters() < self.min_characters) & ~is_empty
+            skipped.update({EMPTY: int(is_empty.sum()), TOO_SHORT: int(is_short.sum())})
+            yield batch.select(~(is_empty | is_short))
 
 
-def document_digest(document: str | bytes) -> bytes:
+def document_digest(document: str | bytes | memoryview) -> bytes:
     """Returns a hash of the text, or of its UTF-8 encoding (BLAKE2b, 128 bits)."""
-    data = document if isinstance(document, bytes) else document.encode("utf-8", "replace")
+    data = document.encode("utf-8", "replace") if isinstance(document, str) else document
     return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
 
 
@@ -121,7 +136,7 @@ def training_documents(
     max_characters = MAX_TRAINING_BYTES // max(1, len(parts)) if is_large else sys.maxsize
     for part in parts:
         taken = 0
-        for text in (documents or DocumentRule()).kept(documents_in(part), Counter()):
+        for text in strings_of((documents or DocumentRule()).kept(texts_in(part), Counter())):
             if taken >= max_characters:
                 break
             for split, piece in rule.pieces(text, text.encode("utf-8", "replace")):

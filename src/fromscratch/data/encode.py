@@ -6,7 +6,7 @@ where that file and the shards that it names exist.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fromscratch.data.deduplicate import drop_duplicates, read_duplicates
-from fromscratch.data.documents import DUPLICATE, SPLITS, DocumentRule, SplitRule
+from fromscratch.data.documents import DUPLICATE, SPLITS, TRAIN, VALIDATION, DocumentRule, SplitRule
 from fromscratch.data.engines.base import DocumentEncoder, Record, Task
 from fromscratch.data.shards import ShardWriter, dtype_for
 from fromscratch.errors import DataError
 from fromscratch.files import read_json_object, sha256_of, to_strict_json, write_atomically
-from fromscratch.sources.base import documents_in
+from fromscratch.sources.texts import Encoded, FallbackError, Ids, Texts, texts_in
 
-BATCH_CHARACTERS = 4 << 20  # text per call of the tokenizer
 MAX_SHARD_TOKENS = 100_000_000
+
+Encode = Callable[[Texts], Encoded]
 
 
 @dataclass(frozen=True)
@@ -43,55 +44,63 @@ class EncodePart:
         Raises:
             DataError: damaged input, unless it is skipped.
         """
+        try:
+            record = self._encode(task, tokenizer, tokenizer.encode_fast)
+        except FallbackError as error:
+            record = self._encode(task, tokenizer, tokenizer.encode_texts) | {"fallback": str(error)}
+        write_atomically(_record_path(self.work, task.index), to_strict_json(record))
+        return {"index": task.index, **record}
+
+    def _encode(self, task: Task, tokenizer: DocumentEncoder, encode: Encode) -> Record:
         skipped: Counter[str] = Counter()
         altered, decoded_bytes = 0, Counter[str]()
         dtype = dtype_for(tokenizer.vocab_size)
         writers = {split: _SplitWriter(self, split, task.index, dtype) for split in SPLITS}
-        end = np.array([tokenizer.end_of_text], dtype=np.uint32)
         try:
-            for batch in batch_documents(self._kept(task, skipped)):
-                for split, data, learnt, ids in self._split(batch, tokenizer):
-                    writers[split].add(np.concatenate([ids, end]), len(data))
-                    altered += learnt != data
-                    decoded_bytes[split] += len(learnt)
+            for whole in self._kept(task, skipped):
+                encoded = encode(whole)
+                learnt = learnt_texts(whole, encoded, tokenizer)
+                texts, held_out = self.split_rule.divide(whole, learnt)
+                if texts is not whole:
+                    encoded = encode(texts)
+                    learnt = learnt_texts(texts, encoded, tokenizer)
+                ids, tokens = with_ends(encoded, tokenizer.end_of_text), np.diff(encoded[1]) + 1
+                for split, chosen in ((VALIDATION, held_out), (TRAIN, ~held_out)):
+                    in_split = ids if chosen.all() else ids[np.repeat(chosen, tokens)]
+                    writers[split].add(in_split, tokens[chosen], texts.lengths[chosen])
+                    decoded_bytes[split] += int(learnt.lengths[chosen].sum())
+                if learnt is not texts:
+                    altered += sum(a != b for a, b in zip(learnt.views(), texts.views(), strict=True))
             shards = [record for writer in writers.values() for record in writer.close()]
         except BaseException:
             for writer in writers.values():
                 writer.discard()
             raise
-        record: Record = {"part": task.part.name, "shards": shards, "skipped": dict(sorted(skipped.items()))}
+        record: Record = {"part": task.part.name, "shards": shards, "skipped": dict(sorted((+skipped).items()))}
         if not tokenizer.is_lossless:
-            record |= {"altered": altered, "decoded_bytes": dict(decoded_bytes)}
-        write_atomically(_record_path(self.work, task.index), to_strict_json(record))
-        return {"index": task.index, **record}
+            record |= {"altered": altered, "decoded_bytes": dict(+decoded_bytes)}
+        return record
 
-    def _split(
-        self, texts: Sequence[str], tokenizer: DocumentEncoder
-    ) -> Iterator[tuple[str, bytes, bytes, NDArray[np.uint32]]]:
-        """Yields split, text, text that the ids give back, and ids of each document or piece of one."""
-        for text, data, learnt, ids in encoded(texts, tokenizer):
-            pieces = self.split_rule.pieces(text, learnt)
-            if len(pieces) == 1:
-                yield pieces[0][0], data, learnt, ids
-                continue
-            again = encoded([piece for _, piece in pieces], tokenizer)
-            yield from ((split, *piece[1:]) for (split, _), piece in zip(pieces, again, strict=True))
-
-    def _kept(self, task: Task, skipped: Counter[str]) -> Iterator[str]:
-        kept = self.documents.kept(documents_in(task.part), skipped)
+    def _kept(self, task: Task, skipped: Counter[str]) -> Iterator[Texts]:
+        kept = self.documents.kept(texts_in(task.part), skipped)
         if not self.documents.deduplicate:
             return kept
         duplicates = read_duplicates(self.work, task.index)
-        return drop_duplicates(kept, duplicates, on_skip=lambda: skipped.update([DUPLICATE]))
+        return drop_duplicates(kept, duplicates, on_skip=lambda count: skipped.update({DUPLICATE: count}))
 
 
-def encoded(texts: Sequence[str], tokenizer: DocumentEncoder) -> Iterator[tuple[str, bytes, bytes, NDArray[np.uint32]]]:
-    """Yields each text, its UTF-8 encoding, that of the text that its ids give back, and its ids."""
-    ids_of_texts = tokenizer.encode_documents(texts)
-    returned = texts if tokenizer.is_lossless else tokenizer.decode_documents(ids_of_texts)
-    for text, given_back, ids in zip(texts, returned, ids_of_texts, strict=True):
-        data = text.encode("utf-8", "replace")
-        yield text, data, data if given_back is text else given_back.encode(), ids
+def learnt_texts(texts: Texts, encoded: Encoded, tokenizer: DocumentEncoder) -> Texts:
+    """Returns the texts that the ids give back: the same ones, unless the tokenizer alters texts."""
+    if tokenizer.is_lossless:
+        return texts
+    ids, offsets = encoded
+    return Texts.of(tokenizer.decode_documents(np.split(ids, offsets[1:-1])))
+
+
+def with_ends(encoded: Encoded, end_of_text: int) -> Ids:
+    """Returns the ids with the end-of-text id after each document."""
+    ids, offsets = encoded
+    return np.insert(ids, offsets[1:], end_of_text)
 
 
 def _record_path(work: Path, index: int) -> Path:
@@ -111,20 +120,6 @@ def read_finished_part(out: Path, work: Path, index: int) -> Record | None:
     return {"index": index, **record} if is_whole else None
 
 
-def batch_documents(documents: Iterable[str]) -> Iterator[list[str]]:
-    """Groups documents into batches of about four million characters."""
-    batch: list[str] = []
-    characters = 0
-    for text in documents:
-        batch.append(text)
-        characters += len(text)
-        if characters >= BATCH_CHARACTERS:
-            yield batch
-            batch, characters = [], 0
-    if batch:
-        yield batch
-
-
 class _SplitWriter:
     """Writes the shards of one part and one split, each of bounded size."""
 
@@ -135,15 +130,29 @@ class _SplitWriter:
         self._writer: ShardWriter | None = None
         self._documents = self._bytes = 0
 
-    def add(self, ids: NDArray[np.uint32], text_bytes: int) -> None:
-        """Appends a document, to a new shard where the current one would become too long."""
-        if self._writer is not None and self._writer.tokens + len(ids) > self._max_tokens:
-            self._close_shard()
-        if self._writer is None:
-            self._writer = ShardWriter(self._out / f"{self._stem}-{len(self._records):03}.safetensors", self._dtype)
-        self._writer.write(ids)
-        self._documents += 1
-        self._bytes += text_bytes
+    def add(self, ids: Ids, tokens: NDArray[np.int64], text_bytes: NDArray[np.int64]) -> None:
+        """Appends documents, to a new shard where the current one would become too long.
+
+        Args:
+            ids: those of all documents.
+            tokens: how many of them each document has.
+            text_bytes: bytes of each document.
+        """
+        ends, first = np.cumsum(tokens), 0
+        while first < len(tokens):
+            begin = int(ends[first - 1]) if first else 0
+            room = self._max_tokens - (self._writer.tokens if self._writer else 0)
+            last = int(np.searchsorted(ends, begin + room, side="right"))
+            if last <= first and self._writer is not None:
+                self._close_shard()
+                continue
+            last = max(last, first + 1)  # a document longer than a shard has one of its own
+            if self._writer is None:
+                self._writer = ShardWriter(self._out / f"{self._stem}-{len(self._records):03}.safetensors", self._dtype)
+            self._writer.write(ids[begin : int(ends[last - 1])])
+            self._documents += last - first
+            self._bytes += int(text_bytes[first:last].sum())
+            first = last
 
     def close(self) -> list[dict[str, Any]]:
         """Closes the last shard; returns the records of all."""

@@ -7,6 +7,7 @@ last, from all parts in order. A process that is killed loses only its unfinishe
 
 import fcntl
 import shutil
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -212,6 +213,7 @@ def _write_manifest(out: Path, plan: dict[str, Any], records: list[Record], dtyp
     if not any(split["tokens"] for split in splits.values()):
         raise DataError(f"{', '.join(plan['source'])}: no text found, so there is nothing to store")
     reasons = sorted({reason for record in records for reason in record["skipped"]})
+    fallbacks = Counter(record["fallback"] for record in records if "fallback" in record)
     manifest = {
         "store_format": STORE_FORMAT,
         "tokenizer": plan["tokenizer"],
@@ -226,6 +228,8 @@ def _write_manifest(out: Path, plan: dict[str, Any], records: list[Record], dtyp
         "altered": sum(record.get("altered", 0) for record in records),
         "plan_sha256": hash_of(plan),
     }
+    if fallbacks:
+        manifest["fallbacks"] = dict(sorted(fallbacks.items()))
     _remove_temporary_files(out)
     shutil.rmtree(out / TOKENIZER_FOLDER, ignore_errors=True)
     shutil.copytree(out / WORK_FOLDER / TOKENIZER_FOLDER, out / TOKENIZER_FOLDER)

@@ -13,12 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fromscratch.data.documents import DocumentRule
-from fromscratch.data.encode import batch_documents
+from fromscratch.data.encode import with_ends
 from fromscratch.data.engines.base import DocumentEncoder
 from fromscratch.data.scan import document_lengths
 from fromscratch.data.store import TokenStore
 from fromscratch.errors import DataError
-from fromscratch.sources.base import Source, documents_in
+from fromscratch.sources.base import Source
+from fromscratch.sources.texts import texts_in
 
 TABLE_LENGTH = 1 << 16  # the few longer documents are counted in a dictionary
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
@@ -119,13 +120,11 @@ def source_statistics(
     """Reads and encodes a corpus once and counts; writes nothing. Raises DataError at damaged input."""
     tokenizer.check_end_of_text("ends the documents of a corpus; use another tokenizer")
     counts = _Counts(tokenizer.vocab_size, text_bytes=0)
-    end = np.array([tokenizer.end_of_text], dtype=np.uint32)
     for part in (part for source in sources for part in source.parts()):
-        kept = (documents or DocumentRule()).kept(documents_in(part), Counter())
-        for batch in batch_documents(kept):
-            for ids, text in zip(tokenizer.encode_documents(batch), batch, strict=True):
-                counts.add(np.concatenate([ids, end]), np.array([len(ids)]))
-                counts.text_bytes = (counts.text_bytes or 0) + len(text.encode("utf-8", "replace"))
+        for texts in (documents or DocumentRule()).kept(texts_in(part), Counter()):
+            encoded = tokenizer.encode_texts(texts)
+            counts.add(with_ends(encoded, tokenizer.end_of_text), np.diff(encoded[1]))
+            counts.text_bytes = (counts.text_bytes or 0) + len(texts.data)
     return _summary(counts, context=context, top=top)
 
 

@@ -76,6 +76,8 @@ class Manifest(_Record):
     """Skipped documents by reason."""
     altered: int = 0
     """Documents that their ids do not give back byte for byte."""
+    fallbacks: dict[str, int] = {}
+    """Why gigatoken was not used, with the number of parts; absent where it encoded all."""
     text_columns: list[str] | None = None
     """Columns and keys of the text. None in stores of earlier versions, which did not record what they were made of."""
     plan_sha256: str = ""

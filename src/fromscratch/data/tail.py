@@ -5,9 +5,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fromscratch.data.documents import SPLITS, DocumentRule, SplitRule, TailRule, document_digest
-from fromscratch.data.encode import encoded
+from fromscratch.data.encode import learnt_texts
 from fromscratch.data.engines.base import DocumentEncoder
-from fromscratch.sources.base import Part, Source, documents_in
+from fromscratch.sources.base import Part, Source
+from fromscratch.sources.texts import Texts, strings_of, texts_in
 
 MAX_DOCUMENTS = 100_000  # more are not few, whatever the share
 MIN_SHARE, MAX_RAISED_CHARACTERS = 0.1, 1 << 20
@@ -44,7 +45,8 @@ def hold_out_tail(
     def learnt(text: str) -> bytes:
         if tokenizer is None or tokenizer.is_lossless:
             return text.encode("utf-8", "replace")
-        return next(encoded([text], tokenizer))[2]
+        one = Texts.of([text])
+        return learnt_texts(one, tokenizer.encode_texts(one), tokenizer).data.tobytes()
 
     parts = [part for source in sources for part in source.parts()]
     found = _few_documents(parts, rule, documents, learnt) if rule.validation else []
@@ -66,7 +68,7 @@ def _few_documents(parts: list[Part], rule: SplitRule, documents: DocumentRule, 
     """Lists the documents of a corpus of which the rule leaves a split empty; returns none for any other corpus."""
     found, splits, seen = list[_Document](), set[str](), set[bytes]()
     for part in parts:
-        for text in documents.kept(documents_in(part), Counter()):
+        for text in strings_of(documents.kept(texts_in(part), Counter())):
             if documents.deduplicate:
                 if (digest := document_digest(text)) in seen:
                     continue
@@ -98,7 +100,7 @@ def _choose_tail(
             tail[document.digest] = 0
             held_out += document.characters
             continue
-        kept = documents.kept(documents_in(document.part), Counter())
+        kept = strings_of(documents.kept(texts_in(document.part), Counter()))
         text = next(text for text in kept if document_digest(learnt(text)) == document.digest)
         cut = _cut(text, len(text) - missing)
         digests = {document_digest(learnt(piece)) for piece in (text[:cut], text[cut:])}

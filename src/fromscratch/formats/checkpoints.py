@@ -12,14 +12,17 @@ from typing import Any
 from torch import Tensor
 
 from fromscratch.errors import DataError
-from fromscratch.files import FileEntry, point_link, read_json_object, sealed_folder, to_strict_json
+from fromscratch.files import MANIFEST, FileEntry, point_link, read_json_object, sealed_folder, to_strict_json
 from fromscratch.formats.tensor_files import write_tensors
+from fromscratch.models.dropout import MASK_VERSION
 from fromscratch.runs.retention import LATEST, checkpoint_name
 
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 CARRY_FILE = "carry.safetensors"
 STATE_FILE = "state.json"
+MASKS = "mask_version"
+"""The version of the dropout masks that a checkpoint was trained with, in its manifest; earlier ones name none."""
 
 
 @dataclass
@@ -81,12 +84,18 @@ def save_checkpoint(folder: Path, contents: Contents, **metadata: Any) -> Path:
     state = contents.state
     destination = folder / checkpoint_name(state.step)
     written: dict[str, FileEntry] = {}
-    with sealed_folder(destination, written=written, step=state.step, **metadata) as temporary:
+    metadata = {"step": state.step, MASKS: MASK_VERSION, **metadata}
+    with sealed_folder(destination, written=written, **metadata) as temporary:
         for name, tensors in contents.files.items():
             written[name] = write_tensors(temporary / name, tensors)
         (temporary / STATE_FILE).write_text(to_strict_json(asdict(state), indent=1), "utf-8")
     point_link(folder / LATEST, destination.name)
     return destination
+
+
+def mask_version(checkpoint: Path) -> int:
+    """Returns the version of the dropout masks of a verified checkpoint."""
+    return int(read_json_object(checkpoint / MANIFEST).get(MASKS, 1))
 
 
 def read_state(checkpoint: Path) -> TrainingState:

@@ -1,20 +1,23 @@
 """Requests to the Hub: tried several times, and answered with one sentence where they fail."""
 
 import random
+import re
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
-from urllib.request import getproxies
+from urllib.parse import SplitResult, urlsplit
+from urllib.request import getproxies, proxy_bypass
 
 from fromscratch.errors import FromScratchError, UsageError
 
 MAX_ATTEMPTS = 5
 FIRST_WAIT_SECONDS, MAX_WAIT_SECONDS = 0.5, 60.0
 MAX_CONNECT_SECONDS = 1.5
+PROXY_ANSWER_SECONDS = 0.6  # a slow proxy may reach the Hub
+PROXY_HAS_NO_NETWORK = re.compile(rb"(HTTP/1\.\d 50\d|$)")  # or it hangs up
 REFUSED_STATUS_CODES = {401, 403, 404}
 TEMPORARY_STATUS_CODES = {None, 408, 425, 429, 500, 502, 503, 504}  # None: no answer, such as a lost connection
 
@@ -54,27 +57,48 @@ def ask_hub(what: str, request: Callable[[], Result], *, sleep: Callable[[float]
     raise AssertionError("unreachable")
 
 
-def is_offline() -> bool:
-    """Whether the Hub must not be asked (HF_HUB_OFFLINE), or accepts no connection within 1.5 s."""
+def is_offline(max_seconds: float = MAX_CONNECT_SECONDS) -> bool:
+    """Whether the Hub must not be asked (HF_HUB_OFFLINE), or accepts no connection in that time.
+
+    Where a proxy makes the connections, that is asked for one. Only errors of the network (502, 503, 504) count as no
+    connection: any other refusal may be a matter of credentials.
+    """
     constants = _hub_constants()
     if constants.HF_HUB_OFFLINE:
         return True
-    if constants.ENDPOINT in _reached or getproxies():  # the proxy makes the connection, and may reach the Hub
+    if constants.ENDPOINT in _reached:
         return False
-    address = urlsplit(constants.ENDPOINT)
-    place = (address.hostname or "", address.port or {"http": 80}.get(address.scheme, 443))
 
     def connect() -> None:
-        try:
-            socket.create_connection(place, timeout=MAX_CONNECT_SECONDS).close()
-            _reached.add(constants.ENDPOINT)
-        except OSError:
-            pass
+        with suppress(OSError):
+            if _can_connect(urlsplit(constants.ENDPOINT)):
+                _reached.add(constants.ENDPOINT)
 
     thread = threading.Thread(target=connect, daemon=True)  # looking the name up has no timeout of its own
     thread.start()
-    thread.join(MAX_CONNECT_SECONDS)
+    thread.join(max_seconds)
     return constants.ENDPOINT not in _reached
+
+
+def _can_connect(hub: SplitResult) -> bool:
+    """Connects to the Hub, or to the proxy and through it. Raises OSError where nothing answers."""
+    host, port = _place(hub)
+    proxies = {} if proxy_bypass(host) else getproxies()
+    named = proxies.get(hub.scheme) or proxies.get("all")
+    proxy = urlsplit(named if "://" in named else f"http://{named}") if named else None
+    with socket.create_connection(_place(proxy or hub), timeout=MAX_CONNECT_SECONDS) as connection:
+        if proxy is None or proxy.scheme != "http" or hub.scheme != "https":
+            return True
+        connection.sendall(f"CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n\r\n".encode())
+        connection.settimeout(PROXY_ANSWER_SECONDS)
+        with suppress(TimeoutError):
+            return not PROXY_HAS_NO_NETWORK.match(connection.recv(16))
+        return True
+
+
+def _place(address: SplitResult) -> tuple[str, int]:
+    port = {"http": 80, "socks5": 1080, "socks5h": 1080}.get(address.scheme, 443)
+    return address.hostname or "", address.port or port
 
 
 _reached: set[str] = set()

@@ -15,6 +15,7 @@ import torch
 from fromscratch.errors import UsageError
 from fromscratch.machine.emulation import needs_emulation
 from fromscratch.models.compiling import prepare_to_compile
+from fromscratch.models.head import ChunkedHead
 from fromscratch.models.language_model import LanguageModel
 
 Loss = TypeVar("Loss", bound=Callable[..., Any])
@@ -30,14 +31,22 @@ class Acceleration:
     """Applies ``torch.compile`` to the training step's forward and backward passes."""
     activation_checkpointing: bool = False
     """Keeps only the input of each block; backward recomputes the rest (Chen et al. 2016)."""
+    deterministic: bool = False
+    """Uses deterministic kernels only, so that a resume on CUDA is bit-exact (``determinism.py``)."""
 
     def __str__(self) -> str:
         extra = ", activation checkpointing" if self.activation_checkpointing else ""
+        extra += ", deterministic" if self.deterministic else ""
         return ("compiled" if self.compile else "eager") + extra
 
 
 def choose_acceleration(
-    device: torch.device, *, precision: str, compile_wanted: bool | None, activation_checkpointing: bool
+    device: torch.device,
+    *,
+    precision: str,
+    compile_wanted: bool | None,
+    activation_checkpointing: bool,
+    deterministic: bool = False,
 ) -> tuple[Acceleration, str]:
     """Returns the acceleration for a device, and the problem that prevents compilation (empty if none).
 
@@ -50,7 +59,7 @@ def choose_acceleration(
     problem = compile_problem(device, precision) if wanted else ""
     if compile_wanted and problem:
         raise UsageError(f"--compile: {problem}; use --no-compile")
-    return Acceleration(wanted and not problem, activation_checkpointing), problem
+    return Acceleration(wanted and not problem, activation_checkpointing, deterministic), problem
 
 
 def compile_problem(device: torch.device, precision: str) -> str:
@@ -88,5 +97,9 @@ def accelerate(model: LanguageModel, loss: Loss, acceleration: Acceleration, *, 
     prepare_to_compile()
     # torch itself reads .grad of such tensors where a graph breaks, and warns of it
     warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
+    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)  # train.precision decides that
+    for module in model.modules():
+        if isinstance(module, ChunkedHead):
+            module.compile_rows(backend)
     compiled: Loss = torch.compile(loss, dynamic=False, backend=backend)  # type: ignore[assignment]
     return compiled

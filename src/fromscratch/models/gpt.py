@@ -20,12 +20,15 @@ from .dropout import Dropout, number_dropout_sites
 from .language_model import LanguageModel
 from .mechanism import Init, Sizes, Slots
 
+RESIDUAL_DTYPES = {"bf16": torch.bfloat16}
+
 
 class Block(nn.Module):
     """One layer: x + attention(norm(x)), then x + feedforward(norm(x))."""
 
     def __init__(self, sizes: Sizes, layer: int, slots: Slots) -> None:
         super().__init__()
+        self.residual_dtype = sizes.residual_dtype
         self.attention_norm = slots.norm(sizes, layer)
         self.attention = slots.attention(sizes, layer)
         self.attention_dropout = Dropout(sizes.dropout)
@@ -35,8 +38,13 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, positions: Tensor, past: Past | None = None) -> Tensor:
         """[B, T, D] and [B or 1, T] -> [B, T, D]."""
-        x = x + self.attention_dropout(self.attention(self.attention_norm(x), positions, past))
-        return x + self.feedforward_dropout(self.feedforward(self.feedforward_norm(x)))
+        branch = self.attention_dropout(self.attention(self.attention_norm(self.widen(x)), positions, past))
+        x = x + branch.to(x.dtype)
+        return x + self.feedforward_dropout(self.feedforward(self.feedforward_norm(self.widen(x)))).to(x.dtype)
+
+    def widen(self, x: Tensor) -> Tensor:
+        """The residual stream in the type of the parameters, where it is kept in another one."""
+        return x if self.residual_dtype is None else x.to(next(self.parameters()).dtype)
 
     def reset(self, init: Init) -> None:
         """Sets the parameters of the four parts."""
@@ -90,6 +98,9 @@ class GPT(LanguageModel):
             raise ValueError(f"{before + time} tokens, but the model's context is {self.context_length}")
         positions = torch.arange(time, device=x.device)[None] if past is None else past.positions(time)
         x = self.embedding_dropout(self.position(x, positions))
+        dtype = x.dtype
+        if self.sizes.residual_dtype is not None:
+            x = x.to(RESIDUAL_DTYPES[self.sizes.residual_dtype])
         for block in self.blocks:
             if self.gradient_checkpointing and self.training:
                 x = checkpoint(block, x, positions, past, use_reentrant=False)  # draws the same dropout masks again
@@ -97,7 +108,7 @@ class GPT(LanguageModel):
                 x = block(x, positions, past)
         if past is not None:
             past.advance(time)
-        return self.final_norm(x)
+        return self.final_norm(x if self.sizes.residual_dtype is None else x.to(dtype))
 
     def forward(self, tokens: Tensor, past: Past | None = None) -> Tensor:
         """Scores of the next token at every position: ids [B, T] -> logits [B, T, V]."""

@@ -1,11 +1,12 @@
 """A vocabulary head whose loss never holds the logits of a batch in fp32.
 
 Cross-entropy over 50,000 entries takes most of a small model's memory: the plain head holds [B, T, V]
-four times in fp32 (logits, log-probabilities, and both gradients). Here the loss and its gradients are
-computed for a few tokens at a time. 16-bit logits are kept from forward to backward, where their own
-gradients overwrite them. fp32 logits are never kept. On a CPU, forward also computes unscaled gradients;
-backward multiplies them by the upstream gradient if that is the same for all tokens, as it is for a sum
-or a mean. Otherwise backward computes the logits again.
+four times in fp32 (logits, log-probabilities, and both gradients). Here the loss and its unscaled gradients are
+computed in forward, for a few tokens at a time, while their logits are in the cache. Gradients of 16-bit logits
+overwrite the logits and are kept; backward multiplies them by the upstream gradient, and computes the weight's
+gradient in one product. fp32 logits are never kept. On a CPU, forward computes both gradients; backward multiplies
+them by the upstream gradient if that is the same for all tokens, as it is for a sum or a mean. Otherwise, and on
+other devices, backward computes the logits again.
 
 torch's own ``linear_cross_entropy`` (2.13) is not used: it rounds the losses per token to 16 bits,
 computes 16-bit logits twice, and was slower wherever it was measured (docs/speed.md).
@@ -15,6 +16,7 @@ Letters: B batch, T time, D embedding, V vocabulary, N = B x T tokens.
 Source of the idea: Wijmans et al. 2024, "Cut Your Losses in Large-Vocabulary Language Models".
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from torch.nn import functional as F
 
 from .compiling import outside_compiled_code
 from .layers import LinearHead
+from .mechanism import Sizes
 
 CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**26}
 """fp32 numbers per chunk, by device: 32 MiB fill a processor's cache, 256 MiB occupy a GPU."""
@@ -30,12 +33,26 @@ ALIGNMENT = 64
 """Logits of 16 bits have rows of a multiple of so many entries: tensor cores read and write aligned rows, and
 GPT-2's vocabulary of 50,257 is odd (NVIDIA, "Matrix Multiplication Background User's Guide", section 3)."""
 ROWS_PER_TILE = 128  # of a matrix product on a GPU; a chunk of whole tiles leaves no multiprocessor idle
+ROWS_IN_CACHE = 256
+"""Tokens per chunk of 16-bit logits on a GPU: with GPT-2's vocabulary 26 MB, half of the L2 cache of an H100."""
+GRADIENT_FACTOR = {torch.bfloat16: 1.0, torch.float16: 2.0**8}
+"""Kept gradients are multiplied by it: probabilities of 1 / 50,000 would lose digits in fp16, whose smallest
+number with all digits is 6e-5."""
+RowFunction = Callable[[Tensor, Tensor, float], Tensor]
 VOCABULARY_PER_PRODUCT = {4: 512, 2: 2_048}
 """By bytes of a number, on a CPU, where one product for all 50,000 entries runs at half of the speed of many."""
 
 
 class ChunkedHead(LinearHead):
     """The linear head, with the same weights, loss and gradients, in much less memory."""
+
+    def __init__(self, sizes: Sizes) -> None:
+        super().__init__(sizes)
+        self._rows: RowFunction = _losses_and_gradients_of_rows
+
+    def compile_rows(self, backend: str) -> None:
+        """Compiles what is computed between the matrix products of training in 16 bits."""
+        self._rows = torch.compile(_fusible_losses_and_gradients, dynamic=False, backend=backend)
 
     @outside_compiled_code  # it writes into preallocated tensors
     def losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
@@ -44,7 +61,9 @@ class ChunkedHead(LinearHead):
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
         tokens = hidden.flatten(0, 1).to(dtype)
         with torch.autocast(kind, enabled=False):  # the function chooses its own types
-            losses: Tensor = _ChunkedCrossEntropy.apply(tokens, self.weight, targets.flatten())  # type: ignore[no-untyped-call]
+            losses: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
+                tokens, self.weight, targets.flatten(), self._rows
+            )
         return losses.view(targets.shape)
 
 
@@ -52,40 +71,41 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     """Cross-entropy of ``hidden @ weight.T``: [N, D], [V, D] and ids [N] -> fp32 [N]."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, rows: RowFunction) -> Tensor:
         ctx.save_for_backward(hidden, weight, targets)
-        ctx.kept = ctx.unweighted = None  # not saved tensors, because backward overwrites them
+        ctx.kept = ctx.unweighted = None  # not saved tensors, because backward overwrites or releases them
         if not any(ctx.needs_input_grad):
-            return _losses(hidden, weight, targets, None)
+            return _losses(hidden, weight, targets)
         if hidden.dtype != torch.float32:
-            ctx.kept = hidden.new_empty(len(hidden), _aligned(len(weight)))
-            return _losses(hidden, weight, targets, ctx.kept)
+            losses, *ctx.kept = _losses_and_kept_gradients(hidden, weight, targets, rows)
+            return losses
         if hidden.device.type != "cpu":
-            return _losses(hidden, weight, targets, None)
+            return _losses(hidden, weight, targets)
         losses, *ctx.unweighted = _losses_and_gradients(hidden, weight, targets, None)
         return losses
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         hidden, weight, targets = ctx.saved_tensors
         if hidden.dtype == torch.float32:
             unweighted, ctx.unweighted = ctx.unweighted, None
             if unweighted is not None and bool((upstream == upstream[0]).all()):  # the gradient of a sum or a mean
-                return *(gradient.mul_(upstream[0]) for gradient in unweighted), None
+                return *(gradient.mul_(upstream[0]) for gradient in unweighted), None, None
             del unweighted
-            return *_losses_and_gradients(hidden, weight, targets, upstream)[1:], None
-        gradient, ctx.kept = ctx.kept, None
-        if gradient is None:
-            raise RuntimeError("the chunked head keeps its logits for one backward pass, and this is the second")
-        return *_gradients_of_kept(gradient, hidden, weight, targets, upstream), None
+            return *_losses_and_gradients(hidden, weight, targets, upstream)[1:], None, None
+        kept, ctx.kept = ctx.kept, None
+        if kept is None:
+            raise RuntimeError("the chunked head keeps its gradients for one backward pass, and this is the second")
+        of_hidden, of_logits = kept
+        return *_weighted(of_hidden, of_logits, hidden, weight, upstream), None, None
 
 
-def _losses(hidden: Tensor, weight: Tensor, targets: Tensor, kept: Tensor | None) -> Tensor:
-    """Nats per target, fp32 [N]; the logits are put into ``kept`` [N, aligned V] where there is one."""
+def _losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+    """Nats per target, fp32 [N]."""
     matrix = _in_dtype(weight, hidden.dtype)
     losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
     for rows in _chunks(hidden, weight):
-        logits = _logits(hidden[rows], matrix, None if kept is None else kept[rows])[:, : len(weight)]
+        logits = _logits(hidden[rows], matrix, None)[:, : len(weight)]
         losses[rows] = F.cross_entropy(logits.float(), targets[rows], reduction="none")
     return losses
 
@@ -112,24 +132,59 @@ def _losses_and_gradients(
     return losses, of_hidden, of_weight
 
 
-def _gradients_of_kept(
-    gradient: Tensor, hidden: Tensor, weight: Tensor, targets: Tensor, upstream: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Gradients of hidden [N, D] and weight [V, D] from 16-bit logits [N, aligned V], which are overwritten.
+def _losses_and_kept_gradients(
+    hidden: Tensor, weight: Tensor, targets: Tensor, rows_function: RowFunction
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses in fp32 [N], and in 16 bits the gradients of hidden [N, D] and of the logits [N, aligned V].
 
-    The columns beyond the vocabulary are zero as logits and stay so as gradients.
+    Both gradients are multiplied by ``GRADIENT_FACTOR``. The columns beyond the vocabulary are zero.
     """
     matrix = _in_dtype(weight, hidden.dtype)
-    of_hidden, of_weight = torch.empty_like(hidden), torch.empty_like(weight)
+    losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+    of_hidden, of_logits = torch.empty_like(hidden), hidden.new_empty(len(hidden), len(matrix))
     for rows in _chunks(hidden, weight):
-        probabilities = gradient[rows, : len(weight)].float().softmax(dim=-1)
-        _subtract_targets(probabilities, targets[rows]).mul_(upstream[rows, None])
-        gradient[rows, : len(weight)] = probabilities
-        torch.mm(gradient[rows], matrix, out=of_hidden[rows])
-    for entries in _vocabulary_blocks(hidden, gradient.T):
-        part = gradient[:, entries].T @ hidden
+        logits = _logits(hidden[rows], matrix, of_logits[rows])
+        losses[rows] = rows_function(logits[:, : len(weight)], targets[rows], GRADIENT_FACTOR[hidden.dtype])
+        torch.mm(of_logits[rows], matrix, out=of_hidden[rows])
+    return losses, of_hidden, of_logits
+
+
+def _weighted(
+    of_hidden: Tensor, of_logits: Tensor, hidden: Tensor, weight: Tensor, upstream: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of hidden [N, D] and weight [V, D], from the kept ones and the gradient of each token's loss [N].
+
+    Tokens are weighted in hidden instead of in the much larger logits, relative to the largest weight: the same
+    weight for all tokens, as in a mean, rounds nothing.
+    """
+    upstream = upstream / GRADIENT_FACTOR[hidden.dtype]
+    largest = upstream.abs().amax()
+    largest = torch.where(largest > 0, largest, 1.0)
+    weighted = hidden * (upstream / largest).to(hidden.dtype)[:, None]
+    of_weight = torch.empty_like(weight)
+    for entries in _vocabulary_blocks(hidden, of_logits.T):
+        part = of_logits[:, entries].T @ weighted
         of_weight[entries] = part[: len(of_weight[entries])]
-    return of_hidden, of_weight
+    return of_hidden.mul_(upstream[:, None]), of_weight.mul_(largest)
+
+
+def _losses_and_gradients_of_rows(logits: Tensor, targets: Tensor, factor: float) -> Tensor:
+    """Losses in fp32 [n] of logits [n, V], which their gradients times ``factor`` overwrite."""
+    values = logits.float()
+    losses = F.cross_entropy(values, targets, reduction="none")
+    logits.copy_(_subtract_targets(values.softmax(dim=-1), targets).mul_(factor))
+    return losses
+
+
+def _fusible_losses_and_gradients(logits: Tensor, targets: Tensor, factor: float) -> Tensor:
+    """The same for a compiler: one kernel that reads the logits twice and writes once."""
+    values = logits.float()
+    log_sums = values.logsumexp(dim=-1, keepdim=True)
+    losses = log_sums - values.gather(1, targets[:, None])
+    probabilities = (values - log_sums).exp()
+    is_target = torch.arange(logits.shape[1], device=logits.device) == targets[:, None]
+    logits.copy_(torch.where(is_target, probabilities - 1.0, probabilities) * factor)
+    return losses.squeeze(1)
 
 
 def _in_dtype(weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -156,16 +211,22 @@ def _logits(hidden: Tensor, matrix: Tensor, out: Tensor | None) -> Tensor:
 
 def _subtract_targets(probabilities: Tensor, targets: Tensor) -> Tensor:
     """Softmax minus one-hot, in place: the gradient of the loss by the logits, [n, V]."""
-    minus_one = probabilities.new_full((len(targets), 1), -1.0)
-    return probabilities.scatter_add_(1, targets[:, None], minus_one)
+    probabilities[torch.arange(len(targets), device=targets.device), targets] -= 1.0
+    return probabilities
 
 
 def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
     """The rows of each chunk, whose logits are held in fp32 together."""
-    size = max(1, CHUNK_ELEMENTS.get(hidden.device.type, CHUNK_ELEMENTS["cpu"]) // len(weight))
-    if hidden.device.type != "cpu" and size > ROWS_PER_TILE:
-        size -= size % ROWS_PER_TILE
+    size = chunk_rows(hidden.device.type, len(weight), is_16bit=hidden.dtype != torch.float32)
     return [slice(begin, begin + size) for begin in range(0, len(hidden), size)]
+
+
+def chunk_rows(device_type: str, vocab_size: int, *, is_16bit: bool) -> int:
+    """Tokens per chunk."""
+    size = max(1, CHUNK_ELEMENTS.get(device_type, CHUNK_ELEMENTS["cpu"]) // vocab_size)
+    if device_type != "cpu" and size > ROWS_PER_TILE:
+        size -= size % ROWS_PER_TILE
+    return min(size, ROWS_IN_CACHE) if device_type == "cuda" and is_16bit else size
 
 
 def _vocabulary_blocks(hidden: Tensor, weight: Tensor) -> list[slice]:

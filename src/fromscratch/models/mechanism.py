@@ -45,6 +45,8 @@ class Sizes:
     """Whether the query, key and value projections have a bias."""
     tied_head: bool
     """Whether the head's matrix is the token embedding's (Press and Wolf 2017)."""
+    residual_dtype: str | None = None
+    """``bf16`` keeps the residual stream between layers in it; None leaves it in the embedding's type."""
 
 
 @dataclass(frozen=True)

@@ -47,8 +47,15 @@ class CompositeOptimizer:
         for group in self.param_groups:
             group["lr"] = group[BASE_RATE] * factor
 
-    def step_unless(self, hold: Tensor) -> None:
+    @property
+    def takes_divisor(self) -> bool:
+        """Whether every optimiser can divide the gradients itself."""
+        return all(map(_takes_flag, self.optimizers))
+
+    def step_unless(self, hold: Tensor, *, divisor: Tensor | None = None) -> None:
         """Updates the weights. Where the 0-d boolean ``hold`` is true, weights and state stay unchanged.
+
+        ``divisor``, 0-d, divides the gradients inside the optimisers; see ``takes_divisor``.
 
         Optimisers that support it take the flag as a tensor (``found_inf``, made for loss scaling), so the
         host does not wait for the device. The others need the flag on the host. Multiplying the update by
@@ -59,10 +66,11 @@ class CompositeOptimizer:
         for optimizer in self.optimizers:
             if _takes_flag(optimizer):
                 optimizer.found_inf = hold.float()  # type: ignore[attr-defined]
+                optimizer.grad_scale = divisor  # type: ignore[attr-defined]
                 try:
                     optimizer.step()
                 finally:
-                    del optimizer.found_inf  # type: ignore[attr-defined]
+                    del optimizer.found_inf, optimizer.grad_scale  # type: ignore[attr-defined]
             elif not held:
                 optimizer.step()
 

@@ -94,6 +94,13 @@ def cases_for(*, micro_batches: Iterable[int], precisions: Iterable[str], compil
     return list(dict.fromkeys(Case(m, p, c) for m, p, c in combinations))
 
 
+def gpu_cases(*, micro_batches: list[int], precision: str, can_compile: bool) -> list[Case]:
+    """Returns few cases, because each compiles anew: the two largest sizes, and the largest without compilation."""
+    sizes = sorted(micro_batches)[-2:]
+    cases = [Case(size, precision, compile=can_compile) for size in sizes]
+    return [*cases, Case(sizes[-1], precision)] if can_compile else cases
+
+
 def reference_cases(hardware: Hardware, micro_batches: Iterable[int]) -> list[Case]:
     """Returns the cases of the reference recipe: fp16 autocast on a GPU, fp32 on a CPU."""
     precision = "fp32" if hardware.device.type == "cpu" else "fp16"

@@ -3,7 +3,8 @@
 import json
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -17,7 +18,7 @@ from fromscratch.data.batches import SequenceBatches
 from fromscratch.data.store import TokenSplit
 from fromscratch.errors import UsageError
 from fromscratch.machine.acceleration import Acceleration, accelerate
-from fromscratch.machine.allocator import keep_freed_memory
+from fromscratch.machine.allocator import keep_freed_memory, use_expandable_segments
 from fromscratch.machine.hardware import Hardware, find_hardware
 from fromscratch.machine.memory import default_micro_batch, is_memory_error
 from fromscratch.machine.precision import Precision
@@ -27,7 +28,7 @@ from fromscratch.planning.bench import OUT_OF_MEMORY, REFERENCE, Case
 from fromscratch.processes.parent import PARENT
 from fromscratch.training.held_out import TokenSlice
 from fromscratch.training.next_token import NextToken
-from fromscratch.training.objective import Objective, Runtime
+from fromscratch.training.objective import Batches, MicroBatch, Objective, Runtime
 from fromscratch.training.step import GradientRules, Stepper
 
 RATE_FACTOR = 0.1
@@ -45,6 +46,35 @@ class RandomTokens:
     def read(self, start: int, count: int) -> NDArray[np.int64]:
         """``count`` ids, the same for the same ``start``."""
         return np.random.default_rng(start).integers(self.vocab_size, size=count)
+
+
+@dataclass(frozen=True)
+class BatchesWithoutKeys:
+    """Batches whose sequences have no random seeds of their own: dropout is torch's. See ``Batches``."""
+
+    batches: Batches
+
+    @property
+    def targets_per_step(self) -> int:
+        return self.batches.targets_per_step
+
+    @property
+    def micro_batch(self) -> int:
+        return self.batches.micro_batch
+
+    @property
+    def max_steps(self) -> int:
+        return self.batches.max_steps
+
+    @property
+    def num_micro_batches(self) -> int:
+        return self.batches.num_micro_batches
+
+    def micro_batches(self, step: int) -> Iterator[MicroBatch]:
+        return (replace(batch, sequence_keys=(), kernel_key=None) for batch in self.batches.micro_batches(step))
+
+    def smaller(self) -> "Batches | None":
+        return None
 
 
 def random_objective(model: ModelConfig, runtime: Runtime) -> NextToken:
@@ -71,14 +101,16 @@ def build_stepper(
         model_config = model_config.model_copy(update={"attention": ExplicitAttention(), "head": LinearHead()})
     else:
         keep_freed_memory()
+        use_expandable_segments(runtime.device)
     model = build_empty(model_config, runtime.device)
     initialise(model, model_config, seed=0)
+    batches = objective.batches(runtime)
     parameters, rate = list(model.named_parameters()), train.optimizer.learning_rate
     unfused = torch.optim.AdamW(model.parameters(), lr=rate) if reference else None
     return Stepper(
         model,
         as_composite(unfused or train.optimizer.build(parameters)),
-        objective.batches(runtime),
+        BatchesWithoutKeys(batches) if reference else batches,
         loss=accelerate(model, objective.loss, Acceleration(case.compile, case.activation_checkpointing)),
         rules=GradientRules(train.clip.build(), train.nonfinite.build()),
         precision=runtime.precision,

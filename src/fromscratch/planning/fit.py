@@ -75,7 +75,7 @@ class Fit:
     """The result of ``find_fit``."""
 
     largest: int
-    """The largest micro-batch that fits."""
+    """The largest micro-batch that fits; on a GPU at most the local batch."""
     fastest: int
     """The micro-batch of the highest speed, among those of at most the local batch."""
     tokens_per_second: float
@@ -85,27 +85,37 @@ class Fit:
     """All probes, in order."""
 
 
-def find_fit(probe: Callable[[int], Probe], *, budget_bytes: int, local_batch: int) -> Fit:
+def find_fit(probe: Callable[[int], Probe], *, budget_bytes: int, local_batch: int, share_first: bool = False) -> Fit:
     """Searches for the largest and the fastest micro-batch with few probes.
 
     Args:
         probe: runs a memory probe of a micro-batch size.
         local_batch: sequences of the global batch per process; larger micro-batches have no use.
+        share_first: whether to begin with ``local_batch``. If it fits, half of it is the only other probe, and no
+            larger size is tried. For devices with memory of their own, where too large a size harms nothing else.
 
     Raises:
         FromScratchError: not even one sequence fits.
     """
     search = _Search(probe, budget_bytes)
+    if share_first and search.probe(local_batch).fits:
+        search.probe(max(1, local_batch // 2))
+        return _best_of(search, largest=local_batch, local_batch=local_batch)
     search.probe_first_sizes()
     largest = search.find_largest()
     limit = min(largest, local_batch)
     for size in dict.fromkeys(max(1, limit >> halvings) for halvings in range(HALVINGS + 1)):
         search.probe(size)
+    return _best_of(search, largest=largest, local_batch=local_batch)
+
+
+def _best_of(search: "_Search", *, largest: int, local_batch: int) -> Fit:
+    """Returns the fastest useful probe of a search."""
     probes = list(search.probes.values())
     useful = [p for p in probes if p.fits and p.micro_batch <= local_batch and p.tokens_per_second]
     best = max(useful, key=lambda p: p.tokens_per_second or 0.0)
     line = MemoryLine.through(probes) if len(search.known) > 1 else MemoryLine(0.0, 0.0)
-    return Fit(largest, best.micro_batch, best.tokens_per_second or 0.0, line, budget_bytes, probes)
+    return Fit(largest, best.micro_batch, best.tokens_per_second or 0.0, line, search.budget_bytes, probes)
 
 
 class _Search:
@@ -113,7 +123,7 @@ class _Search:
 
     def __init__(self, probe: Callable[[int], Probe], budget_bytes: int) -> None:
         self._probe = probe
-        self._budget_bytes = budget_bytes
+        self.budget_bytes = budget_bytes
         self.probes: dict[int, Probe] = {}
 
     def probe(self, size: int) -> Probe:
@@ -131,7 +141,7 @@ class _Search:
         one = self.probe(1)
         if not one.fits:
             raise FromScratchError(
-                f"not even one sequence fits into {self._budget_bytes / 2**20:,.0f} MiB; use "
+                f"not even one sequence fits into {self.budget_bytes / 2**20:,.0f} MiB; use "
                 "--activation-checkpointing, a shorter model.context_length, or a smaller model"
             )
         min_bytes = (1 + MIN_GROWTH) * (one.peak_memory_bytes or 0)
@@ -153,7 +163,7 @@ class _Search:
     def _next_size(self, fitting: int, failing: int | None) -> int:
         """Returns the size that the line predicts, but at least two more than the largest that fits."""
         line = MemoryLine.through(self.known) if len(self.known) > 1 else None
-        predicted = line.max_sequences(self._budget_bytes) if line else None
+        predicted = line.max_sequences(self.budget_bytes) if line else None
         size = max(fitting * GROWTH_FACTOR if predicted is None else predicted, fitting + 2)
         if failing is None or size < failing:
             return size

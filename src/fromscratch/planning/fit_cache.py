@@ -48,7 +48,9 @@ def find_and_cache_fit(
         on_probe(result := run_probe(size))
         return result
 
-    fit = find_fit(probe, budget_bytes=budget_bytes, local_batch=local_batch)
+    fit = find_fit(
+        probe, budget_bytes=budget_bytes, local_batch=local_batch, share_first=hardware.device.type == "cuda"
+    )
     cache_fit(fit, workload, hardware, acceleration)
     PeakFlops(hardware).sample(workload.train.precision)
     return fit

@@ -58,7 +58,7 @@ def forecast_machine(
         mfu: share of the peak that is assumed where no speed is measured.
         budget_bytes: memory of one device that training may use; None takes most of the machine's.
     """
-    speed, basis, is_measured = _speed(machine, workload, speeds, mfu)
+    speed, basis, is_measured = expected_speed(machine, workload, speeds, mfu)
     hours = tokens / speed / 3600 if speed else None
     price = machine.price_range
     if budget_bytes is None and machine.memory_gb is not None:
@@ -81,7 +81,9 @@ def forecast_machine(
     )
 
 
-def _speed(machine: Machine, workload: Workload, speeds: list[Speed], mfu: float) -> tuple[float | None, str, bool]:
+def expected_speed(
+    machine: Machine, workload: Workload, speeds: list[Speed], mfu: float = ASSUMED_MFU
+) -> tuple[float | None, str, bool]:
     """Returns tokens per second of the machine, where they come from, and whether they were measured."""
     measured = max((s for s in speeds if s.is_of(machine)), key=lambda s: s.tokens_per_second, default=None)
     if measured is not None:

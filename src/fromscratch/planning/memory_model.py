@@ -26,7 +26,7 @@ from fromscratch.config.model import ModelConfig
 from fromscratch.machine.precision import Precision
 from fromscratch.models.attention import FusedAttention
 from fromscratch.models.factory import build_model
-from fromscratch.models.head import CHUNK_ELEMENTS, ChunkedHead
+from fromscratch.models.head import CHUNK_ELEMENTS, ChunkedHead, chunk_rows
 from fromscratch.models.language_model import LanguageModel
 from fromscratch.optim.composite import as_composite
 from fromscratch.planning.bench import Workload
@@ -112,7 +112,7 @@ def forecast_memory(
     for batch in _micro_batches_to_simulate(config, workload.train.global_batch):
         parts = Bytes(*_at_full_depth(workload, batch, is_gpu, activation_checkpointing))
         if is_gpu:
-            parts = replace(parts, logits=parts.logits + _larger_chunks(config))
+            parts = replace(parts, logits=parts.logits + _larger_chunks(config, workload.train.precision))
         else:
             lost = CPU_FRAGMENTATION * (parts.activations + parts.logits)
             parts = replace(parts, other=lost + process_bytes + CPU_LIBRARIES_BYTES)
@@ -147,11 +147,14 @@ def _at_full_depth(workload: Workload, batch: int, is_gpu: bool, activation_chec
     return [a + share * (b - a) for a, b in zip(*ends, strict=True)]
 
 
-def _larger_chunks(config: ModelConfig) -> int:
+def _larger_chunks(config: ModelConfig, precision: str) -> int:
     """Bytes by which the head's chunks on a GPU exceed those of the simulation."""
+    assert config.vocab_size is not None
     with torch.device("meta"):
         has_chunks = any(isinstance(module, ChunkedHead) for module in build_model(config).modules())
-    return 4 * CHUNK_COPIES * (CHUNK_ELEMENTS["cuda"] - CHUNK_ELEMENTS["cpu"]) if has_chunks else 0
+    rows = chunk_rows("cuda", config.vocab_size, is_16bit=precision in ("bf16", "fp16"))
+    larger = max(0, rows * config.vocab_size - CHUNK_ELEMENTS["cpu"])
+    return 4 * CHUNK_COPIES * larger if has_chunks else 0
 
 
 def _simulate(

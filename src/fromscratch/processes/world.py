@@ -174,18 +174,20 @@ def _never_free(group: object) -> None:
 
 
 @contextmanager
-def joined_world(device_type: str) -> Iterator[World]:
+def joined_world(device: torch.device) -> Iterator[World]:
     """Joins the process group that torchrun's environment describes, and destroys it at the end.
 
-    Without ``WORLD_SIZE`` in the environment it is a single process.
+    NCCL is told its device, so that it connects now and never guesses it. Without ``WORLD_SIZE`` in the environment it
+    is a single process.
     """
     if started_world_size() == 1:
         yield ALONE
         return
     timeout = timedelta(seconds=timeout_seconds())
     store, rank, size = session_store(timeout)
-    backend = "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    on_cuda = {"backend": "cpu:gloo,cuda:nccl", "device_id": device}
+    chosen: dict[str, Any] = on_cuda if device.type == "cuda" else {"backend": "gloo"}
+    dist.init_process_group(**chosen, store=store, rank=rank, world_size=size, timeout=timeout)
     group = dist.group.WORLD
     try:
         yield World(rank, size, store)

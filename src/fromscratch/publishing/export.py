@@ -131,6 +131,7 @@ def custom_config(config: GPTConfig) -> dict[str, Any]:
         "dropout": config.dropout,
         "attention_bias": config.attention_bias,
         "tie_word_embeddings": config.tied_head,
+        "residual_dtype": config.residual_dtype,
         "dtype": "float32",
         TABLE_KEY: config.model_dump(mode="json", exclude_none=True),
     }

@@ -74,16 +74,27 @@ def read_records(path: Path) -> Iterator[dict[str, Any]]:
 
 def last_record(path: Path) -> dict[str, Any]:
     """Returns the last record, reading only the end of the file; an empty one if there is none."""
+    return next((record for line in reversed(_tail(path)) if (record := _record_in(line)) is not None), {})
+
+
+def recent_records(path: Path) -> list[dict[str, Any]]:
+    """Returns the records at the end of a file in order, without reading the rest; at least a hundred if it has them.
+
+    A line cut at the beginning is left out.
+    """
+    return [record for line in _tail(path) if (record := _record_in(line)) is not None]
+
+
+def _tail(path: Path) -> list[bytes]:
     if not path.is_file():
-        return {}
+        return []
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - TAIL_BYTES))
-            lines = file.read(TAIL_BYTES).splitlines()
+            return file.read(TAIL_BYTES).splitlines()
     except OSError:
-        return {}
-    return next((record for line in reversed(lines) if (record := _record_in(line)) is not None), {})
+        return []
 
 
 def read_thinned(path: Path, max_records: int) -> list[dict[str, Any]]:

@@ -37,6 +37,7 @@ class Event(StrEnum):
     LOCK_TAKEN_OVER = "lock-taken-over"
     CONFIG_CHANGED = "config-changed"  # changes, identities
     MACHINE_CHANGED = "machine-changed"  # earlier: the machine.json of the sessions before
+    MASKS_CHANGED = "masks-changed"  # step, earlier, now: versions of the dropout masks
     EVALUATION = "evaluation"  # step, loss
     SAMPLE = "sample"  # step, text
     NONFINITE = "nonfinite"  # step, outcome, in_a_row

@@ -99,7 +99,7 @@ def estimate_run(
 
     forecasts = []
     speeds = measured_speeds(workload)
-    for name, machine in {**({HERE: _this_machine(hardware)} if wants_here else {}), **known}.items():
+    for name, machine in {**({HERE: this_machine(hardware)} if wants_here else {}), **known}.items():
         budget = memory_budget_bytes(hardware) if name == HERE else None
         forecasts.append(
             forecast_machine(
@@ -127,7 +127,8 @@ def estimate_run(
     )
 
 
-def _this_machine(hardware: Hardware) -> Machine:
+def this_machine(hardware: Hardware) -> Machine:
+    """This machine, without a price."""
     return Machine(device="cpu" if hardware.device.type == "cpu" else hardware.name)
 
 

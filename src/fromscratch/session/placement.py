@@ -10,6 +10,7 @@ import torch
 from fromscratch.errors import FromScratchError, UsageError
 from fromscratch.files import read_json_object
 from fromscratch.machine.acceleration import Acceleration, choose_acceleration
+from fromscratch.machine.determinism import make_deterministic
 from fromscratch.machine.hardware import Hardware, find_hardware, processor_kind
 from fromscratch.machine.memory import default_micro_batch
 from fromscratch.planning.bench import Workload
@@ -39,6 +40,8 @@ class MachineOptions:
     """Whether to use ``torch.compile``; None compiles on CUDA only."""
     activation_checkpointing: bool = False
     """Whether backward recomputes activations instead of keeping them."""
+    deterministic: bool | None = None
+    """Whether to use deterministic kernels only; None keeps what the run used before, by default the fastest."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,9 @@ def place_run(
 def _place(
     plan: PlannedRun, run: RunDirectory, machine: MachineOptions, *, world_size: int | None, fresh: bool
 ) -> Placement:
+    deterministic = _wants_determinism(run, machine, fresh=fresh)
+    if deterministic:
+        make_deterministic()
     processes_here = world_size or started_local_world_size()
     world_size = world_size or started_world_size()
     hardware = find_hardware(machine.device, local_rank=started_local_rank(), processes_here=processes_here)
@@ -142,6 +148,7 @@ def _place(
         precision=plan.config.train.precision,
         compile_wanted=recorded.get("compile") if machine.compile is None else machine.compile,
         activation_checkpointing=machine.activation_checkpointing,
+        deterministic=deterministic,
     )
     is_default = False
     if machine.micro_batch is None:
@@ -151,6 +158,13 @@ def _place(
         micro_batch = min(known or micro_batch, max_local_shard(plan.config.train.global_batch, world_size))
     threads = Threads(recorded.get("threads") if hardware.device.type == "cpu" else None)
     return Placement(hardware, micro_batch, world_size, acceleration, is_default, compile_problem, threads)
+
+
+def _wants_determinism(run: RunDirectory, machine: MachineOptions, *, fresh: bool) -> bool:
+    """Whether the run shall be deterministic; read before the device is known, because CUDA must not start before."""
+    if machine.deterministic is not None or fresh or not run.machine.is_file():
+        return bool(machine.deterministic)
+    return bool(read_json_object(run.machine).get("deterministic"))
 
 
 def choose_micro_batch(

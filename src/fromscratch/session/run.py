@@ -86,12 +86,12 @@ def run_training(
         UsageError, DataError: see ``plan_run`` and ``open_run_directory``.
         DivergedError: training diverged.
     """
-    stop, device_type = StopRequest(), placement.hardware.device.type
+    stop = StopRequest()
     billing, spent = billing or Billing(), TimeSpent()
     open_run = partial(open_run_directory, plan, path, fresh=fresh, allowed_changes=allowed_changes)
     with ExitStack() as stack:
         stack.enter_context(stop.listening())
-        world = stack.enter_context(joined_world(device_type))
+        world = stack.enter_context(joined_world(placement.hardware.device))
         run, session = stack.enter_context(_locked_by_main(open_run, path, world))
         costs = CostRecorder(run, placement, billing, spent)
         observers = [ConfigRecorder(run, session), SamplesFile(run), costs, *observers]
@@ -105,7 +105,7 @@ def run_training(
                 outcome = RunState.DONE if training.is_complete else RunState.STOPPED
                 return summarise(plan, training, outcome, placement, first_step=first_step)
             if world.is_main:
-                record_session(plan, run, placement)
+                record_session(plan, run, placement, step=first_step)
             stuck = partial(_record_end, run, plan, training, RunState.FAILED)
             with (
                 watchdog(world, run.path, stuck if world.is_main else lambda _reason: None),

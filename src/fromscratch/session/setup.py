@@ -1,5 +1,6 @@
 """Prepares a training from a plan and a placement: run directory, model, optimiser, data, resume."""
 
+import logging
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -11,17 +12,25 @@ from torch import nn
 from fromscratch.errors import DataError, UsageError
 from fromscratch.files import MANIFEST, read_json_object, write_atomically
 from fromscratch.finetuning.adaptation import trained_parameters
-from fromscratch.formats.checkpoints import TrainingState, read_state
+from fromscratch.formats.checkpoints import TrainingState, mask_version, read_state
 from fromscratch.machine.acceleration import accelerate
-from fromscratch.machine.allocator import keep_freed_memory
+from fromscratch.machine.allocator import keep_freed_memory, use_expandable_segments
 from fromscratch.machine.precision import Precision
+from fromscratch.models.dropout import MASK_VERSION
 from fromscratch.models.factory import build_empty
 from fromscratch.optim.composite import as_composite
 from fromscratch.processes.restarts import check_crashes
 from fromscratch.processes.stopping import StopRequest
 from fromscratch.processes.world import World
 from fromscratch.runs.directory import STORES, RunDirectory, check_run_name
-from fromscratch.runs.retention import newest_valid, recover_leftovers, repair_links, step_of, wrong_links
+from fromscratch.runs.retention import (
+    checkpoint_name,
+    newest_valid,
+    recover_leftovers,
+    repair_links,
+    step_of,
+    wrong_links,
+)
 from fromscratch.runs.states import Event
 from fromscratch.session.changes import NO_CHANGES, SessionConfig, accept_changes, accepted_identities
 from fromscratch.session.code import CODE, code_hash
@@ -36,6 +45,8 @@ from fromscratch.training.objective import Objective, Runtime
 from fromscratch.training.observers import Observer
 from fromscratch.training.parallelism import choose_parallelism
 from fromscratch.training.step import GradientRules, Stepper
+
+LOG = logging.getLogger(__name__)
 
 
 def open_run_directory(
@@ -94,6 +105,7 @@ def prepare_training(
     """
     config, objective, device = plan.config, plan.objective, placement.hardware.device
     keep_freed_memory()
+    use_expandable_segments(device)
     placement.threads.restore()
     runtime = Runtime(device, placement.micro_batch, Precision(config.train.precision, device), world)
     stepper = _build_stepper(plan, placement, runtime)
@@ -196,8 +208,8 @@ def _checkpoint_to_resume(plan: PlannedRun, journal: Journal, session: SessionCo
     return checkpoint.name
 
 
-def record_session(plan: PlannedRun, run: RunDirectory, placement: Placement) -> None:
-    """Writes the config and the tokenizer of a new run, and the machine of this session."""
+def record_session(plan: PlannedRun, run: RunDirectory, placement: Placement, *, step: int) -> None:
+    """Writes the config and the tokenizer of a new run, and the machine of this session, which begins at a step."""
     if not run.exists():
         run.write_config(plan.config.to_plain())
         if plan.parent:
@@ -210,6 +222,7 @@ def record_session(plan: PlannedRun, run: RunDirectory, placement: Placement) ->
         if not path.is_file():
             path.parent.mkdir(exist_ok=True)
             write_atomically(path, text)
+    _tell_other_masks(plan, run, step)
     sizes = {"world_size": placement.world_size, "micro_batch": placement.micro_batch}
     machine = {**placement.hardware.to_dict(), **sizes, **asdict(placement.acceleration), CODE: code_hash()}
     if run.machine.is_file():
@@ -217,3 +230,17 @@ def record_session(plan: PlannedRun, run: RunDirectory, placement: Placement) ->
         if earlier != machine:
             run.log_event(Event.MACHINE_CHANGED, earlier=earlier)
     run.write_machine({**machine, STORES: plan.store_names()})
+
+
+def _tell_other_masks(plan: PlannedRun, run: RunDirectory, step: int) -> None:
+    """Records and says where a run continues with other dropout masks than an earlier version gave it."""
+    checkpoint = run.checkpoints / checkpoint_name(step)
+    if not getattr(plan.config.model, "dropout", 0.0) or not checkpoint.is_dir():
+        return
+    earlier = mask_version(checkpoint)
+    if earlier != MASK_VERSION:
+        run.log_event(Event.MASKS_CHANGED, step=step, earlier=earlier, now=MASK_VERSION)
+        LOG.warning(
+            "this run began with an earlier version's dropout masks and continues with those of this version, which "
+            "are the same on every device: its result differs from that of an uninterrupted run"
+        )

@@ -55,7 +55,10 @@ class Part(Protocol):
         """The files that it reads; their content decides the part's."""
 
     def documents(self) -> Iterator[Document]:
-        """Yields the documents in order, in memory that does not grow with the part. Read it by ``documents_in``."""
+        """Yields the documents in order, in memory that does not grow with the part. Read it by ``documents_in``.
+
+        A part may also have ``arrays()``, which yields the same as Arrow arrays; ``texts.texts_in`` reads either.
+        """
 
 
 def documents_in(part: Part) -> Iterator[Document]:
@@ -65,7 +68,12 @@ def documents_in(part: Part) -> Iterator[Document]:
     except (FromScratchError, MemoryError):  # another attempt may have enough memory
         raise
     except Exception as error:
-        yield damaged(f"{part.name}: cannot be read ({first_line(error)})")
+        yield unreadable(part, error)
+
+
+def unreadable(part: Part, error: Exception) -> Unusable:
+    """Returns the stand-in for the rest of a part that a library failed to read."""
+    return damaged(f"{part.name}: cannot be read ({first_line(error)})")
 
 
 def first_line(error: Exception) -> str:

@@ -7,7 +7,7 @@ rows are decoded at a time: a page may expand a thousandfold, so its size does n
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice, pairwise, repeat
+from itertools import pairwise, repeat
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from fromscratch.errors import DataError
 from fromscratch.sources import base
-from fromscratch.sources.base import DamagedFile, Document, Part, damaged, first_line
+from fromscratch.sources.base import DamagedFile, Document, Part, Unusable, damaged, first_line
 
 READ_BUFFER_BYTES = 1 << 16
 MAX_DECODED_BYTES = 64 << 20  # upper bound: assumes that one row holds the whole column chunk
@@ -40,19 +40,26 @@ class ParquetPart:
     """Rows of each of the row groups."""
 
     def documents(self) -> Iterator[Document]:
+        for item in self.arrays():
+            if isinstance(item, Unusable):
+                yield item
+            else:
+                yield from (_text(value, self.name) for value in item)
+
+    def arrays(self) -> Iterator[Any]:
+        """Yields the rows as arrays of valid strings, and what takes the place of rows that cannot be read."""
         first, left = self.first_row, self.rows
         for group in range(self.first_group, self.first_group + self.groups):
             rows = min(left, self.group_rows[group - self.first_group] - first)
-            yield from self._group_documents(group, first, first + rows)
+            yield from self._group_arrays(group, first, first + rows)
             first, left = 0, left - rows
 
-    def _group_documents(self, group: int, begin: int, end: int) -> Iterator[Document]:
-        """Yields one document per row, also for rows that cannot be read."""
+    def _group_arrays(self, group: int, begin: int, end: int) -> Iterator[Any]:
         row = begin
         try:
-            for value in _cursor_at(self.path, group, self.column, begin).values(begin, end):
-                row += 1
-                yield _text(value, f"{self.path}: row {row - 1:,} of row group {group}")
+            for array in _cursor_at(self.path, group, self.column, begin).arrays(begin, end):
+                yield from _checked(array, self.path, group, row)
+                row += len(array)
         except MemoryError:  # another attempt may have enough
             raise
         except Exception as error:
@@ -73,24 +80,28 @@ class _Cursor:
         file = pq.ParquetFile(path, buffer_size=READ_BUFFER_BYTES, pre_buffer=False)
         self.rows = file.metadata.row_group(group).num_rows
         self.row = 0
-        self._values = _row_group_values(file, group, column)  # no reference cycle, so both are freed at once
+        self._arrays = _row_group_arrays(file, group, column)  # no reference cycle, so both are freed at once
+        self._rest: Any = None  # rows of the last array that belong to the next part
 
-    def values(self, begin: int, end: int) -> Iterator[Any]:
+    def arrays(self, begin: int, end: int) -> Iterator[Any]:
         """Yields the rows ``[begin, end)``; none of them was read before."""
-        for value in islice(self._values, end - self.row):
-            self.row += 1
+        while self.row < end:
+            array = self._rest if self._rest is not None else next(self._arrays, None)
+            if array is None:
+                raise DataError(f"row group {self.key[1]} ends after {self.row} of {self.rows} rows")
+            taken, skipped = array[: end - self.row], begin - self.row
+            self._rest = array[end - self.row :] if len(array) > end - self.row else None
+            self.row += len(taken)
             if self.row > begin:
-                yield value
-        if self.row < end:
-            raise DataError(f"row group {self.key[1]} ends after {self.row} of {self.rows} rows")
+                yield taken[max(0, skipped) :]
 
 
-def _row_group_values(file: Any, group: int, column: str) -> Iterator[Any]:
+def _row_group_arrays(file: Any, group: int, column: str) -> Iterator[Any]:
     chunk_bytes = _text_bytes(file.metadata, group, column)  # no value is longer than its column chunk
     batch_size = max(1, min(MAX_DECODED_ROWS, MAX_DECODED_BYTES // max(1, chunk_bytes)))
     with file:
         for batch in file.iter_batches(batch_size, row_groups=[group], columns=[column], use_threads=False):
-            yield from batch.column(0)
+            yield batch.column(0)
 
 
 _last_cursor: list[_Cursor] = []
@@ -175,6 +186,19 @@ def _text_bytes(metadata: Any, group: int, column: str) -> int:
     row_group = metadata.row_group(group)
     chunks = (row_group.column(index) for index in range(row_group.num_columns))
     return next((chunk.total_uncompressed_size for chunk in chunks if chunk.path_in_schema == column), 0)
+
+
+def _checked(array: Any, path: Path, group: int, row: int) -> Iterator[Any]:
+    """Yields an array of strings that begins at a row: whole where all are valid UTF-8, else in pieces."""
+    kind = array.type if pa.types.is_string(array.type) or pa.types.is_large_string(array.type) else None
+    if kind is not None:
+        with suppress(pa.ArrowInvalid):
+            array.validate(full=True)
+            yield array
+            return
+    for number, value in enumerate(array, start=row):
+        document = _text(value, f"{path}: row {number:,} of row group {group}")
+        yield pa.array([document], kind) if isinstance(document, str) else document
 
 
 def _text(value: Any, where: str) -> Document:

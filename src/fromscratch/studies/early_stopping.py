@@ -8,7 +8,7 @@ stopped has no final loss: the report counts it, and never as a number.
 from statistics import fmean
 
 from fromscratch.studies.definition import CONTROL
-from fromscratch.studies.jobs import Job, StudyFolder, held_out_by_share
+from fromscratch.studies.jobs import Job, StudyFolder, held_out_by_share, is_lost
 
 
 def hopeless(folder: StudyFolder, job: Job) -> str:
@@ -20,7 +20,9 @@ def hopeless(folder: StudyFolder, job: Job) -> str:
     if not losses:
         return ""
     share = max(losses)
-    control = [held_out_by_share(folder.job(folder.study.control, seed).run) for seed in folder.study.control.seeds]
+    stopped, base = folder.stopped_early(), folder.study.control
+    jobs = [one for seed in base.seeds if not is_lost(one := folder.job(base, seed), stopped)]
+    control = [held_out_by_share(one.run) for one in jobs]
     there = [one[share] for one in control if share in one]
     if share < rule.after or not there:
         return ""

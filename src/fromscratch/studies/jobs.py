@@ -82,11 +82,18 @@ class StudyFolder:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
+    def is_claimed(self, job: Job) -> bool:
+        """Whether a process has the claim to a run."""
+        if not (self.path / CLAIMS / job.name).exists() or self.is_over(job):
+            return False
+        with self.claimed(job) as mine:
+            return mine is None
+
     @contextmanager
     def claimed(self, job: Job) -> Iterator[int | None]:
         """Claims a run for this process and the program that trains it, which inherits the descriptor.
 
-        Yields the descriptor of the claim, or None where another process has it.
+        Yields the descriptor of the claim, or None where another process has it, or has ended the run meanwhile.
         """
         folder = self.path / CLAIMS
         folder.mkdir(parents=True, exist_ok=True)
@@ -96,7 +103,11 @@ class StudyFolder:
             except BlockingIOError:
                 yield None
             else:
-                yield file.fileno()
+                yield None if self.is_over(job) else file.fileno()
+
+    def is_over(self, job: Job) -> bool:
+        """Whether a run is never trained again: done, diverged or stopped by the rule."""
+        return job.state in NEVER_TRAINED_AGAIN or job.name in self.stopped_early()
 
     def stopped_early(self) -> set[str]:
         """Names of the runs that the study's rule stopped."""
@@ -104,11 +115,7 @@ class StudyFolder:
 
 
 def missing(folder: StudyFolder) -> list[Job]:
-    """The runs that still have to be trained, in order.
-
-    First one run of the baseline and of each intervention, seed by seed, so that the first comparison is there soon
-    and a study that is cut short is balanced.
-    """
+    """The runs that still have to be trained and that nobody trains, seed by seed through all arms."""
     jobs = sorted(enumerate(folder.jobs()), key=lambda item: (_place(item[1]), item[0]))
     stopped = folder.stopped_early()
     waits = [job for _, job in jobs if job.name not in stopped]
@@ -118,6 +125,11 @@ def missing(folder: StudyFolder) -> list[Job]:
 def _place(job: Job) -> int:
     """Position of the run's seed in its arm."""
     return job.arm.seeds.index(job.seed)
+
+
+def is_lost(job: Job, stopped_early: set[str]) -> bool:
+    """Whether a run diverged or was stopped by the rule. It counts against its arm and enters no mean and no band."""
+    return job.name in stopped_early or job.state == RunState.DIVERGED
 
 
 def held_out_losses(run: RunDirectory) -> dict[int, float]:

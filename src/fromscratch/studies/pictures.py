@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from fromscratch.runs.charts import ACCENT, BAND, DOTS_PER_INCH, INK, WARNING
 from fromscratch.studies.definition import CONTROL
-from fromscratch.studies.jobs import StudyFolder, held_out_by_share
+from fromscratch.studies.jobs import StudyFolder, held_out_by_share, is_lost
 from fromscratch.studies.results import Judgement, arm_jobs, judge, losses_after, mean_curve
 from fromscratch.studies.verdicts import Verdict
 
@@ -38,21 +38,28 @@ def forest_plot(judgement: Judgement) -> bytes:
                 if math.isfinite(low) and math.isfinite(high):
                     axes.plot([low, high], [row, row], color=colour, linewidth=1.6)
                 axes.plot([arm.effect], [row], "D", color=colour, markersize=6)
+        _mark_lost(axes, judgement)
         axes.set_yticks(range(len(arms)), [arm.arm for arm in arms])
         axes.invert_yaxis()
-        _limit(axes, judgement)
         axes.set_xlabel("effect on the loss, nats per token (left of 0 is better)")
         axes.legend(loc="upper right", fontsize=8, frameon=False)
 
     return _figure(draw, rows=len(arms))
 
 
-def _limit(axes: "Axes", judgement: Judgement) -> None:
-    """Keeps one wide interval from hiding the others: three times the range of the effects."""
+def _mark_lost(axes: "Axes", judgement: Judgement) -> None:
+    """Sets the range of the axis, and names right of it how many runs of an arm have no loss.
+
+    The range is three times that of the effects, so that one wide interval does not hide the others.
+    """
     effects = [abs(arm.effect) for arm in judgement.result.arms if arm.effect is not None]
     reach = 3 * max([judgement.margin, *effects])
     low, high = axes.get_xlim()
     axes.set_xlim(max(low, -reach), min(high, reach))
+    for row, arm in enumerate(judgement.result.arms):
+        if arm.runs.diverged:
+            text = f"{len(arm.runs.diverged)} diverged or stopped"
+            axes.text(1.01, row, text, color=WARNING, fontsize=8, va="center", transform=axes.get_yaxis_transform())
 
 
 def loss_curves(folder: StudyFolder) -> bytes:
@@ -69,13 +76,21 @@ def loss_curves(folder: StudyFolder) -> bytes:
             curves = _curves(folder, arm.name)
             points = [(share, loss) for share, loss in mean_curve(curves) if share in base and share > 0]
             if not points:
+                if lost := _lost_of(folder, arm.name):
+                    axes.plot([], [], label=arm.name + lost)
                 continue
             shares = [share for share, _ in points]
             colour, style = _look(place)
             low = [min(curve[share] for curve in curves) - base[share] for share in shares]
             high = [max(curve[share] for curve in curves) - base[share] for share in shares]
             axes.fill_between(shares, low, high, color=colour, alpha=0.12, linewidth=0)
-            axes.plot(shares, [loss - base[share] for share, loss in points], style, color=colour, label=arm.name)
+            axes.plot(
+                shares,
+                [loss - base[share] for share, loss in points],
+                style,
+                color=colour,
+                label=arm.name + _lost_of(folder, arm.name),
+            )
             late += [value for share, *pair in zip(shares, low, high, strict=True) for value in pair if share >= 0.25]
         axes.set_ylim(min(late) * 1.1 - 0.001, max(late) * 1.1 + 0.001)
         axes.set_xlabel("share of the training")
@@ -86,7 +101,17 @@ def loss_curves(folder: StudyFolder) -> bytes:
 
 
 def _curves(folder: StudyFolder, arm: str) -> list[dict[float, float]]:
-    return [curve for job in arm_jobs(folder, arm) if (curve := held_out_by_share(job.run))]
+    """Of the runs that count as a number: those that diverged or were stopped are left out."""
+    stopped = folder.stopped_early()
+    jobs = [job for job in arm_jobs(folder, arm) if not is_lost(job, stopped)]
+    return [curve for job in jobs if (curve := held_out_by_share(job.run))]
+
+
+def _lost_of(folder: StudyFolder, arm: str) -> str:
+    """How many runs of an arm diverged or were stopped, for the legend."""
+    stopped = folder.stopped_early()
+    count = sum(is_lost(job, stopped) for job in arm_jobs(folder, arm))
+    return f" ({count} diverged or stopped)" if count else ""
 
 
 def _look(place: int) -> tuple[str, str]:
@@ -97,7 +122,10 @@ def _look(place: int) -> tuple[str, str]:
 def evidence_over_time(folder: StudyFolder, judgement: Judgement) -> bytes:
     """Draws 1/p of each arm after each round of seeds (PNG): where it crosses 1/alpha, the arm is decided."""
     rounds = max(len(arm.seeds) for arm in folder.study.arms)
-    looks = [judge(folder, losses_after(judgement.losses, n)) for n in range(1, rounds + 1)]
+    looks = [
+        judge(folder, losses_after(judgement.losses, n), borrowed=judgement.result.borrowed)
+        for n in range(1, rounds + 1)
+    ]
 
     def draw(axes: "Axes") -> None:
         alpha = folder.study.config.alpha

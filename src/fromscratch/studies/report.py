@@ -3,22 +3,28 @@
 import base64
 import html
 import math
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from fromscratch.files import readable_seconds, to_strict_json, write_atomically
 from fromscratch.runs.costs import cost_of
 from fromscratch.studies.definition import CONTROL
 from fromscratch.studies.jobs import StudyFolder
+from fromscratch.studies.past import finding_of, keep_finding
 from fromscratch.studies.pictures import evidence_over_time, forest_plot, loss_curves
 from fromscratch.studies.power import smallest_detectable_effect
+from fromscratch.studies.prices import Forecast, Prices
 from fromscratch.studies.results import Judgement, arm_jobs, outcomes_of, sums_of_members
 from fromscratch.studies.verdicts import ArmResult
+from fromscratch.studies.worth import Worth, dollars_saved, why, worth_of
 
 REPORT = "report"
-HEADS = ("arm", "runs", "mean loss", "effect", "interval", "p", "verdict", "of the training", "shrunken", "time")
+HEADS = (
+    *("arm", "runs", "mean loss", "effect", "interval", "p", "verdict", "of the training", "in dollars", "shrunken"),
+    "time",
+)
 STYLE = """\
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
   color: #1b1b1b; background: #fff }
@@ -38,14 +44,16 @@ def write_report(
         "evidence": evidence_over_time(folder, judgement),
         "loss-curves": loss_curves(folder),
     }
-    blocks = list(_blocks(folder, judgement, measured_on, dollars_per_hour))
+    forecasts = Prices(folder, dollars_per_hour=dollars_per_hour).forecasts()
+    blocks = list(_blocks(folder, judgement, measured_on, dollars_per_hour, forecasts))
     for name, image in pictures.items():
         write_atomically(folder.path / f"{REPORT}-{name}.png", image)
     write_atomically(folder.path / f"{REPORT}.md", "\n\n".join(_markdown(block) for block in blocks) + "\n")
     page = folder.path / f"{REPORT}.html"
     write_atomically(page, _page(folder.study.name, blocks, pictures))
-    facts = {"measured_on": measured_on, "margin": judgement.margin, "result": asdict(judgement.result)}
-    write_atomically(folder.path / f"{REPORT}.json", to_strict_json(facts, indent=1))
+    text = to_strict_json(finding_of(folder, judgement, forecasts, measured_on=measured_on), indent=1)
+    write_atomically(folder.path / f"{REPORT}.json", text)
+    keep_finding(folder.study, text)
     return page
 
 
@@ -53,14 +61,21 @@ Block = tuple[str, Any]
 """A kind (title, text, list, table, picture) and its content."""
 
 
-def _blocks(folder: StudyFolder, judgement: Judgement, measured_on: str, price: float | None) -> Iterator[Block]:
+def _blocks(
+    folder: StudyFolder,
+    judgement: Judgement,
+    measured_on: str,
+    price: float | None,
+    forecasts: Mapping[str, Forecast],
+) -> Iterator[Block]:
+    worth = {arm.arm: worth_of(judgement, arm, forecasts) for arm in judgement.result.arms}
     study, result = folder.study, judgement.result
     yield "title", f"Study: {study.name}"
     yield "text", _summary(folder, judgement, measured_on)
-    yield "list", [f"{arm.arm}: {arm.verdict}. {_sentence(arm)}" for arm in result.arms]
+    yield "list", [f"{arm.arm}: {arm.verdict}. {_sentence(why(arm, worth[arm.arm]))}" for arm in result.arms]
     yield from (("text", f"Warning: {warning}.") for warning in (*result.warnings, *_code_warnings(folder)))
     yield "picture", ("effects", "Effect of each arm (diamond), its interval, and each run's difference (dots)")
-    yield "table", (HEADS, [_row(folder, judgement, arm, price) for arm in result.arms])
+    yield "table", (HEADS, [_row(folder, arm, worth[arm.arm], price) for arm in result.arms])
     yield "text", _what_could_be_seen(judgement)
     yield "picture", ("evidence", "Evidence after each round of seeds")
     yield (
@@ -80,9 +95,11 @@ def _blocks(folder: StudyFolder, judgement: Judgement, measured_on: str, price: 
 
 def _summary(folder: StudyFolder, judgement: Judgement, measured_on: str) -> str:
     control, config = judgement.result.control, folder.study.config
-    done = sum(len(arm.runs.losses) for arm in judgement.result.arms) + len(control.losses)
-    total = sum(len(arm.seeds) for arm in folder.study.all_arms)
-    kept = math.fsum(control.losses.values()) / len(control.losses) if control.losses else math.nan
+    runs = [control, *(arm.runs for arm in judgement.result.arms)]
+    total = sum(len(one.seeds) for one in runs)
+    done, diverged = total - sum(len(one.missing) for one in runs), sum(len(one.diverged) for one in runs)
+    lost = f", {diverged} of them diverged or stopped by the rule: they have no loss" if diverged else ""
+    kept = f"{fmean(control.losses.values()):.4f} nats per token" if control.losses else "unknown"
     borrowed = judgement.result.borrowed
     from_registry = (
         f" The spread between seeds is borrowed from other studies too ({borrowed.standard_deviation:.4f} nats, "
@@ -91,20 +108,19 @@ def _summary(folder: StudyFolder, judgement: Judgement, measured_on: str) -> str
         else ""
     )
     return (
-        f"{done} of {total} runs have ended. The baseline's mean loss on the {measured_on} is {kept:.4f} nats per "
-        f"token ({len(control.losses)} runs). Design: {config.design}, {judgement.result.correction}'s correction over "
+        f"{done} of {total} runs have ended{lost}. The baseline's mean loss on the {measured_on} is {kept} "
+        f"({len(control.losses)} runs). Design: {config.design}, {judgement.result.correction}'s correction over "
         f"{len(folder.study.arms)} arms, alpha {config.alpha:g}. Effects below {judgement.margin:.4f} nats do not "
         f"matter here.{from_registry}"
     )
 
 
-def _sentence(arm: ArmResult) -> str:
-    more = "" if arm.seeds_to_decide is None else f"; about {arm.seeds_to_decide} more seeds would decide it"
-    return f"{arm.reason[:1].upper()}{arm.reason[1:]}{more}."
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}."
 
 
-def _row(folder: StudyFolder, judgement: Judgement, arm: ArmResult, price: float | None) -> tuple[str, ...]:
-    losses, share = list(arm.runs.losses.values()), judgement.share(arm.arm)
+def _row(folder: StudyFolder, arm: ArmResult, worth: Worth, price: float | None) -> tuple[str, ...]:
+    losses, share = list(arm.runs.losses.values()), worth.share_of_training
     counts = f"{len(losses)} of {len(arm.runs.seeds)}"
     if arm.runs.diverged:
         counts += f", {len(arm.runs.diverged)} diverged or stopped"
@@ -114,10 +130,11 @@ def _row(folder: StudyFolder, judgement: Judgement, arm: ArmResult, price: float
         counts,
         f"{math.fsum(losses) / len(losses):.4f}" if losses else "-",
         "-" if arm.effect is None else f"{arm.effect:+.4f}",
-        "-" if evidence is None else f"{evidence.low:+.4f} to {evidence.high:+.4f}",
+        "-" if evidence is None else evidence.interval,
         "-" if evidence is None else f"{evidence.p_different:.2g}",
         str(arm.verdict),
         "-" if share is None else f"{share:+.1%}",
+        dollars_saved(worth),
         "-" if arm.shrunken is None else f"{arm.shrunken:+.4f}",
         _cost(folder, arm.arm, price),
     )

@@ -8,11 +8,11 @@ from statistics import fmean
 from typing import TypeVar
 
 from fromscratch.errors import UsageError
-from fromscratch.runs.records import read_outcomes
-from fromscratch.runs.states import RunState
+from fromscratch.runs.records import read_outcomes, read_records
+from fromscratch.runs.states import Event, RunState
 from fromscratch.studies.definition import CONTROL
 from fromscratch.studies.effects import effect_of_share, share_of_training
-from fromscratch.studies.jobs import Job, StudyFolder, held_out_losses
+from fromscratch.studies.jobs import Job, StudyFolder, held_out_losses, is_lost
 from fromscratch.studies.noise import Spread
 from fromscratch.studies.verdicts import StudyResult, judge_study
 
@@ -70,8 +70,10 @@ def judge(folder: StudyFolder, losses: Losses, *, borrowed: Spread | None = None
 
 
 def baseline_curve(folder: StudyFolder) -> list[tuple[int, float]]:
-    """Mean held-out loss by step of the baseline's runs that are done; of those under way, where none is done."""
-    jobs = arm_jobs(folder, CONTROL)
+    """Mean held-out loss by step of the baseline's runs that are done; of those under way, where none is done; a
+    diverged run is in neither."""
+    stopped = folder.stopped_early()
+    jobs = [job for job in arm_jobs(folder, CONTROL) if not is_lost(job, stopped)]
     done = [job for job in jobs if job.state == RunState.DONE]
     return mean_curve([held_out_losses(job.run) for job in done or jobs])
 
@@ -116,10 +118,15 @@ def sums_of_members(folder: StudyFolder, judgement: Judgement) -> Mapping[str, f
 
 
 def _final_loss(job: Job, stopped_early: set[str]) -> float | None:
-    if job.name in stopped_early or job.state == RunState.DIVERGED:
+    if is_lost(job, stopped_early):
         return math.nan
     if job.state != RunState.DONE:
         return None
     losses = held_out_losses(job.run)
+    if not losses and not any(record.get("event") == Event.EVALUATION for record in read_records(job.run.events)):
+        raise UsageError(
+            f"run {job.run.path}: has measured no held-out loss, which studies compare; give the store held-out text, "
+            "or [eval] a store that has some"
+        )
     num_steps = job.run.read_status().num_steps
     return losses.get(num_steps or -1, math.nan)

@@ -21,9 +21,11 @@ from typing import Protocol
 from fromscratch.errors import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED
 from fromscratch.processes.parent import WATCHED_VARIABLE
 from fromscratch.processes.stopping import StopRequest
+from fromscratch.studies.agenda import Agenda
 from fromscratch.studies.definition import Study
 from fromscratch.studies.early_stopping import hopeless
-from fromscratch.studies.jobs import Job, StudyFolder, missing
+from fromscratch.studies.jobs import Job, StudyFolder
+from fromscratch.studies.prices import Prices
 
 POLL_SECONDS = 0.2
 CLAIM_SECONDS = 2.0
@@ -40,6 +42,8 @@ class Outcome:
     has_failed: bool = False
     """Whether a run ended with an error; a diverged run is none."""
     is_interrupted: bool = False
+    refusal: str = ""
+    """Why no further run began: the limit of dollars; empty if all that could be trained was."""
 
 
 def train_command(study: Study, job: Job) -> list[str]:
@@ -152,25 +156,35 @@ def _wait(process: "subprocess.Popen[bytes]", folder: StudyFolder, job: Job, sto
             process.send_signal(signal.SIGTERM)
 
 
-def run_study(folder: StudyFolder, devices: Devices, *, on_event: Callable[[str], None]) -> Outcome:
-    """Trains what is missing, until all runs have ended, or until a signal asks to stop.
+def run_study(
+    folder: StudyFolder, devices: Devices, agenda: Agenda | None = None, *, on_event: Callable[[str], None]
+) -> Outcome:
+    """Trains what is missing, until all runs have ended, the limit is reached, or a signal asks to stop.
 
     Args:
+        agenda: says which run is next, and whether the dollars suffice for it; by default there is no limit.
         on_event: gets a line for each run that begins or ends.
     """
+    agenda = agenda or Agenda(folder, Prices(folder))
     outcome, tried, claimed_at = Outcome(), set[str](), dict[str, float]()
     running: dict[Future[int | None], Job] = {}
     stop = StopRequest()
     with stop.listening():
         while True:
-            has_room = len(running) < devices.num_slots and not stop()
-            untried = [job for job in missing(folder) if job.name not in tried] if has_room else []
-            waiting = [job for job in untried if time.monotonic() - claimed_at.get(job.name, -math.inf) > CLAIM_SECONDS]
-            while waiting and len(running) < devices.num_slots and not stop():
-                job = waiting.pop(0)
-                tried.add(job.name)
-                on_event(f"{job.name}: {'resumes' if job.run.exists() else 'begins'}")
-                running[devices.submit(folder, job)] = job
+            untried: list[Job] = []
+            while len(running) < devices.num_slots and not stop():
+                untried = agenda.waiting(running.values(), without=tried)
+                now = time.monotonic()
+                free = [job for job in untried if now - claimed_at.get(job.name, -math.inf) > CLAIM_SECONDS]
+                if not free:
+                    break
+                outcome.refusal = agenda.refusal(free[0], running.values())
+                if outcome.refusal:
+                    untried = []
+                    break
+                tried.add(free[0].name)
+                on_event(f"{free[0].name}: {'resumes' if free[0].run.exists() else 'begins'}")
+                running[devices.submit(folder, free[0])] = free[0]
             if not running and untried:
                 time.sleep(POLL_SECONDS)  # another process holds a claim, and begins or ends just now
                 continue
@@ -180,20 +194,32 @@ def run_study(folder: StudyFolder, devices: Devices, *, on_event: Callable[[str]
                 outcome.is_interrupted = True
                 on_event("saving and stopping; the same command continues")
                 devices.stop(folder)
-            ended, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
-            for future in ended:
-                job, code = running.pop(future), future.result()
-                if code is None:
-                    tried.discard(job.name)
-                    claimed_at[job.name] = time.monotonic()
-                else:
-                    on_event(
-                        f"{job.name}: {WORDS.get(code, f'failed with exit code {code}; see {log_of(folder, job)}')}"
-                    )
-                    outcome.has_failed |= code not in WORDS
+            _collect(folder, running, tried, claimed_at, outcome, on_event)
     devices.close(folder)
     outcome.is_interrupted = stop()
+    if outcome.refusal:
+        on_event(outcome.refusal)
     return outcome
+
+
+def _collect(
+    folder: StudyFolder,
+    running: "dict[Future[int | None], Job]",
+    tried: set[str],
+    claimed_at: dict[str, float],
+    outcome: Outcome,
+    on_event: Callable[[str], None],
+) -> None:
+    """Waits an instant for runs to end."""
+    ended, _ = wait(running, timeout=POLL_SECONDS, return_when=FIRST_COMPLETED)
+    for future in ended:
+        job, code = running.pop(future), future.result()
+        if code is None:
+            tried.discard(job.name)
+            claimed_at[job.name] = time.monotonic()
+        else:
+            on_event(f"{job.name}: {WORDS.get(code, f'failed with exit code {code}; see {log_of(folder, job)}')}")
+            outcome.has_failed |= code not in WORDS
 
 
 def local_slots(device: str | None, jobs: int | None) -> list[dict[str, str]]:

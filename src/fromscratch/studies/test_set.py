@@ -4,6 +4,7 @@ Early stopping, tuning and looks use the validation slice. Losses of the test se
 report that is written again opens nothing.
 """
 
+import math
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -17,6 +18,7 @@ from fromscratch.evaluation.loss import MeasuredLoss, measure_loss
 from fromscratch.formats.model_sources import open_model
 from fromscratch.formats.stores import held_out_store_of, open_named_store
 from fromscratch.machine.hardware import find_hardware
+from fromscratch.runs.records import to_float
 from fromscratch.runs.states import RunState
 from fromscratch.studies.definition import CONTROL, TestSlice
 from fromscratch.studies.jobs import Job, StudyFolder
@@ -51,7 +53,8 @@ def open_test_set(folder: StudyFolder, *, device: str | None, on_run: Callable[[
         folder.update(test=record, **({"test_noise": noise} if noise is not None else {}))
     losses = validation_losses(folder)
     for job in done:
-        losses[job.arm.name][job.seed] = record[job.name]["loss"]
+        loss = to_float(record[job.name]["loss"])
+        losses[job.arm.name][job.seed] = math.nan if loss is None else loss  # JSON has no NaN
     return losses
 
 
@@ -92,6 +95,7 @@ def _test_noise(measured: dict[str, MeasuredLoss], folder: StudyFolder) -> float
     Arms of another context length cut the text into other sequences, which have no pairs.
     """
     runs = [(job.arm.name, measured[job.name]) for job in folder.jobs() if job.name in measured]
+    runs = [(arm, one) for arm, one in runs if math.isfinite(one.report.loss)]
     control = next((one for arm, one in runs if arm == CONTROL), None)
     if control is None:
         return None

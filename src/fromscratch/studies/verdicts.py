@@ -46,7 +46,14 @@ class Evidence:
     """P-value of the hypothesis that the effect is as large as the margin, or larger."""
     low: float
     high: float
-    """Ends of the interval of the effect, in nats. The intervals of all arms hold together at the study's level."""
+    """Ends of the interval of the effect, in nats. The intervals of all arms hold together at the study's level.
+    Infinite where the runs are too few for an interval."""
+
+    @property
+    def interval(self) -> str:
+        """The interval in words."""
+        ends = (self.low, self.high)
+        return "{:+.4f} to {:+.4f}".format(*ends) if all(map(math.isfinite, ends)) else "no interval yet"
 
 
 @dataclass(frozen=True)
@@ -69,6 +76,11 @@ class ArmResult:
     seeds_to_decide: int | None = None
     """For *undecided*: how many further seeds of arm and control decide it if estimate and spread stay what they are.
     A fixed design permits no further look; there, they are the seeds to add in a new study. None beyond 1,000."""
+
+    @property
+    def is_decided(self) -> bool:
+        """Whether further seeds are not needed for a verdict."""
+        return self.verdict in (Verdict.BETTER, Verdict.WORSE, Verdict.NO_EFFECT)
 
 
 @dataclass(frozen=True)
@@ -184,7 +196,7 @@ def _holm(contrasts: list[Contrast], plan: _Plan) -> list[Evidence]:
 
 def _judge(one: Comparison, evidence: Evidence, shrunken: float, plan: _Plan) -> ArmResult:
     effect = float(one.contrast.estimate)
-    numbers = f"{effect:+.4f} nats ({evidence.low:+.4f} to {evidence.high:+.4f})"
+    numbers = f"{effect:+.4f} nats ({evidence.interval})"
     if evidence.p_different <= plan.alpha:
         verdict = Verdict.BETTER if effect < 0 else Verdict.WORSE
         small = max(abs(evidence.low), abs(evidence.high)) < plan.margin

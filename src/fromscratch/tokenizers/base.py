@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from fromscratch.errors import UsageError
 from fromscratch.files import sealed_folder, to_strict_json
+from fromscratch.sources.texts import Encoded, Ids, Texts
+from fromscratch.tokenizers.fast import encode_fast
 
 DESCRIPTION_FILE = "tokenizer_description.json"
 NO_END_OF_TEXT = -1
-
-Ids = NDArray[np.uint32]
 
 
 class Tokenizer(ABC):
@@ -42,6 +42,24 @@ class Tokenizer(ABC):
     @abstractmethod
     def encode_documents(self, documents: Sequence[str]) -> list[Ids]:
         """Returns the ids of each document, in order, without the end-of-text id; uses several cores."""
+
+    def encode_texts(self, texts: Texts) -> Encoded:
+        """Returns the ids of all documents, as ``encode_documents`` does, and the offset of each document."""
+        found = self.encode_documents(texts.strings())
+        offsets = np.cumsum([0, *map(len, found)], dtype=np.int64)
+        return np.concatenate([np.zeros(0, dtype=np.uint32), *found]), offsets
+
+    def encode_fast(self, texts: Texts) -> Encoded:
+        """Returns the same as ``encode_texts``, from gigatoken where it knows the kind of tokenizer.
+
+        Raises:
+            FallbackError: it cannot be used; the message says why.
+        """
+        return encode_fast(self, texts)
+
+    def fast_definition(self) -> str | None:
+        """Returns a ``tokenizer.json`` without special tokens, for gigatoken; None where gigatoken is not used."""
+        return None
 
     @abstractmethod
     def token_bytes(self) -> list[bytes]:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fromscratch.tokenizers.base import Ids, Tokenizer
+from fromscratch.sources.texts import Encoded, Ids, Texts
+from fromscratch.tokenizers.base import Tokenizer
 
 
 class BytesTokenizer(Tokenizer):
@@ -19,6 +20,10 @@ class BytesTokenizer(Tokenizer):
     def encode_documents(self, documents: Sequence[str]) -> list[Ids]:
         """Returns the UTF-8 bytes of each document; a lone surrogate becomes a question mark."""
         return [np.frombuffer(text.encode("utf-8", "replace"), dtype=np.uint8).astype(np.uint32) for text in documents]
+
+    def encode_texts(self, texts: Texts) -> Encoded:
+        """Returns the bytes, and the offset of each document."""
+        return texts.data.astype(np.uint32), texts.offsets
 
     def token_bytes(self) -> list[bytes]:
         """Returns one byte for each of the first 256 ids, and nothing for end-of-text."""

@@ -12,7 +12,8 @@ import numpy as np
 
 from fromscratch.errors import DataError, UsageError
 from fromscratch.files import read_json_object, to_strict_json
-from fromscratch.tokenizers.base import NO_END_OF_TEXT, Ids, Tokenizer
+from fromscratch.sources.texts import Ids
+from fromscratch.tokenizers.base import NO_END_OF_TEXT, Tokenizer
 
 CHARACTERS_FILE, CHARACTERS = "characters.json", "characters"
 META_FILE, ID_TO_CHARACTER = "meta.pkl", "itos"

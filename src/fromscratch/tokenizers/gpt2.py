@@ -21,8 +21,9 @@ from tiktoken_ext.openai_public import r50k_pat_str
 from fromscratch.errors import DataError, UsageError
 from fromscratch.hub.downloads import download_file
 from fromscratch.hub.names import HubName
-from fromscratch.hub.requests import HubError
-from fromscratch.tokenizers.base import Ids, Tokenizer
+from fromscratch.hub.requests import HubError, is_offline
+from fromscratch.sources.texts import Ids
+from fromscratch.tokenizers.base import Tokenizer
 from fromscratch.tokenizers.byte_level import byte_of_character, bytes_of_token
 from fromscratch.tokenizers.huggingface import END_OF_TEXT, TOKENIZER_FILE
 
@@ -30,6 +31,7 @@ GPT2_VOCABULARY_SIZE = 50_257
 GPT2_FINGERPRINT = "ca7d60dd4edf647938a5fa75afefe762cbf0560b0fcb7740fe7ba655f9a912a3"  # of OpenAI's files
 GPT2_FOLDER_VARIABLE = "FROMSCRATCH_GPT2_VOCABULARY"
 HUB_REPOSITORY = "openai-community/gpt2"
+MAX_CONNECT_SECONDS = 0.9  # with the start of the program, an answer in under two seconds
 LOCAL_FILE_PAIRS = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
 TIKTOKEN_URLS = tuple(
     f"https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/{name}" for name in LOCAL_FILE_PAIRS[0]
@@ -80,18 +82,28 @@ class GPT2Tokenizer(Tokenizer):
 
     def _save_files(self, folder: Path) -> None:
         """Writes a ``tokenizer.json``, which Hugging Face libraries read too."""
-        model = {"type": "BPE", "vocab": self._vocabulary.ids, "merges": [list(m) for m in self._vocabulary.merges]}
+        (folder / TOKENIZER_FILE).write_text(self._definition(), "utf-8")
+
+    def fast_definition(self) -> str:
+        """Returns a ``tokenizer.json`` without the end-of-text token."""
+        return self._definition(with_end_of_text=False)
+
+    def _definition(self, *, with_end_of_text: bool = True) -> str:
+        ids = self._vocabulary.ids
+        if not with_end_of_text:
+            ids = {token: index for token, index in ids.items() if token != END_OF_TEXT}
+        model = {"type": "BPE", "vocab": ids, "merges": [list(m) for m in self._vocabulary.merges]}
         special = {"id": self.end_of_text, "content": END_OF_TEXT, "special": True}
         flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
         byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
         content = {
             "version": "1.0",
-            "added_tokens": [special | flags],
+            "added_tokens": [special | flags] if with_end_of_text else [],
             "pre_tokenizer": byte_level,
             "decoder": byte_level,
             "model": model,
         }
-        (folder / TOKENIZER_FILE).write_text(json.dumps(content, ensure_ascii=False), "utf-8")
+        return json.dumps(content, ensure_ascii=False)
 
 
 def load_gpt2(folder: Path | None = None) -> GPT2Tokenizer:
@@ -119,10 +131,13 @@ def load_gpt2(folder: Path | None = None) -> GPT2Tokenizer:
 
 def _from_hub() -> Vocabulary:
     """Downloads the vocabulary. Raises UsageError with all ways to get it where that fails."""
+    from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.constants import HF_HUB_CACHE
 
+    is_cached = isinstance(try_to_load_from_cache(HUB_REPOSITORY, TOKENIZER_FILE), str)
     with suppress(UsageError, HubError):
-        return _parse_tokenizer_json(download_file(HubName("model", HUB_REPOSITORY), TOKENIZER_FILE))
+        if is_cached or not is_offline(MAX_CONNECT_SECONDS):
+            return _parse_tokenizer_json(download_file(HubName("model", HUB_REPOSITORY), TOKENIZER_FILE))
     raise UsageError(
         f"the GPT-2 vocabulary is not on this machine (no {TOKENIZER_FILE} of {HUB_REPOSITORY} in {HF_HUB_CACHE}), and "
         f"the Hugging Face Hub could not be reached: run 'hf download {HUB_REPOSITORY} {TOKENIZER_FILE}' where there "

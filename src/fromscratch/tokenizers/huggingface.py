@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 import tokenizers as hf
 from fromscratch.config.problems import shown
 from fromscratch.errors import DataError, UsageError
-from fromscratch.tokenizers.base import Ids, Tokenizer
+from fromscratch.sources.texts import Ids
+from fromscratch.tokenizers.base import Tokenizer
 from fromscratch.tokenizers.byte_level import byte_of_character, bytes_of_token
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -77,6 +78,14 @@ class HuggingFaceTokenizer(Tokenizer):
         clean = [text.encode("utf-8", "replace").decode() for text in documents]
         encodings = self._engine.encode_batch_fast(clean, add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
+
+    def fast_definition(self) -> str | None:
+        """Returns the ``tokenizer.json`` without special tokens and what follows the model; None if it alters texts."""
+        whole = json.loads(self._engine.to_str())
+        if not self.is_lossless or whole["model"].get("dropout"):
+            return None
+        whole["added_tokens"] = [token for token in whole["added_tokens"] if not token["special"]]
+        return json.dumps(whole | {"post_processor": None}, ensure_ascii=False)
 
     def decode_bytes(self, ids: Sequence[int] | NDArray[Any]) -> bytes:
         """Returns the text of the ids as the library decodes it: tokens may depend on their neighbours."""

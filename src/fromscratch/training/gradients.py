@@ -12,6 +12,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+WIDE_NORM_DEVICES = {"cuda"}
+"""Where norms are computed in fp64, so that no second pass over the gradients is needed (CPUs need it rarely)."""
+MAX_NORM = torch.finfo(torch.float32).max ** 0.5
+"""Larger norms overflow where they are computed in fp32; the same bound holds in fp64."""
+
 
 class Gradients:
     """The gradients of a step: the tensors in this process, and norms over all of them wherever they are.
@@ -19,27 +24,61 @@ class Gradients:
     Args:
         tensors: what this process holds.
         reduce_norm: from this process's norm of an order to that over all processes.
+        defers_scale: whether the optimiser divides by ``divisor``, so that ``scale`` need not rewrite the tensors.
     """
 
     def __init__(
-        self, tensors: list[Tensor], reduce_norm: Callable[[Tensor, float], Tensor] = lambda norm, _order: norm
+        self,
+        tensors: list[Tensor],
+        reduce_norm: Callable[[Tensor, float], Tensor] = lambda norm, _order: norm,
+        *,
+        defers_scale: bool = False,
     ) -> None:
         self.tensors = tensors
         self._reduce_norm = reduce_norm
+        self._defers_scale = defers_scale
+        self.divisor: Tensor | None = None
+        """What the optimiser shall divide the gradients by, 0-d; None where they are as they shall be."""
 
     @classmethod
     def of(
         cls,
         parameters: Iterable[nn.Parameter],
         reduce_norm: Callable[[Tensor, float], Tensor] = lambda norm, _order: norm,
+        *,
+        defers_scale: bool = False,
     ) -> "Gradients":
         """The gradients that parameters have."""
-        return cls([p.grad for p in parameters if p.grad is not None], reduce_norm)
+        tensors = [p.grad for p in parameters if p.grad is not None]
+        return cls(tensors, reduce_norm, defers_scale=defers_scale)
 
     @cached_property
     def norm(self) -> Tensor:
         """Euclidean norm of all gradients together, 0-d; not finite where an element is not. Before any change."""
+        if self._is_wide:
+            return torch.where(self._wide_norm < MAX_NORM, self._wide_norm, self._wide_norm * torch.inf).float()
         return self._reduce_norm(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self.tensors))), 2.0)
+
+    def scale(self, factor: Tensor) -> None:
+        """Multiplies all gradients by a 0-d factor, or lets the optimiser do it."""
+        if self._defers_scale:
+            self.divisor = 1.0 / factor
+        else:
+            torch._foreach_mul_(self.tensors, factor)
+
+    def elements_are_finite(self) -> Tensor:
+        """Whether every element is finite, 0-d."""
+        return torch.isfinite(self._wide_norm if self._is_wide else self.max_element())
+
+    @property
+    def _is_wide(self) -> bool:
+        return self.tensors[0].device.type in WIDE_NORM_DEVICES
+
+    @cached_property
+    def _wide_norm(self) -> Tensor:
+        """The norm in fp64, where squares of fp32 numbers do not overflow: one pass tells both what is not finite."""
+        norms = torch._foreach_norm(self.tensors, 2, torch.float64)
+        return self._reduce_norm(torch.linalg.vector_norm(torch.stack(norms)), 2.0)
 
     def max_element(self) -> Tensor:
         """The largest absolute value, 0-d; NaN where an element is."""
@@ -69,7 +108,7 @@ class ClipByNorm:
 
     def __call__(self, gradients: Gradients) -> Tensor:
         factor = (self.max_norm / gradients.norm).clamp(max=1.0)
-        torch._foreach_mul_(gradients.tensors, factor)
+        gradients.scale(factor)
         return factor < 1.0
 
 
@@ -114,7 +153,7 @@ def classify(gradients: Gradients, *, scaled: bool, loss: Tensor) -> Tensor:
     norm = gradients.norm
     if norm.device.type == "cpu" and torch.isfinite(norm):  # on a CPU nothing is queued, and the rest is slow
         return torch.zeros((), dtype=torch.int64)
-    elements_finite = torch.isfinite(gradients.max_element())
+    elements_finite = gradients.elements_are_finite()
     overflow = torch.isfinite(loss) if scaled else torch.zeros_like(elements_finite)
     outcome = torch.where(overflow, int(Outcome.SCALE_OVERFLOW), int(Outcome.NONFINITE))
     outcome = torch.where(elements_finite, int(Outcome.INFINITE_NORM), outcome)

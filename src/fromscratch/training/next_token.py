@@ -101,13 +101,13 @@ class TokenBatches:
 
     def micro_batches(self, step: int) -> Iterator[MicroBatch]:
         places = self._places(step)
-        if not self.prefetch:
-            for place in places:
-                yield self._to_device(self._load(*place))
-            return
         following = [*places[1:], *(self._places(step + 1)[:1] if step + 1 < self.max_steps else [None])]
+        key = derive_seed(self.seed, "attention-dropout", step)
+        first, _ = split_evenly(self.sequences.global_batch, self.world.size)[self.world.rank]
         for place, then in zip(places, following, strict=True):
-            yield self._to_device(self._prefetcher.take(place, then))
+            batch = self._prefetcher.take(place, then) if self.prefetch else self._load(*place)
+            yield replace(self._to_device(batch), kernel_key=(key, first))
+            first += len(batch.inputs)
 
     def smaller(self) -> "TokenBatches | None":
         half = math.ceil(self.micro_batch / 2)
@@ -138,4 +138,4 @@ class TokenBatches:
     def _to_device(self, batch: MicroBatch) -> MicroBatch:
         asynchronous = self.device.type == "cuda"
         inputs, targets = (t.to(self.device, non_blocking=asynchronous) for t in (batch.inputs, batch.targets))
-        return MicroBatch(inputs, targets, batch.sequence_keys)
+        return replace(batch, inputs=inputs, targets=targets)

@@ -31,6 +31,8 @@ class MicroBatch:
     """What is to be predicted, in the shape that the objective's loss needs: [batch, time] or [batch]."""
     sequence_keys: tuple[int, ...]
     """One random seed per sequence, for dropout."""
+    kernel_key: tuple[int, int] | None = None
+    """For dropout inside CUDA kernels: a seed of the step, and the index in the global batch of the first sequence."""
 
 
 class LossSum(NamedTuple):

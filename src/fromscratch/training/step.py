@@ -109,7 +109,12 @@ class Stepper:
         (loss, loss_min, loss_max), carry = self._accumulate_gradients(step)
         for optimizer in self.optimizer.optimizers:
             self.precision.unscale(optimizer)
-        gradients = Gradients.of(self.model.parameters(), self.parallelism.reduce_norm)
+        on_cuda = loss.device.type == "cuda"
+        gradients = Gradients.of(
+            self.model.parameters(),
+            self.parallelism.reduce_norm,
+            defers_scale=on_cuda and self.optimizer.takes_divisor,
+        )
         outcome = classify(gradients, scaled=self.precision.scaler.is_enabled(), loss=loss)
         clipped = self.rules.clip(gradients)
         outcome = torch.where(clipped & (outcome == Outcome.NORMAL), int(Outcome.CLIPPED), outcome)
@@ -117,7 +122,7 @@ class Stepper:
         if is_spike is not None and is_spike(float(loss)):
             spike = ~spike
         self.optimizer.set_rate_factor(rate_factor)
-        self.optimizer.step_unless(spike | self.rules.policy.holds(outcome))
+        self.optimizer.step_unless(spike | self.rules.policy.holds(outcome), divisor=gradients.divisor)
         self.rules.policy.after(self.optimizer, outcome, spike=spike, step=step, seed=self.rules.seed)
         self.precision.update_scale()
         self.optimizer.zero_grad()
@@ -215,7 +220,7 @@ class Stepper:
 
     def _forward(self, batch: MicroBatch, first: int) -> LossSum:
         """Scores a micro-batch, whose first sequence is number ``first`` of this process's shard."""
-        set_sequence_keys(self.model, batch.sequence_keys)
+        set_sequence_keys(self.model, batch.sequence_keys, batch.kernel_key)
         rows = slice(first, first + len(batch.inputs))
         carry = {name: tensor[rows] for name, tensor in self.carry.items()}
         with self.precision.arithmetic():

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fromscratch.sources.base import Part
+from fromscratch.sources.texts import Encoded, Texts
 
 
 class DocumentEncoder(Protocol):
@@ -33,6 +34,12 @@ class DocumentEncoder(Protocol):
 
     def encode_documents(self, documents: Sequence[str]) -> list[NDArray[np.uint32]]:
         """Returns the ids of each document without the end-of-text id."""
+
+    def encode_texts(self, texts: Texts) -> Encoded:
+        """Returns the ids of all documents without the end-of-text id, and the offset of each document."""
+
+    def encode_fast(self, texts: Texts) -> Encoded:
+        """Returns the same, faster. Raises FallbackError where that is not possible."""
 
     def description(self) -> dict[str, Any]:
         """Returns what the manifest records of the tokenizer."""

@@ -16,6 +16,7 @@ DEFAULTS = {
     "dropout": 0.0,
     "attention_bias": True,
     "tie_word_embeddings": True,
+    "residual_dtype": None,
     "use_cache": True,
     "initializer_range": 0.02,
     "fromscratch_model": None,

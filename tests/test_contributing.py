@@ -15,7 +15,7 @@ from tests.conftest import REPOSITORY
 from tests.small import write_run_file
 
 BLOCK = re.compile(r"```python\n# (?P<how>new file|in): (?P<path>src/\S+)\n(?P<code>.*?)```", re.DOTALL)
-CHANGES = ['model.attention={kind="rotary"}', 'train.optimizer={kind="lion",learning_rate=0.01}']
+CHANGES = ['model.attention={kind="strided",stride=3}', 'train.optimizer={kind="signum",learning_rate=0.01}']
 LOAD_WITH_TRANSFORMERS = """
 import json, sys, torch, transformers
 from fromscratch.formats.model_sources import open_model
@@ -80,8 +80,8 @@ def test_the_examples_train_generate_and_publish(package: Path, tmp_path: Path) 
     done = run(package, tmp_path, "-c", LOAD_WITH_TRANSFORMERS, "small", "published")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) < 1e-4
-    wrong = run(package, tmp_path, "-m", "fromscratch", "train", file, "--set", "train.optimizer=lyon")
-    assert wrong.returncode == 2 and "did you mean 'lion'?" in wrong.stderr
+    wrong = run(package, tmp_path, "-m", "fromscratch", "train", file, "--set", "train.optimizer=signun")
+    assert wrong.returncode == 2 and "did you mean 'signum'?" in wrong.stderr
 
 
 def test_run_files_that_named_no_kind_stay_valid(package: Path, tmp_path: Path) -> None:
@@ -98,7 +98,17 @@ def test_run_files_that_named_no_kind_stay_valid(package: Path, tmp_path: Path) 
 def test_the_conformance_tests_cover_a_new_kind_at_once(package: Path) -> None:
     tests = REPOSITORY / "tests" / "models" / "test_conformance.py"
     done = run(
-        package, REPOSITORY, "-m", "pytest", tests, "-k", "attention-rotary", "-p", "no:cacheprovider", "-p", "no:xdist"
+        package,
+        REPOSITORY,
+        "-m",
+        "pytest",
+        tests,
+        "-k",
+        "attention-strided",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
     )
     assert done.returncode == 0, done.stdout
     passed = re.search(r"(\d+) passed", done.stdout)

@@ -44,7 +44,7 @@ B1_UNKNOWN_KEYS = [
     ),
     ("train.schedule=Linear", "; did you mean 'linear'?"),
     ("train.schedule=cosine", "; did you mean 'warmup-cosine'?"),
-    ("train.optimizer=adam", 'train.optimizer.kind = "adam": must be "adamw"'),
+    ("train.optimizer=adam", 'train.optimizer.kind = "adam": unknown kind, must be one of adamw, muon'),
     ("model.kind=lstm", 'model.kind = "lstm": unknown kind, must be one of gpt, huggingface'),
     ("train.schedule.kind=[1]", "train.schedule.kind = [1]: unknown kind, must be one of constant, linear"),
 ]
@@ -59,7 +59,7 @@ OTHER_TOOLS = [
     ("train.warmup_iters=3", "train.warmup_iters: unknown key; did you mean 'train.schedule.warmup_steps'?"),
     ("train.precision=float32", "; did you mean 'fp32'?"),
     ("train.precision=bfloat16", "; did you mean 'bf16'?"),
-    ("train.optimizer=AdamW", 'train.optimizer.kind = "AdamW": must be "adamw"'),
+    ("train.optimizer=AdamW", "must be one of adamw, muon, lion, sgd; did you mean 'adamw'?"),
     (
         "train.gradient_accumulation_steps=4",
         "train.gradient_accumulation_steps: unknown key, because a run file does not describe the machine; give "
@@ -82,7 +82,7 @@ B2_WRONG_TYPES = [
     ("model='gpt2-small'", 'model = "gpt2-small": must be a table'),
     ("eval=[]", "eval = []: must be a table"),
     ("model.attention=3", 'model.attention = 3: must be one of "sdpa", "explicit", or a table with that kind'),
-    ("model.norm=3", 'model.norm = 3: must be "layernorm", or a table with that kind'),
+    ("model.norm=3", 'model.norm = 3: must be one of "layernorm", "rmsnorm", or a table with that kind'),
     ("train.schedule.warmup_steps=3", 'train.schedule: has no kind; it must be one of "constant", "linear"'),
     ("eval.prompts=hello", 'eval.prompts = "hello": must be a list in square brackets'),
     ("eval.prompts=['a', 1]", "eval.prompts[1] = 1: must be text in quotes"),

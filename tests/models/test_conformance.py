@@ -52,7 +52,7 @@ VARIANTS: list[tuple[str, type[Slot]]] = [
     ("attention", with_settings(FusedAttention, window=(5, 0))),
     ("attention", with_settings(FusedAttention, query_key_norm="scaled", output_bias=False)),
     ("attention", with_settings(ExplicitAttention, key_value_heads=1, query_key_norm="plain", window=4, score_cap=3.0)),
-    ("feedforward", with_settings(SwiGLU, hidden_dim=20, bias=True)),
+    ("feedforward", with_settings(SwiGLU, hidden_dim=20, linear_bias=True)),
 ]
 """Kinds with settings that change what they compute."""
 KINDS = [*REGISTERED, *TRIALS, *VARIANTS]

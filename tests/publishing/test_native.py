@@ -66,7 +66,7 @@ def test_it_is_published_without_code_and_read_back(name: str, tmp_path: Path) -
         ({"attention": {"kind": "explicit", "output_bias": False, "score_cap": 9.0}}, "attention.score_cap = 9.0"),
         ({"attention": {"kind": "sdpa", "output_bias": False, "window": (4, 0)}}, "attention.window by layer"),
         ({"position": {"kind": "rope", "scaling": "ntk", "factor": 2.0}}, 'position.scaling = "ntk"'),
-        ({"feedforward": {"kind": "swiglu", "bias": True}}, "feedforward.bias = true"),
+        ({"feedforward": {"kind": "swiglu", "linear_bias": True}}, "feedforward.linear_bias = true"),
     ],
 )
 def test_what_no_architecture_has_is_named(changes: dict[str, Any], reason: str) -> None:

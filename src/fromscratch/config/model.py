@@ -67,7 +67,9 @@ class AlibiPosition(Slot):
     kind: Literal["alibi"] = "alibi"
 
 
-class _Attention(Slot):
+class AttentionSettings(Slot):
+    """What every attention has."""
+
     key_value_heads: Positive | None = None
     """Heads of keys and values, each for several heads of queries (Ainslie et al. 2023, GQA; 1 is multi-query).
     Must divide ``num_heads``. Default: ``num_heads``."""
@@ -79,7 +81,7 @@ class _Attention(Slot):
     """Whether the output projection has a bias. Default: yes."""
 
 
-class FusedAttention(_Attention):
+class FusedAttention(AttentionSettings):
     """Multi-head attention through torch's fused kernels; never holds the score matrix."""
 
     builds: ClassVar[str] = "fromscratch.models.attention:FusedAttention"
@@ -87,7 +89,7 @@ class FusedAttention(_Attention):
     kind: Literal["sdpa"] = "sdpa"
 
 
-class ExplicitAttention(_Attention):
+class ExplicitAttention(AttentionSettings):
     """Multi-head attention in explicit steps: scores, mask, softmax. For readers; fast for short contexts on CPUs."""
 
     builds: ClassVar[str] = "fromscratch.models.attention:ExplicitAttention"
@@ -120,21 +122,23 @@ class ExactGeluMLP(Slot):
     """Width of the middle, in embedding widths."""
 
 
-class _GatedMLP(Slot):
+class GatedSettings(Slot):
+    """What every network with a gate has."""
+
     hidden_dim: Positive | None = None
     """Width of the middle. Default: two thirds of four embedding widths, rounded up to a multiple of 64."""
-    bias: bool = False
+    linear_bias: bool = False
     """Whether the linear layers have a bias."""
 
 
-class SwiGLU(_GatedMLP):
+class SwiGLU(GatedSettings):
     """Linear with a gate activated by SiLU, then linear (Shazeer 2020): Llama, Qwen."""
 
     builds: ClassVar[str] = "fromscratch.models.feedforward:SwiGLU"
     kind: Literal["swiglu"] = "swiglu"
 
 
-class GeGLU(_GatedMLP):
+class GeGLU(GatedSettings):
     """Linear with a gate activated by GELU (tanh form), then linear (Shazeer 2020): Gemma."""
 
     builds: ClassVar[str] = "fromscratch.models.feedforward:GeGLU"
@@ -148,7 +152,7 @@ class SquaredReluMLP(Slot):
     kind: Literal["relu-squared-mlp"] = "relu-squared-mlp"
     ratio: Positive = 4
     """Width of the middle, in embedding widths."""
-    bias: bool = False
+    linear_bias: bool = False
     """Whether the linear layers have a bias."""
 
 

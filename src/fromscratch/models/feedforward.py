@@ -16,11 +16,11 @@ class GatedMLP(nn.Module):
     A subclass implements ``activate``. The first two layers are one product; the gate's rows come first.
     """
 
-    def __init__(self, sizes: Sizes, layer: int, *, hidden_dim: int | None, bias: bool) -> None:
+    def __init__(self, sizes: Sizes, layer: int, *, hidden_dim: int | None, linear_bias: bool) -> None:
         super().__init__()
         middle = hidden_dim or default_gated_dim(sizes.embedding_dim)
-        self.gate_up = nn.Linear(sizes.embedding_dim, 2 * middle, bias=bias)
-        self.output = nn.Linear(middle, sizes.embedding_dim, bias=bias)
+        self.gate_up = nn.Linear(sizes.embedding_dim, 2 * middle, bias=linear_bias)
+        self.output = nn.Linear(middle, sizes.embedding_dim, bias=linear_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
@@ -54,10 +54,10 @@ class GeGLU(GatedMLP):
 class SquaredReluMLP(nn.Module):
     """Linear, ReLU squared, linear (So et al. 2021, "Primer", section 4.2)."""
 
-    def __init__(self, sizes: Sizes, layer: int, *, ratio: int, bias: bool) -> None:
+    def __init__(self, sizes: Sizes, layer: int, *, ratio: int, linear_bias: bool) -> None:
         super().__init__()
-        self.up = nn.Linear(sizes.embedding_dim, ratio * sizes.embedding_dim, bias=bias)
-        self.output = nn.Linear(ratio * sizes.embedding_dim, sizes.embedding_dim, bias=bias)
+        self.up = nn.Linear(sizes.embedding_dim, ratio * sizes.embedding_dim, bias=linear_bias)
+        self.output = nn.Linear(ratio * sizes.embedding_dim, sizes.embedding_dim, bias=linear_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""

@@ -5,6 +5,7 @@ Scalable for LLM Training", section 2 (weight decay, the rate's scale).
 """
 
 from collections.abc import Iterable
+from functools import partial
 
 import torch
 from torch import nn
@@ -24,13 +25,11 @@ def build_muon(
     adamw_learning_rate: float,
     embedding_learning_rate: float | None,
     adamw_weight_decay: float,
-    **adamw: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
 ) -> CompositeOptimizer:
-    """``torch.optim.Muon`` over hidden matrices, and AdamW with rates of its own over the rest.
-
-    Args:
-        adamw: ``beta1``, ``beta2`` and ``eps`` of AdamW.
-    """
+    """``torch.optim.Muon`` over hidden matrices, and AdamW with rates of its own over the rest."""
     hidden, embeddings, others = [], [], []
     for name, parameter in named_parameters:
         if "embedding" in name:
@@ -47,12 +46,6 @@ def build_muon(
         ns_steps=NEWTON_SCHULZ_STEPS,
         adjust_lr_fn="original",
     )
+    adamw = partial(build_adamw, weight_decay=adamw_weight_decay, decay="matrices", beta1=beta1, beta2=beta2, eps=eps)
     rates = ((embeddings, embedding_learning_rate or adamw_learning_rate), (others, adamw_learning_rate))
-    return CompositeOptimizer(
-        muon,
-        *(
-            build_adamw(group, learning_rate=rate, weight_decay=adamw_weight_decay, decay="matrices", **adamw)
-            for group, rate in rates
-            if group
-        ),
-    )
+    return CompositeOptimizer(muon, *(adamw(group, learning_rate=rate) for group, rate in rates if group))

@@ -48,7 +48,7 @@ def not_llama(config: GPTConfig) -> str:
     wrong = {
         "norm.scale = false": not norm.scale,
         "norm.eps other than 1e-6 with attention.query_key_norm": attention.query_key_norm and norm.eps != 1e-6,
-        "feedforward.bias = true": network.bias,
+        "feedforward.linear_bias = true": network.linear_bias,
         "attention_bias = true": config.attention_bias,
         "attention.output_bias is not false": attention.output_bias is not False,
         'attention.query_key_norm = "plain"': attention.query_key_norm == "plain",

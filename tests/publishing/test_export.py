@@ -21,7 +21,7 @@ from fromscratch.models.costs import model_costs
 from fromscratch.publishing.card import CardSettings
 from fromscratch.publishing.export import choose_format, custom_config, export_model
 from fromscratch.publishing.model_code import model_code_files
-from fromscratch.publishing.native import gpt2_config
+from fromscratch.publishing.native import native_config
 from tests.command import nothing_written, refused, run_command
 from tests.publishing.models import VARIANTS, make_loaded, publish
 
@@ -228,7 +228,8 @@ def test_every_preset_has_the_parameters_it_should_in_both_formats(preset: str, 
     config = GPTConfig.model_validate({"preset": preset, "vocab_size": 50_257, "tied_head": False})
     expected = model_costs(config).parameters
     with torch.device("meta"):
-        native = transformers.GPT2LMHeadModel(transformers.GPT2Config(**gpt2_config(config)))
+        described = transformers.AutoConfig.for_model(**native_config(config))
+        native = transformers.AutoModelForCausalLM.from_config(described)
     assert native.num_parameters() == expected
     (tmp_path / "config.json").write_text(json.dumps(custom_config(config)))
     for name, text in model_code_files(config).items():

@@ -19,7 +19,7 @@ from fromscratch.formats.published import MODEL_TYPE, TABLE_KEY, to_published_te
 from fromscratch.formats.weights import SAFETENSORS, model_tensors
 from fromscratch.publishing.card import CardSettings, write_card
 from fromscratch.publishing.model_code import model_code_files
-from fromscratch.publishing.native import native_model, not_gpt2, not_llama
+from fromscratch.publishing.native import native_config, native_tensors, not_gpt2, not_llama
 from fromscratch.publishing.prompt_files import write_prompt_format
 from fromscratch.publishing.tokenizer_files import write_tokenizer
 
@@ -107,7 +107,7 @@ def _write_weights(loaded: LoadedModel, folder: Path, format_name: str) -> dict[
     model_config = check_publishable(loaded.config)
     tensors = {name: tensor.cpu() for name, tensor in model_tensors(loaded.model).items()}
     if format_name == NATIVE:
-        config, tensors = native_model(model_config, tensors)
+        config, tensors = native_config(model_config), native_tensors(model_config, tensors)
     else:
         config, tensors = custom_config(model_config), to_published_tensors(tensors)
         for name, text in model_code_files(model_config).items():

@@ -59,18 +59,19 @@ def not_llama(config: GPTConfig) -> str:
     return next((reason for reason, is_so in wrong.items() if is_so), "")
 
 
-def native_model(config: GPTConfig, tensors: dict[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Returns the ``config.json`` and the tensors of the architecture that fits; one of the two reasons must be empty.
+def native_config(config: GPTConfig) -> dict[str, Any]:
+    """Returns the ``config.json`` of the architecture that fits; one of the two reasons must be empty."""
+    return _llama_config(config) if not_gpt2(config) else _gpt2_config(config)
 
-    Args:
-        tensors: the model's, under our names.
-    """
-    if not not_gpt2(config):
-        theirs = to_gpt2_tensors(tensors)
-        if config.tied_head:
-            del theirs[GPT2_LAYOUT.head]
-        return gpt2_config(config), theirs
-    return _llama_config(config), _to_llama_tensors(config, tensors)
+
+def native_tensors(config: GPTConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Returns our tensors under the names and in the layouts of that architecture."""
+    if not_gpt2(config):
+        return _to_llama_tensors(config, tensors)
+    theirs = to_gpt2_tensors(tensors)
+    if config.tied_head:
+        del theirs[GPT2_LAYOUT.head]
+    return theirs
 
 
 def _other_kind(config: GPTConfig, kinds: dict[str, tuple[str, ...]]) -> str:
@@ -86,8 +87,7 @@ def _set(config: GPTConfig, *names: str) -> str:
     return next(found, "")
 
 
-def gpt2_config(config: GPTConfig) -> dict[str, Any]:
-    """Returns the ``config.json`` of a ``GPT2LMHeadModel``."""
+def _gpt2_config(config: GPTConfig) -> dict[str, Any]:
     assert isinstance(config.feedforward, GeluMLP | ExactGeluMLP)
     return {
         "architectures": ["GPT2LMHeadModel"],
@@ -107,7 +107,7 @@ def gpt2_config(config: GPTConfig) -> dict[str, Any]:
 
 
 def _llama_config(config: GPTConfig) -> dict[str, Any]:
-    """Returns the ``config.json`` of Llama, Mistral or Qwen3, whose only dropout is that of attention."""
+    """Llama, Mistral or Qwen3, whose only dropout is that of attention."""
     assert isinstance(config.position, RotaryPosition) and isinstance(config.feedforward, SwiGLU)
     family = "Qwen3" if config.attention.query_key_norm else "Mistral" if config.attention.window else "Llama"
     window = {"sliding_window": config.attention.window} if family == "Mistral" else {}

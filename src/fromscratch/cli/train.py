@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -21,6 +21,7 @@ from fromscratch.cli.options import (
     QuietFlag,
 )
 from fromscratch.cli.output import note, print_json, print_table
+from fromscratch.cli.task_measures import measure_task
 from fromscratch.errors import EXIT_CRASH, EXIT_DONE, EXIT_STOPPED
 
 ALREADY_FINISHED = "is finished, all {num_steps:,} steps were taken before; no step was taken now. --fresh starts again"
@@ -106,7 +107,11 @@ class SessionOptions:
 
 
 def train_plan(
-    plan: "PlannedRun", path: Path, machine: "MachineOptions", options: SessionOptions, billing: "Billing"
+    plan: "PlannedRun",
+    path: Path,
+    machine: "MachineOptions",
+    options: SessionOptions,
+    billing: "Billing",
 ) -> None:
     """Trains a planned run, in several processes if wanted; prints the result and exits with its code."""
     from fromscratch.processes.launcher import is_launched, launch
@@ -136,7 +141,9 @@ def train_plan(
         billing=billing,
     )
     if is_main:
-        report(summary, as_json=options.as_json)
+        is_over = summary.outcome == "done"
+        further = measure_task(plan, path, machine.device, as_json=options.as_json) if is_over else {}
+        report(summary, as_json=options.as_json, further=further)
     end_command(summary, path, options.stop_after, is_main=is_main, quiet=quiet)
 
 
@@ -210,10 +217,10 @@ def describe(plan: "PlannedRun", placement: "Placement", path: Path) -> str:
     )
 
 
-def report(summary: "RunSummary", *, as_json: bool) -> None:
-    """Prints the summary of a run as a table or JSON."""
+def report(summary: "RunSummary", *, as_json: bool, further: dict[str, Any]) -> None:
+    """Prints the summary of a run, and further values, as a table or JSON."""
     if as_json:
-        print_json(asdict(summary))
+        print_json(asdict(summary) | further)
         return
     best = None
     if summary.best_loss is not None:
@@ -232,5 +239,6 @@ def report(summary: "RunSummary", *, as_json: bool) -> None:
             ("final training loss", summary.final_loss),
             (best_name, best),
             ("steps", ", ".join(f"{count:,} {outcome}" for outcome, count in summary.outcomes.items())),
+            *further.items(),
         ]
     )

@@ -115,3 +115,26 @@ def test_a_held_step_changes_nothing(slot: Any) -> None:
     named[0][1].grad = torch.full_like(named[0][1], float("nan"))
     optimizer.step_unless(torch.tensor(True))
     assert all(torch.equal(old, parameter) for old, (_, parameter) in zip(before, named, strict=True))
+
+
+@pytest.mark.parametrize("slot", [Muon(), Lion(), SGD(weight_decay=0.1)])
+def test_state_of_the_size_to_come_is_there_for_a_measurement_only(slot: Any) -> None:
+    named = named_parameters()
+    optimizer = as_composite(slot.build(named))
+    before = [parameter.detach().clone() for _, parameter in named]
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for _, parameter in named:
+        parameter.grad = torch.zeros_like(parameter)
+    with optimizer.temporary_state():
+        sizes = optimizer.state_tensors(named)
+    assert all(torch.equal(old, parameter) for old, (_, parameter) in zip(before, named, strict=True))
+    assert [group["lr"] for group in optimizer.param_groups] == rates
+    assert not any(one.state for one in optimizer.optimizers)
+    set_gradients(named, 1)
+    optimizer.step_unless(torch.tensor(False))
+    owned = {id(p) for one in optimizer.optimizers[:1] for group in one.param_groups for p in group["params"]}
+    first = [name for name, parameter in named if id(parameter) in owned]
+    after = {
+        name: tensor for name, tensor in optimizer.state_tensors(named).items() if name.rpartition("/")[0] in first
+    }
+    assert {name: t.shape for name, t in sizes.items()} == {name: t.shape for name, t in after.items()} != {}

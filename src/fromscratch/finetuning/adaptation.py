@@ -99,7 +99,8 @@ def _inject_lora(model: LanguageModel, lora: LoRA) -> None:
     if not targets:
         raise UsageError("tune.lora: the model has no linear layers; tune all of its weights instead")
     with torch.device(next(model.parameters()).device):
-        settings = peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets, lora_dropout=0.0)
+        alpha: Any = lora.alpha  # a float works; the library's annotation says int
+        settings = peft.LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=targets, lora_dropout=0.0)
         peft.inject_adapter_in_model(settings, model)
 
 

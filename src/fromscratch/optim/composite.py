@@ -5,6 +5,7 @@ object. Each parameter belongs to exactly one of the optimisers.
 """
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -85,6 +86,23 @@ class CompositeOptimizer:
         The others create theirs in their first step.
         """
         return (optimizer for optimizer in self.optimizers if not optimizer.state and _takes_flag(optimizer))
+
+    @contextmanager
+    def temporary_state(self) -> Iterator[None]:
+        """Inside of the block, optimisers that create their state in their first step have one of the same size.
+
+        It comes from a step at a rate of zero. All gradients must be there, and zero; the weights stay as they are.
+        """
+        others = [one for one in self.optimizers if not one.state and not _takes_flag(one)]
+        self.set_rate_factor(0.0)
+        try:
+            for one in others:
+                one.step()
+            yield
+        finally:
+            for one in others:
+                one.state.clear()
+            self.set_rate_factor(1.0)
 
     def state_tensors(self, named_parameters: NamedParameters) -> dict[str, Tensor]:
         """The state as ``<parameter>/<key>``. An absent tensor (None) is left out.

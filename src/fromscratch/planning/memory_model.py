@@ -184,10 +184,12 @@ def _simulate(
             carry=model.initial_carry(batch),
         )
         model.train()
-        stepper.probe_memory(0)
+        stepper.hold_gradients()
+        with optimizer.temporary_state():
+            stepper.probe_memory(0)
+            of_optimizer = sum(t.nbytes for state in optimizer.state.values() for t in state.values() if t is not None)
         weights = sum(tensor.nbytes for tensor in itertools.chain(model.parameters(), model.buffers()))
         gradients = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-        of_optimizer = sum(t.nbytes for state in optimizer.state.values() for t in state.values() if t is not None)
         fixed = weights + gradients + of_optimizer
         activations = max(at_head, default=memory.peak) - fixed
         return [weights, gradients, of_optimizer, activations, memory.peak - fixed - activations]

@@ -147,9 +147,10 @@ class Stepper:
         batches = self.batches.micro_batches(step)
         try:
             self._create_optimizer_state()
-            if self.batches.num_micro_batches > 1:
-                self.hold_gradients()
-            with self.parallelism.no_sync():
+            self.hold_gradients()
+            with self.optimizer.temporary_state(), self.parallelism.no_sync():
+                if self.batches.num_micro_batches == 1:
+                    self.optimizer.zero_grad()
                 self._backward(self._forward(next(batches), 0).total)
         except RuntimeError as error:
             if not is_memory_error(error):

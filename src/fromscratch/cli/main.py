@@ -10,6 +10,7 @@ from fromscratch import __version__
 from fromscratch.cli import (
     bench,
     chat,
+    classify,
     compare,
     costs,
     data,
@@ -69,8 +70,10 @@ app.command(name="quickstart")(quickstart.quickstart)
 app.add_typer(data.app, name="data")
 app.command(name="plan")(plan.plan)
 app.command(name="train")(train.train)
+finetune.app.command(name="classify")(classify.tune)
 app.add_typer(finetune.app, name="finetune")
 app.command(name="respond")(respond.respond)
+app.command(name="classify")(classify.classify)
 app.command(name="fit")(fit.fit)
 app.command(name="bench")(bench.bench)
 app.add_typer(evaluate.app, name="eval")

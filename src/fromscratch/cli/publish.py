@@ -42,7 +42,7 @@ def publish(
     from fromscratch.publishing.publish import Destination, publish_model
 
     destination = Destination.of(to, private=private, collection=collection)
-    loaded = open_model(model, find_hardware("cpu"))
+    loaded = open_model(model, find_hardware("cpu"), may_classify=True)
     report = publish_model(
         loaded, destination, format_name=format_name, license_name=license_name, title=title, upload=yes
     )

@@ -1,11 +1,11 @@
 """``fromscratch train``."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -106,9 +106,19 @@ class SessionOptions:
 
 
 def train_plan(
-    plan: "PlannedRun", path: Path, machine: "MachineOptions", options: SessionOptions, billing: "Billing"
+    plan: "PlannedRun",
+    path: Path,
+    machine: "MachineOptions",
+    options: SessionOptions,
+    billing: "Billing",
+    *,
+    measure: Callable[[], dict[str, Any]] | None = None,
 ) -> None:
-    """Trains a planned run, in several processes if wanted; prints the result and exits with its code."""
+    """Trains a planned run, in several processes if wanted; prints the result and exits with its code.
+
+    Args:
+        measure: measures a finished run; its values are printed with the result.
+    """
     from fromscratch.processes.launcher import is_launched, launch
     from fromscratch.processes.world import started_rank
     from fromscratch.runs.directory import RunDirectory
@@ -136,7 +146,8 @@ def train_plan(
         billing=billing,
     )
     if is_main:
-        report(summary, as_json=options.as_json)
+        further = measure() if measure and summary.outcome == "done" else {}
+        report(summary, as_json=options.as_json, further=further)
     end_command(summary, path, options.stop_after, is_main=is_main, quiet=quiet)
 
 
@@ -210,10 +221,10 @@ def describe(plan: "PlannedRun", placement: "Placement", path: Path) -> str:
     )
 
 
-def report(summary: "RunSummary", *, as_json: bool) -> None:
-    """Prints the summary of a run as a table or JSON."""
+def report(summary: "RunSummary", *, as_json: bool, further: dict[str, Any]) -> None:
+    """Prints the summary of a run, and further values, as a table or JSON."""
     if as_json:
-        print_json(asdict(summary))
+        print_json(asdict(summary) | further)
         return
     best = None
     if summary.best_loss is not None:
@@ -232,5 +243,6 @@ def report(summary: "RunSummary", *, as_json: bool) -> None:
             ("final training loss", summary.final_loss),
             (best_name, best),
             ("steps", ", ".join(f"{count:,} {outcome}" for outcome, count in summary.outcomes.items())),
+            *further.items(),
         ]
     )

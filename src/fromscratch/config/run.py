@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field
 from fromscratch.config.base import LARGEST_WHOLE_NUMBER, MODEL_SLOT, SLOT, NonNegative, Positive, Slot, Table
 from fromscratch.config.model import GPTConfig, HuggingFaceConfig, ModelConfig
 from fromscratch.config.train import TrainConfig
-from fromscratch.config.tune import Instruct
+from fromscratch.config.tune import Classify, Instruct
 from fromscratch.errors import UsageError
 
 TOKEN_BUDGET = re.compile(r"([1-9][0-9]{0,8}(\.[0-9]{1,9})?|0\.[0-9]{0,8}[1-9][0-9]{0,8})x|all")
@@ -66,7 +66,7 @@ class RunConfig(Table):
     data: DataConfig
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
-    tune: Annotated[Instruct | None, SLOT] = None
+    tune: Annotated[Instruct | Classify | None, SLOT] = None
     """Fine-tuning; without it, the run learns the next token of a token store."""
 
     def resolved(self, *, vocab_size: int, tokens: int) -> Self:

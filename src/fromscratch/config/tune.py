@@ -1,8 +1,8 @@
 """``[tune]``: trains the model ``train.start_from`` further, on a file of records that ``data.store`` names."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from fromscratch.config.base import NonNegative, Positive, Probability, Table
 from fromscratch.config.prompts import PROMPT_FORMATS, PromptFormat, named_format
@@ -41,3 +41,36 @@ class Instruct(Tuning):
     By default ``alpaca``."""
     mask_prompt: bool = False
     """Whether only the responses are learned; otherwise the prompts too."""
+
+
+class Classify(Tuning):
+    """Learns to tell the class of a text, by a linear head on the hidden state of its last token."""
+
+    kind: Literal["classify"] = "classify"
+    train: Literal["head", "last-block", "all", "lora"] = "all"
+    """Which weights are trained: the new head alone, also the last block and the norm after it, all, or the head
+    and low-rank additions."""
+    balance: Literal["undersample", "weights", "none"] = "undersample"
+    """What is done about classes of different sizes: as many texts of each class as the rarest has; a loss weighted
+    by the inverse of a class's share; or nothing."""
+    text_column: str | None = None
+    """Column or key of the text. By default the one with a usual name, such as ``text``."""
+    label_column: str | None = None
+    """Column or key of the class. By default the one with a usual name, such as ``label``."""
+    classes: tuple[str, ...] = Field(default=(), strict=False)
+    """The classes, in the order of their scores. By default those of the file, sorted."""
+    random_weights: bool = False
+    """Whether training begins at random weights instead of those of the model: what is its training worth?"""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_lora(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("train") == "lora":
+            return {"lora": {}, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _lora_is_meant(self) -> Self:
+        if self.lora is not None and self.train != "lora":
+            raise ValueError(f'lora needs train = "lora", not {self.train!r}')
+        return self

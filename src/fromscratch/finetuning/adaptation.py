@@ -1,4 +1,4 @@
-"""Changes a model for fine-tuning before its weights are set: low-rank additions, frozen weights, dropout.
+"""Changes a model for fine-tuning before its weights are set: low-rank additions, a head for classes, frozen weights.
 
 LoRA (Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models") is the package ``peft``'s. It works on
 every model made of linear layers. Its first weights come from a stream of the run's seed.
@@ -10,10 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from fromscratch.config.tune import LoRA, Tuning
+from fromscratch.config.tune import Classify, LoRA, Tuning
 from fromscratch.errors import UsageError
 from fromscratch.formats.lora import BASE_LAYER, DOWN, UP
-from fromscratch.formats.weights import fill
+from fromscratch.formats.weights import fill, head_name
+from fromscratch.models.factory import replace_head
 from fromscratch.models.language_model import LanguageModel
 from fromscratch.randomness import derive_seed
 
@@ -25,6 +26,9 @@ def adapt(model: LanguageModel, tune: Tuning) -> None:
     """Changes the modules of a model in place, on whatever device it is. Raises UsageError without ``peft``."""
     if tune.lora is not None:
         _inject_lora(model, tune.lora)
+    if isinstance(tune, Classify):
+        replace_head(model, len(tune.classes))
+        _freeze(model, tune.train)
 
 
 def trained_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
@@ -32,7 +36,10 @@ def trained_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
-def set_adapted_weights(model: nn.Module, base: dict[str, Tensor], *, seed: int, where: Path) -> None:
+HEAD_STD = 0.02  # GPT-2's, and that of transformers' heads
+
+
+def set_adapted_weights(model: LanguageModel, base: dict[str, Tensor], *, seed: int, where: Path) -> None:
     """Sets the weights of an adapted model: those of the base model, and first weights of what was added.
 
     Args:
@@ -48,8 +55,34 @@ def set_adapted_weights(model: nn.Module, base: dict[str, Tensor], *, seed: int,
         for name, parameter in model.named_parameters()
         if DOWN in name or UP in name
     }
+    if model.num_classes:
+        head = head_name(model)
+        drawn = torch.Generator().manual_seed(derive_seed(seed, "class-head"))
+        added[head] = torch.empty(model.get_parameter(head).shape).normal_(std=HEAD_STD, generator=drawn)
+        base = {name: tensor for name, tensor in base.items() if name != head}  # without the language head
     names = {name.replace(BASE_LAYER, ""): name for name, _ in model.named_parameters() if name not in added}
     fill(model, {**{names.get(name, name): tensor for name, tensor in base.items()}, **added}, where)
+
+
+def _freeze(model: LanguageModel, trained: str) -> None:
+    """Freezes the weights that ``tune.train`` leaves out. The new head is always trained."""
+    if trained not in ("head", "last-block"):
+        return
+    model.requires_grad_(False)
+    model.output_head.requires_grad_(True)
+    if trained == "last-block":
+        for module in _last_modules(model):
+            module.requires_grad_(True)
+
+
+def _last_modules(model: LanguageModel) -> list[nn.Module]:
+    """Returns the last block, and what follows the list of blocks, such as the final norm."""
+    for owner in model.modules():
+        children = list(owner.children())
+        for place, blocks in enumerate(children):
+            if isinstance(blocks, nn.ModuleList) and len(blocks) == model.num_layers:
+                return [blocks[-1], *children[place + 1 :]]
+    raise UsageError('tune.train = "last-block": the model has no list of blocks; use "head" or "all"')
 
 
 def _inject_lora(model: LanguageModel, lora: LoRA) -> None:

@@ -24,6 +24,11 @@ class Split:
     repeated: int = 0
     """Records that ask the same as an earlier one; they are in its part."""
 
+    def of(self, indices: Sequence[int]) -> "Split":
+        """Returns the split of those records of a larger file; the split counts records from 0."""
+        train, validation, test = (tuple(indices[i] for i in part) for part in (self.train, self.validation, self.test))
+        return Split(train, validation, test, self.repeated)
+
     def files(self, records: Sequence[dict[str, Any]]) -> dict[str, str]:
         """Returns what a run keeps: the records of each part, by the name of the file."""
         parts = {"train": self.train, "validation": self.validation, "test": self.test}

@@ -14,6 +14,7 @@ from torch import Tensor
 from fromscratch.config.model import ExactGeluMLP, GeluMLP, GPTConfig, LayerNorm
 from fromscratch.errors import DataError, UsageError
 from fromscratch.files import read_json_object
+from fromscratch.formats.classifiers import take_score
 from fromscratch.formats.imported import ImportedModel
 from fromscratch.formats.layouts import EMBEDDING, HEAD, Layout
 from fromscratch.formats.weights import read_weights
@@ -55,8 +56,11 @@ def to_gpt2_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return theirs
 
 
-def read_gpt2(folder: Path) -> ImportedModel:
+def read_gpt2(folder: Path, *, classes: tuple[str, ...] = ()) -> ImportedModel:
     """Reads a folder with their ``config.json`` and safetensors.
+
+    Args:
+        classes: those of a classifier (``GPT2ForSequenceClassification``).
 
     Raises:
         DataError: tensors are missing, unexpected or of other shapes.
@@ -65,10 +69,14 @@ def read_gpt2(folder: Path) -> ImportedModel:
     raw = read_json_object(folder / "config.json")
     config = _config(raw, folder)
     gelu = "none" if raw.get("activation_function") == "gelu" else "tanh"
-    tensors = LAYOUT.select(read_weights(folder), may_be_tied=config.tied_head)
+    weights = read_weights(folder)
+    score = take_score(weights, folder) if classes else None
+    if classes:
+        config = config.model_copy(update={"tied_head": True})  # no language head is stored
+    tensors = LAYOUT.select(weights, may_be_tied=config.tied_head)
     model = replace(LAYOUT, gelu=gelu, norm_eps=config.norm.eps).read(tensors, config, folder)
     _check_layout(tensors, config, folder)
-    return model
+    return replace(model, classes=classes, score=score)
 
 
 def _config(raw: dict[str, Any], folder: Path) -> GPTConfig:

@@ -1,6 +1,6 @@
 """A model read from another program's files, and the check of its conversion.
 
-Letters: B batch, T time, V vocabulary.
+Letters: B batch, T time, V vocabulary, C classes, D embedding.
 """
 
 from collections.abc import Callable
@@ -12,8 +12,8 @@ from torch import Tensor
 
 from fromscratch.config.model import ModelConfig
 from fromscratch.errors import DataError
-from fromscratch.formats.weights import fill
-from fromscratch.models.factory import build_empty
+from fromscratch.formats.weights import fill, head_name
+from fromscratch.models.factory import build_empty, replace_head
 from fromscratch.models.language_model import LanguageModel
 
 MAX_DIFFERENCE = 1e-4  # of logits, relative to the largest logit; fp32 rounding stays far below
@@ -34,11 +34,19 @@ class ImportedModel:
     """The file of its tokenizer, if the program keeps it elsewhere than beside the weights."""
     notes: list[str] = field(default_factory=list)
     """Messages for the user about the conversion."""
+    classes: tuple[str, ...] = ()
+    """Classes of a classifier, in the order of its scores; empty for a language model."""
+    score: Tensor | None = None
+    """The head of a classifier [C, D]; ``tensors`` are then without a head."""
 
     def build(self, where: Path) -> LanguageModel:
         """Builds the model with its weights. Raises DataError where a tensor does not fit."""
-        model = build_empty(self.config, "cpu")
-        fill(model, self.tensors, where)
+        model, tensors = build_empty(self.config, "cpu"), self.tensors
+        if self.classes:
+            assert self.score is not None
+            replace_head(model, len(self.classes))
+            tensors = {**tensors, head_name(model): self.score}
+        fill(model, tensors, where)
         return model.eval()
 
     def check(self, model: LanguageModel) -> float:
@@ -47,7 +55,7 @@ class ImportedModel:
         Raises:
             DataError: the difference is larger than rounding can explain.
         """
-        if self.reference is None:
+        if self.reference is None or self.classes:  # the reference is of a language model
             return 0.0
         length = min(NUM_CHECKED_TOKENS, model.context_length)
         generator = torch.Generator().manual_seed(0)

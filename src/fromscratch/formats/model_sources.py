@@ -15,6 +15,7 @@ from pathlib import Path
 from fromscratch.config.loading import read_run_config
 from fromscratch.config.model import ModelConfig
 from fromscratch.config.prompts import PromptFormat
+from fromscratch.config.tune import Classify
 from fromscratch.errors import DataError, UsageError
 from fromscratch.files import MANIFEST, verify_folder
 from fromscratch.formats.checkpoints import MODEL_FILE, STATE_FILE, read_state
@@ -28,7 +29,7 @@ from fromscratch.formats.weights import fill, model_tensors
 from fromscratch.hub.downloads import download_model
 from fromscratch.hub.names import HUB_PREFIX, model_name
 from fromscratch.machine.hardware import Hardware
-from fromscratch.models.factory import build_empty
+from fromscratch.models.factory import build_empty, replace_head
 from fromscratch.models.language_model import LanguageModel
 from fromscratch.runs.directory import RunDirectory, find_run
 from fromscratch.runs.retention import BEST, LATEST, checkpoints_in, damage_of, newest_valid
@@ -59,6 +60,8 @@ class LoadedModel:
     """Number of optimiser steps done; None without a run."""
     prompt_format: PromptFormat | None = None
     """The format of the prompts that it was tuned on; None if it was not tuned, or nobody knows."""
+    classes: tuple[str, ...] = ()
+    """The classes that a classifier scores, in the order of its scores; empty for a language model."""
 
     @property
     def name(self) -> str:
@@ -77,13 +80,27 @@ class LoadedModel:
         return digest.hexdigest()
 
 
-def open_model(source: str, hardware: Hardware, *, runs_dir: Path = RUNS_DIR) -> LoadedModel:
+def open_model(
+    source: str, hardware: Hardware, *, runs_dir: Path = RUNS_DIR, may_classify: bool = False
+) -> LoadedModel:
     """Loads the model that ``source`` names. A run is also looked up in ``runs_dir``.
 
+    Args:
+        may_classify: whether a classifier is meant too; otherwise only a language model.
+
     Raises:
-        UsageError: no such model.
+        UsageError: no such model, or it is a classifier.
         DataError: the run, checkpoint or folder is damaged or has no weights yet.
     """
+    loaded = _open(source, hardware, runs_dir)
+    if loaded.classes and not may_classify:
+        raise UsageError(
+            f"model {source}: classifies texts and has no language head; use 'fromscratch classify' or 'publish'"
+        )
+    return loaded
+
+
+def _open(source: str, hardware: Hardware, runs_dir: Path) -> LoadedModel:
     place = locate(source, runs_dir=runs_dir)
     if (place / STATE_FILE).is_file():
         return _open_checkpoint(source, place, hardware)
@@ -93,8 +110,15 @@ def open_model(source: str, hardware: Hardware, *, runs_dir: Path = RUNS_DIR) ->
     model = found.build(place)
     found.check(model)
     tokenizer = tokenizer_of(place, vocab_size=model.vocab_size)
-    prompt_format = read_prompt_format(place)
-    return LoadedModel(source, model.to(hardware.device), found.config, tokenizer, place, prompt_format=prompt_format)
+    return LoadedModel(
+        source,
+        model.to(hardware.device),
+        found.config,
+        tokenizer,
+        place,
+        prompt_format=read_prompt_format(place),
+        classes=found.classes,
+    )
 
 
 def _open_checkpoint(source: str, checkpoint: Path, hardware: Hardware) -> LoadedModel:
@@ -104,12 +128,15 @@ def _open_checkpoint(source: str, checkpoint: Path, hardware: Hardware) -> Loade
     run_config = read_run_config(run.config_at(step))
     config, tune = run_config.model, run_config.tune
     model = build_empty(config, hardware.device)
+    if isinstance(tune, Classify):
+        replace_head(model, len(tune.classes))
     tensors = read_tensors(checkpoint / MODEL_FILE)
     if tune and tune.lora:
         tensors = merge_lora(tensors, tune.lora, model)
     fill(model, tensors, checkpoint / MODEL_FILE)
     tokenizer = load_tokenizer(run.tokenizer)
-    return LoadedModel(source, model.eval(), config, tokenizer, checkpoint, run, step, tune.prompt if tune else None)
+    prompt_format, classes = getattr(tune, "prompt", None), getattr(tune, "classes", ())
+    return LoadedModel(source, model.eval(), config, tokenizer, checkpoint, run, step, prompt_format, classes)
 
 
 def locate(source: str, *, runs_dir: Path = RUNS_DIR) -> Path:

@@ -12,6 +12,7 @@ from fromscratch.config.model import GPTConfig
 from fromscratch.config.run import parse_model
 from fromscratch.errors import DataError
 from fromscratch.files import read_json_object
+from fromscratch.formats.classifiers import take_score
 from fromscratch.formats.imported import ImportedModel
 from fromscratch.formats.layouts import EMBEDDING, HEAD, check_tied
 from fromscratch.formats.weights import read_weights
@@ -28,8 +29,12 @@ def to_published_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {PUBLISHED_HEAD if name == HEAD else BODY + name: tensor for name, tensor in tensors.items()}
 
 
-def read_published(folder: Path) -> ImportedModel:
-    """Reads a folder in the custom format. Raises DataError where it is damaged."""
+def read_published(folder: Path, *, classes: tuple[str, ...] = ()) -> ImportedModel:
+    """Reads a folder in the custom format. Raises DataError where it is damaged.
+
+    Args:
+        classes: those of a classifier (``FromScratchForSequenceClassification``).
+    """
     settings = read_json_object(folder / "config.json")
     table = settings.get(TABLE_KEY)
     if isinstance(table, dict):  # transformers changes its own keys only, such as in resize_token_embeddings
@@ -42,9 +47,10 @@ def read_published(folder: Path) -> ImportedModel:
             f"({error.errors()[0]['msg']} at {error.errors()[0]['loc']}); it may need a newer version"
         ) from None
     tensors = read_weights(folder)
+    score = take_score(tensors, folder) if classes else None
     ours = {HEAD if name == PUBLISHED_HEAD else name.removeprefix(BODY): tensor for name, tensor in tensors.items()}
     if isinstance(config, GPTConfig) and config.tied_head and HEAD in ours:
         ours.setdefault(EMBEDDING, ours[HEAD])  # a tied matrix may be saved under either of its two names
         check_tied(ours, EMBEDDING, HEAD, folder)
         del ours[HEAD]
-    return ImportedModel("fromscratch", config, ours)
+    return ImportedModel("fromscratch", config, ours, classes=classes, score=score)

@@ -5,6 +5,7 @@ from pathlib import Path
 from fromscratch.errors import DataError, UsageError
 from fromscratch.files import read_json_object
 from fromscratch.formats import book, gpt2, huggingface, model_folder, nanogpt, published
+from fromscratch.formats.classifiers import classes_of
 from fromscratch.formats.imported import ImportedModel
 from fromscratch.formats.weights import PICKLE_SUFFIXES, read_pickle, read_weights
 from fromscratch.tokenizers.base import Tokenizer
@@ -35,12 +36,13 @@ def read_model(path: Path, *, num_heads: int | None = None) -> ImportedModel:
     if path.is_file() and path.suffix in PICKLE_SUFFIXES and nanogpt.is_nanogpt(read_pickle(path)):
         return nanogpt.read_nanogpt(path)
     raw = read_json_object(path / HUB_CONFIG) if (path / HUB_CONFIG).is_file() else {}
+    classes = classes_of(raw, path / HUB_CONFIG)
     if raw.get("model_type") == gpt2.MODEL_TYPE:
-        return gpt2.read_gpt2(path)
+        return gpt2.read_gpt2(path, classes=classes)
     if raw.get("model_type") == published.MODEL_TYPE and published.TABLE_KEY in raw:
-        return published.read_published(path)
+        return published.read_published(path, classes=classes)
     if huggingface.is_causal_model(raw):
-        return huggingface.read_huggingface(path, raw)
+        return huggingface.read_huggingface(path, raw, classes=classes)
     if any(name.endswith(book.LAYOUT.position_embedding) for name in read_weights(path)):
         return book.read_book(path, num_heads=num_heads)
     if "auto_map" in raw:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fromscratch.errors import DataError
 from fromscratch.files import read_json_object
 from fromscratch.formats.tensor_files import read_tensors
+from fromscratch.models.language_model import LanguageModel
 
 SAFETENSORS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -116,6 +117,12 @@ def take(tensors: dict[str, Tensor], names: Iterable[str], path: Path) -> dict[s
 def model_tensors(model: nn.Module) -> dict[str, Tensor]:
     """Returns the weights by name; a shared weight appears once. They share memory with the model."""
     return {name: parameter.detach().contiguous() for name, parameter in model.named_parameters()}
+
+
+def head_name(model: LanguageModel) -> str:
+    """Returns the name of the weight of the output head. It must not be tied to another."""
+    weight = model.output_head.weight
+    return next(name for name, parameter in model.named_parameters() if parameter is weight)
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from torch import nn
 
 from fromscratch.config.model import ModelConfig
 from fromscratch.models.attention import CausalAttention
-from fromscratch.models.factory import build_model
+from fromscratch.models.factory import build_model, replace_head
 from fromscratch.models.language_model import LanguageModel
 from fromscratch.models.mechanism import flops_of_children, forward_flops
 
@@ -43,10 +43,16 @@ class ModelCosts:
         return 3 * self.forward_flops_per_token
 
 
-def model_costs(config: ModelConfig) -> ModelCosts:
-    """Counts on the meta device: exact, and no memory is taken for weights."""
+def model_costs(config: ModelConfig, *, num_classes: int | None = None) -> ModelCosts:
+    """Counts on the meta device: exact, and no memory is taken for weights.
+
+    Args:
+        num_classes: of a model with a head that scores classes; None is a language model.
+    """
     with torch.device("meta"):
         model = build_model(config)
+    if num_classes:
+        replace_head(model, num_classes)
     return ModelCosts(
         parameters=sum(p.numel() for p in model.parameters()),
         forward_flops_per_token=round(forward_flops(model, config.context_length)),

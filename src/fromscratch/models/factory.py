@@ -8,6 +8,7 @@ from torch.overrides import TorchFunctionMode
 
 from fromscratch.config.base import import_target
 from fromscratch.config.model import GPTConfig, ModelConfig
+from fromscratch.errors import UsageError
 from fromscratch.models.gpt import GPT
 from fromscratch.models.language_model import LanguageModel
 from fromscratch.models.mechanism import Sizes, Slots
@@ -63,6 +64,20 @@ def build_empty(config: ModelConfig, device: torch.device | str) -> LanguageMode
     model.to_empty(device=device)
     model.tie_parameters()
     return model
+
+
+def replace_head(model: LanguageModel, num_classes: int) -> None:
+    """Turns a language model into a classifier, on whatever device it is; the weights of its head are unset.
+
+    Raises:
+        UsageError: its kind has no such head.
+    """
+    try:
+        with _NoInit(), torch.device(next(model.parameters()).device):
+            model.replace_head(num_classes)
+        model.num_classes = num_classes
+    except NotImplementedError:
+        raise UsageError(f"a model of kind {type(model).__name__} cannot classify texts") from None
 
 
 def initialise(model: LanguageModel, config: ModelConfig, *, seed: int) -> None:

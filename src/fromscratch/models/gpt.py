@@ -11,6 +11,8 @@ Sources: Radford et al. 2019, "Language Models are Unsupervised Multitask Learne
 2017. This file and those it imports need torch alone.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -18,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from .cache import KeyValueCache, Past
 from .dropout import Dropout, number_dropout_sites
 from .language_model import LanguageModel
+from .layers import LinearHead
 from .mechanism import Init, Sizes, Slots
 
 RESIDUAL_DTYPES = {"bf16": torch.bfloat16}
@@ -80,6 +83,16 @@ class GPT(LanguageModel):
         """Makes a tied head share the embedding's matrix."""
         if self.sizes.tied_head:
             self.head.weight = self.token_embedding.weight
+
+    @property
+    def output_head(self) -> nn.Module:
+        """The module of the slot ``head``."""
+        return self.head
+
+    def replace_head(self, num_outputs: int) -> None:
+        """Puts a linear head of its own in place of the language head."""
+        self.sizes = replace(self.sizes, tied_head=False)
+        self.head = LinearHead(replace(self.sizes, vocab_size=num_outputs))
 
     def reset(self, init: Init) -> None:
         """Sets all parameters, from the embeddings to the head."""

@@ -57,6 +57,17 @@ class HuggingFaceModel(LanguageModel):
             config = AutoConfig.for_model(**{**self._settings, **off})
             return AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
 
+    @property
+    def output_head(self) -> nn.Module:
+        """The output embeddings, or what replaced them."""
+        head: nn.Module = self.inner.get_output_embeddings()
+        return head
+
+    def replace_head(self, num_outputs: int) -> None:
+        """Puts a linear layer in place of the output embeddings, on the hidden states of the last layer."""
+        width = self.inner.get_output_embeddings().weight.shape[1]
+        self.inner.set_output_embeddings(nn.Linear(width, num_outputs, bias=False))
+
     def tie_parameters(self) -> None:
         """Ties the weights again, and computes the buffers, which are no part of a checkpoint."""
         self.inner.tie_weights()
@@ -69,6 +80,8 @@ class HuggingFaceModel(LanguageModel):
 
     def forward(self, tokens: Tensor, past: Past | None = None) -> Tensor:
         """Scores of the next token at every position: ids [B, T] -> logits [B, T, V]."""
+        if self.num_classes:  # not by the language model, which may scale its logits
+            return self.output_head(self.inner.base_model(input_ids=tokens, use_cache=False).last_hidden_state)
         if past is None:
             return self.inner(input_ids=tokens, use_cache=False).logits
         assert isinstance(past, HuggingFacePast)

@@ -17,6 +17,8 @@ class LanguageModel(nn.Module):
     context_length: int
     """Number of tokens in a training sequence."""
     num_layers: int
+    num_classes: int | None = None
+    """Number of classes that the head scores instead of tokens; None in a language model."""
     has_unlimited_context = False
     """Whether a text may grow beyond ``context_length``, as it may in a recurrent model."""
     gradient_checkpointing: bool | None = None
@@ -55,6 +57,15 @@ class LanguageModel(nn.Module):
 
     def reset(self, init: Init) -> None:
         """Sets every parameter and buffer."""
+        raise NotImplementedError
+
+    @property
+    def output_head(self) -> nn.Module:
+        """The linear layer that scores what is predicted."""
+        raise NotImplementedError
+
+    def replace_head(self, num_outputs: int) -> None:
+        """Makes ``forward`` and ``losses_of`` score so many classes instead of tokens, by an own head, not set yet."""
         raise NotImplementedError
 
     def tie_parameters(self) -> None:

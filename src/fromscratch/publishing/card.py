@@ -16,6 +16,12 @@ from fromscratch.runs.directory import RunDirectory
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
 LOSS_CHART = "loss.png"
+GENERATION_EXAMPLE = """generate = pipeline("text-generation", model="{repository}"{trust})
+print(generate("Every effort moves you", max_new_tokens=40)[0]["generated_text"])"""
+CLASSIFIER_EXAMPLE = """classify = pipeline("text-classification", model="{repository}"{trust}, truncation=True)
+print(classify("Every effort moves you", top_k=None))"""
+BASE_LIMITS = "A base model continues text. It is not trained to answer questions or to follow instructions. It"
+CLASSIFIER_LIMITS = "A classifier gives every text one of its classes, also a text unlike those it was tuned on. It"
 METRICS = ("loss", "perplexity", "bits_per_byte", "tokens")
 MACHINE_KEYS = ("device_name", "world_size", "torch")
 
@@ -34,13 +40,18 @@ def write_card(folder: Path, loaded: LoadedModel, settings: CardSettings, format
     """Writes ``README.md``, and copies the loss chart of the run if there is one."""
     run = loaded.run
     origin = _origin(run) if run else f"Converted from {loaded.source}"
+    repository = settings.repository or folder.name.lstrip(".")
+    trust = ", trust_remote_code=True" if format_name == "custom" else ""
+    example = CLASSIFIER_EXAMPLE if loaded.classes else GENERATION_EXAMPLE
     text = TEMPLATE.read_text("utf-8").format(
         title=settings.title or loaded.name,
         license=settings.license,
+        pipeline="text-classification" if loaded.classes else "text-generation",
+        kind="text-classification" if loaded.classes else "causal-lm",
+        example=example.format(repository=repository, trust=trust),
+        limits=CLASSIFIER_LIMITS if loaded.classes else BASE_LIMITS,
         summary=f"{_purpose(loaded)} {origin} with fromscratch.",
         model=_rows(_model_properties(loaded)),
-        repository=settings.repository or folder.name.lstrip("."),
-        trust=", trust_remote_code=True" if format_name == "custom" else "",
         sections=_sections(folder, run, step=loaded.step or 0) if run else "",
         datasets=_datasets(run) if run else "",
     )
@@ -53,6 +64,8 @@ def _origin(run: RunDirectory) -> str:
 
 
 def _purpose(loaded: LoadedModel) -> str:
+    if loaded.classes:
+        return f"A classifier of texts, with the classes {', '.join(loaded.classes)}."
     if loaded.prompt_format:
         return "A language model tuned to respond to instructions, in the prompt format of its chat template."
     return "A base language model that continues text."

@@ -14,10 +14,13 @@ from safetensors.torch import save_file
 from fromscratch.config.model import GPTConfig, HuggingFaceConfig, ModelConfig
 from fromscratch.errors import UsageError
 from fromscratch.files import check_replaceable, sealed_folder, to_strict_json
+from fromscratch.formats.classifiers import SCORE
+from fromscratch.formats.layouts import HEAD
 from fromscratch.formats.model_sources import LoadedModel
 from fromscratch.formats.published import MODEL_TYPE, TABLE_KEY, to_published_tensors
 from fromscratch.formats.weights import SAFETENSORS, model_tensors
 from fromscratch.publishing.card import CardSettings, write_card
+from fromscratch.publishing.classifiers import classifier_settings, scores_of, write_huggingface_classifier
 from fromscratch.publishing.model_code import model_code_files
 from fromscratch.publishing.native import native_config, native_tensors, not_gpt2, not_llama
 from fromscratch.publishing.prompt_files import write_prompt_format
@@ -87,32 +90,43 @@ def export_model(loaded: LoadedModel, folder: Path, *, format_name: str, card: C
     with sealed_folder(folder, kind=f"{PUBLISHED}-{format_name}") as temporary:
         config = _write_weights(loaded, temporary, format_name)
         ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), loaded.tokenizer.end_of_text)
-        generation = ids | {"do_sample": True, "temperature": 0.8, "top_k": 50}
-        for name, values in {"config.json": {**ids, **config}, "generation_config.json": generation}.items():
+        files = {"config.json": {**ids, **config}}
+        if not loaded.classes:
+            files["generation_config.json"] = ids | {"do_sample": True, "temperature": 0.8, "top_k": 50}
+        for name, values in files.items():
             (temporary / name).write_text(to_strict_json(values, indent=2), "utf-8")
-        write_tokenizer(loaded.tokenizer, temporary, context_length=loaded.config.context_length)
+        side = "right" if loaded.classes else "left"
+        write_tokenizer(loaded.tokenizer, temporary, context_length=loaded.config.context_length, padding_side=side)
         if loaded.prompt_format:
             write_prompt_format(loaded.prompt_format, temporary)
         write_card(temporary, loaded, card, format_name)
         check_replaceable(folder, PUBLISHED, option="--to")  # right before it is replaced
-    files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-    return ExportReport(str(folder), format_name, files)
+    sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    return ExportReport(str(folder), format_name, sizes)
 
 
 def _write_weights(loaded: LoadedModel, folder: Path, format_name: str) -> dict[str, Any]:
     """Writes the weights, and the code that the format needs; returns the content of ``config.json``."""
+    if isinstance(loaded.config, HuggingFaceConfig) and loaded.classes:
+        return write_huggingface_classifier(loaded, folder)
     if isinstance(loaded.config, HuggingFaceConfig):
         loaded.model.inner.save_pretrained(folder)  # type: ignore[operator, union-attr]
         return {**json.loads(loaded.config.architecture), "dtype": "float32"}
     model_config = check_publishable(loaded.config)
     tensors = {name: tensor.cpu() for name, tensor in model_tensors(loaded.model).items()}
+    score = {SCORE: scores_of(loaded)} if loaded.classes else {}
+    if score:
+        del tensors[HEAD]
+        model_config = model_config.model_copy(update={"tied_head": True})  # no language head is stored
     if format_name == NATIVE:
         config, tensors = native_config(model_config), native_tensors(model_config, tensors)
     else:
         config, tensors = custom_config(model_config), to_published_tensors(tensors)
         for name, text in model_code_files(model_config).items():
             (folder / name).write_text(text, "utf-8")
-    save_file(tensors, folder / SAFETENSORS, metadata={"format": "pt"})
+    if score:
+        config |= classifier_settings(loaded, config["architectures"][0])
+    save_file({**tensors, **score}, folder / SAFETENSORS, metadata={"format": "pt"})
     return config
 
 

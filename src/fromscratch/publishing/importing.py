@@ -47,6 +47,8 @@ def import_model(source: str, out: Path, *, tokenizer: str | None = None, num_he
     path = weights_path(find_source(source))
     run_file = _run_file_beside(folder, path)
     found = read_model(path, num_heads=num_heads)
+    if found.classes:
+        raise UsageError(f"{source}: is a classifier, which needs no import; 'fromscratch classify' reads the folder")
     model = found.build(path)
     difference = found.check(model)
     vocab_size = model.vocab_size

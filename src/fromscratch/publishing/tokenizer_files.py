@@ -22,10 +22,13 @@ SAMPLES = (
 """Texts that a published tokenizer must encode as in training."""
 
 
-def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, context_length: int) -> None:
+def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, context_length: int, padding_side: str = "left") -> None:
     """Writes both files. The end-of-text token is also the beginning and padding token; no token is added.
 
     The attention mask distinguishes padding from the end of a text.
+
+    Args:
+        padding_side: ``left``, after which generation continues each text, or ``right``, for classifiers.
     """
     if isinstance(tokenizer, BytesTokenizer):
         (folder / TOKENIZER_FILE).write_text(_bytes_as_json(tokenizer), "utf-8")
@@ -39,7 +42,7 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, context_length: int) 
         **dict.fromkeys(("bos_token", "eos_token", "pad_token"), end),
         "model_max_length": context_length,
         "clean_up_tokenization_spaces": False,
-        "padding_side": "left",
+        "padding_side": padding_side,
     }
     (folder / SETTINGS_FILE).write_text(to_strict_json(settings, indent=1), "utf-8")
 

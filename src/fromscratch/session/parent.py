@@ -13,6 +13,7 @@ from fromscratch.formats.model_sources import LoadedModel, open_model, split_sou
 from fromscratch.formats.weights import fill, model_tensors
 from fromscratch.machine.hardware import find_hardware
 from fromscratch.models.factory import initialise
+from fromscratch.models.language_model import LanguageModel
 from fromscratch.tokenizers.base import Tokenizer
 from fromscratch.training.step import Stepper
 
@@ -95,8 +96,9 @@ def set_first_weights(
 ) -> None:
     """Sets a model's first weights: random, or the parent's, with those of the additions to an adapted model."""
     if parent is not None and is_adapted:
-        base = model_tensors(parent.loaded.model)
-        set_adapted_weights(stepper.model, base, seed=seed, where=parent.loaded.checkpoint)
+        base, model = model_tensors(parent.loaded.model), stepper.model
+        assert isinstance(model, LanguageModel)
+        set_adapted_weights(model, base, seed=seed, where=parent.loaded.checkpoint)
     elif parent is None:
         initialise(stepper.model, config, seed=seed)  # type: ignore[arg-type]
     else:

@@ -9,15 +9,17 @@ from typing import Any
 from fromscratch.config.loading import merge, parse_override, parse_run_config
 from fromscratch.config.model import GPTConfig, HuggingFaceConfig, ModelConfig
 from fromscratch.config.run import RunConfig
-from fromscratch.config.tune import Instruct
+from fromscratch.config.tune import Classify, Instruct, Tuning
 from fromscratch.errors import UsageError
 from fromscratch.finetuning.adaptation import adapt
 from fromscratch.finetuning.batches import EpochOrder
 from fromscratch.finetuning.instruction import InstructionTuning, check_parts, encode_examples
-from fromscratch.finetuning.records import RecordsFile, read_records, to_exchanges
+from fromscratch.finetuning.labelled import read_table
+from fromscratch.finetuning.records import RecordsFile, to_exchanges
 from fromscratch.finetuning.splits import Split, split_records
 from fromscratch.models.costs import model_costs
 from fromscratch.models.huggingface import is_dropout
+from fromscratch.session.classifying import plan_classification
 from fromscratch.session.parent import Parent, open_base
 from fromscratch.session.plan import PlannedRun, check_schedule
 
@@ -37,10 +39,15 @@ def plan_tuning(config: RunConfig, folders: dict[str, Path], where: str) -> Plan
     assert tune is not None
     if start is None:
         raise UsageError(f"{where}: [tune] needs train.start_from, the model to tune")
-    file = read_records(_find(config.data.store, folders.get("data.store", Path())))
+    file = read_table(_find(config.data.store, folders.get("data.store", Path())))
     parent = open_base(start, folders.get("train.start_from", Path()), where)
     config = config.model_copy(update={"model": _model_config(config.model, parent, tune, where)})
-    objective, split = _instruction_tuning(config, tune, file, parent)
+    objective: InstructionTuning
+    if isinstance(tune, Classify):
+        tune, objective, split = plan_classification(config, tune, file, parent)
+        config = config.model_copy(update={"tune": tune})
+    else:
+        objective, split = _instruction_tuning(config, tune, file, parent)
     order = objective.order
     config = _resolved(config, order, objective.tokens_per_step, where)
     check_schedule(config, order.num_steps, where)
@@ -50,7 +57,7 @@ def plan_tuning(config: RunConfig, folders: dict[str, Path], where: str) -> Plan
         tokenizer=parent.loaded.tokenizer,
         objective=objective,
         num_steps=order.num_steps,
-        costs=model_costs(config.model),
+        costs=model_costs(config.model, num_classes=len(tune.classes) if isinstance(tune, Classify) else None),
         folder=folders.get("data.store", Path()),
         parent=parent,
         adapt=partial(adapt, tune=tune),
@@ -72,7 +79,7 @@ def _find(name: str, folder: Path) -> Path:
     return local if local.is_file() else Path(name).expanduser()
 
 
-def _model_config(given: ModelConfig, parent: Parent, tune: Instruct, where: str) -> ModelConfig:
+def _model_config(given: ModelConfig, parent: Parent, tune: Tuning, where: str) -> ModelConfig:
     """Returns the base model's config, with the dropout of ``[tune]``."""
     config = parent.loaded.config
     if given != GPTConfig() and given.weight_settings() != config.weight_settings():
@@ -89,7 +96,7 @@ def _model_config(given: ModelConfig, parent: Parent, tune: Instruct, where: str
     return config.model_copy(update={"dropout": tune.dropout})
 
 
-def _dropout_notices(config: ModelConfig, tune: Instruct) -> Iterator[str]:
+def _dropout_notices(config: ModelConfig, tune: Tuning) -> Iterator[str]:
     if isinstance(config, HuggingFaceConfig) and tune.dropout is None:
         keys = [key for key, value in json.loads(config.architecture).items() if is_dropout(key, value)]
         if keys:

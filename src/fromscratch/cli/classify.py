@@ -1,0 +1,179 @@
+"""``fromscratch finetune classify`` and ``fromscratch classify``: make a classifier, and use it."""
+
+import sys
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fromscratch.cli.finetune import (
+    TRAINED,
+    DropoutOption,
+    Epochs,
+    EvaluateEvery,
+    GlobalBatch,
+    Patience,
+    dropout_setting,
+    lora_setting,
+    optional,
+    run_path,
+    tuning_values,
+)
+from fromscratch.cli.options import (
+    Checkpointing,
+    CompileChoice,
+    DeviceOption,
+    JsonFlag,
+    MicroBatch,
+    ModelArgument,
+    Overrides,
+    Processes,
+    QuietFlag,
+)
+from fromscratch.cli.train import AllowedChanges, PricePerHour, SessionOptions, train_plan
+from fromscratch.errors import UsageError
+
+
+class Trained(StrEnum):
+    """Which weights are trained."""
+
+    HEAD = "head"
+    LAST_BLOCK = "last-block"
+    ALL = "all"
+    LORA = "lora"
+
+
+class Balance(StrEnum):
+    """What is done about classes of different sizes."""
+
+    UNDERSAMPLE = "undersample"
+    WEIGHTS = "weights"
+    NONE = "none"
+
+
+LEARNING_RATES = {Trained.HEAD: 1e-2, Trained.LAST_BLOCK: 3e-4, Trained.ALL: 3e-4, Trained.LORA: 1e-3}
+"""The defaults. A new head alone learns best at a high rate; docs/finetune.md has the measurements."""
+
+
+def tune(
+    model: ModelArgument,
+    data: Annotated[Path, typer.Option("--data", metavar="FILE", help="CSV, TSV, a JSON list or JSON Lines.")],
+    text_column: Annotated[str | None, typer.Option(help="Column of the text; by default one named text, ...")] = None,
+    label_column: Annotated[
+        str | None, typer.Option(help="Column of the class; by default one named label, ...")
+    ] = None,
+    train: Annotated[Trained, typer.Option(help="Which weights are trained.")] = Trained.ALL,
+    balance: Annotated[
+        Balance, typer.Option(help="For classes of different sizes: as many texts of each, a weighted loss, or none.")
+    ] = Balance.UNDERSAMPLE,
+    lora_rank: Annotated[int, typer.Option(min=1, help="With --train lora: the rank of the additions.")] = 8,
+    random_weights: Annotated[
+        bool, typer.Option("--random-weights", help="Begin at random weights, to know what the model is worth.")
+    ] = False,
+    name: Annotated[str | None, typer.Option(help="Name of the run; by default MODEL-classify.")] = None,
+    runs_dir: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
+    epochs: Epochs = 10,
+    global_batch: GlobalBatch = 8,
+    learning_rate: Annotated[float | None, typer.Option(help="The full learning rate; by default by --train.")] = None,
+    patience: Patience = 3,
+    evaluate_every: EvaluateEvery = None,
+    seed: Annotated[int, typer.Option(min=0, help="Names the split, the order, the new head and the dropout.")] = 42,
+    dropout: DropoutOption = TRAINED,
+    overrides: Overrides = None,
+    micro_batch: MicroBatch = None,
+    device: DeviceOption = None,
+    processes: Processes = None,
+    compile_model: CompileChoice = None,
+    activation_checkpointing: Checkpointing = False,
+    stop_after: Annotated[int | None, typer.Option(min=1, help="Save and stop after this step.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start again; an older run is renamed.")] = False,
+    allow_change: AllowedChanges = None,
+    as_json: JsonFlag = False,
+    quiet: QuietFlag = False,
+    dollars_per_hour: PricePerHour = None,
+) -> None:
+    """Teach a model to tell the class of a text, or continue a stopped run; then measure it on a test part.
+
+    FILE has a column (or key) of texts and one of classes. Each class gives 85% of its texts to training, 5% to
+    validation, and 10% to a test. The run's best checkpoint is the classifier.
+
+    Example: fromscratch finetune classify runs/base --data sms-spam.tsv --name spam
+    """
+    from fromscratch.session.billing import Billing
+    from fromscratch.session.placement import MachineOptions
+    from fromscratch.session.tuning import plan_tuning, tuning_config
+
+    billing, path = Billing(dollars_per_hour), run_path(runs_dir, name, model, "classify")
+    task = {"kind": "classify", "train": train.value, "balance": balance.value, "random_weights": random_weights}
+    task |= optional(text_column=text_column, label_column=label_column)
+    values = tuning_values(model, data, epochs=epochs, seed=seed, global_batch=global_batch, task=task)
+    values["train"] |= optional(evaluate_every=evaluate_every)
+    values["train"]["optimizer"] = {"kind": "adamw", "learning_rate": learning_rate or LEARNING_RATES[train]}
+    lora = lora_setting(lora_rank) if train == Trained.LORA else {}
+    values["tune"] |= {"patience": patience, **dropout_setting(dropout), **lora}
+    where = "finetune classify"
+    plan = plan_tuning(tuning_config(values, overrides or [], where), {}, where)
+    machine = MachineOptions(device, micro_batch, compile_model, activation_checkpointing)
+    options = SessionOptions(processes, None, stop_after, fresh, allow_change or (), as_json, quiet)
+    train_plan(plan, path, machine, options, billing, measure=partial(_measure, path, device, as_json=as_json))
+
+
+def _measure(path: Path, device: str | None, *, as_json: bool) -> dict[str, Any]:
+    """Measures the best checkpoint of a finished run; returns what is printed of it."""
+    from fromscratch.finetuning.classifier_report import PICTURE_FILE, report_on_run
+    from fromscratch.formats.model_sources import open_model
+    from fromscratch.machine.hardware import find_hardware
+
+    loaded = open_model(str(path), find_hardware(device), may_classify=True)
+    report = report_on_run(loaded)
+    if as_json:
+        return {"classification": report}
+    part = "test" if "test" in report else "validation"
+    found = report[part]
+    rows = {
+        f"{part} texts": found["texts"],
+        "accuracy": f"{found['accuracy']:.1%} (always the most frequent class: {found['majority_accuracy']:.1%})",
+        "balanced accuracy": f"{found['balanced_accuracy']:.1%} (always the same class: {1 / len(loaded.classes):.1%})",
+        "calibration error": f"{found['calibration_error']:.3f} at temperature {report['temperature']:.2f}, "
+        f"{found['calibration_error_uncalibrated']:.3f} without",
+        "confusion matrix": str(loaded.run.charts / PICTURE_FILE) if loaded.run else None,
+    }
+    for name, values in found["classes"].items():
+        precision, recall = (
+            "unknown" if values[key] is None else f"{values[key]:.1%}" for key in ("precision", "recall")
+        )
+        rows[f"class {name}"] = f"{values['texts']:,} texts, precision {precision}, recall {recall}"
+    return rows
+
+
+def classify(
+    model: ModelArgument,
+    text: Annotated[str, typer.Argument(metavar="TEXT|-", help="A text; - reads one per line from stdin.")],
+    batch: Annotated[int, typer.Option(min=1, help="Number of texts at a time.")] = 32,
+    device: DeviceOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object per text.")] = False,
+) -> None:
+    """Tell the class of a text, with the probability of every class.
+
+    MODEL is a run of 'finetune classify', or a folder that 'publish' made of one. Empty lines are left out.
+
+    Example: fromscratch classify spam "You have won a prize, call now"
+    """
+    import json
+
+    from fromscratch.finetuning.classifier_report import classify_texts
+    from fromscratch.formats.model_sources import open_model
+    from fromscratch.machine.hardware import find_hardware
+
+    texts = [line.rstrip("\r\n") for line in sys.stdin if line.strip()] if text == "-" else [text]
+    if not texts:
+        raise UsageError("TEXT: stdin has no text")
+    loaded = open_model(model, find_hardware(device), may_classify=True)
+    for found in classify_texts(loaded, texts, batch=batch):
+        if as_json:
+            print(json.dumps(found, ensure_ascii=False))
+        else:
+            ranked = sorted(found["probabilities"].items(), key=lambda item: -item[1])
+            print("\t".join([f"{name} {probability:.1%}" for name, probability in ranked[:5]] + [found["text"]]))

@@ -1,0 +1,94 @@
+"""Learns the class of a text: the objective of classification, and the scores of a trained classifier.
+
+The head scores the classes from the hidden state of a text's last token, which alone sees the whole text. In the
+terms of ``instruction.py``, an example has one target that counts: the class, at the last token.
+
+Source: Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training", section 3.2.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fromscratch.errors import UsageError
+from fromscratch.finetuning.batches import held_out_batches
+from fromscratch.finetuning.instruction import IGNORED, Example, Examples, InstructionTuning, collate
+from fromscratch.formats.model_sources import LoadedModel
+from fromscratch.models.language_model import LanguageModel
+from fromscratch.tokenizers.base import Tokenizer
+from fromscratch.training.objective import Carry, LossSum, MicroBatch
+
+
+def encode_texts(
+    texts: Sequence[str], targets: Sequence[int], tokenizer: Tokenizer, *, context_length: int
+) -> Examples:
+    """Encodes texts, cut to the context at their ends; the target of the last token is the class.
+
+    Raises:
+        UsageError: the tokenizer has no end-of-text token, with which batches are padded, or a text has no token.
+    """
+    tokenizer.check_end_of_text("pads batches; a model without one cannot classify")
+    kept, num_cut = [], 0
+    for ids, target in zip(tokenizer.encode_documents(list(texts)), targets, strict=True):
+        if not len(ids):
+            raise UsageError("an empty text, or one without any token of the model's tokenizer, has no class")
+        num_cut += len(ids) > context_length
+        inputs = ids[:context_length].astype(np.int64)
+        places = np.full(len(inputs), IGNORED, dtype=np.int64)
+        places[-1] = target
+        kept.append(Example(inputs, places))
+    return Examples(kept, num_cut, 0)
+
+
+def class_weights(labels: Sequence[str], classes: Sequence[str]) -> tuple[float, ...]:
+    """Returns weights of the losses by class, inverse to its share; over the texts, their mean is 1."""
+    counts = Counter(labels)
+    return tuple(len(labels) / (len(classes) * counts[label]) for label in classes)
+
+
+@dataclass(frozen=True)
+class Classification(InstructionTuning):
+    """Predicts the class after the last token of a text. See ``Objective``."""
+
+    weights: tuple[float, ...] = ()
+    """Weights of the losses, by class; empty weighs all alike."""
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Tokens read in a step, on average over the training part, rounded up."""
+        return -(-sum(self.training.lengths) * self.order.global_batch // len(self.training.kept))
+
+    def loss(self, model: LanguageModel, batch: MicroBatch, carry: Carry) -> LossSum:
+        counts = batch.targets != IGNORED
+        losses = model.losses_of(batch.inputs, batch.targets, counts)
+        if self.weights:
+            losses = losses * losses.new_tensor(self.weights)[batch.targets[counts]]
+        return LossSum(losses.sum(), counts.sum())
+
+
+@torch.inference_mode()
+def score_texts(loaded: LoadedModel, texts: Sequence[str], *, batch: int = 32) -> NDArray[np.float64]:
+    """Returns the logits of every class [texts, classes], of a classifier.
+
+    Raises:
+        UsageError: a text has no token.
+    """
+    tokenizer, length = loaded.tokenizer, loaded.config.context_length
+    examples = encode_texts(texts, [0] * len(texts), tokenizer, context_length=length)
+    scores = np.empty((len(texts), len(loaded.classes)))
+    device = next(loaded.model.parameters()).device
+    for indices, width in held_out_batches(examples.lengths, micro_batch=batch):
+        inputs, targets = (t.to(device) for t in collate(examples.kept, tokenizer.end_of_text, indices, width))
+        scores[indices] = _last_logits(loaded.model, inputs, targets).cpu().numpy()
+    return scores
+
+
+def _last_logits(model: LanguageModel, inputs: Tensor, targets: Tensor) -> Any:
+    """Returns the logits at the one target of each row: [B, T] and [B, T] -> [B, C]."""
+    return model(inputs)[targets != IGNORED].double()

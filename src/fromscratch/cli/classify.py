@@ -53,6 +53,7 @@ class Balance(StrEnum):
     NONE = "none"
 
 
+WHERE = "finetune classify"
 LEARNING_RATES = {Trained.HEAD: 1e-2, Trained.LAST_BLOCK: 3e-4, Trained.ALL: 3e-4, Trained.LORA: 1e-3}
 """The defaults. A new head alone learns best at a high rate; docs/finetune.md has the measurements."""
 
@@ -113,8 +114,7 @@ def tune(
     values["train"]["optimizer"] = {"kind": "adamw", "learning_rate": learning_rate or LEARNING_RATES[train]}
     lora = lora_setting(lora_rank) if train == Trained.LORA else {}
     values["tune"] |= {"patience": patience, **dropout_setting(dropout), **lora}
-    where = "finetune classify"
-    plan = plan_tuning(tuning_config(values, overrides or [], where), {}, where)
+    plan = plan_tuning(tuning_config(values, overrides or [], WHERE), {}, WHERE)
     machine = MachineOptions(device, micro_batch, compile_model, activation_checkpointing)
     options = SessionOptions(processes, None, stop_after, fresh, allow_change or (), as_json, quiet)
     train_plan(plan, path, machine, options, billing, measure=partial(_measure, path, device, as_json=as_json))

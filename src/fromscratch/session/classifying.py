@@ -2,6 +2,7 @@
 
 from collections import Counter
 
+from fromscratch.config.model import HuggingFaceConfig
 from fromscratch.config.run import RunConfig
 from fromscratch.config.tune import Classify
 from fromscratch.errors import DataError, UsageError
@@ -70,7 +71,9 @@ def _with_classes(tune: Classify, texts: LabelledTexts, where: str) -> Classify:
 
 
 def _draw_weights(parent: Parent, seed: int) -> None:
-    try:
-        initialise(parent.loaded.model, parent.loaded.config, seed=seed)
-    except TypeError as error:
-        raise UsageError(f"tune.random_weights: {error}") from None
+    loaded = parent.loaded
+    if isinstance(loaded.config, HuggingFaceConfig):
+        raise UsageError(
+            f"tune.random_weights: a model of kind {loaded.config.kind!r} is not trained from random weights"
+        )
+    initialise(loaded.model, loaded.config, seed=seed)

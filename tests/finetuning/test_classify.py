@@ -1,0 +1,241 @@
+"""Classifiers: trained, resumed, measured, used and published, from our own models and those of transformers."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+
+from fromscratch.config.tune import Classify
+from fromscratch.finetuning.classification import class_weights
+from fromscratch.formats.checkpoints import MODEL_FILE
+from fromscratch.formats.classifiers import known_temperature
+from fromscratch.formats.model_sources import LoadedModel, open_model
+from fromscratch.formats.tensor_files import read_tensors
+from fromscratch.machine.hardware import find_hardware
+from fromscratch.publishing.tokenizer_files import write_tokenizer
+from fromscratch.runs.charts import PNG_SIGNATURE
+from fromscratch.runs.directory import RunDirectory
+from fromscratch.runs.records import read_records as read_lines
+from fromscratch.tokenizers.bytes import BytesTokenizer
+from tests.command import Answer, refused, run_command
+from tests.finetuning.small import make_base
+
+CLASSES = ("animal", "colour", "place")
+WORDS = {"animal": ["cat", "dog", "cow"], "colour": ["red", "blue", "grey"], "place": ["house", "street", "town"]}
+FAST = ("--device", "cpu", "--quiet", "--set", "train.precision=fp32", "--epochs", "6", "--patience", "0")
+
+
+def write_texts(folder: Path) -> None:
+    """Ninety texts of three classes; one is longer than the context, and one class is twice as frequent."""
+    rows = [
+        (name, f"{i} {'very ' * (i % 3)}{WORDS[name][i % 3]}")
+        for name in CLASSES
+        for i in range(45 if name == "animal" else 23)
+    ]
+    with (folder / "texts.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("label", "text"), *rows, ("place", "a street " * 20)])
+
+
+def make_qwen3(folder: Path) -> None:
+    config = transformers.Qwen3Config(
+        vocab_size=257,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=96,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(1)
+    transformers.Qwen3ForCausalLM(config).save_pretrained(folder / "runs" / "base")
+    write_tokenizer(BytesTokenizer(), folder / "runs" / "base", context_length=96)
+
+
+@pytest.fixture(scope="module", params=["own", "qwen3"])
+def base(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
+    """A folder with a very small model in ``runs/base``, and ``texts.csv``."""
+    folder = tmp_path_factory.mktemp(request.param)
+    (make_base if request.param == "own" else make_qwen3)(folder)
+    write_texts(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _inside(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(base)
+
+
+def tune(name: str, *arguments: object) -> Answer:
+    model = "runs/base" if Path("runs/base/config.json").exists() else "base"
+    rate = () if "--learning-rate" in arguments else ("--learning-rate", "0.01")
+    return run_command("finetune", "classify", model, "--data", "texts.csv", "--name", name, *FAST, *rate, *arguments)
+
+
+def tuned(name: str, *arguments: object) -> LoadedModel:
+    answer = tune(name, *arguments)
+    assert answer.code == 0, answer.err
+    return open_model(f"runs/{name}", find_hardware("cpu"), may_classify=True)
+
+
+def weights(name: str, checkpoint: str = "latest") -> dict[str, torch.Tensor]:
+    return read_tensors((Path("runs") / name / "checkpoints" / checkpoint).resolve() / MODEL_FILE)
+
+
+def report_of(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(Path(f"runs/{name}/classification.json").read_text())
+    return found
+
+
+def test_a_run_learns_the_classes_and_is_measured() -> None:
+    answer = tune("learns", "--json")
+    assert answer.code == 0, answer.err
+    printed = json.loads(answer.out)
+    report = report_of("learns")
+    assert printed["classification"] == report and printed["outcome"] == "done"
+    assert report["classes"] == list(CLASSES) and report["step"] == printed["best_step"]
+    assert report["test"]["balanced_accuracy"] > 0.6  # always the same class: a third
+    assert report["test"]["texts"] == 6 == sum(map(sum, report["test"]["confusion"]))
+    assert Path("runs/learns/charts/confusion-matrix.png").read_bytes().startswith(PNG_SIGNATURE)
+    assert "animal 23 of 45, colour 23 of 23, place 23 of 24" in answer.err
+    assert "1 records are longer than the context of 96 tokens" in answer.err
+
+
+def test_a_stopped_run_continues_bit_for_bit() -> None:
+    tuned("whole")
+    assert tune("stopped", "--stop-after", "5").code == 75
+    assert not Path("runs/stopped/classification.json").exists()
+    tuned("stopped")
+    for part in ("metrics", "events"):
+        first, second = (
+            [
+                (r["step"], r["loss"])
+                for r in read_lines(getattr(RunDirectory(Path("runs") / name), part))
+                if "loss" in r
+            ]
+            for name in ("whole", "stopped")
+        )
+        assert first == second
+    assert all(torch.equal(tensor, weights("stopped")[name]) for name, tensor in weights("whole").items())
+    assert report_of("whole") == report_of("stopped")
+
+
+@pytest.mark.parametrize("train", ["head", "last-block", "all", "lora"])
+def test_exactly_the_wanted_weights_are_trained(train: str) -> None:
+    if train == "lora":
+        pytest.importorskip("peft")
+    model = tuned(f"train-{train}", "--train", train, "--epochs", "1").model
+    before = {
+        name: parameter
+        for name, parameter in open_model("runs/base", find_hardware("cpu")).model.named_parameters()
+        if parameter is not None
+    }
+    head = next(name for name, parameter in model.named_parameters() if parameter is model.output_head.weight)
+    changed = {
+        name for name, parameter in model.named_parameters() if name != head and not parameter.equal(before[name])
+    }
+    frozen = {name for name in dict(model.named_parameters()) if name != head} - changed
+    last = {
+        name for name in before if any(mark in name for mark in ("blocks.1.", "layers.1.", "final_norm", "model.norm"))
+    }
+    if train == "head":
+        assert not changed
+    elif train == "last-block":
+        assert changed == last - {head}
+    elif train == "all":
+        assert not frozen
+    else:
+        assert changed and all("weight" in name and "norm" not in name and "embed" not in name for name in changed)
+
+
+def test_weights_of_classes_use_all_texts() -> None:
+    loaded = tuned("weighted", "--balance", "weights", "--epochs", "1")
+    assert loaded.classes == CLASSES
+    texts = [
+        json.loads((Path("runs/weighted/split") / f"{part}.json").read_text())
+        for part in ("train", "validation", "test")
+    ]
+    assert sum(map(len, texts)) == 92
+    assert class_weights(["a", "b", "b", "b"], ("a", "b")) == pytest.approx((2.0, 2 / 3))  # 1 on average
+    plain = tuned("unweighted", "--balance", "none", "--epochs", "1")
+    assert plain.fingerprint() != loaded.fingerprint()
+
+
+def test_classify_prints_calibrated_probabilities() -> None:
+    loaded = tuned("used")
+    temperature = known_temperature(loaded)
+    assert temperature == report_of("used")["temperature"] != 1.0
+    answer = run_command("classify", "used", "-", "--json", typed="100 cat\n\n200 very red\n")
+    found = [json.loads(line) for line in answer.out.splitlines()]
+    assert [one["text"] for one in found] == ["100 cat", "200 very red"]
+    for one in found:
+        ids = torch.tensor([list(one["text"].encode())])
+        with torch.inference_mode():
+            expected = (loaded.model(ids)[0, -1] / temperature).softmax(0)
+        assert list(one["probabilities"]) == list(CLASSES)
+        assert list(one["probabilities"].values()) == pytest.approx(expected.tolist(), abs=1e-5)
+    assert found[0]["class"] == "animal"
+    assert run_command("classify", "used", "100 cat").out.startswith("animal ")
+
+
+@pytest.mark.parametrize("form", ["native", "custom"])
+def test_transformers_loads_it_with_equal_probabilities(base: Path, tmp_path: Path, form: str) -> None:
+    if form == "custom" and Path("runs/base/config.json").exists():
+        pytest.skip("models of transformers are published as native only")
+    tuned("exported")
+    folder = tmp_path / f"{base.name}-{form}"
+    published = run_command("publish", "runs/exported", "--to", folder, "--format", form)
+    assert published.code == 0, published.err
+    texts = ["100 cat", "a very very long grey text", "town"]
+    answer = run_command("classify", "exported", "-", "--json", typed="\n".join(texts))
+    expected = [list(json.loads(line)["probabilities"].values()) for line in answer.out.splitlines()]
+    theirs = transformers.AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=form == "custom")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    with torch.inference_mode():
+        logits = theirs.eval()(**tokenizer(texts, padding=True, return_tensors="pt")).logits
+    assert logits.softmax(1).tolist() == [pytest.approx(row, abs=1e-5) for row in expected]
+    assert [theirs.config.id2label[i] for i in range(3)] == list(CLASSES)
+    again = run_command("classify", folder, "-", "--json", typed="\n".join(texts))
+    assert again.code == 0, again.err
+    read_back = [list(json.loads(line)["probabilities"].values()) for line in again.out.splitlines()]
+    assert read_back == [pytest.approx(row, abs=1e-5) for row in expected]
+    card = (folder / "README.md").read_text()
+    assert "pipeline_tag: text-classification" in card and "generate" not in card
+    refused("generate", folder, "cat", code=2, says="classifies texts and has no language head")
+
+
+def test_a_classifier_is_no_language_model_and_a_language_model_no_classifier() -> None:
+    tuned("apart", "--epochs", "1")
+    refused("generate", "apart", "cat", code=2, says="classifies texts and has no language head")
+    refused("classify", "runs/base", "cat", code=2, says="'fromscratch finetune classify' makes a classifier")
+    refused("classify", "apart", "", code=2, says="empty text")
+    refused("classify", "apart", "-", code=2, says="stdin has no text")
+
+
+def test_random_weights_are_the_baseline() -> None:
+    if Path("runs/base/config.json").exists():
+        data = ("finetune", "classify", "runs/base", "--data", "texts.csv", *FAST)
+        refused(
+            *data, "--random-weights", code=2, says="tune.random_weights: a model of kind 'huggingface' is not trained"
+        )
+        return
+    tuned("random", "--train", "head", "--epochs", "1", "--random-weights")
+    model, old = weights("random"), weights("base")
+    assert all(not tensor.equal(model[name]) for name, tensor in old.items() if name.endswith("query_key_value.weight"))
+
+
+def test_one_class_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "one.csv"
+    path.write_text("text,label\n" + "".join(f"text {i},a\n" for i in range(50)))
+    refused("finetune", "classify", "runs/base", "--data", path, code=3, says="all texts are of class 'a'")
+
+
+def test_lora_is_chosen_by_train() -> None:
+    assert Classify.model_validate({"train": "lora"}).lora is not None
+    with pytest.raises(ValueError, match="lora needs train"):
+        Classify.model_validate({"train": "head", "lora": {}})

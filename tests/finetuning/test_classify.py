@@ -170,6 +170,7 @@ def test_classify_prints_calibrated_probabilities() -> None:
     loaded = tuned("used")
     temperature = known_temperature(loaded)
     assert temperature == report_of("used")["temperature"] != 1.0
+    assert temperature is not None
     answer = run_command("classify", "used", "-", "--json", typed="100 cat\n\n200 very red\n")
     found = [json.loads(line) for line in answer.out.splitlines()]
     assert [one["text"] for one in found] == ["100 cat", "200 very red"]
@@ -180,6 +181,13 @@ def test_classify_prints_calibrated_probabilities() -> None:
         assert list(one["probabilities"]) == list(CLASSES)
         assert list(one["probabilities"].values()) == pytest.approx(expected.tolist(), abs=1e-5)
     assert found[0]["class"] == "animal"
+    long = run_command("classify", "used", "very " * 30 + "red")
+    assert "1 texts are longer than 96 tokens; their ends are cut" in long.err
+    tuned("off", "--learning-rate", "0.1", "--epochs", "3")
+    best = Path("runs/off/checkpoints/best").resolve().name
+    last = next(p.name for p in Path("runs/off/checkpoints").glob("step-*") if p.name != best)
+    other = run_command("classify", f"off@step-{int(last[5:])}", "100 cat")
+    assert "no temperature was fitted for these weights" in other.err and other.code == 0
     assert run_command("classify", "used", "100 cat").out.startswith("animal ")
 
 
@@ -227,6 +235,18 @@ def test_random_weights_are_the_baseline() -> None:
     tuned("random", "--train", "head", "--epochs", "1", "--random-weights")
     model, old = weights("random"), weights("base")
     assert all(not tensor.equal(model[name]) for name, tensor in old.items() if name.endswith("query_key_value.weight"))
+
+
+def test_a_run_file_trains_and_measures_the_same() -> None:
+    tuned("by-verb", "--epochs", "1")
+    model = "runs/base" if Path("runs/base/config.json").exists() else "base"
+    Path("classify.toml").write_text(
+        f'[data]\nstore = "texts.csv"\nepochs = 1\n[train]\nstart_from = "{model}"\nglobal_batch = 8\n'
+        'precision = "fp32"\noptimizer = { kind = "adamw", learning_rate = 0.01 }\n'
+        '[tune]\nkind = "classify"\npatience = 0\n'
+    )
+    assert run_command("train", "classify.toml", "--name", "by-file", "--device", "cpu", "-q").code == 0
+    assert report_of("by-file") == report_of("by-verb")
 
 
 def test_one_class_is_refused(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """``fromscratch train``."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from fromscratch.cli.options import (
     QuietFlag,
 )
 from fromscratch.cli.output import note, print_json, print_table
+from fromscratch.cli.task_measures import measure_task
 from fromscratch.errors import EXIT_CRASH, EXIT_DONE, EXIT_STOPPED
 
 ALREADY_FINISHED = "is finished, all {num_steps:,} steps were taken before; no step was taken now. --fresh starts again"
@@ -111,14 +112,8 @@ def train_plan(
     machine: "MachineOptions",
     options: SessionOptions,
     billing: "Billing",
-    *,
-    measure: Callable[[], dict[str, Any]] | None = None,
 ) -> None:
-    """Trains a planned run, in several processes if wanted; prints the result and exits with its code.
-
-    Args:
-        measure: measures a finished run; its values are printed with the result.
-    """
+    """Trains a planned run, in several processes if wanted; prints the result and exits with its code."""
     from fromscratch.processes.launcher import is_launched, launch
     from fromscratch.processes.world import started_rank
     from fromscratch.runs.directory import RunDirectory
@@ -146,7 +141,8 @@ def train_plan(
         billing=billing,
     )
     if is_main:
-        further = measure() if measure and summary.outcome == "done" else {}
+        is_over = summary.outcome == "done"
+        further = measure_task(plan, path, machine.device, as_json=options.as_json) if is_over else {}
         report(summary, as_json=options.as_json, further=further)
     end_command(summary, path, options.stop_after, is_main=is_main, quiet=quiet)
 

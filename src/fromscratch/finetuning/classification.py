@@ -6,6 +6,7 @@ terms of ``instruction.py``, an example has one target that counts: the class, a
 Source: Radford et al. 2018, "Improving Language Understanding by Generative Pre-Training", section 3.2.
 """
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,8 @@ from fromscratch.formats.model_sources import LoadedModel
 from fromscratch.models.language_model import LanguageModel
 from fromscratch.tokenizers.base import Tokenizer
 from fromscratch.training.objective import Carry, LossSum, MicroBatch
+
+LOG = logging.getLogger(__name__)
 
 
 def encode_texts(
@@ -81,6 +84,8 @@ def score_texts(loaded: LoadedModel, texts: Sequence[str], *, batch: int = 32) -
     """
     tokenizer, length = loaded.tokenizer, loaded.config.context_length
     examples = encode_texts(texts, [0] * len(texts), tokenizer, context_length=length)
+    if examples.num_cut:
+        LOG.warning("notice: %d texts are longer than %d tokens; their ends are cut", examples.num_cut, length)
     scores = np.empty((len(texts), len(loaded.classes)))
     device = next(loaded.model.parameters()).device
     for indices, width in held_out_batches(examples.lengths, micro_batch=batch):

@@ -69,7 +69,7 @@ def classify_texts(loaded: LoadedModel, texts: list[str], *, batch: int = 32) ->
         raise UsageError(
             f"model {loaded.source}: is a language model; 'fromscratch finetune classify' makes a classifier of it"
         )
-    probabilities = softmax(score_texts(loaded, texts, batch=batch) / known_temperature(loaded), axis=1)
+    probabilities = softmax(score_texts(loaded, texts, batch=batch) / (known_temperature(loaded) or 1.0), axis=1)
     return [
         {
             "text": text,

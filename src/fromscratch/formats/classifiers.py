@@ -48,13 +48,13 @@ def take_score(tensors: dict[str, Tensor], where: Path, prefix: str = "") -> Ten
     return tensors.pop(prefix + SCORE)
 
 
-def known_temperature(loaded: "LoadedModel") -> float:
-    """Returns the temperature that was fitted for the weights of a run; 1 if none was. Raises DataError."""
+def known_temperature(loaded: "LoadedModel") -> float | None:
+    """Returns the temperature that was fitted for the weights of a run; None if none was. Raises DataError."""
     path = loaded.run.path / REPORT_FILE if loaded.run else None
     if path is None or not path.is_file():
-        return 1.0
+        return None
     report = read_json_object(path)
     temperature = report.get("temperature")
     if not isinstance(temperature, float) or not 0 < temperature < float("inf"):
         raise DataError(f"{path}: 'temperature' is {temperature!r}, expected a number above 0; remove the file")
-    return temperature if report.get("weights_sha256") == loaded.fingerprint() else 1.0
+    return temperature if report.get("weights_sha256") == loaded.fingerprint() else None

@@ -20,7 +20,7 @@ def scores_of(loaded: LoadedModel) -> Tensor:
     """Returns the head's matrix [C, D], divided by the temperature."""
     weight = loaded.model.output_head.weight
     assert isinstance(weight, Tensor)
-    return (weight.detach().cpu() / known_temperature(loaded)).contiguous()
+    return (weight.detach().cpu() / (known_temperature(loaded) or 1.0)).contiguous()
 
 
 def classifier_settings(loaded: LoadedModel, architecture: str) -> dict[str, Any]:

@@ -30,7 +30,10 @@ def classifier_settings(loaded: LoadedModel, architecture: str) -> dict[str, Any
         architecture: the class of the language model with that body.
     """
     family = architecture.removesuffix("LMHeadModel").removesuffix("ForCausalLM")
-    return {"architectures": [family + CLASSIFIER_ENDING], **class_settings(loaded.classes, loaded.tokenizer.end_of_text)}
+    return {
+        "architectures": [family + CLASSIFIER_ENDING],
+        **class_settings(loaded.classes, loaded.tokenizer.end_of_text),
+    }
 
 
 def write_huggingface_classifier(loaded: LoadedModel, folder: Path) -> dict[str, Any]:

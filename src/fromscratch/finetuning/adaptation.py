@@ -6,6 +6,7 @@ every model made of linear layers. Its first weights come from a stream of the r
 
 import math
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn

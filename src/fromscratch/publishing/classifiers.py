@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fromscratch.config.model import HuggingFaceConfig
 from fromscratch.errors import UsageError
-from fromscratch.formats.classifiers import SCORE, class_settings, known_temperature
+from fromscratch.formats.classifiers import CLASSIFIER_ENDING, SCORE, class_settings, known_temperature
 from fromscratch.formats.model_sources import LoadedModel
 
 
@@ -24,8 +24,16 @@ def scores_of(loaded: LoadedModel) -> Tensor:
 
 
 def classifier_settings(loaded: LoadedModel, architecture: str) -> dict[str, Any]:
-    """Returns what a classifier's ``config.json`` has beside the sizes of its body."""
-    return {"architectures": [architecture], **class_settings(loaded.classes, loaded.tokenizer.end_of_text)}
+    """Returns what a classifier's ``config.json`` has beside the sizes of its body.
+
+    Args:
+        architecture: the class of the language model with that body.
+    """
+    family = architecture.removesuffix("LMHeadModel").removesuffix("ForCausalLM")
+    return {
+        "architectures": [family + CLASSIFIER_ENDING],
+        **class_settings(loaded.classes, loaded.tokenizer.end_of_text),
+    }
 
 
 def write_huggingface_classifier(loaded: LoadedModel, folder: Path) -> dict[str, Any]:

@@ -5,7 +5,6 @@
 """
 
 import json
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,6 @@ from fromscratch.publishing.tokenizer_files import write_tokenizer
 NATIVE, CUSTOM = "native", "custom"
 PUBLISHED = "published"
 """The beginning of the ``kind`` in the manifests of exported folders; the format follows."""
-LANGUAGE_MODEL = re.compile("(ForCausalLM|LMHeadModel)$")
 FORMATS = (NATIVE, CUSTOM)
 AUTO_CLASSES = {
     "AutoConfig": "configuration_fromscratch.FromScratchConfig",
@@ -127,8 +125,7 @@ def _write_weights(loaded: LoadedModel, folder: Path, format_name: str) -> dict[
         for name, text in model_code_files(model_config).items():
             (folder / name).write_text(text, "utf-8")
     if score:
-        classifier = LANGUAGE_MODEL.sub("ForSequenceClassification", config["architectures"][0])
-        config |= classifier_settings(loaded, classifier)
+        config |= classifier_settings(loaded, config["architectures"][0])
     save_file({**tensors, **score}, folder / SAFETENSORS, metadata={"format": "pt"})
     return config
 

@@ -5,18 +5,14 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from fromscratch.config.model import GPTConfig
 from fromscratch.models.factory import build_empty, initialise
 from fromscratch.models.gpt import GPT
-from fromscratch.models.positions import (
-    alibi_slopes,
-    interpolated,
-    ntk_aware_theta,
-    rotary_frequencies,
-    yarn,
-)
+from fromscratch.models.mechanism import Sizes
+from fromscratch.models.positions import DistanceBias, RotaryPosition, Rotation
 
 SHAPE = {"vocab_size": 97, "context_length": 32, "num_layers": 2, "num_heads": 4, "embedding_dim": 64}
 LLAMA = {
@@ -143,7 +139,7 @@ def test_rotary_frequencies_are_those_of_transformers(channels: int, theta: floa
     utilities = pytest.importorskip("transformers.modeling_rope_utils")
     transformers = pytest.importorskip("transformers")
 
-    def theirs(kind: str) -> list[float]:
+    def theirs(kind: str) -> Tensor:
         scaling = {"rope_theta": theta, "factor": factor, "original_max_position_embeddings": trained}
         config = transformers.LlamaConfig(
             hidden_size=channels,
@@ -151,22 +147,29 @@ def test_rotary_frequencies_are_those_of_transformers(channels: int, theta: floa
             max_position_embeddings=trained,
             rope_parameters={"rope_type": kind, **scaling},
         )
-        return [float(x) for x in utilities.ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))[0]]
+        found: Tensor = utilities.ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))[0]
+        return found
 
-    plain = rotary_frequencies(channels, theta)
-    assert interpolated(plain, factor) == pytest.approx(theirs("linear"), rel=1e-5)
-    assert yarn(plain, theta, factor, trained) == pytest.approx(theirs("yarn"), rel=1e-5)
-    ntk = rotary_frequencies(channels, ntk_aware_theta(theta, factor, channels))
+    def ours(kind: str | None) -> Tensor:
+        sizes = Sizes(7, trained, 1, 1, channels, 0.0, False, False)
+        module = RotaryPosition(sizes, theta=theta, scaling=kind, factor=factor, trained_context=None)
+        assert isinstance(module.in_attention, Rotation)
+        return module.in_attention.frequencies(channels, torch.device("cpu"))
+
+    for kind in ("linear", "yarn"):
+        torch.testing.assert_close(ours(kind), theirs(kind), rtol=1e-5, atol=0.0)
     base = theta * factor ** (channels / (channels - 2))
-    assert ntk == pytest.approx([base ** (-pair / channels) for pair in range(0, channels, 2)])
-    assert ntk[0] == plain[0] and ntk[-1] == pytest.approx(plain[-1] / factor)  # the slowest pair is interpolated
+    by_hand = torch.tensor([base ** (-pair / channels) for pair in range(0, channels, 2)])
+    torch.testing.assert_close(ours("ntk"), by_hand, rtol=1e-5, atol=0.0)
+    plain = ours(None)
+    torch.testing.assert_close(by_hand[-1], plain[-1] / factor, rtol=1e-5, atol=0.0)  # the slowest is interpolated
 
 
 @pytest.mark.parametrize("num_heads", [1, 2, 3, 6, 8, 12, 20])
 def test_alibi_is_that_of_bloom(num_heads: int) -> None:
     bloom = pytest.importorskip("transformers.models.bloom.modeling_bloom")
     slopes = bloom.build_alibi_tensor(torch.ones(1, 2), num_heads, torch.float32)[:, 0, 1]
-    assert alibi_slopes(num_heads) == pytest.approx(slopes.tolist())
+    assert DistanceBias(num_heads).slopes(torch.device("cpu")).tolist() == pytest.approx(slopes.tolist())
 
 
 @pytest.mark.parametrize("kind", ["sdpa", "explicit"])

@@ -45,7 +45,12 @@ class NoPosition(nn.Module):
 
 
 class RotaryPosition(NoPosition):
-    """Rotary position embedding (Su et al. 2021, "RoFormer", section 3.4), with ways to extend a trained context."""
+    """Rotary position embedding (Su et al. 2021, "RoFormer", section 3.4), with ways to extend a trained context.
+
+    ``linear`` divides positions by the factor (Chen et al. 2023, "Extending Context Window ...", section 2.3).
+    ``ntk`` takes a larger base, so that the slowest pair is divided and the fastest is kept (bloc97 2023; Peng et al.
+    2023, "YaRN", equation 16). ``yarn`` divides slow pairs and keeps fast ones (Peng et al. 2023, section 3.2).
+    """
 
     def __init__(
         self, sizes: Sizes, *, theta: float, scaling: str | None, factor: float | None, trained_context: int | None
@@ -54,32 +59,44 @@ class RotaryPosition(NoPosition):
         channels = sizes.embedding_dim // sizes.num_heads
         trained_context = trained_context or sizes.context_length
         factor = factor or max(1.0, sizes.context_length / trained_context)
-        scale = 1.0
-        if scaling == "ntk":
-            theta = ntk_aware_theta(theta, factor, channels)
-        frequencies = rotary_frequencies(channels, theta)
         if scaling == "linear":
-            frequencies = interpolated(frequencies, factor)
+            self.in_attention = Rotation(theta, factor)
+        elif scaling == "ntk":
+            self.in_attention = Rotation(theta * factor ** (channels / max(1, channels - 2)))
         elif scaling == "yarn":
-            frequencies = yarn(frequencies, theta, factor, trained_context)
-            scale = 0.1 * math.log(factor) + 1.0  # equation 25
-        self.in_attention = Rotation(tuple(frequencies), scale)
+            ramp = yarn_ramp(channels, theta, trained_context)
+            self.in_attention = Rotation(theta, factor, ramp, scale=0.1 * math.log(factor) + 1.0)  # equation 25
+        else:
+            self.in_attention = Rotation(theta)
 
 
 @dataclass(frozen=True)
 class Rotation(PositionInAttention):
     """Turns each pair of channels (c, c + C/2) by an angle that grows with the position."""
 
-    frequencies: tuple[float, ...]
-    """Radians per token of each pair."""
+    theta: float
+    """Base of the frequencies."""
+    factor: float = 1.0
+    """Divides the frequencies, of all pairs or as the ramp says."""
+    ramp: tuple[float, float] | None = None
+    """Pairs up to the first keep their frequency, those from the second on are divided, those between partly."""
     scale: float = 1.0
     """Factor on queries and keys (the temperature of YaRN)."""
 
     def encode(self, query: Tensor, key: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        frequencies = torch.tensor(self.frequencies, dtype=torch.float32, device=query.device)
-        angles = positions[:, None, :, None] * frequencies  # [B or 1, 1, T, C / 2]
+        angles = positions[:, None, :, None] * self.frequencies(query.shape[-1], query.device)  # [B or 1, 1, T, C/2]
         cos, sin = ((self.scale * turned).to(query.dtype) for turned in (angles.cos(), angles.sin()))
         return _rotated(query, cos, sin), _rotated(key, cos, sin)
+
+    def frequencies(self, channels: int, device: torch.device) -> Tensor:
+        """Radians per token of each pair [C/2]: theta^(-2c/C). Computed on the device, so nothing is copied to it."""
+        pairs = torch.arange(channels // 2, dtype=torch.float32, device=device)
+        plain = self.theta ** (pairs * (-2.0 / channels))
+        if self.ramp is None:
+            return plain / self.factor
+        low, high = self.ramp
+        divided = ((pairs - low) / max(high - low, 1e-3)).clamp(0.0, 1.0)
+        return plain * (1.0 - divided) + plain / self.factor * divided
 
 
 def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -87,37 +104,13 @@ def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([first * cos - second * sin, first * sin + second * cos], dim=-1)
 
 
-def rotary_frequencies(channels: int, theta: float) -> list[float]:
-    """``theta`` to the power -2c/C for each pair c."""
-    return [theta ** (-2.0 * pair / channels) for pair in range(channels // 2)]
-
-
-def interpolated(frequencies: list[float], factor: float) -> list[float]:
-    """Positions divided by the factor (Chen et al. 2023, "Extending Context Window ...", section 2.3)."""
-    return [frequency / factor for frequency in frequencies]
-
-
-def ntk_aware_theta(theta: float, factor: float, channels: int) -> float:
-    """A base with which the slowest pair is interpolated and the fastest is kept.
-
-    Source: bloc97 2023; Peng et al. 2023, "YaRN", equation 16.
-    """
-    return float(theta * factor ** (channels / max(1, channels - 2)))
-
-
-def yarn(frequencies: list[float], theta: float, factor: float, trained_context: int) -> list[float]:
-    """Slow pairs are interpolated, fast ones kept, with a ramp between 1 and 32 turns in the trained context.
-
-    Source: Peng et al. 2023, "YaRN", section 3.2.
-    """
-    pairs = len(frequencies)
+def yarn_ramp(channels: int, theta: float, trained_context: int) -> tuple[float, float]:
+    """The pairs that turn 32 times and once within the trained context: the ends of YaRN's ramp (equation 23)."""
 
     def pair_of(turns: float) -> float:
-        return pairs * math.log(trained_context / (turns * 2 * math.pi)) / math.log(theta)
+        return channels * math.log(trained_context / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
-    low, high = max(math.floor(pair_of(32.0)), 0), min(math.ceil(pair_of(1.0)), 2 * pairs - 1)
-    kept = [1.0 - min(1.0, max(0.0, (pair - low) / max(high - low, 1e-3))) for pair in range(pairs)]
-    return [f * share + f / factor * (1.0 - share) for f, share in zip(frequencies, kept, strict=True)]
+    return max(math.floor(pair_of(32.0)), 0), min(math.ceil(pair_of(1.0)), channels - 1)
 
 
 class AlibiPosition(NoPosition):
@@ -128,24 +121,23 @@ class AlibiPosition(NoPosition):
 
     def __init__(self, sizes: Sizes) -> None:
         super().__init__(sizes)
-        self.in_attention = DistanceBias(tuple(alibi_slopes(sizes.num_heads)))
+        self.in_attention = DistanceBias(sizes.num_heads)
 
 
 @dataclass(frozen=True)
 class DistanceBias(PositionInAttention):
     """Subtracts ``slope x distance`` from every score."""
 
-    slopes: tuple[float, ...]
-    """One per head."""
+    num_heads: int
     has_bias = True
 
     def bias(self, query_positions: Tensor, key_positions: Tensor) -> Tensor:
-        slopes = torch.tensor(self.slopes, dtype=torch.float32, device=query_positions.device)[:, None, None]
-        return slopes * (key_positions[:, None, None, :] - query_positions[:, None, :, None])
+        distances = query_positions[:, None, :, None] - key_positions[:, None, None, :]
+        return -self.slopes(query_positions.device)[:, None, None] * distances
 
-
-def alibi_slopes(num_heads: int) -> list[float]:
-    """2^(-8h/H) for heads h = 1..H; where H is no power of two, with every other slope of twice as many heads."""
-    power = 2 ** math.floor(math.log2(num_heads))
-    slopes = [2.0 ** (-8.0 * head / power) for head in range(1, power + 1)]
-    return slopes + [2.0 ** (-4.0 * head / power) for head in range(1, 2 * power + 1, 2)][: num_heads - power]
+    def slopes(self, device: torch.device) -> Tensor:
+        """2^(-8h/H) for heads h = 1..H; where H is no power of two, also every other slope of twice as many heads."""
+        power = 2 ** math.floor(math.log2(self.num_heads))
+        first = torch.arange(1, power + 1, device=device) * (8.0 / power)
+        others = torch.arange(1, 2 * power + 1, 2, device=device)[: self.num_heads - power] * (4.0 / power)
+        return torch.exp2(-torch.cat([first, others]))

@@ -1,22 +1,26 @@
 """Files of records, prompt formats, examples, splits and batches."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor
 from typer.testing import CliRunner
 
 from fromscratch.cli.main import app
 from fromscratch.config.loading import load_run_config
 from fromscratch.config.prompts import PROMPT_FORMATS, PromptFormat
 from fromscratch.errors import DataError, UsageError
-from fromscratch.finetuning.batches import EpochOrder
+from fromscratch.finetuning.batches import EpochOrder, PaddedBatches
 from fromscratch.finetuning.instruction import IGNORED, encode_examples
 from fromscratch.finetuning.prompts import open_prompt_format
 from fromscratch.finetuning.records import Exchange, Turn, read_records, to_exchanges
 from fromscratch.finetuning.splits import split_records
 from fromscratch.generation.conversation import template_of
+from fromscratch.processes.world import ALONE, World
 from fromscratch.publishing.prompt_files import chat_template
 from fromscratch.tokenizers.bytes import BytesTokenizer
 
@@ -190,3 +194,28 @@ def test_a_run_file_cannot_train_a_transformers_model_from_random_weights(tmp_pa
     path.write_text('[data]\nstore = "a"\n[model]\nkind = "huggingface"\narchitecture = "{}"\n')
     with pytest.raises(UsageError, match="cannot be trained from random weights; remove"):
         load_run_config(path)
+
+
+def test_every_sequence_has_the_same_keys_whatever_the_division() -> None:
+    order = EpochOrder(tuple(range(1, 25)), global_batch=8, seed=3, epochs=1)
+
+    def collate(indices: Sequence[int], width: int) -> tuple[Tensor, Tensor]:
+        rows = torch.tensor(indices)[:, None].expand(len(indices), width)
+        return rows, rows
+
+    def keys(micro_batch: int, world: World) -> dict[int, tuple[int, int, int]]:
+        """Of each example: the seed of the step for kernels, its place in the global batch, its own seed."""
+        batches = PaddedBatches(order, collate, micro_batch, torch.device("cpu"), targets_per_example=24, world=world)
+        found = {}
+        for batch in batches.micro_batches(1):
+            assert batch.kernel_key is not None
+            seed, first = batch.kernel_key
+            for row, (example, key) in enumerate(zip(batch.inputs[:, 0].tolist(), batch.sequence_keys, strict=True)):
+                found[example] = (seed, first + row, key)
+        return found
+
+    whole = keys(8, ALONE)
+    assert [place for _, place, _ in whole.values()] == list(range(8))
+    assert keys(3, ALONE) == keys(1, ALONE) == whole
+    ranks = [keys(3, World(rank=rank, size=3)) for rank in range(3)]
+    assert ranks[0] | ranks[1] | ranks[2] == whole

@@ -94,12 +94,13 @@ class PaddedBatches:
     def micro_batches(self, step: int) -> Iterator[MicroBatch]:
         whole = self.order.indices(step)
         width = max(self.order.lengths[index] for index in whole)
-        local = self.world.local_shard(whole)
+        local, kernel_seed = self.world.local_shard(whole), derive_seed(self.order.seed, "attention-dropout", step)
+        first = split_evenly(len(whole), self.world.size)[self.world.rank][0]
         for begin, end in split_evenly(len(local), self.num_micro_batches):
             indices = local[begin:end]
             inputs, targets = (tensor.to(self.device) for tensor in self.collate(indices, width))
             keys = tuple(derive_seed(self.order.seed, "dropout", step, index) for index in indices)
-            yield MicroBatch(inputs, targets, keys)
+            yield MicroBatch(inputs, targets, keys, (kernel_seed, first + begin))
 
     def smaller(self) -> "PaddedBatches | None":
         half = math.ceil(self.micro_batch / 2)

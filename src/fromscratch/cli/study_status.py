@@ -5,7 +5,6 @@ import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-from statistics import median
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -116,6 +115,8 @@ def _status_row(job: "Job", prices: "Prices", stopped: set[str]) -> dict[str, An
 
 def _speed(run: "RunDirectory") -> tuple[float | None, float | None]:
     """Medians of the last steps: tokens per second, and seconds per step."""
+    from statistics import median
+
     from fromscratch.runs.records import recent_records, to_float
 
     records = recent_records(run.metrics)[-RECENT_STEPS:]

@@ -1,12 +1,15 @@
 """Study files: what they say, and what is refused."""
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tomli_w
 
+from fromscratch.config.loading import load_run_config
 from fromscratch.errors import UsageError
+from fromscratch.models.costs import model_costs
 from fromscratch.studies.definition import CONTROL, Study, load_study
 from fromscratch.studies.single import write_study
 from tests.conftest import REPOSITORY
@@ -99,3 +102,48 @@ def test_a_single_change_is_a_study_file_of_its_own(tmp_path: Path) -> None:
     assert load_study(write_study(baseline, changes, 4, None, runs)).config.seeds == (42, 43, 44, 45)
     with pytest.raises(UsageError, match="holds another change"):
         write_study(baseline, ["model.dropout=0.0"], 2, file.stem, runs)
+
+
+SHIPPED = sorted(
+    path for path in (REPOSITORY / "studies").rglob("*.toml") if "baseline" in tomllib.loads(path.read_text("utf-8"))
+)
+GPT2_SMALL: dict[str, set[str]] = {
+    CONTROL: set(),
+    "same-again": set(),
+    "clipping-3.5": {"train.clip.max_norm: None -> 3.5"},
+    "clipping-1": {"train.clip.max_norm: None -> 1.0"},
+    "no-dropout": {"model.dropout: 0.1 -> 0.0"},
+    "attention-bias": {"model.attention_bias: False -> True"},
+    "tied-head": {"model.tied_head: False -> True"},
+    "cosine": {"train.optimizer.learning_rate: 0.0004 -> 0.0014"},
+    "weight-decay-0.01": {"train.optimizer.weight_decay: 0.1 -> 0.01"},
+    "decay-matrices": {"train.optimizer.decay: 'all' -> 'matrices'"},
+    "fp32": {"train.precision: 'bf16' -> 'fp32'"},
+    "gpt2-init": {"model.init.kind: 'torch' -> 'gpt2'"},
+    **{f"batch-{size}": {f"train.global_batch: 96 -> {size}"} for size in (6, 24, 192, 512)},
+    "all": {"model.dropout: 0.1 -> 0.0", "train.optimizer.decay: 'all' -> 'matrices'"},
+}
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.parent.name)
+def test_shipped_studies_load_and_every_arm_changes_what_it_says(path: Path) -> None:
+    found = load_study(path)
+    arms = {arm.name: arm for arm in found.all_arms}
+    assert all(arm.changes for name, arm in arms.items() if name not in (CONTROL, "same-again"))
+    if path.parent.name == "gpt2-small":
+        assert arms.keys() == GPT2_SMALL.keys()
+        assert all(GPT2_SMALL[name] <= set(arm.changes) for name, arm in arms.items())
+        assert sum(len(arm.seeds) for arm in arms.values()) == 60  # as its README says
+
+
+def test_the_full_size_arms_read_the_same_tokens() -> None:
+    arms = load_study(REPOSITORY / "studies" / "gpt2-small" / "interventions.toml").all_arms
+    for arm in arms:
+        config = load_run_config(REPOSITORY / "studies" / "gpt2-small" / "baseline.toml", list(arm.overrides))
+        model = config.model.model_copy(update={"vocab_size": 50_257})
+        tokens_per_step = config.train.global_batch * model.context_length
+        tokens = config.data.tokens
+        if tokens == "20x":
+            tokens = 20 * model_costs(model).parameters
+        rounded = -(-int(tokens) // tokens_per_step) * tokens_per_step
+        assert rounded == pytest.approx(3_260_252_160, rel=2e-4), arm.name

@@ -204,7 +204,9 @@ def _unknown_key(found: Finding, root: type[BaseModel]) -> str:
         return similar
     close = get_close_matches(name[:MAX_SHOWN_CHARACTERS], [key.name for key in keys], 1, MIN_SIMILARITY)
     elsewhere = next((key.path for key in keys if key.name in close), None)
-    return f"; did you mean '{elsewhere}'?" if elsewhere else f"; known here: {', '.join(known)}"
+    if elsewhere:
+        return f"; did you mean '{elsewhere}'?"
+    return f"; known here: {', '.join(known)}" if known else ""
 
 
 def known_keys(table: type[BaseModel], above: str = "") -> Iterator[KnownKey]:

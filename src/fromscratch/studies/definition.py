@@ -66,6 +66,8 @@ class Stack(Table):
     """Names of the interventions, applied in this order."""
     ordered: bool = False
     """Whether a later intervention may replace a key that an earlier one sets."""
+    note: str = ""
+    """What it is, in words."""
 
 
 class StudyConfig(Table):
@@ -198,7 +200,7 @@ def _arms_of(config: StudyConfig, where: Path | str) -> Iterator[tuple[str, tupl
         merged: dict[str, Any] = {}
         for member in stack.of:
             merged |= settings[member]
-        yield name, _as_overrides(merged), "", stack.of
+        yield name, _as_overrides(merged), stack.note, stack.of
 
 
 def _check_arm_name(name: str, where: Path | str) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fromscratch.errors import UsageError
-from fromscratch.studies.fits import critical_batch, fit_best_batch, fit_line, fit_power_law
+from fromscratch.studies.fits import fit_best_batch, fit_critical_batch, fit_line, fit_power_law
 
 BATCHES = np.array([16, 32, 64, 128, 256, 512])
 
@@ -101,15 +101,48 @@ def test_curves_without_a_best_batch_are_refused() -> None:
         fit_best_batch([8, 8, 16, 16], [3.0, 3.1, 3.0, 3.1])
 
 
-def test_the_critical_batch_of_simulated_gradients() -> None:
-    generator = np.random.default_rng(0)
-    gradient, noise = np.full(50, 0.2), 1.5
-    norms = {}
-    for batch in (8, 128):
-        draws = gradient + noise / math.sqrt(batch) * generator.standard_normal((4_000, 50))
-        norms[batch] = float((draws**2).sum(axis=1).mean())
-    found = critical_batch(8, norms[8], 128, norms[128])
-    assert found == pytest.approx(50 * noise**2 / (50 * 0.2**2), rel=0.05)
-    assert critical_batch(8, 1.0, 128, 2.0) is None
-    with pytest.raises(UsageError, match="the smaller one"):
-        critical_batch(128, 1.0, 8, 2.0)
+def gradient_norms(generator: np.random.Generator, counts: dict[int, int]) -> tuple[list[int], list[float]]:
+    """Squared norms of simulated gradients of 50 weights: |G|^2 = 2, tr(S) = 112.5."""
+    batch = [size for size, count in counts.items() for _ in range(count)]
+    deviation = 1.5 / np.sqrt(np.array(batch, dtype=float))[:, None]
+    draws = 0.2 + deviation * generator.standard_normal((len(batch), 50))
+    return batch, (draws**2).sum(axis=1).tolist()
+
+
+def test_the_fit_critical_batch_of_simulated_gradients() -> None:
+    fit = fit_critical_batch(*gradient_norms(np.random.default_rng(0), {8: 4_000, 128: 4_000}))
+    found = fit.parameters["critical"]
+    assert found.value == pytest.approx(56.25, rel=0.05) and found.low < 56.25 < found.high < 62
+    assert fit.parameters["gradient"].value == pytest.approx(2.0, rel=0.05)
+    assert fit.predict(batch=16).value == pytest.approx(2 + 112.5 / 16, rel=0.05) and fit.warnings() == []
+
+
+def test_the_interval_of_the_fit_critical_batch_covers() -> None:
+    generator, hits = np.random.default_rng(1), 0
+    for _ in range(200):
+        found = fit_critical_batch(*gradient_norms(generator, {4: 24, 128: 8})).parameters["critical"]
+        hits += found.low < 56.25 < found.high
+    assert hits / 200 >= 0.92, hits
+
+
+def test_a_gradient_that_may_be_none_bounds_the_fit_critical_batch_below_only() -> None:
+    fit = fit_critical_batch([1, 1, 1, 1, 2, 2, 2, 2], [100.0, 90.0, 112.0, 98.0, 60.0, 41.0, 55.0, 50.0])
+    assert fit.parameters["critical"].high == math.inf
+    assert any("reaches outside the data" in line for line in fit.warnings())
+
+
+def test_norms_that_determine_no_fit_critical_batch_are_refused() -> None:
+    with pytest.raises(UsageError, match="no noise"):
+        fit_critical_batch([8, 8, 128, 128], [1.0, 1.1, 2.0, 2.1])
+    with pytest.raises(UsageError, match="no gradient"):
+        fit_critical_batch([1, 1, 2, 2], [10.0, 10.1, 4.0, 4.1])
+    with pytest.raises(UsageError, match="2 of batch 1, 1 of batch 2, 1 of batch 3: needs two batch sizes"):
+        fit_critical_batch([1, 1, 2, 3], [10.0, 10.1, 4.0, 4.1])
+
+
+def test_an_answer_outside_the_data_is_an_extrapolation() -> None:
+    loss = 3.4 + 0.01 * (np.log(BATCHES) - math.log(2_000)) ** 2
+    warnings = fit_best_batch(BATCHES, loss).warnings()
+    assert "the best batch = 2000 is outside the data" in warnings[0] and "add settings further apart" in warnings[1]
+    with pytest.raises(UsageError, match="batch = -1: must be finite and above 0"):
+        fit_best_batch(BATCHES, loss).predict(batch=-1)

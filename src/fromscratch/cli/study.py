@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from fromscratch.cli import study_fits
 from fromscratch.cli.options import DeviceOption, QuietFlag
 from fromscratch.cli.output import note, print_columns, print_json
 from fromscratch.cli.study_past import compare, tried
@@ -24,6 +25,7 @@ app = typer.Typer(no_args_is_help=True, help="Change one thing, run it with seve
 app.command(name="status")(status)
 app.command(name="compare")(compare)
 app.command(name="tried")(tried)
+app.add_typer(study_fits.app, name="fit")
 
 JobsOption = Annotated[
     int | None, typer.Option("--jobs", min=1, help="Runs at once; by default one per GPU, or one on the CPU.")

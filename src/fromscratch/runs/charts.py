@@ -123,7 +123,7 @@ def draw_gradient_norm(
     for outcome in OUTCOME_MARKS:
         _mark(axes, outcomes.get(outcome, []), outcome)
     if any(value > 0 for _, value in norms):
-        _set_log_scale(axes)
+        set_log_scale(axes)
     axes.set_ylabel("gradient norm")
 
 
@@ -174,7 +174,7 @@ def _mark_points(axes: "Axes", points: Series, *, marker: str, markersize: float
     line.set(marker=marker, markersize=markersize, markeredgecolor="white", markeredgewidth=0.6)
 
 
-def _set_log_scale(axes: "Axes") -> None:
+def set_log_scale(axes: "Axes") -> None:
     """Makes the y axis logarithmic, with plain numbers at 1, 2 and 5 times the powers of ten."""
     from matplotlib.ticker import LogLocator, NullFormatter
 

@@ -1,4 +1,5 @@
-"""Curves through the results of several settings: a line, a parabola in the log of the batch, a power law.
+"""Curves through the results of several settings: a line, a parabola in the log of the batch, a power law, and the
+critical batch of gradient noise.
 
 Intervals are 95%, from the scatter of the points around the curve.
 """
@@ -53,18 +54,40 @@ class Fit:
     """Standard deviation of the points around the curve."""
     curve: Callable[..., Any]
     """Takes one keyword argument for each column."""
+    y_name: str = "loss"
+    answer: str = ""
+    """The parameter that is a place in the only column, such as the best batch; empty where there is none."""
 
     def predict(self, **at: float) -> Prediction:
         """Returns the curve's value, with a warning outside the range of the data. Raises UsageError."""
         if set(at) != set(self.data):
             raise UsageError(f"prediction at {', '.join(at) or 'nothing'}: give {', '.join(self.data)}")
-        outside = [
-            f"{name} = {value:g} is outside the data ({min(self.data[name]):g} to {max(self.data[name]):g})"
+        if wrong := [f"{name} = {value:g}" for name, value in at.items() if not (math.isfinite(value) and value > 0)]:
+            raise UsageError(f"prediction at {', '.join(wrong)}: must be finite and above 0")
+        outside = self._outside(at)
+        warning = f"extrapolation: {'; '.join(outside)}" if outside else None
+        return Prediction(float(self.curve(**at)), warning)
+
+    def warnings(self) -> list[str]:
+        """Says where the answer, or an end of its interval, lies outside the data."""
+        if not self.answer:
+            return []
+        (column,), found = self.data, self.parameters[self.answer]
+        problems = [f"extrapolation: the {self.answer} {line}" for line in self._outside({column: found.value})]
+        low, high = min(self.data[column]), max(self.data[column])
+        if not (low <= found.low and found.high <= high):
+            problems.append(
+                f"the interval of the {self.answer} {column}, {found.low:.4g} to {found.high:.4g}, reaches outside the "
+                f"data ({low:g} to {high:g}): add settings further apart, or more results"
+            )
+        return problems
+
+    def _outside(self, at: Mapping[str, float]) -> list[str]:
+        return [
+            f"{name} = {value:.6g} is outside the data ({min(self.data[name]):g} to {max(self.data[name]):g})"
             for name, value in at.items()
             if not min(self.data[name]) <= value <= max(self.data[name])
         ]
-        warning = f"extrapolation: {'; '.join(outside)}" if outside else None
-        return Prediction(float(self.curve(**at)), warning)
 
 
 def _columns(num_parameters: int, observed: ArrayLike, **columns: ArrayLike) -> tuple[Floats, dict[str, Floats]]:
@@ -113,6 +136,7 @@ def fit_line(x: ArrayLike, observed: ArrayLike, *, x_name: str, y_name: str) -> 
         tuple(y),
         deviation,
         lambda **at: intercept + slope * np.asarray(at[x_name]),
+        y_name,
     )
 
 
@@ -150,6 +174,7 @@ def fit_best_batch(batch: ArrayLike, loss: ArrayLike) -> Fit:
         tuple(y),
         deviation,
         lambda batch: floor + curvature * (np.log(batch) - center - best) ** 2,
+        answer="best",
     )
 
 
@@ -187,17 +212,18 @@ def fit_power_law(loss: ArrayLike, **columns: ArrayLike) -> Fit:
 
     floor, term = math.log(y.min() / 2), math.log(y.mean() / 2 / len(middle))
     starts = [[floor, *[term, exponent] * len(middle)] for exponent in (0.1, 0.3, 0.6)]
-    fits = [
-        optimize.least_squares(
-            lambda theta: log_curve(theta, arrays) - np.log(y), start, loss="huber", f_scale=1e-3, x_scale="jac"
-        )
-        for start in starts
-    ]
+
+    def residuals(theta: Floats) -> Any:
+        return log_curve(theta, arrays) - np.log(y)
+
+    # Huber's loss is nearly linear far from the minimum, where its search ends too soon: plain least squares first.
+    near = [optimize.least_squares(residuals, start, method="lm").x for start in starts]
+    fits = [optimize.least_squares(residuals, start, loss="huber", f_scale=1e-3, x_scale="jac") for start in near]
     best = min(fits, key=lambda found: float(found.cost))
     df, information = len(y) - len(best.x), best.jac.T @ best.jac
     if not np.linalg.cond(information) < 1e12:
         raise UsageError(f"power law: the data do not determine {len(best.x)} parameters; add settings further apart")
-    variance = float(((log_curve(best.x, arrays) - np.log(y)) ** 2).sum()) / df
+    variance = float((residuals(best.x) ** 2).sum()) / df
     radius = stats.t.isf((1 - LEVEL) / 2, df) * np.sqrt(variance * np.diag(np.linalg.inv(information)))
     ends = [np.exp([value, value - r, value + r]).tolist() for value, r in zip(best.x, radius, strict=True)]
     parameters, formula = {"E": Estimate(*ends[0])}, f"loss = {ends[0][0]:.5g}"
@@ -215,19 +241,51 @@ def fit_power_law(loss: ArrayLike, **columns: ArrayLike) -> Fit:
     )
 
 
-def critical_batch(
-    small_batch: float, small_squared_norm: float, large_batch: float, large_squared_norm: float
-) -> float | None:
-    """Returns the critical batch B = tr(S) / |G|^2 from mean squared gradient norms at two batch sizes.
+def fit_critical_batch(batch: ArrayLike, squared_norm: ArrayLike) -> Fit:
+    """Fits ``squared norm = |G|^2 + tr(S) / batch`` to the gradients of separate batches of two sizes.
 
-    Larger batches save few steps, smaller ones little data. In the unit of the batches. Source: McCandlish et al. 2018,
-    "An empirical model of large-batch training", appendix A.1. None where the norms leave no gradient or no noise: mean
-    them over more steps.
+    The critical batch tr(S) / |G|^2 is in the unit of ``batch``: larger batches save few steps, smaller ones little
+    data. Source: McCandlish et al. 2018, "An empirical model of large-batch training", appendix A.1. All norms are of
+    one model, before clipping. The interval is Fieller's, from the spread of the norms at each size.
 
-    Raises UsageError unless 0 < small_batch < large_batch.
+    Raises UsageError unless there are two sizes with at least two norms each, and where the norms leave no gradient or
+    no noise.
     """
-    if not 0 < small_batch < large_batch:
-        raise UsageError(f"batches {small_batch:g} and {large_batch:g}: the first must be above 0 and the smaller one")
-    signal = (large_batch * large_squared_norm - small_batch * small_squared_norm) / (large_batch - small_batch)
-    noise = (small_squared_norm - large_squared_norm) / (1 / small_batch - 1 / large_batch)
-    return noise / signal if signal > 0 and noise > 0 else None
+    y, columns = _columns(0, squared_norm, batch=batch)
+    sizes = np.unique(columns["batch"])
+    groups = [y[columns["batch"] == size] for size in sizes]
+    if len(sizes) != 2 or min(map(len, groups)) < 2:
+        counts = ", ".join(f"{len(group)} of batch {size:g}" for size, group in zip(sizes, groups, strict=True))
+        raise UsageError(f"critical batch: {counts}: needs two batch sizes, with at least 2 gradient norms of each")
+    (small, large), inverse = sizes, 1 / sizes
+    # |G|^2 and tr(S) are linear in the two mean norms; the rows are their coefficients.
+    linear = np.array([[-small, large], [1.0, -1.0]]) / np.array([[large - small], [inverse[0] - inverse[1]]])
+    signal, noise = linear @ [group.mean() for group in groups]
+    if signal <= 0 or noise <= 0:
+        raise UsageError(
+            f"critical batch: the norms leave {'no gradient' if signal <= 0 else 'no noise'} (|G|^2 = {signal:.3g}, "
+            f"tr(S) = {noise:.3g}); measure more batches"
+        )
+    variances = np.array([group.var(ddof=1) / len(group) for group in groups])
+    covariance = (linear * variances) @ linear.T
+    t = float(stats.t.isf((1 - LEVEL) / 2, min(map(len, groups)) - 1))
+    signs = np.array([1.0, -1.0])  # tr(S) - critical |G|^2 = 0
+    low, high = _fieller(noise, -signal, covariance[::-1, ::-1] * np.outer(signs, signs), t)
+    if math.isinf(high):  # |G|^2 may be 0
+        low = 0.0
+    radius = t * np.sqrt(np.diag(covariance))
+    residuals = np.concatenate([group - group.mean() for group in groups])
+    return Fit(
+        f"squared norm = {signal:.4g} + {noise:.4g} / batch",
+        {
+            "critical": Estimate(float(noise / signal), max(low, 0.0), high),
+            "gradient": _estimate(signal, radius[0]),
+            "noise": _estimate(noise, radius[1]),
+        },
+        {"batch": tuple(columns["batch"])},
+        tuple(y),
+        math.sqrt(float((residuals**2).sum()) / (len(y) - 2)),
+        lambda batch: signal + noise / np.asarray(batch),
+        "squared norm",
+        answer="critical",
+    )

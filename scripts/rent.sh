@@ -66,7 +66,8 @@ if [ -n "${MAX_HOURS:-}" ]; then
   case $MAX_HOURS in
   *[!0-9.]* | . | *.*.*) fail "MAX_HOURS=$MAX_HOURS: must be a number of hours" ;;
   esac
-  train=(timeout --signal=TERM "${MAX_HOURS}h" "${train[@]}") # SIGTERM finishes the step and saves
+  # SIGTERM finishes the step and saves. Without --foreground it is sent twice, and the second one ends the process.
+  train=(timeout --foreground --signal=TERM "${MAX_HOURS}h" "${train[@]}")
 fi
 
 # The address and port by which this ssh connection came; behind a provider's gateway they may differ.

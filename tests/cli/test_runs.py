@@ -165,11 +165,13 @@ def test_show_tells_which_steps_had_which_config(world: Path) -> None:
 
 
 def test_steps_that_are_taken_again_have_the_config_of_the_later_session(world: Path) -> None:
-    assert run_command(*RUN, "half", *OTHER, *ALLOWED, "--stop-after", "12").code == 75
+    kept = ("--set", "train.keep_checkpoints=9")
+    assert run_command(*RUN, "again", *kept, "--stop-after", "7").code == 75
+    assert run_command(*RUN, "again", *kept, *OTHER, *ALLOWED, "--stop-after", "12").code == 75
     for step in (10, 12):
-        damage(Path(f"runs/half/checkpoints/step-{step:08}/model.safetensors"))
-    assert run_command(*RUN, "half", *ALLOWED).code == 0
-    (only,) = asked("show", "half")["config_by_steps"]
+        damage(Path(f"runs/again/checkpoints/step-{step:08}/model.safetensors"))
+    assert run_command(*RUN, "again", *kept, *ALLOWED).code == 0
+    (only,) = asked("show", "again")["config_by_steps"]
     assert (only["first_step"], only["last_step"]) == (1, 20)
 
 

@@ -3,6 +3,7 @@
 import fcntl
 import os
 import pty
+import select
 import sys
 import termios
 import threading
@@ -105,7 +106,9 @@ def in_a_terminal_that_closes(*arguments: str) -> None:
 
     def close() -> None:
         while not metrics.is_file() or metrics.read_bytes().count(b"\n") < 5:
-            os.read(terminal, 65_536)
+            with suppress(OSError):  # while no process has the terminal open
+                if select.select([terminal], [], [], 0.05)[0]:
+                    os.read(terminal, 65_536)
         os.close(terminal)
 
     threading.Thread(target=close, daemon=True).start()

@@ -114,7 +114,7 @@ def wait_for_step(metrics: Path, step: int) -> None:
 
 def long_run(folder: Path) -> Path:
     train_table: dict[str, Any] = {**SMALL_RUN["train"], "evaluate_every": 0, "checkpoint_every": 0}
-    write_run_file(folder, train=train_table, data={"tokens": 1_000 * 128, "epochs": 20})
+    write_run_file(folder, train=train_table, data={"tokens": 400_000 * 128, "epochs": 10_000})
     return folder / "runs" / "small"
 
 

@@ -4,6 +4,7 @@ import fcntl
 import os
 import pty
 import select
+import signal
 import sys
 import termios
 import threading
@@ -96,6 +97,7 @@ def print_as_a_library(*arguments: str) -> None:
 
 def in_a_terminal_that_closes(*arguments: str) -> None:
     """Runs with a controlling terminal, which closes once the run has taken some steps: SIGHUP, and EIO after it."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # where the tests run under nohup
     terminal, own_side = pty.openpty()
     os.setsid()
     fcntl.ioctl(own_side, termios.TIOCSCTTY, 0)

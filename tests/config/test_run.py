@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import re
 import tomllib
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
@@ -272,3 +273,22 @@ def test_what_must_agree_for_weights_to_fit() -> None:
 def test_field_docstrings_reach_the_schema() -> None:
     described = GPTConfig.model_json_schema()["properties"]["dropout"]["description"]
     assert "0 is off" in described
+
+
+@pytest.mark.parametrize(
+    ("tables", "says"),
+    [
+        ({"train": {"optimizer": {"kind": "sgd", "nesterov": True, "momentum": 0.0}}}, "needs momentum above 0"),
+        ({"model": {"position": {"kind": "rope", "factor": 2.0}}}, "factor and trained_context need scaling"),
+        ({"model": {"position": {"kind": "rope", "scaling": "yarn"}}}, '"yarn" needs factor, or trained_context'),
+        (
+            {"model": {"position": {"kind": "rope", "scaling": "ntk", "trained_context": 1024}}},
+            "is not below context_length = 1024, so scaling changes nothing",
+        ),
+        ({"model": {"attention": {"kind": "sdpa", "key_value_heads": 5}}}, "does not divide num_heads = 12"),
+        ({"model": {"position": "rope", "num_heads": 4, "embedding_dim": 12}}, "needs an even number of channels"),
+    ],
+)
+def test_settings_that_do_not_fit_or_have_no_effect_are_refused(tables: dict[str, Any], says: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(says)):
+        run_config(**tables)

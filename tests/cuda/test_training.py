@@ -41,6 +41,11 @@ def test_a_step_is_the_same_however_the_batch_is_divided(micro_batch: int) -> No
     assert (found - wanted).norm() < 0.05 * (wanted - start).norm()
 
 
+def test_attention_with_a_bias_and_dropout_takes_a_step() -> None:
+    weights = weights_after(make_stepper(precision="bf16", model={"position": "alibi", "dropout": 0.1}), 2)
+    assert torch.isfinite(weights).all()
+
+
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("policy", ["skip", "raise", "apply"])
 def test_steps_do_not_wait_for_the_device(policy: str, precision: str) -> None:

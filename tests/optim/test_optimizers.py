@@ -138,3 +138,38 @@ def test_state_of_the_size_to_come_is_there_for_a_measurement_only(slot: Any) ->
         name: tensor for name, tensor in optimizer.state_tensors(named).items() if name.rpartition("/")[0] in first
     }
     assert {name: t.shape for name, t in sizes.items()} == {name: t.shape for name, t in after.items()} != {}
+
+
+@pytest.mark.parametrize(
+    ("family", "embeddings"),
+    [
+        ("Qwen3", {"model.embed_tokens.weight"}),
+        ("GPT2", {"transformer.wte.weight", "transformer.wpe.weight"}),
+        ("GPTNeoX", {"gpt_neox.embed_in.weight"}),
+    ],
+)
+def test_muon_knows_embeddings_and_heads_of_transformers(family: str, embeddings: set[str]) -> None:
+    transformers = pytest.importorskip("transformers")
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    gpt2 = {"n_embd": 16, "n_layer": 1, "n_head": 2}
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=40, tie_word_embeddings=False, **(gpt2 if family == "GPT2" else sizes)
+    )
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    head = next(name for name, p in model.named_parameters() if p is model.get_output_embeddings().weight)
+    named = [(f"inner.{name}", parameter) for name, parameter in model.named_parameters()]
+    slot = Muon(adamw_learning_rate=0.002, embedding_learning_rate=0.01)
+    rates = rates_by_name(as_composite(slot.build(named)), named)
+    by_adamw = {name.removeprefix("inner."): rate for name, (kind, rate) in rates.items() if kind == "AdamW"}
+    assert {name for name, rate in by_adamw.items() if rate == 0.01} >= embeddings
+    assert head in by_adamw
+    matrices = {name for name, parameter in named if parameter.dim() == 2}
+    assert {name for name, (kind, _) in rates.items() if kind == "Muon"} == matrices - {
+        f"inner.{name}" for name in {*embeddings, head}
+    }
+
+
+def test_muon_without_hidden_matrices_is_adamw() -> None:
+    named = [("head.weight", nn.Parameter(torch.zeros(3, 4)))]
+    assert rates_by_name(as_composite(Muon().build(named)), named) == {"head.weight": ("AdamW", 6e-4)}

@@ -95,3 +95,16 @@ def test_from_an_imported_model(folder: Path) -> None:
         data={"tokens": 2 * 8 * 32},
     )
     assert run_small(file, name="further")[1].outcome == "done"
+
+
+def test_a_model_with_rotary_positions_is_extended_to_a_longer_context(folder: Path) -> None:
+    rope = {**SMALL_RUN["model"], "position": "rope"}
+    run_small(write_run_file(folder, "short", model=rope), name="short")
+    longer = {**rope, "context_length": 32, "position": {"kind": "rope", "scaling": "yarn", "trained_context": 16}}
+    train = {**SMALL_RUN["train"], "schedule": "constant", "start_from": "runs/short@latest"}
+    data = {"tokens": 2 * 8 * 32, "start_token": 500}
+    run, summary = run_small(write_run_file(folder, "long", model=longer, train=train, data=data), name="long")
+    assert summary.step == 2 and open_model(str(run.path), CPU).model.context_length == 32
+    learned = {**SMALL_RUN["model"], "context_length": 32}
+    with pytest.raises(UsageError, match="context_length"):
+        plan_run(write_run_file(folder, "learned", model=learned, train={**train, "start_from": "runs/parent@latest"}))

@@ -21,18 +21,24 @@ from fromscratch.cli.finetune import (
     tuning_values,
 )
 from fromscratch.cli.options import (
+    AllowedChanges,
     Checkpointing,
     CompileChoice,
+    Deterministic,
     DeviceOption,
+    Fresh,
     JsonFlag,
     MicroBatch,
     ModelArgument,
     Overrides,
+    PricePerHour,
     Processes,
     QuietFlag,
+    RunsDir,
+    StopAfter,
 )
 from fromscratch.cli.output import note
-from fromscratch.cli.train import AllowedChanges, PricePerHour, SessionOptions, train_plan
+from fromscratch.cli.train import SessionOptions, train_plan
 from fromscratch.errors import UsageError
 
 
@@ -75,7 +81,7 @@ def tune(
         bool, typer.Option("--random-weights", help="Begin at random weights, to know what the model is worth.")
     ] = False,
     name: Annotated[str | None, typer.Option(help="Name of the run; by default MODEL-classify.")] = None,
-    runs_dir: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
+    runs_dir: RunsDir = Path("runs"),
     epochs: Epochs = 10,
     global_batch: GlobalBatch = 8,
     learning_rate: Annotated[float | None, typer.Option(help="The full learning rate; by default by --train.")] = None,
@@ -89,8 +95,9 @@ def tune(
     processes: Processes = None,
     compile_model: CompileChoice = None,
     activation_checkpointing: Checkpointing = False,
-    stop_after: Annotated[int | None, typer.Option(min=1, help="Save and stop after this step.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start again; an older run is renamed.")] = False,
+    deterministic: Deterministic = None,
+    stop_after: StopAfter = None,
+    fresh: Fresh = False,
     allow_change: AllowedChanges = None,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
@@ -116,7 +123,7 @@ def tune(
     lora = lora_setting(lora_rank) if train == Trained.LORA else {}
     values["tune"] |= {"patience": patience, **dropout_setting(dropout), **lora}
     plan = plan_tuning(tuning_config(values, overrides or [], WHERE), {}, WHERE)
-    machine = MachineOptions(device, micro_batch, compile_model, activation_checkpointing)
+    machine = MachineOptions(device, micro_batch, compile_model, activation_checkpointing, deterministic)
     session = SessionOptions(processes, None, stop_after, fresh, allow_change or (), as_json, quiet)
     train_plan(plan, path, machine, session, billing)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fromscratch.cli.options import JsonFlag
+from fromscratch.cli.options import JsonFlag, RunsDir
 from fromscratch.cli.output import note, print_columns, print_json, printable, show
 from fromscratch.errors import UsageError
 from fromscratch.files import readable_seconds
@@ -22,7 +22,7 @@ NOT_GIVEN = "-"
 
 def compare(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Names or paths of two or more runs.")],
-    runs_dir: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
+    runs_dir: RunsDir = Path("runs"),
     picture: Annotated[Path | None, typer.Option(help="Draw the loss curves over one another (PNG).")] = None,
     as_json: JsonFlag = False,
 ) -> None:

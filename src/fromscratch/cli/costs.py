@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fromscratch.cli.options import JsonFlag
+from fromscratch.cli.options import JsonFlag, RunsDir
 from fromscratch.cli.output import note, print_columns, print_json, printable
 from fromscratch.errors import UsageError
 
@@ -23,7 +23,7 @@ MachineName = Annotated[str | None, typer.Option("--machine", metavar="NAME", he
 
 def cost(
     runs: SomeRuns = None,
-    runs_dir: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
+    runs_dir: RunsDir = Path("runs"),
     dollars_per_hour: Price = None,
     machine: MachineName = None,
     as_json: JsonFlag = False,

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from fromscratch.cli.options import RunsDir
 from fromscratch.cli.output import note
 from fromscratch.errors import UsageError
 
@@ -25,7 +26,7 @@ def export(
         Path | None,
         typer.Option(help="The new file or folder; by default NAME.csv, NAME-tensorboard; not for trackio."),
     ] = None,
-    runs_dir: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
+    runs_dir: RunsDir = Path("runs"),
 ) -> None:
     """Write a run's metrics and held-out losses for another tool. The run stays as it is.
 

@@ -6,18 +6,23 @@ from typing import Annotated, Any
 import typer
 
 from fromscratch.cli.options import (
+    AllowedChanges,
     Checkpointing,
     CompileChoice,
     Deterministic,
     DeviceOption,
+    Fresh,
     JsonFlag,
     MicroBatch,
     ModelArgument,
     Overrides,
+    PricePerHour,
     Processes,
     QuietFlag,
+    RunsDir,
+    StopAfter,
 )
-from fromscratch.cli.train import AllowedChanges, PricePerHour, SessionOptions, train_plan
+from fromscratch.cli.train import SessionOptions, train_plan
 from fromscratch.errors import UsageError
 
 app = typer.Typer(no_args_is_help=True, help="Train a model further, for a task.")
@@ -56,7 +61,7 @@ def instruct(
     ] = "alpaca",
     mask_prompt: Annotated[bool, typer.Option("--mask-prompt", help="Learn the responses only.")] = False,
     name: NameOption = None,
-    runs_dir: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
+    runs_dir: RunsDir = Path("runs"),
     epochs: Epochs = 5,
     global_batch: GlobalBatch = 8,
     learning_rate: LearningRate = 5e-5,
@@ -72,8 +77,8 @@ def instruct(
     compile_model: CompileChoice = None,
     activation_checkpointing: Checkpointing = False,
     deterministic: Deterministic = None,
-    stop_after: Annotated[int | None, typer.Option(min=1, help="Save and stop after this step.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start again; an older run is renamed.")] = False,
+    stop_after: StopAfter = None,
+    fresh: Fresh = False,
     allow_change: AllowedChanges = None,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,

@@ -48,6 +48,21 @@ Deterministic = Annotated[
         help="Deterministic kernels only: a resume on a GPU is bit-exact, steps are slower. A resumed run keeps it.",
     ),
 ]
+RunsDir = Annotated[Path, typer.Option(help="Folder of runs.")]
+StopAfter = Annotated[int | None, typer.Option(min=1, help="Save and stop after this step.")]
+Fresh = Annotated[bool, typer.Option("--fresh", help="Start again; an older run is renamed.")]
+AllowedChanges = Annotated[
+    list[str] | None,
+    typer.Option("--allow-change", metavar="KEY", help="Continue with another value of a key; repeatable."),
+]
+PricePerHour = Annotated[
+    float | None,
+    typer.Option(
+        min=0.0,
+        envvar="FROMSCRATCH_DOLLARS_PER_HOUR",
+        help="Price of all machines of the run together, for 'fromscratch runs cost'.",
+    ),
+]
 Checkpointing = Annotated[
     bool, typer.Option("--activation-checkpointing", help="Use less memory and a third more compute; the same result.")
 ]

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's name, or its path.")]
 SomeRuns = Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Names or paths; all runs by default.")]
-RunsDir = Annotated[Path, typer.Option(help="Folder of runs.")]
 
 
 def resolve(name: str, runs_dir: Path) -> "RunDirectory":

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fromscratch.cli.options import JsonFlag
+from fromscratch.cli.options import JsonFlag, RunsDir
 from fromscratch.cli.output import local_time, note, print_columns, print_json, printable, show
-from fromscratch.cli.run_arguments import RunsDir, config_of
+from fromscratch.cli.run_arguments import config_of
 from fromscratch.errors import UsageError
 from fromscratch.files import readable_bytes
 

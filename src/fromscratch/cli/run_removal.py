@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fromscratch.cli.options import JsonFlag, QuietFlag
+from fromscratch.cli.options import JsonFlag, QuietFlag, RunsDir
 from fromscratch.cli.output import note, print_columns, print_json, printable
-from fromscratch.cli.run_arguments import RunsDir, SomeRuns, resolve_all
+from fromscratch.cli.run_arguments import SomeRuns, resolve_all
 from fromscratch.errors import UsageError
 from fromscratch.files import readable_bytes
 

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from fromscratch.cli.options import JsonFlag
+from fromscratch.cli.options import JsonFlag, RunsDir
 from fromscratch.cli.output import local_time, note, print_columns, print_json, print_table, printable, show
-from fromscratch.cli.run_arguments import RunArgument, RunsDir, SomeRuns, config_of, resolve, resolve_all
+from fromscratch.cli.run_arguments import RunArgument, SomeRuns, config_of, resolve, resolve_all
 from fromscratch.cli.run_lists import cells_of, list_runs
 from fromscratch.cli.run_removal import clean, remove
 from fromscratch.errors import EXIT_DATA

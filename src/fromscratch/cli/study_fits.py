@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fromscratch.cli.options import DeviceOption, JsonFlag, PictureOption, QuietFlag
+from fromscratch.cli.options import DeviceOption, JsonFlag, PictureOption, QuietFlag, RunsDir
 from fromscratch.cli.output import note, print_columns, print_json
 from fromscratch.errors import UsageError
 
@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="Fit a curve: memory, best batch, scaling with tokens and size, noise.")
 
-RunsDir = Annotated[Path, typer.Option(help="Folder of runs.")]
 LossSources = Annotated[
     list[str], typer.Argument(metavar="SOURCE...", help="Runs, study files, or CSV files with named columns.")
 ]

@@ -10,15 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fromscratch.cli.options import (
+    AllowedChanges,
     Checkpointing,
     CompileChoice,
     Deterministic,
     DeviceOption,
+    Fresh,
     JsonFlag,
     MicroBatch,
     Overrides,
+    PricePerHour,
     Processes,
     QuietFlag,
+    RunsDir,
+    StopAfter,
 )
 from fromscratch.cli.output import note, print_json, print_table
 from fromscratch.cli.task_measures import measure_task
@@ -37,18 +42,6 @@ if TYPE_CHECKING:
     from fromscratch.training.observers import Observer
 
 
-AllowedChanges = Annotated[
-    list[str] | None,
-    typer.Option("--allow-change", metavar="KEY", help="Continue with another value of a key; repeatable."),
-]
-PricePerHour = Annotated[
-    float | None,
-    typer.Option(
-        min=0.0,
-        envvar="FROMSCRATCH_DOLLARS_PER_HOUR",
-        help="Price of all machines of the run together, for 'fromscratch runs cost'.",
-    ),
-]
 ProfiledSteps = Annotated[
     int | None, typer.Option(min=1, metavar="STEPS", help="Write a Chrome trace of this number of steps into the run.")
 ]
@@ -57,7 +50,7 @@ ProfiledSteps = Annotated[
 def train(
     runfile: Annotated[Path, typer.Argument(metavar="RUNFILE", help="The run file (TOML).")],
     name: Annotated[str | None, typer.Option(help="Name of the run; by default the file's name.")] = None,
-    runs_dir: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
+    runs_dir: RunsDir = Path("runs"),
     overrides: Overrides = None,
     micro_batch: MicroBatch = None,
     device: DeviceOption = None,
@@ -66,8 +59,8 @@ def train(
     activation_checkpointing: Checkpointing = False,
     deterministic: Deterministic = None,
     profile: ProfiledSteps = None,
-    stop_after: Annotated[int | None, typer.Option(min=1, help="Save and stop after this step.")] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Start again; an older run is renamed.")] = False,
+    stop_after: StopAfter = None,
+    fresh: Fresh = False,
     allow_change: AllowedChanges = None,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,

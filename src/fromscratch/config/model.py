@@ -59,6 +59,14 @@ class RotaryPosition(Slot):
     trained_context: Positive | None = None
     """Context length that the weights were trained at. Default: the model's."""
 
+    @model_validator(mode="after")
+    def _settings_have_an_effect(self) -> Self:
+        if self.scaling is None and (self.factor is not None or self.trained_context is not None):
+            raise ValueError('factor and trained_context need scaling = "linear", "ntk" or "yarn"')
+        if self.scaling is not None and self.factor is None and self.trained_context is None:
+            raise ValueError(f'scaling = "{self.scaling}" needs factor, or trained_context')
+        return self
+
 
 class AlibiPosition(Slot):
     """A score falls in proportion to the distance, at a slope of each head's own (Press et al. 2022, ALiBi)."""
@@ -276,7 +284,7 @@ class GPTConfig(ModelConfig):
         return values
 
     @model_validator(mode="after")
-    def _heads_divide_embedding(self) -> Self:
+    def _parts_fit_together(self) -> Self:
         if self.embedding_dim % self.num_heads:
             raise ValueError(
                 f"embedding_dim = {self.embedding_dim} is not divisible by num_heads = {self.num_heads}; change either"
@@ -286,7 +294,14 @@ class GPTConfig(ModelConfig):
             raise ValueError(
                 f"attention.key_value_heads = {groups} does not divide num_heads = {self.num_heads}; change either"
             )
-        if self.position.kind == "rope" and self.embedding_dim // self.num_heads % 2:
+        position = self.position
+        trained = getattr(position, "trained_context", None) or 0
+        if trained >= self.context_length and getattr(position, "factor", None) is None:
+            raise ValueError(
+                f"position.trained_context = {trained} is not below context_length = {self.context_length}, so "
+                "scaling changes nothing; remove it, or give position.factor"
+            )
+        if isinstance(position, RotaryPosition) and self.embedding_dim // self.num_heads % 2:
             raise ValueError(
                 f"position.kind = 'rope' needs an even number of channels per head; embedding_dim / num_heads = "
                 f"{self.embedding_dim // self.num_heads}; change either"

@@ -77,6 +77,12 @@ class SGD(Slot):
     weight_decay: float = Field(default=0.0, ge=0.0)
     """Share of a weight removed per step, times the learning rate; 0 is off."""
 
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> Self:
+        if self.nesterov and self.momentum == 0.0:
+            raise ValueError("nesterov = true needs momentum above 0; change either")
+        return self
+
 
 class Schedule(Slot):
     """What every schedule has: a linear warm-up from zero."""

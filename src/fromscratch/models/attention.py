@@ -8,6 +8,8 @@ Sources: Vaswani et al. 2017, "Attention Is All You Need", section 3.2; Radford 
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,10 +20,12 @@ from .cache import Past, attention_mask, causal
 from .compiling import outside_compiled_code
 from .dropout import Dropout
 from .flash import attend_with_dropout, takes
+from .layers import RMSNorm
 from .mechanism import Init, Sizes, flops_of_children
 from .positions import PositionInAttention
 
 QUERIES_PER_BLOCK = 128
+HEAD_NORM_EPS = 1e-6  # that of Qwen3
 
 
 class CausalAttention(nn.Module):
@@ -60,7 +64,10 @@ class CausalAttention(nn.Module):
         self.query_key_value = nn.Linear(sizes.embedding_dim, width, bias=sizes.attention_bias)
         self.output = nn.Linear(sizes.embedding_dim, sizes.embedding_dim, bias=output_bias is not False)
         self.probability_dropout = Dropout(sizes.dropout)
-        self.query_norm, self.key_norm = (_HeadNorm(query_key_norm, self.head_channels) for _ in range(2))
+        self.query_norm = self.key_norm = None
+        if query_key_norm is not None:
+            make = partial(RMSNorm, replace(sizes, embedding_dim=self.head_channels), layer, eps=HEAD_NORM_EPS)
+            self.query_norm, self.key_norm = (make(scale=query_key_norm == "scaled") for _ in range(2))
         windows = window if isinstance(window, tuple) else (window or 0,)
         self.window = windows[layer % len(windows)]
         self._sees_all_earlier = type(self).sees is CausalAttention.sees and self.window == 0
@@ -71,7 +78,9 @@ class CausalAttention(nn.Module):
         heads = self.query_key_value(x).view(batch, time, -1, self.head_channels).transpose(1, 2)
         groups = (self.num_heads, self.num_key_value_heads, self.num_key_value_heads)
         query, key, value = heads.split(groups, dim=1)  # [B, H, T, C] and twice [B, G, T, C]
-        query, key = self.encode_positions(self.query_norm(query), self.key_norm(key), positions)
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        query, key = self.encode_positions(query, key, positions)
         mask = None
         if past is not None:
             key, value, mask = past.extend(self.layer, key, value, None if self._sees_all_earlier else self.sees)
@@ -114,7 +123,8 @@ class CausalAttention(nn.Module):
         init.linear(self.query_key_value)
         init.linear(self.output, residual=True)
         for norm in (self.query_norm, self.key_norm):
-            norm.reset(init)
+            if norm is not None:
+                norm.reset(init)
 
     def forward_flops(self, context_length: int) -> float:
         """The projections, and for each visible key a score and a term of the weighted mean."""
@@ -124,30 +134,6 @@ class CausalAttention(nn.Module):
             blocks = positions.split(QUERIES_PER_BLOCK)  # never holds [T, T]
             visible = sum(int(self.sees(block[:, None], positions[None]).sum()) for block in blocks) / context_length
         return flops_of_children(self, context_length) + 4 * self.output.in_features * visible
-
-
-class _HeadNorm(nn.Module):
-    """RMSNorm over the channels of a head, or nothing."""
-
-    EPS = 1e-6  # that of Qwen3
-
-    def __init__(self, kind: str | None, channels: int) -> None:
-        super().__init__()
-        self.kind = kind
-        self.weight = nn.Parameter(torch.empty(channels)) if kind == "scaled" else None
-
-    def forward(self, heads: Tensor) -> Tensor:
-        """[B, H, T, C] -> [B, H, T, C]."""
-        return heads if self.kind is None else F.rms_norm(heads, heads.shape[-1:], self.weight, self.EPS)
-
-    def reset(self, init: Init) -> None:
-        """Ones."""
-        if self.weight is not None:
-            nn.init.ones_(self.weight)
-
-    def forward_flops(self, context_length: int) -> float:
-        """No matrix product."""
-        return 0.0
 
 
 class ExplicitAttention(CausalAttention):
@@ -186,7 +172,7 @@ class FusedAttention(CausalAttention):
             if dropout.kernel_key is not None and takes(query, is_causal=is_causal):
                 return attend_with_dropout(query, key, value, dropout.kernel_key, dropout.site, dropout.probability)
             if query.device.type == "cuda":
-                return _attend_per_sequence(query, key, value, mask, is_causal, dropout)
+                return _attend_per_sequence(query, key, value, _for_kernel(mask, query), is_causal, dropout)
             keep = dropout.keep_mask(torch.Size((*query.shape[:3], key.shape[2])), is_causal=is_causal)
             if mask is None and not is_causal:
                 mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device)
@@ -195,9 +181,13 @@ class FusedAttention(CausalAttention):
         if is_whole and not dropout.active and query.device.type == "cpu" and query.dtype != torch.float32:
             return _BlockedAttention.apply(query, key, value, mask, None, 0.0)  # type: ignore[no-untyped-call]
         probability = dropout.probability if dropout.active else 0.0
-        if mask is not None and mask.dtype != torch.bool:
-            mask = mask.to(query.dtype)
+        mask = _for_kernel(mask, query)
         return F.scaled_dot_product_attention(query, key, value, mask, probability, is_causal)
+
+
+def _for_kernel(mask: Tensor | None, query: Tensor) -> Tensor | None:
+    """torch's kernels take floats only in the type of the queries."""
+    return mask if mask is None or mask.dtype == torch.bool else mask.to(query.dtype)
 
 
 @outside_compiled_code

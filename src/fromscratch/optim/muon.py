@@ -14,6 +14,9 @@ from fromscratch.optim.adamw import build_adamw
 from fromscratch.optim.composite import CompositeOptimizer
 
 NEWTON_SCHULZ_STEPS = 5
+GPT2_EMBEDDINGS = {"wte", "wpe"}
+HEADS = {"head", "lm_head", "embed_out", "score"}
+"""Words in the names of embeddings and heads, ours and those of transformers' models. Others contain "embed"."""
 
 
 def build_muon(
@@ -32,20 +35,22 @@ def build_muon(
     """``torch.optim.Muon`` over hidden matrices, and AdamW with rates of its own over the rest."""
     hidden, embeddings, others = [], [], []
     for name, parameter in named_parameters:
-        if "embedding" in name:
-            embeddings.append((name, parameter))
-        elif parameter.dim() == 2 and not name.startswith("head."):
-            hidden.append(parameter)
-        else:
+        words = set(name.split("."))
+        if words & HEADS or parameter.dim() != 2:
             others.append((name, parameter))
-    muon = torch.optim.Muon(
-        hidden,
+        elif words & GPT2_EMBEDDINGS or any("embed" in word for word in words):
+            embeddings.append((name, parameter))
+        else:
+            hidden.append(parameter)
+    adamw = partial(build_adamw, weight_decay=adamw_weight_decay, decay="matrices", beta1=beta1, beta2=beta2, eps=eps)
+    muon = partial(
+        torch.optim.Muon,
         lr=learning_rate,
         momentum=momentum,
         weight_decay=weight_decay,
         ns_steps=NEWTON_SCHULZ_STEPS,
         adjust_lr_fn="original",
     )
-    adamw = partial(build_adamw, weight_decay=adamw_weight_decay, decay="matrices", beta1=beta1, beta2=beta2, eps=eps)
     rates = ((embeddings, embedding_learning_rate or adamw_learning_rate), (others, adamw_learning_rate))
-    return CompositeOptimizer(muon, *(adamw(group, learning_rate=rate) for group, rate in rates if group))
+    parts = [adamw(group, learning_rate=rate) for group, rate in rates if group]
+    return CompositeOptimizer(*([muon(hidden)] if hidden else []), *parts)

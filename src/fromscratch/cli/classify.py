@@ -68,10 +68,8 @@ Small models learn best at higher rates (docs/finetune.md)."""
 def tune(
     model: ModelArgument,
     data: Annotated[Path, typer.Option("--data", metavar="FILE", help="CSV, TSV, a JSON list or JSON Lines.")],
-    text_column: Annotated[str | None, typer.Option(help="Column of the text; by default one named text, ...")] = None,
-    label_column: Annotated[
-        str | None, typer.Option(help="Column of the class; by default one named label, ...")
-    ] = None,
+    text_column: Annotated[str | None, typer.Option(help="Column of the text; by default: text, ...")] = None,
+    label_column: Annotated[str | None, typer.Option(help="Column of the class; by default: label, ...")] = None,
     train: Annotated[Trained, typer.Option(help="Which weights are trained.")] = Trained.ALL,
     balance: Annotated[
         Balance, typer.Option(help="For classes of different sizes: as many texts of each, a weighted loss, or none.")

@@ -170,12 +170,12 @@ def test_a_plan_and_a_comparison_are_what_the_command_line_prints(run: fromscrat
 
 def test_a_study_runs_and_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FROMSCRATCH_HOME", str(tmp_path / "home"))
-    file = write_study(tmp_path, seeds=[1], interventions=NO_DROPOUT)
+    file = write_study(tmp_path, interventions=NO_DROPOUT)
     told: list[str] = []
     runs_dir = tmp_path / "runs"
     study = fromscratch.run_study(file, runs_dir=runs_dir, device="cpu", jobs=2, tell=told.append)
-    assert study.outcome is not None and not study.outcome.has_failed and len(told) == 6
-    assert {arm: len(runs) for arm, runs in study.runs.items()} == {"baseline": 2, "no-dropout": 1}
+    assert study.outcome is not None and not study.outcome.has_failed and len(told) == 8
+    assert {arm: len(runs) for arm, runs in study.runs.items()} == {"baseline": 2, "no-dropout": 2}
     opened = fromscratch.open_study(file, runs_dir=runs_dir)
     assert opened.outcome is None and opened.losses() == study.losses()
     first = fromscratch.open_run(opened.runs["baseline"][0])
@@ -190,5 +190,5 @@ def test_a_study_runs_and_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert written.judgement.result.arms[0].effect == arm.effect
     with pytest.raises(UsageError, match="must be at least 1"):
         opened.judge(seeds=0)
-    with pytest.raises(UsageError, match="no such file"):
+    with pytest.raises(UsageError, match="no such study file"):
         fromscratch.open_study(tmp_path / "none.toml")

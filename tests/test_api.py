@@ -11,9 +11,11 @@ import pytest
 
 import fromscratch
 from fromscratch.errors import UsageError
+from fromscratch.studies.jobs import held_out_losses
 from tests.command import run_command
 from tests.conftest import REPOSITORY
 from tests.small import write_run_file
+from tests.studies.planted import NO_DROPOUT, write_study
 
 TEXT = "The sea was calm and the ships went out in the morning. " * 200
 
@@ -144,3 +146,49 @@ def test_the_example_of_the_documentation_runs(
     importlib.import_module("first_run")
     printed = capsys.readouterr().out
     assert "20 steps recorded" in printed and "bits per byte" in printed and printed.endswith("native\n")
+
+
+def test_a_plan_and_a_comparison_are_what_the_command_line_prints(run: fromscratch.Run, tmp_path: Path) -> None:
+    file = run.path.parent.parent / "small.toml"
+    estimate = fromscratch.plan(file, overrides={"data.tokens": 1280}, machines=["here"])
+    printed = json.loads(
+        run_command("plan", file, "--set", "data.tokens=1280", "--machine", "here", "--json").out,
+    )
+    assert estimate.science.costs.parameters == printed["parameters"] == 10_960
+    assert estimate.science.num_steps == printed["steps"] == 10
+    with pytest.raises(UsageError, match="mars"):
+        fromscratch.plan(file, machines=["mars"])
+    fromscratch.train(file, name="seed-7", runs_dir=run.path.parent, overrides={"train.seed": 7}, device="cpu")
+    both = fromscratch.compare([run.name, run.path.parent / "seed-7"], runs_dir=run.path.parent)
+    assert both.config == {"train.seed": {run.name: run.config.train.seed, "seed-7": 7}}
+    compared = json.loads(run_command("compare", run.name, "seed-7", "--runs-dir", run.path.parent, "--json").out)
+    assert compared["config"] == both.config
+    assert [one["final_loss"] for one in compared["runs"]] == [one.final_loss for one in both.runs]
+    with pytest.raises(UsageError, match="names one run"):
+        fromscratch.compare([run.path, run.path])
+
+
+def test_a_study_runs_and_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FROMSCRATCH_HOME", str(tmp_path / "home"))
+    file = write_study(tmp_path, interventions=NO_DROPOUT)
+    told: list[str] = []
+    runs_dir = tmp_path / "runs"
+    study = fromscratch.run_study(file, runs_dir=runs_dir, device="cpu", jobs=2, tell=told.append)
+    assert study.outcome is not None and not study.outcome.has_failed and len(told) == 8
+    assert {arm: len(runs) for arm, runs in study.runs.items()} == {"baseline": 2, "no-dropout": 2}
+    opened = fromscratch.open_study(file, runs_dir=runs_dir)
+    assert opened.outcome is None and opened.losses() == study.losses()
+    first = fromscratch.open_run(opened.runs["baseline"][0])
+    assert opened.losses()["baseline"][1] == held_out_losses(first.directory)[20]
+    (arm,) = opened.judge().result.arms
+    assert arm.effect is not None and len(opened.judge().result.control.losses) == 2
+    assert len(opened.judge(seeds=1).result.control.losses) == 1
+    status = json.loads(run_command("study", "status", file, "--runs-dir", runs_dir, "--json").out)
+    assert status["verdicts"]["arms"][0]["effect"] == arm.effect == opened.to_dict()["arms"][0]["effect"]
+    written = opened.report()
+    assert written.measured_on == "validation slice" and written.page.is_file() and opened.folder.read() == {}
+    assert written.judgement.result.arms[0].effect == arm.effect
+    with pytest.raises(UsageError, match="must be at least 1"):
+        opened.judge(seeds=0)
+    with pytest.raises(UsageError, match="no such study file"):
+        fromscratch.open_study(tmp_path / "none.toml")

@@ -29,7 +29,10 @@ def model(tmp_path: Path) -> Path:
 
 
 def test_every_example_is_tested() -> None:
-    tests = "".join((REPOSITORY / "tests" / name).read_text("utf-8") for name in ("test_examples.py", "test_api.py"))
+    tests = "".join(
+        (REPOSITORY / "tests" / name).read_text("utf-8")
+        for name in ("test_examples.py", "test_api.py", "studies/test_guide.py")
+    )
     examples = list((REPOSITORY / "docs" / "examples").glob("*.py"))
     assert len(examples) >= 3 and all(f'"{path.name}"' in tests for path in examples)
 

@@ -9,15 +9,33 @@ if TYPE_CHECKING:
     from fromscratch.api import (
         Model,
         Run,
+        Study,
+        compare,
         load_model,
         open_run,
         open_store,
+        open_study,
+        plan,
         prepare,
+        run_study,
         train,
     )
 
 __version__ = "0.1.0"
-__all__ = ["Model", "Run", "load_model", "open_run", "open_store", "prepare", "train"]
+__all__ = [
+    "Model",
+    "Run",
+    "Study",
+    "compare",
+    "load_model",
+    "open_run",
+    "open_store",
+    "open_study",
+    "plan",
+    "prepare",
+    "run_study",
+    "train",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -21,22 +21,40 @@ from fromscratch.generation.generate import Settings
 from fromscratch.generation.sampling import Sampling
 from fromscratch.generation.texts import continue_prompts
 from fromscratch.machine.hardware import Hardware, find_hardware
+from fromscratch.planning.forecast import ASSUMED_MFU
 from fromscratch.processes.world import ALONE, World, started_local_rank, started_local_world_size
 from fromscratch.publishing.publish import Destination, PublishReport, publish_model
 from fromscratch.runs.directory import RunDirectory, check_run_name
 from fromscratch.runs.overview import Overview, overview, resolve_run
 from fromscratch.runs.records import read_records
 from fromscratch.runs.retention import checkpoints_in
+from fromscratch.session.comparison import Comparison, compare_runs
+from fromscratch.session.estimate import Estimate, estimate_run
 from fromscratch.session.placement import MachineOptions, place_run
 from fromscratch.session.plan import check_same_tokenizer, plan_run
 from fromscratch.session.run import RunSummary, run_training
+from fromscratch.studies.verbs import EngineName, Study, open_folder, train_missing
 from fromscratch.tokenizers.base import Tokenizer
 from fromscratch.training.held_out import TokenSlice
 from fromscratch.training.observers import Observer
 
-__all__ = ["Model", "Run", "load_model", "open_run", "open_store", "prepare", "train"]
+__all__ = [
+    "Model",
+    "Run",
+    "Study",
+    "compare",
+    "load_model",
+    "open_run",
+    "open_store",
+    "open_study",
+    "plan",
+    "prepare",
+    "run_study",
+    "train",
+]
 
 RUNS_DIR = Path("runs")
+Overrides = Mapping[str, Any] | Iterable[str]
 
 
 def open_store(name: str | Path) -> TokenStore:
@@ -49,7 +67,7 @@ def train(
     *,
     name: str | None = None,
     runs_dir: str | Path = RUNS_DIR,
-    overrides: Mapping[str, Any] | Iterable[str] = (),
+    overrides: Overrides = (),
     device: str | None = None,
     micro_batch: int | None = None,
     compile_model: bool | None = None,
@@ -80,17 +98,15 @@ def train(
         DivergedError: training diverged.
     """
     file = Path(run_file)
-    if isinstance(overrides, Mapping):
-        overrides = [f"{key}={to_toml(value)}" for key, value in overrides.items()]
-    plan = plan_run(file, list(overrides))
+    planned = plan_run(file, _items(overrides))
     path = Path(runs_dir) / check_run_name(file.stem if name is None else name)
     machine = MachineOptions(device, micro_batch, compile_model, activation_checkpointing, deterministic)
-    placement = place_run(plan, RunDirectory(path), machine, fresh=fresh, on_progress=tell)
-    for notice in (*plan.notices, *plan.objective.notices(), placement.threads.notice):
+    placement = place_run(planned, RunDirectory(path), machine, fresh=fresh, on_progress=tell)
+    for notice in (*planned.notices, *planned.objective.notices(), placement.threads.notice):
         if notice:
             tell(notice)
     summary = run_training(
-        plan,
+        planned,
         path,
         placement,
         observers=list(observers),
@@ -99,6 +115,79 @@ def train(
         allowed_changes=allowed_changes,
     )
     return Run(RunDirectory(path), summary)
+
+
+def _items(overrides: Overrides) -> list[str]:
+    """``key=value`` items, as ``--set`` takes them."""
+    if isinstance(overrides, Mapping):
+        return [f"{key}={to_toml(value)}" for key, value in overrides.items()]
+    return list(overrides)
+
+
+def plan(
+    run_file: str | Path,
+    *,
+    overrides: Overrides = (),
+    machines: Sequence[str] | None = None,
+    mfu: float = ASSUMED_MFU,
+) -> Estimate:
+    """Says what a run takes before anything is spent: parameters, FLOPs, memory, disk, hours, dollars.
+
+    Args:
+        overrides: as for ``train``.
+        machines: names from ``machines.toml``, or ``here``; None means this machine and all known ones.
+        mfu: share of a GPU's peak to assume where ``fromscratch bench`` has measured nothing.
+    """
+    return estimate_run(
+        Path(run_file), _items(overrides), machines=None if machines is None else list(machines), mfu=mfu
+    )
+
+
+def compare(runs: Sequence[str | Path], *, runs_dir: str | Path = RUNS_DIR) -> Comparison:
+    """Compares two or more runs, by path or name: key figures, and the config values that differ. Reads only."""
+    return compare_runs([resolve_run(str(run), Path(runs_dir)) for run in runs])
+
+
+def open_study(study_file: str | Path, *, runs_dir: str | Path = RUNS_DIR) -> Study:
+    """Opens a study, to look at its verdicts or to write its report. Trains nothing."""
+    return Study(open_folder(Path(study_file), Path(runs_dir)))
+
+
+def run_study(
+    study_file: str | Path,
+    *,
+    runs_dir: str | Path = RUNS_DIR,
+    device: str | None = None,
+    jobs: int | None = None,
+    engine: EngineName = "local",
+    limit_dollars: float | None = None,
+    dollars_per_hour: float | None = None,
+    tell: Tell = print,
+) -> Study:
+    """Trains the runs of a study that are missing, each in a process of its own, and resumes interrupted ones.
+
+    Args:
+        jobs: runs at once; by default one per GPU, or one on the CPU.
+        engine: ``local``, or ``ray`` for the nodes of a Ray cluster.
+        limit_dollars: begin no run with which spent and predicted dollars would exceed this.
+        dollars_per_hour: price of the machine of one run.
+        tell: gets a line for each run that begins or ends.
+
+    Returns:
+        The study; ``Study.outcome`` says whether a run failed, a signal interrupted it, or the limit stopped it.
+    """
+    folder = open_folder(Path(study_file), Path(runs_dir))
+    outcome = train_missing(
+        folder,
+        device=device,
+        jobs=jobs,
+        engine=engine,
+        limit_dollars=limit_dollars,
+        dollars_per_hour=dollars_per_hour,
+        quiet=True,
+        on_event=tell,
+    )
+    return Study(folder, outcome)
 
 
 def open_run(run: str | Path, *, runs_dir: str | Path = RUNS_DIR) -> "Run":

@@ -8,6 +8,7 @@ from pathlib import Path
 import tomli_w
 
 from fromscratch.runs.states import Event, RunState
+from fromscratch.studies import verbs
 from fromscratch.studies.jobs import Job, StudyFolder
 from tests.small import write_run_file
 
@@ -25,9 +26,7 @@ def write_study(folder: Path, **keys: object) -> Path:
 
 def open_folder(file: Path) -> StudyFolder:
     """The study and its runs in ``runs`` beside it."""
-    from fromscratch.cli.study_status import open_study
-
-    return open_study(file, file.parent / "runs")
+    return verbs.open_folder(file, file.parent / "runs")
 
 
 def finish(

@@ -12,10 +12,7 @@ from fromscratch.errors import UsageError
 from fromscratch.files import readable_seconds
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from fromscratch.runs.comparison import ComparedRun
-    from fromscratch.runs.directory import RunDirectory
 
 NOT_GIVEN = "-"
 
@@ -33,48 +30,31 @@ def compare(
     Example: fromscratch compare baseline no-dropout --picture losses.png
     """
     from fromscratch.runs.charts import draw_comparison
-    from fromscratch.runs.comparison import compare_run, labels_of
+    from fromscratch.runs.comparison import labels_of
     from fromscratch.runs.overview import resolve_run
+    from fromscratch.session.comparison import compare_runs
 
-    directories = labels_of([resolve_run(run, runs_dir) for run in runs])
-    if len(directories) < 2:
-        raise UsageError(f"compare {' '.join(runs)}: names one run; give two or more")
-    rows = [compare_run(label, run) for label, run in directories.items()]
-    different = differing_values(directories)
+    directories = [resolve_run(run, runs_dir) for run in runs]
+    comparison = compare_runs(directories)
     if picture is not None:
         try:
-            draw_comparison(picture, directories)
+            draw_comparison(picture, labels_of(directories))
         except OSError as error:
             raise UsageError(f"--picture {picture}: cannot be written ({error.strerror})") from error
     if as_json:
-        print_json({"runs": [asdict(row) for row in rows], "config": different})
+        print_json(asdict(comparison))
         return
     heads = ("run", "state", "step", "tokens", "final loss", "best loss", "tokens/s", "time", "dollars")
-    print_columns(heads, [_row(row) for row in rows])
-    if different:
+    print_columns(heads, [_row(row) for row in comparison.runs])
+    if comparison.config:
         print("\nconfig: values that differ")
-        labels = [printable(label) for label in directories]
-        lines = [(key, *(_value(value) for value in values.values())) for key, values in different.items()]
+        labels = [printable(row.label) for row in comparison.runs]
+        lines = [(key, *(_value(value) for value in values.values())) for key, values in comparison.config.items()]
         print_columns(("key", *labels), lines)
     else:
         print("\nconfig: the same")
     if picture is None:
         note("--picture FILE draws the loss curves")
-
-
-def differing_values(runs: "Mapping[str, RunDirectory]") -> dict[str, dict[str, Any]]:
-    """Returns the config keys whose values differ, each with the value of every run; None where a run has none.
-
-    Raises UsageError if a config cannot be read.
-    """
-    from fromscratch.config.loading import read_toml, values_by_key
-
-    configs = {label: values_by_key(read_toml(run.config)) for label, run in runs.items()}
-    keys = dict.fromkeys(key for config in configs.values() for key in config)
-    table = {key: {label: config.get(key) for label, config in configs.items()} for key in keys}
-    return {
-        key: values for key, values in table.items() if any(v != next(iter(values.values())) for v in values.values())
-    }
 
 
 def _row(one: "ComparedRun") -> tuple[str, ...]:

@@ -1,6 +1,5 @@
 """``fromscratch study``: runs a study and reports its verdicts."""
 
-from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -11,14 +10,14 @@ from fromscratch.cli import study_fits
 from fromscratch.cli.options import DeviceOption, QuietFlag
 from fromscratch.cli.output import note, print_columns, print_json
 from fromscratch.cli.study_past import compare, tried
-from fromscratch.cli.study_status import RunsDir, StudyArgument, open_study, print_verdicts, status
+from fromscratch.cli.study_status import RunsDir, StudyArgument, print_verdicts, status
 from fromscratch.errors import EXIT_CRASH, EXIT_STOPPED, UsageError
 
 if TYPE_CHECKING:
     from fromscratch.studies.definition import Arm
     from fromscratch.studies.jobs import StudyFolder
     from fromscratch.studies.prices import Total
-    from fromscratch.studies.runner import Devices, Outcome
+    from fromscratch.studies.runner import Outcome
 
 app = typer.Typer(no_args_is_help=True, help="Change one thing, run it with several seeds, and get a verdict.")
 
@@ -70,50 +69,23 @@ def run(
     """
     if as_json and not dry_run:
         raise UsageError("--json: is for --dry-run; 'fromscratch study status --json' shows what was trained")
-    folder = open_study(study, runs_dir)
+    from fromscratch.studies.verbs import open_folder, train_missing
+
+    folder = open_folder(study, runs_dir)
     if dry_run:
         _print_missing(folder, device=device, dollars_per_hour=dollars_per_hour, as_json=as_json)
         return
     outcome = train_missing(
-        *(folder, device, jobs, engine), quiet=quiet, limit_dollars=limit_dollars, dollars_per_hour=dollars_per_hour
+        folder,
+        device=device,
+        jobs=jobs,
+        engine=engine,
+        limit_dollars=limit_dollars,
+        dollars_per_hour=dollars_per_hour,
+        quiet=quiet,
+        on_event=lambda line: note(line, quiet=quiet),
     )
     finish(outcome)
-
-
-def train_missing(
-    folder: "StudyFolder",
-    device: str | None,
-    jobs: int | None,
-    engine: str,
-    *,
-    quiet: bool,
-    limit_dollars: float | None = None,
-    dollars_per_hour: float | None = None,
-) -> "Outcome":
-    """Trains the missing runs with the chosen engine."""
-    from fromscratch.studies.agenda import Agenda
-    from fromscratch.studies.prices import Limit, Prices
-    from fromscratch.studies.runner import run_study
-
-    prices = Prices(folder, device=device, dollars_per_hour=dollars_per_hour)
-    agenda = Agenda(folder, prices, None if limit_dollars is None else Limit(limit_dollars, prices))
-    options = ["--quiet"] if quiet else []
-    if device:
-        options += ["--device", device]
-    if prices.dollars_per_hour is not None:
-        options += ["--dollars-per-hour", str(prices.dollars_per_hour)]
-    with ExitStack() as stack:
-        devices: Devices
-        if engine == "ray":
-            from fromscratch.data.engines.ray_cluster import connected_ray
-            from fromscratch.studies.ray_cluster import RayDevices
-
-            devices = RayDevices(stack.enter_context(connected_ray()), options, jobs=jobs)
-        else:
-            from fromscratch.studies.runner import LocalDevices, local_slots
-
-            devices = LocalDevices(local_slots(device, jobs), options)
-        return run_study(folder, devices, agenda, on_event=lambda line: note(line, quiet=quiet))
 
 
 def finish(outcome: "Outcome") -> None:
@@ -193,7 +165,9 @@ def report(
 
     Example: fromscratch study report studies/laptop/interventions.toml
     """
-    folder = open_study(study, runs_dir)
+    from fromscratch.studies.verbs import open_folder
+
+    folder = open_folder(study, runs_dir)
     make_report(folder, sealed=sealed, dollars_per_hour=dollars_per_hour, device=device, quiet=quiet)
 
 
@@ -201,26 +175,19 @@ def make_report(
     folder: "StudyFolder", *, sealed: bool, device: str | None, quiet: bool, dollars_per_hour: float | None = None
 ) -> None:
     """Writes the report and prints the verdicts."""
-    from fromscratch.studies.definition import CONTROL
     from fromscratch.studies.prices import Prices
-    from fromscratch.studies.registry import borrowed_spread, lend
-    from fromscratch.studies.report import write_report
-    from fromscratch.studies.results import judge, validation_losses
+    from fromscratch.studies.verbs import report_study
 
-    if sealed:
-        losses, measured_on = validation_losses(folder), "validation slice"
-    else:
-        from fromscratch.studies.test_set import open_test_set
-
-        losses = open_test_set(folder, device=device, on_run=lambda name: note(f"test set: {name}", quiet=quiet))
-        measured_on = "test set"
-    judgement = judge(folder, losses, borrowed=borrowed_spread(folder.study))
-    page = write_report(folder, judgement, measured_on=measured_on, dollars_per_hour=dollars_per_hour)
-    result = judgement.result
-    finite = {arm.arm: arm.runs.losses for arm in result.arms} | {CONTROL: result.control.losses}
-    lend(folder.study, finite)
-    print_verdicts(judgement, Prices(folder, device=device, dollars_per_hour=dollars_per_hour).forecasts())
-    note(f"{page}: the report, on the {measured_on}", quiet=quiet)
+    written = report_study(
+        folder,
+        sealed=sealed,
+        device=device,
+        dollars_per_hour=dollars_per_hour,
+        on_run=lambda name: note(f"test set: {name}", quiet=quiet),
+    )
+    prices = Prices(folder, device=device, dollars_per_hour=dollars_per_hour)
+    print_verdicts(written.judgement, prices.forecasts())
+    note(f"{written.page}: the report, on the {written.measured_on}", quiet=quiet)
 
 
 @app.command(name="try")
@@ -241,11 +208,14 @@ def try_change(
     Example: fromscratch study try baseline.toml --set model.dropout=0.0 --seeds 3
     """
     from fromscratch.studies.single import write_study
+    from fromscratch.studies.verbs import open_folder, train_missing
 
     file = write_study(runfile, overrides, seeds, name, runs_dir)
-    folder = open_study(file, runs_dir)
+    folder = open_folder(file, runs_dir)
     note(f"{file}: {len(folder.jobs())} runs", quiet=quiet)
-    outcome = train_missing(folder, device, jobs, "local", quiet=quiet)
+    outcome = train_missing(
+        folder, device=device, jobs=jobs, quiet=quiet, on_event=lambda line: note(line, quiet=quiet)
+    )
     if outcome.is_interrupted or outcome.has_failed:
         finish(outcome)
     make_report(folder, sealed=True, device=device, quiet=quiet)
@@ -261,7 +231,9 @@ def add_seeds(
 
     Example: fromscratch study add-seeds studies/laptop/interventions.toml 2
     """
-    folder = open_study(study, runs_dir)
+    from fromscratch.studies.verbs import open_folder
+
+    folder = open_folder(study, runs_dir)
     if folder.study.config.design == "fixed":
         raise UsageError(
             f'{study}: design = "fixed" is valid for the declared seeds only; declare more before the first report, '

@@ -8,7 +8,7 @@ import typer
 
 from fromscratch.cli.options import JsonFlag
 from fromscratch.cli.output import note, print_columns, print_json, printable
-from fromscratch.cli.study_status import RunsDir, open_study
+from fromscratch.cli.study_status import RunsDir
 from fromscratch.errors import UsageError
 
 if TYPE_CHECKING:
@@ -58,13 +58,14 @@ def _finding(path: Path, runs_dir: Path) -> dict[str, Any]:
     from fromscratch.studies.prices import Prices
     from fromscratch.studies.registry import borrowed_spread
     from fromscratch.studies.results import judge, validation_losses
+    from fromscratch.studies.verbs import open_folder
 
     if path.suffix == ".json":
         finding = read_json_object(path)
         if finding.get("kind") != FORMAT:
             raise UsageError(f"{path}: not the report of a study; 'fromscratch study report' writes one")
         return finding
-    folder = open_study(path, runs_dir)
+    folder = open_folder(path, runs_dir)
     judgement = judge(folder, validation_losses(folder), borrowed=borrowed_spread(folder.study))
     return finding_of(folder, judgement, Prices(folder).forecasts(), measured_on="validation slice")
 

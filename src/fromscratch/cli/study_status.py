@@ -35,16 +35,6 @@ RUN_HEADS = ("run", "state", "step", "loss", "held-out loss", "tokens/s", "time 
 VERDICT_HEADS = ("arm", "verdict", "effect", "of the training", "in dollars", "diverged or stopped", "why")
 
 
-def open_study(study: Path, runs_dir: Path) -> "StudyFolder":
-    """Opens a study file and the folder of its runs, with the seeds that were added."""
-    from fromscratch.studies.definition import load_study
-    from fromscratch.studies.jobs import StudyFolder
-
-    folder = StudyFolder(load_study(study), runs_dir)
-    added = folder.read().get("added_seeds", [])
-    return StudyFolder(load_study(study, added_seeds=tuple(added)), runs_dir) if added else folder
-
-
 def status(
     study: StudyArgument,
     runs_dir: RunsDir = Path("runs"),
@@ -58,8 +48,9 @@ def status(
     Example: fromscratch study status studies/laptop/interventions.toml
     """
     from fromscratch.studies.prices import Prices
+    from fromscratch.studies.verbs import open_folder
 
-    folder = open_study(study, runs_dir)
+    folder = open_folder(study, runs_dir)
     prices = Prices(folder)
     rows = status_rows(folder, prices)
     if not (once or as_json) and sys.stdout.isatty() and _is_training(rows):

@@ -136,6 +136,8 @@ def load_study(path: Path, *, added_seeds: tuple[int, ...] = ()) -> Study:
     Raises:
         UsageError: with one sentence per problem.
     """
+    if not path.exists():
+        raise UsageError(f"{path}: no such study file")
     return make_study(parse_study(read_toml(path), path), path.parent, path.stem, file=path, added_seeds=added_seeds)
 
 

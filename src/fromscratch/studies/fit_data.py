@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fromscratch.config.loading import read_run_config, read_toml, values_by_key
+from fromscratch.config.loading import read_run_config
 from fromscratch.errors import UsageError
 from fromscratch.models.costs import model_costs
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.overview import observed_status, resolve_run
 from fromscratch.runs.records import to_float
 from fromscratch.runs.states import RunState
+from fromscratch.session.comparison import differing_values
 from fromscratch.studies.definition import load_study
 from fromscratch.studies.jobs import StudyFolder, held_out_losses
 
@@ -173,9 +174,7 @@ def _add_runs(results: Results, runs: Iterable[RunDirectory]) -> list[RunDirecto
 
 def _other_differences(kind: str, runs: list[RunDirectory]) -> list[str]:
     """Warns of runs that differ in more than the fit is about."""
-    configs = [values_by_key(read_toml(run.config)) for run in runs]
-    keys = dict.fromkeys(key for config in configs for key in config)
-    different = {key for key in keys if any(config.get(key) != configs[0].get(key) for config in configs)}
+    different = set(differing_values({str(run.path): run for run in runs}))
     if others := sorted(different - KEYS.get(kind, set()) - HARMLESS):
         return [f"the runs differ in {', '.join(others)} as well; the fit cannot tell these effects apart"]
     return []

@@ -20,10 +20,16 @@ MAX_EVIDENCE = 1e6
 
 
 def forest_plot(judgement: Judgement) -> bytes:
-    """Draws the effect of each arm with its interval, and each run's difference to the baseline's mean (PNG)."""
-    arms = judgement.result.arms
-    base = list(judgement.result.control.losses.values())
-    mean = math.fsum(base) / len(base) if base else 0.0
+    """Draws the effect of each arm with its interval, and each run's difference to the baseline (PNG).
+
+    A run is compared with the baseline's run of the same seed where the verdict compares pairs, else with their mean.
+    """
+    arms, base = judgement.result.arms, judgement.result.control.losses
+    mean = math.fsum(base.values()) / len(base) if base else 0.0
+    dots = [
+        [loss - (base.get(seed, mean) if arm.paired else mean) for seed, loss in arm.runs.losses.items()]
+        for arm in arms
+    ]
 
     def draw(axes: "Axes") -> None:
         margin = judgement.margin
@@ -31,29 +37,29 @@ def forest_plot(judgement: Judgement) -> bytes:
         axes.axvline(0, color=INK, linewidth=0.8)
         for row, arm in enumerate(arms):
             colour = COLOURS.get(arm.verdict, UNDECIDED)
-            dots = [loss - mean for loss in arm.runs.losses.values()]
-            axes.plot(dots, [row] * len(dots), "o", color=colour, alpha=0.45, markersize=4)
+            axes.plot(dots[row], [row] * len(dots[row]), "o", color=colour, alpha=0.45, markersize=4)
             if arm.effect is not None and arm.evidence is not None:
                 low, high = arm.evidence.low, arm.evidence.high
                 if math.isfinite(low) and math.isfinite(high):
                     axes.plot([low, high], [row, row], color=colour, linewidth=1.6)
                 axes.plot([arm.effect], [row], "D", color=colour, markersize=6)
-        _mark_lost(axes, judgement)
+        _mark_lost(axes, judgement, max((abs(dot) for row in dots for dot in row), default=0.0))
         axes.set_yticks(range(len(arms)), [arm.arm for arm in arms])
-        axes.invert_yaxis()
+        axes.set_ylim(len(arms) - 0.4, -0.9)  # the first arm on top, below the legend
         axes.set_xlabel("effect on the loss, nats per token (left of 0 is better)")
         axes.legend(loc="upper right", fontsize=8, frameon=False)
 
     return _figure(draw, rows=len(arms))
 
 
-def _mark_lost(axes: "Axes", judgement: Judgement) -> None:
+def _mark_lost(axes: "Axes", judgement: Judgement, largest: float) -> None:
     """Sets the range of the axis, and names right of it how many runs of an arm have no loss.
 
-    The range is three times that of the effects, so that one wide interval does not hide the others.
+    The range is that of all runs (``largest``: of the differences), and three times that of the effects: one wide
+    interval does not hide the others.
     """
     effects = [abs(arm.effect) for arm in judgement.result.arms if arm.effect is not None]
-    reach = 3 * max([judgement.margin, *effects])
+    reach = max(3 * max([judgement.margin, *effects]), 1.05 * largest)
     low, high = axes.get_xlim()
     axes.set_xlim(max(low, -reach), min(high, reach))
     for row, arm in enumerate(judgement.result.arms):

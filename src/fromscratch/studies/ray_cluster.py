@@ -5,13 +5,46 @@ Every node must see the run files, the stores and the runs under the same paths,
 
 import os
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fromscratch.errors import EXIT_CRASH, UsageError
 from fromscratch.studies.jobs import Job, StudyFolder
-from fromscratch.studies.runner import run_claimed, train_command
+from fromscratch.studies.runner import log_of, run_claimed, train_command
+
+
+@dataclass(frozen=True)
+class Share:
+    """How a cluster is divided among runs."""
+
+    num_slots: int
+    """Runs at once."""
+    gpus: int
+    """GPUs of a run: 1, or 0 where the cluster has none."""
+    cpus: int
+    """CPU cores of a run: as many as every node that can train has for each of its runs."""
+
+
+def share_of(nodes: Sequence[Mapping[str, float]], jobs: int | None) -> Share:
+    """Divides the resources of nodes: one run per GPU; without GPUs, one run per node, or ``jobs`` in all.
+
+    Raises:
+        UsageError: no node has a GPU or a CPU for runs.
+    """
+    with_gpus = [node for node in nodes if node.get("GPU", 0) >= 1]
+    if with_gpus:
+        gpus = sum(int(node["GPU"]) for node in with_gpus)
+        cpus = min(int(node.get("CPU", 0)) // int(node["GPU"]) for node in with_gpus)
+        return Share(jobs or gpus, 1, cpus)
+    with_cpus = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1]
+    if not with_cpus:
+        raise UsageError("--engine ray: no node of the Ray cluster has a GPU or a CPU for runs; add one that has")
+    num_slots = jobs or len(with_cpus)
+    runs_per_node = -(-num_slots // len(with_cpus))
+    return Share(num_slots, 0, max(1, min(with_cpus) // runs_per_node))
 
 
 class RayDevices:
@@ -24,20 +57,27 @@ class RayDevices:
 
     def __init__(self, ray: Any, options: Sequence[str], *, jobs: int | None) -> None:
         self._ray, self._options = ray, list(options)
-        resources = ray.cluster_resources()
-        self._gpus = int(resources.get("GPU", 0))
-        nodes = [node for node in ray.nodes() if node["Alive"]]
-        self.num_slots = jobs or self._gpus or len(nodes)
-        self._cpus = max(1, int(resources.get("CPU", 1)) // max(self.num_slots, 1))
+        self._share = share_of([node["Resources"] for node in ray.nodes() if node["Alive"]], jobs)
+        self.num_slots = self._share.num_slots
         self._stop_file = f".stop-{uuid.uuid4().hex}"
 
     def submit(self, folder: StudyFolder, job: Job) -> "Future[int | None]":
-        """As ``LocalDevices.submit``."""
-        task = self._ray.remote(num_gpus=1 if self._gpus else 0, num_cpus=self._cpus, max_retries=0)(_train)
+        """As ``LocalDevices.submit``. A task that Ray lost is a run that failed; its log says why."""
+        share = self._share
+        task = self._ray.remote(num_gpus=share.gpus, num_cpus=share.cpus, max_retries=0)(_train)
         command = [*train_command(folder.study, job), *self._options]
-        reference = task.remote(folder, job, command, str(Path.cwd()), self._cpus, folder.path / self._stop_file)
-        future: Future[int | None] = reference.future()
-        return future
+        reference = task.remote(folder, job, command, str(Path.cwd()), share.cpus, folder.path / self._stop_file)
+        code: Future[int | None] = Future()
+
+        def finish(ended: "Future[int | None]") -> None:
+            error = ended.exception()
+            if error is not None:
+                with _log(folder, job).open("a") as file:
+                    file.write(f"the Ray task of this run failed: {error}\n")
+            code.set_result(EXIT_CRASH if error is not None else ended.result())
+
+        reference.future().add_done_callback(finish)
+        return code
 
     def stop(self, folder: StudyFolder) -> None:
         """Asks all runs to save and stop: the disk that all nodes share carries the request."""
@@ -48,9 +88,15 @@ class RayDevices:
         (folder.path / self._stop_file).unlink(missing_ok=True)
 
 
+def _log(folder: StudyFolder, job: Job) -> Path:
+    path = log_of(folder, job)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return path
+
+
 def _train(
     folder: StudyFolder, job: Job, command: list[str], working_folder: str, cpus: int, stop_file: Path
 ) -> int | None:
     """One task, on a node of the cluster."""
     os.chdir(working_folder)
-    return run_claimed(folder, job, command, {"OMP_NUM_THREADS": str(cpus)}, stop_file.exists)
+    return run_claimed(folder, job, command, {"OMP_NUM_THREADS": str(max(1, cpus))}, stop_file.exists)

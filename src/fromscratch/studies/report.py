@@ -26,12 +26,19 @@ HEADS = (
     "time",
 )
 STYLE = """\
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
+:root { color-scheme: light dark }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 74rem; margin: 2rem auto; padding: 0 1rem;
   color: #1b1b1b; background: #fff }
-table { border-collapse: collapse; font-size: 0.85rem; display: block; overflow-x: auto }
-th, td { border-bottom: 1px solid #ccc; padding: 0.3rem 0.6rem; text-align: left; white-space: nowrap }
-img { max-width: 100%; background: #fff } code { background: #eee; padding: 0 0.2em }
-@media (prefers-color-scheme: dark) { body { color: #e6e6e6; background: #161616 } code { background: #333 } }
+p, ul { max-width: 56rem } ul { padding-left: 1.2rem } li { margin: 0.2rem 0; overflow-wrap: anywhere }
+.scroll { overflow-x: auto } figure { margin: 1.5rem 0; max-width: 56rem } figcaption { font-size: 0.85rem }
+img { width: 100%; display: block; background: #fff }
+table { border-collapse: collapse; font-size: 0.85rem; font-variant-numeric: tabular-nums }
+th, td { border-bottom: 1px solid #8886; padding: 0.3rem 0.5rem; text-align: left; white-space: nowrap }
+th:first-child, td:first-child { position: sticky; left: 0; background: #fff }
+@media (prefers-color-scheme: dark) {
+  body, th:first-child, td:first-child { color: #e6e6e6; background: #161616 }
+  img { filter: invert(0.91) hue-rotate(180deg) }
+}
 """
 
 
@@ -228,13 +235,21 @@ def _html(block: Block, pictures: dict[str, bytes]) -> str:
     if kind == "title":
         return f"<h1>{html.escape(content)}</h1>"
     if kind == "list":
-        return "<ul>" + "".join(f"<li>{html.escape(item)}</li>" for item in content) + "</ul>"
+        return "<ul>" + "".join(f"<li>{_with_bold_name(item)}</li>" for item in content) + "</ul>"
     if kind == "table":
         heads, rows = content
         cells = ["".join(f"<th>{html.escape(head)}</th>" for head in heads)]
         cells += ["".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in rows]
-        return "<table>" + "".join(f"<tr>{row}</tr>" for row in cells) + "</table>"
+        return '<div class="scroll"><table>' + "".join(f"<tr>{row}</tr>" for row in cells) + "</table></div>"
     if kind == "picture":
         data = base64.b64encode(pictures[content[0]]).decode()
-        return f'<p><img alt="{html.escape(content[1])}" src="data:image/png;base64,{data}"></p>'
+        caption = html.escape(content[1])
+        image = f'<img alt="{caption}" src="data:image/png;base64,{data}">'
+        return f"<figure>{image}<figcaption>{caption}</figcaption></figure>"
     return f"<p>{html.escape(content)}</p>"
+
+
+def _with_bold_name(item: str) -> str:
+    """The HTML of a list item that begins with the name of an arm."""
+    name, colon, rest = item.partition(": ")
+    return f"<b>{html.escape(name)}</b>{colon}{html.escape(rest.replace(' -> ', ' → '))}"

@@ -7,11 +7,14 @@ from pathlib import Path
 
 import tomli_w
 
+from fromscratch.config.loading import load_run_file
 from fromscratch.runs.states import Event, RunState
 from fromscratch.studies import verbs
 from fromscratch.studies.jobs import Job, StudyFolder
 from tests.small import write_run_file
 
+VOCABULARY = 257
+"""Of the small run's store."""
 NO_DROPOUT = {"no-dropout": {"model": {"dropout": 0.0}}}
 CHANGES = {**NO_DROPOUT, "clipping": {"train": {"clip": {"kind": "norm", "max_norm": 0.1}}}}
 
@@ -45,19 +48,20 @@ def finish(
         for seed, loss in zip(arm.seeds, losses.get(arm.name, ()), strict=False):
             if loss is not None:
                 job = folder.job(arm, seed)
-                finish_one(job, loss, num_steps=num_steps)
+                finish_one(folder, job, loss, num_steps=num_steps)
                 if seconds is not None:
                     _write_cost(job, num_steps, seconds, dollars_per_hour)
 
 
-def finish_one(job: Job, loss: float, *, num_steps: int = 20) -> None:
-    """Writes one run that ended."""
+def finish_one(folder: StudyFolder, job: Job, loss: float, *, num_steps: int = 20) -> None:
+    """Writes one run that ended, with the config that training would have resolved."""
     job.run.create()
     for step in (0, num_steps // 2, num_steps):
         job.run.log_event(Event.EVALUATION, step=step, loss=loss + (num_steps - step) / num_steps)
     state = RunState.DIVERGED if math.isnan(loss) else RunState.DONE
     job.run.write_status(state, step=num_steps, num_steps=num_steps)
-    job.run.write_config({})
+    overrides = [*job.arm.overrides, f"train.seed={job.seed}", f"model.vocab_size={VOCABULARY}"]
+    job.run.write_config(load_run_file(folder.study.baseline, overrides).config.to_plain())
 
 
 def _write_cost(job: Job, num_steps: int, seconds: float, dollars_per_hour: float | None) -> None:

@@ -210,6 +210,37 @@ def test_an_assumed_speed_is_marked(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert {row["basis"] for row in found["runs"]} == {"assumed, MFU 40%"} and found["total"]["hours"] > 0
 
 
+def test_totals_on_other_machines_add_up_what_plan_says(tmp_path: Path) -> None:
+    file = write_study(tmp_path)
+    baseline = tmp_path / "baseline.toml"
+    baseline.write_text(baseline.read_text().replace('precision = "fp32"', 'precision = "bf16"'))
+    words = ("study", "run", file, "--runs-dir", tmp_path / "runs", "--device", "cpu")
+    machines = ("--machine", "8xa100-40gb", "--machine", "home-rtx-3090")
+    found = json.loads(run_command(*words, "--dry-run", *machines, "--json").out)
+    planned = json.loads(run_command("plan", baseline, *machines, "--json").out)
+    assert [one["machine"] for one in found["machines"]] == ["8xa100-40gb", "home-rtx-3090"]
+    for total, one in zip(found["machines"], planned["machines"], strict=True):
+        assert total["hours"] == pytest.approx(6 * one["hours"]), "six runs of equal size"
+        assert total["dollars"] == pytest.approx([6 * dollars for dollars in one["dollars"]])
+        assert "assumed" in total["basis"]
+    said = run_command(*words, "--dry-run", *machines)
+    assert "home-rtx-3090" in said.out and "on machine" in said.out
+    refused(*words, *machines, code=2, says="--machine: is for --dry-run")
+    refused(*words, "--dry-run", "--machine", "9xa100", code=2, says="9xa100")
+
+
+def test_the_runs_of_another_study_are_not_judged(tmp_path: Path) -> None:
+    file = write_study(tmp_path)
+    finish(open_folder(file), {"baseline": [3.0, 3.0], "no-dropout": [2.9, None], "clipping": [None, None]})
+    run_command("study", "status", file, "--runs-dir", tmp_path / "runs", "--once")
+    baseline = tmp_path / "baseline.toml"
+    baseline.write_text(baseline.read_text().replace("tokens = 320", "tokens = 160"))
+    for verb in (("run", "--dry-run"), ("status", "--once"), ("report", "--sealed")):
+        words = ("study", verb[0], file, "--runs-dir", tmp_path / "runs", *verb[1:])
+        refused(*words, code=2, says="trained with another config")
+    refused("study", "status", file, "--runs-dir", tmp_path / "runs", code=2, says="eval.tokens: 320 -> 160")
+
+
 def test_no_run_begins_beyond_the_limit(tmp_path: Path) -> None:
     file = write_study(tmp_path)
     folder = open_folder(file)
@@ -274,7 +305,7 @@ def test_two_runners_share_the_work_in_one_order_and_train_no_run_twice(
                 with lock:
                     trained.append(job.name)
                 effect = -0.05 if job.arm.name == "no-dropout" else 0.0
-                finish_one(job, 3.0 + 0.001 * math.sin(9 * job.seed) + effect)
+                finish_one(folder, job, 3.0 + 0.001 * math.sin(9 * job.seed) + effect)
             future.set_result(0)
             return future
 

@@ -28,9 +28,11 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FROMSCRATCH_DOLLARS_PER_HOUR", raising=False)
 
 
-def ended(folder: Path, no_dropout: float = -0.05, **keys: object) -> Path:
+def ended(folder: Path, no_dropout: float = -0.05, context: int = 16, **keys: object) -> Path:
     """A study of eight seeds whose runs have ended: one arm better, one diverged once. An hour a run, at $2."""
     file = write_study(folder, seeds=list(range(1, 9)), control_seeds=8, **{"smallest_effect": 0.01, **keys})
+    baseline = file.parent / "baseline.toml"
+    baseline.write_text(baseline.read_text().replace("context_length = 16", f"context_length = {context}"))
     base = [3.0 + 0.001 * math.sin(7 * seed) for seed in range(8)]
     clipped = [math.nan, *(loss + 0.001 * math.sin(3 * seed) for seed, loss in enumerate(base[1:]))]
     better = [loss + no_dropout + 0.001 * math.cos(5 * seed) for seed, loss in enumerate(base)]
@@ -164,9 +166,7 @@ def test_status_is_a_live_table_while_a_run_is_trained(tmp_path: Path, monkeypat
 def test_compare_tells_settings_and_whether_effects_differ(tmp_path: Path) -> None:
     for name, effect, context in (("one", -0.05, 16), ("two", -0.30, 8)):
         (tmp_path / name).mkdir()
-        file = ended(tmp_path / name, no_dropout=effect)
-        baseline = file.parent / "baseline.toml"
-        baseline.write_text(baseline.read_text().replace("context_length = 16", f"context_length = {context}"))
+        file = ended(tmp_path / name, no_dropout=effect, context=context)
         assert run_command(*words("report", file), "--sealed").code == 0
     one, two = (tmp_path / name / "runs" / "study" / "report.json" for name in ("one", "two"))
     found = json.loads(run_command("study", "compare", one, two, "--json").out)

@@ -166,7 +166,6 @@ def test_a_run_without_hope_is_stopped_by_the_stated_rule_only(tmp_path: Path) -
     finish(folder, {"baseline": [2.0, 2.0], "no-dropout": [None, None], "clipping": [None, None]}, num_steps=20)
     job = folder.job(folder.study.arms[0], 1)
     job.run.create()
-    job.run.write_config({})
     job.run.write_status(RunState.RUNNING, step=0, num_steps=20)
     job.run.log_event(Event.EVALUATION, step=10, loss=9.0)
     assert hopeless(folder, job) == ""  # half of the steps is too early, however bad it looks

@@ -16,9 +16,7 @@ from fromscratch.runs.states import RunState
 from fromscratch.studies.jobs import StudyFolder
 from tests.command import refused, run_command
 from tests.small import run_small, write_run_file
-from tests.studies.planted import finish, open_folder, write_study
-
-VOCABULARY = 257
+from tests.studies.planted import VOCABULARY, finish, open_folder, write_study
 
 
 def write_table(path: Path, head: str, *rows: tuple[object, ...]) -> Path:
@@ -38,12 +36,8 @@ def parabola(batch: float) -> float:
 
 
 def plant(folder: StudyFolder, losses: dict[str, float]) -> None:
-    """Ends the runs of some arms with these losses, each with the config that training would have resolved."""
+    """Ends the runs of some arms with these losses."""
     finish(folder, {arm: [loss] * 9 for arm, loss in losses.items()})
-    for job in folder.jobs():
-        if job.run.exists():
-            overrides = [*job.arm.overrides, f"train.seed={job.seed}", f"model.vocab_size={VOCABULARY}"]
-            job.run.write_config(load_run_file(folder.study.baseline, overrides).config.to_plain())
 
 
 def test_the_best_batch_of_a_study_leaves_out_arms_that_change_something_else(tmp_path: Path) -> None:

@@ -126,18 +126,21 @@ def _print_machines(machines: "list[MachineForecast]") -> None:
 
 def _row(one: "MachineForecast") -> tuple[str, ...]:
     unknown = "unknown"
-    price = unknown if one.dollars_per_hour is None else f"${_range(one.dollars_per_hour)}/h ({one.price_source})"
+    price = unknown if one.dollars_per_hour is None else f"{dollar_range(one.dollars_per_hour)}/h ({one.price_source})"
     return (
         one.name,
         unknown if one.micro_batch is None else f"{one.micro_batch:,}" if one.micro_batch else "does not fit",
         unknown if one.tokens_per_second is None else f"{one.tokens_per_second:,.0f}",
         unknown if one.hours is None else f"{one.hours:,.1f}",
-        unknown if one.dollars is None else f"${_range(one.dollars)}",
+        dollar_range(one.dollars),
         one.basis,
         price,
     )
 
 
-def _range(values: tuple[float, float]) -> str:
+def dollar_range(values: tuple[float, float] | None) -> str:
+    """Lowest and highest, as ``$1.20 to 3.40``; ``unknown`` for None."""
+    if values is None:
+        return "unknown"
     low, high = values
-    return f"{low:,.2f}" if low == high else f"{low:,.2f} to {high:,.2f}"
+    return f"${low:,.2f}" if low == high else f"${low:,.2f} to {high:,.2f}"

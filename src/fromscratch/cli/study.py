@@ -57,6 +57,14 @@ def run(
         typer.Option(min=0.0, help="Begin no run with which spent and predicted dollars would exceed this."),
     ] = None,
     dollars_per_hour: PricePerHour = None,
+    machines: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--machine",
+            metavar="NAME",
+            help="With --dry-run: the totals on a machine of machines.toml, or 'here'; repeatable.",
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="With --dry-run: print JSON on stdout.")] = False,
     quiet: QuietFlag = False,
 ) -> None:
@@ -69,11 +77,15 @@ def run(
     """
     if as_json and not dry_run:
         raise UsageError("--json: is for --dry-run; 'fromscratch study status --json' shows what was trained")
+    if machines and not dry_run:
+        raise UsageError("--machine: is for --dry-run; runs are trained on this machine, or with --engine ray")
     from fromscratch.studies.verbs import open_folder, train_missing
 
     folder = open_folder(study, runs_dir)
     if dry_run:
-        _print_missing(folder, device=device, dollars_per_hour=dollars_per_hour, as_json=as_json)
+        _print_missing(
+            folder, device=device, dollars_per_hour=dollars_per_hour, machines=machines or [], as_json=as_json
+        )
         return
     outcome = train_missing(
         folder,
@@ -98,14 +110,23 @@ def finish(outcome: "Outcome") -> None:
         raise typer.Exit(EXIT_STOPPED)
 
 
-def _print_missing(folder: "StudyFolder", *, device: str | None, dollars_per_hour: float | None, as_json: bool) -> None:
+def _print_missing(
+    folder: "StudyFolder",
+    *,
+    device: str | None,
+    dollars_per_hour: float | None,
+    machines: list[str],
+    as_json: bool,
+) -> None:
+    from fromscratch.cli.plan import dollar_range
     from fromscratch.studies.agenda import Agenda
-    from fromscratch.studies.prices import Prices, remaining, total_of
+    from fromscratch.studies.prices import Prices, remaining, total_of, totals_by_machine
 
     prices = Prices(folder, device=device, dollars_per_hour=dollars_per_hour)
     waiting, forecasts = Agenda(folder, prices).waiting(), prices.forecasts()
     parts = [remaining(job, forecasts) for job in waiting]
     total = total_of(parts)
+    elsewhere = totals_by_machine(folder, waiting, machines) if machines else []
     rows = [
         {
             **{"run": job.name, "state": job.state or "missing", "changes": list(job.arm.changes)},
@@ -114,7 +135,7 @@ def _print_missing(folder: "StudyFolder", *, device: str | None, dollars_per_hou
         for job, part in zip(waiting, parts, strict=True)
     ]
     if as_json:
-        print_json({"runs": rows, "total": asdict(total)})
+        print_json({"runs": rows, "total": asdict(total), "machines": [asdict(one) for one in elsewhere]})
         return
     print_columns(
         ("run", "state", "steps", "hours", "dollars", "hours from", "changes"),
@@ -125,6 +146,20 @@ def _print_missing(folder: "StudyFolder", *, device: str | None, dollars_per_hou
     )
     steps, hours, dollars = figures(total)
     print(f"\n{total.runs} of {len(folder.jobs())} runs, {steps} steps, {hours} hours, dollars: {dollars}")
+    if elsewhere:
+        print()
+        print_columns(
+            ("on machine", "hours", "dollars", "hours from"),
+            [
+                (
+                    one.machine,
+                    "unknown" if one.hours is None else f"{one.hours:,.1f}",
+                    dollar_range(one.dollars),
+                    one.basis,
+                )
+                for one in elsewhere
+            ],
+        )
     note(
         "the order changes as runs end: after the first comparison, the run that decides most per dollar is next; "
         "hours are those of one run after another"

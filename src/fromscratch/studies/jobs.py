@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fromscratch.config.loading import differences, load_run_file, read_run_config
+from fromscratch.errors import UsageError
 from fromscratch.files import read_json_object, to_strict_json, write_atomically
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.overview import observed_status
@@ -16,6 +18,14 @@ from fromscratch.studies.definition import Arm, Study
 
 RECORD = "study.json"
 CLAIMS = ".claims"
+FOUND_AT_START = (
+    ("model", "preset"),
+    ("model", "vocab_size"),
+    ("data", "store"),
+    ("data", "tokens"),
+    ("eval", "store"),
+)
+"""Keys whose values in a run's config are resolved ones, or paths, which may change."""
 NEVER_TRAINED_AGAIN = (RunState.DONE, RunState.DIVERGED)
 
 
@@ -112,6 +122,32 @@ class StudyFolder:
     def stopped_early(self) -> set[str]:
         """Names of the runs that the study's rule stopped."""
         return {item["run"] for item in self.read().get("stopped_early", [])}
+
+
+def check_runs(folder: StudyFolder) -> None:
+    """Raises UsageError where a run of the folder has another config than the study gives it.
+
+    The folder may hold the runs of another study of the same name, or the study changed after they were trained.
+    """
+    for arm in folder.study.all_arms:
+        begun = [job for job in (folder.job(arm, seed) for seed in arm.seeds) if job.run.config.is_file()]
+        if not begun:
+            continue
+        wanted = load_run_file(folder.study.baseline, list(arm.overrides)).config.to_plain()
+        for job in begun:
+            recorded = read_run_config(job.run.config).to_plain()
+            wanted["train"]["seed"] = job.seed
+            for table, key in FOUND_AT_START:  # the run's has values that the store or the checkpoint decided
+                if key in recorded.get(table, {}):
+                    wanted[table][key] = recorded[table][key]
+            if changes := differences(recorded, wanted):
+                listed = "\n".join(f"  - {change}" for change in changes)
+                raise UsageError(
+                    f"{job.run.path} was trained with another config than {folder.study.file or folder.study.name} "
+                    f"gives it:\n{listed}\n"
+                    "the folder holds the runs of another study of this name, or the file changed since; give another "
+                    "--runs-dir, rename the study file, or undo the change"
+                )
 
 
 def missing(folder: StudyFolder) -> list[Job]:

@@ -15,7 +15,7 @@ from fromscratch.planning.speeds import measured_speeds
 from fromscratch.runs.costs import RunCost, cost_of, read_sessions
 from fromscratch.runs.overview import overview
 from fromscratch.runs.states import RunState
-from fromscratch.session.estimate import read_science, this_machine
+from fromscratch.session.estimate import estimate_run, read_science, this_machine
 from fromscratch.studies.definition import CONTROL, Arm
 from fromscratch.studies.jobs import Job, StudyFolder
 
@@ -155,6 +155,42 @@ def _sum(values: Iterable[float | None]) -> float | None:
     given = list(values)
     known = [value for value in given if value is not None]
     return math.fsum(known) if len(known) == len(given) else None
+
+
+@dataclass(frozen=True)
+class MachineTotal:
+    """What several runs, one after another, take on a machine; None means unknown."""
+
+    machine: str
+    hours: float | None
+    dollars: tuple[float, float] | None
+    """Lowest and highest."""
+    basis: str
+    """Where the hours come from; an assumed MFU is named."""
+
+
+def totals_by_machine(folder: StudyFolder, jobs: list[Job], machines: list[str]) -> list[MachineTotal]:
+    """Predicts what remains of some runs on machines of ``machines.toml``.
+
+    Raises:
+        UsageError: a machine is not known.
+    """
+    by_arm = {
+        arm.name: {
+            one.name: one
+            for one in estimate_run(folder.study.baseline, list(arm.overrides), machines=machines).machines
+        }
+        for arm in folder.study.all_arms
+    }
+    shares = [(job.arm.name, remaining_share(job)) for job in jobs]
+    found = []
+    for name, example in by_arm[CONTROL].items():
+        hours = _sum(None if (h := by_arm[arm][name].hours) is None else h * share for arm, share in shares)
+        price = example.dollars_per_hour
+        dollars = None if hours is None or price is None else (hours * price[0], hours * price[1])
+        basis = "; ".join(dict.fromkeys(by_arm[arm][name].basis for arm, _ in shares))
+        found.append(MachineTotal(name, hours, dollars, basis))
+    return found
 
 
 def seeds_total(arm: str, seeds: int, forecasts: Mapping[str, Forecast]) -> Total:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from fromscratch.errors import UsageError
 from fromscratch.studies.agenda import Agenda
 from fromscratch.studies.definition import CONTROL, load_study
-from fromscratch.studies.jobs import StudyFolder
+from fromscratch.studies.jobs import StudyFolder, check_runs
 from fromscratch.studies.prices import Limit, Prices
 from fromscratch.studies.registry import borrowed_spread, lend
 from fromscratch.studies.report import write_report
@@ -21,10 +21,17 @@ EngineName = Literal["local", "ray"]
 
 
 def open_folder(file: Path, runs_dir: Path) -> StudyFolder:
-    """Opens a study file and the folder of its runs, with the seeds that were added. Raises UsageError."""
+    """Opens a study file and the folder of its runs, with the seeds that were added.
+
+    Raises:
+        UsageError: the file is not valid, or the folder holds runs with other configs than the study's.
+    """
     folder = StudyFolder(load_study(file), runs_dir)
     added = folder.read().get("added_seeds", [])
-    return StudyFolder(load_study(file, added_seeds=tuple(added)), runs_dir) if added else folder
+    if added:
+        folder = StudyFolder(load_study(file, added_seeds=tuple(added)), runs_dir)
+    check_runs(folder)
+    return folder
 
 
 def train_missing(

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from fromscratch.models.dropout import MASK_VERSION
 from tests.command import run_command
 from tests.goldens.cases import (
     BATCHES,
@@ -171,9 +172,9 @@ def test_a_run_with_the_masks_of_an_earlier_version_continues_and_says_that_they
     assert answer.err.count("continues with those of this version") == 1
     events = [json.loads(line) for line in (run / "events.jsonl").read_text("utf-8").splitlines()]
     (told,) = [one for one in events if one["event"] == "masks-changed"]
-    assert (told["step"], told["earlier"], told["now"]) == (STOPPED_AT, 1, 2)
+    assert (told["step"], told["earlier"], told["now"]) == (STOPPED_AT, 1, MASK_VERSION)
     manifest = json.loads((run / "checkpoints" / "latest" / "manifest.json").read_text("utf-8"))
-    assert manifest["mask_version"] == 2
+    assert manifest["mask_version"] == MASK_VERSION
     found = curve_of(run)["steps"]
     recorded = [
         json.loads(line) for line in (DATA / "stopped-run-masks-1" / "metrics.jsonl").read_text("utf-8").splitlines()

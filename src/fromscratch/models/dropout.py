@@ -6,8 +6,9 @@ seed, the step and the sequence's index in the data. A mask depends only on that
 the network. So a run file drops the same activations on every machine, however the global batch is divided.
 
 The random bits are a hash of key, place and position, in 32-bit integer operations that give the same bits on
-every device, eager and compiled. ``torch.compile`` fuses them. The keys are one tensor for all places, so new
-keys cause no recompilation. One exception: attention inside a CUDA kernel draws its own bits, see ``flash.py``.
+every device, eager and compiled; two neighbours share one hash, 16 bits each. ``torch.compile`` fuses them. The
+keys are one tensor for all places, so new keys cause no recompilation. One exception: attention inside a CUDA
+kernel draws its own bits, see ``flash.py``.
 
 Without keys (a model used outside a run) it is ``torch.nn.Dropout``.
 
@@ -24,16 +25,19 @@ from torch import Tensor, nn
 
 from .flash import kernel_counts_sequences
 
-MASK_VERSION = 2
-"""Which masks a run has, in its checkpoints. 1: earlier versions, whose masks differed between CPUs and GPUs."""
+MASK_VERSION = 3
+"""Which masks a run has, in its checkpoints. 1: those of earlier versions, which differed between CPUs and GPUs; 2: one
+hash for each element."""
+LARGEST_INT16 = 2**15 - 1
 MASK_32 = (1 << 32) - 1
 MASK_64 = (1 << 64) - 1
 GOLDEN_RATIO_64 = 0x9E3779B97F4A7C15  # odd, and far from any multiple of small integers (Knuth, TAOCP 6.4)
 GOLDEN_RATIO_32 = GOLDEN_RATIO_64 >> 32
 SITE_FACTOR = 0x85EBCA6B
 FIRST_FACTOR, LAST_FACTOR = 0x7FEB352D, 0x846CA68B
+BITS_PER_ELEMENT = 16  # probabilities are exact to 1/65536
 CHUNK = 2**17
-"""Elements that a CPU hashes at once: they stay in its second-level cache."""
+"""Elements that a CPU compares at once, half as many hashes: they stay in its second-level cache. Even."""
 
 
 class Dropout(nn.Module):
@@ -56,8 +60,8 @@ class Dropout(nn.Module):
 
     @property
     def threshold(self) -> int:
-        """Hashes from here on are kept."""
-        return round(self.probability * 2**32) - 2**31
+        """Random bits, taken as an int16, from here on are kept."""
+        return min(round(self.probability * 2**BITS_PER_ELEMENT) - 2 ** (BITS_PER_ELEMENT - 1), LARGEST_INT16)
 
     @property
     def seeds(self) -> list[int]:
@@ -84,25 +88,32 @@ class Dropout(nn.Module):
             raise ValueError(f"{len(self.keys)} dropout keys for a batch of {shape[0]} sequences")
         if self.keys.device.type == "cpu" and not torch.compiler.is_compiling():
             return keep_in_chunks(self.keys, self.site, shape, self.threshold, is_causal)
-        return (hashes(self.keys, self.site, math.prod(shape[1:])) >= self.threshold).view(shape)
+        return (random_bits(self.keys, self.site, math.prod(shape[1:])) >= self.threshold).view(shape)
 
     def extra_repr(self) -> str:
         return f"probability={self.probability}"
 
 
+def zero_dropped(x: Tensor, keep: Tensor) -> Tensor:
+    """``x``, zero where ``keep`` is False; without copying a mask in the type of ``x``."""
+    if torch.compiler.is_compiling():
+        return x * keep.to(x.dtype)
+    return x * keep.view(torch.uint8)  # a CPU multiplies by booleans in four times as long
+
+
 class _Masked(torch.autograd.Function):
-    """Zero where ``keep`` is False, scaled elsewhere; a CPU does it in half of the time that ``torch.where`` takes."""
+    """Zero where ``keep`` is False, scaled elsewhere."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, keep: Tensor, probability: float) -> Tensor:
         ctx.save_for_backward(keep)
         ctx.probability = probability
-        return (x * keep.to(x.dtype)).div_(1.0 - probability)
+        return zero_dropped(x, keep).div_(1.0 - probability)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
         (keep,) = ctx.saved_tensors
-        return (upstream * keep.to(upstream.dtype)).div_(1.0 - ctx.probability), None, None
+        return zero_dropped(upstream, keep).div_(1.0 - ctx.probability), None, None
 
 
 def number_dropout_sites(model: nn.Module) -> None:
@@ -139,52 +150,57 @@ def key_table(keys: tuple[int, ...], device: torch.device | str) -> Tensor:
     return table.to(device, non_blocking=True)
 
 
-def hashes(keys: Tensor, site: int, count: int) -> Tensor:
-    """32 random bits for each of ``count`` positions, int32 [batch, count]."""
+def random_bits(keys: Tensor, site: int, count: int) -> Tensor:
+    """16 random bits for each of ``count`` positions: int32 [batch, count], from -32,768 to 32,767."""
+    position = torch.arange(count, dtype=torch.int32, device=keys.device)
     low, high = keys[:, :1], keys[:, 1:]
-    h = torch.arange(count, dtype=torch.int32, device=keys.device) * _signed(GOLDEN_RATIO_32) + low
+    h = (position >> 1) * _signed(GOLDEN_RATIO_32) + low
     h = (h ^ _shifted_right(h, 16)) * _signed(FIRST_FACTOR)
     h = h ^ (high + _signed(site * SITE_FACTOR))
     h = (h ^ _shifted_right(h, 16)) * _signed(FIRST_FACTOR)
     h = (h ^ _shifted_right(h, 15)) * _signed(LAST_FACTOR)
-    return h ^ _shifted_right(h, 16)
+    h = h ^ _shifted_right(h, 16)
+    lowest = BITS_PER_ELEMENT * (1 - (position & 1))  # an even position has the low half of the hash
+    return (h << lowest) >> BITS_PER_ELEMENT
 
 
 @torch.library.custom_op(f"{__name__.replace('.', '_')}::keep_in_chunks", mutates_args=())
 def keep_in_chunks(keys: Tensor, site: int, shape: list[int], threshold: int, is_causal: bool) -> Tensor:
-    """Whether each hash reaches the threshold, on a CPU: five times faster in chunks than in whole tensors.
+    """Whether the random bits of each element reach the threshold, on a CPU: faster in chunks than in whole tensors.
 
     See ``Dropout.keep_mask``. It is one operator, so that a forecast on tensors without content does not run the loop.
     """
-    keep = torch.zeros(len(keys), math.prod(shape[1:]), dtype=torch.bool)
+    count = math.prod(shape[1:])
+    keep = torch.zeros(len(keys), count + count % 2, dtype=torch.bool)
     queries, columns = (1, *shape)[-2:]
     rows = max(1, CHUNK // columns)
     low, high = keys[:, :1], keys[:, 1:] + _signed(site * SITE_FACTOR)
-    if is_causal and rows < queries:
-        counters, matrices = _counters(rows * columns).view(rows, columns), keep.view(-1, queries, columns)
+    if is_causal and rows < queries and columns % 2 == 0:
+        counters, matrices = _counters(rows * columns // 2).view(rows, columns // 2), keep.view(-1, queries, columns)
         per_sequence = len(matrices) // len(keys)
         parts = [
-            (matrix[begin : begin + rows, : begin + rows], low[n // per_sequence], high[n // per_sequence], place)
+            (matrix[begin : begin + rows, :end], low[n // per_sequence], high[n // per_sequence], place)
             for n, matrix in enumerate(matrices)
             for begin in range(0, queries, rows)
+            for end in [begin + rows + (begin + rows) % 2]
             for place in [(n % per_sequence * queries + begin) * columns]
         ]
     else:
-        counters = _counters(min(CHUNK, keep.shape[1]))[None]
+        counters = _counters(min(CHUNK, keep.shape[1]) // 2)[None]
         sequences = max(1, CHUNK // keep.shape[1])
         parts = [
             (keep[n : n + sequences, begin : begin + CHUNK], low[n : n + sequences], high[n : n + sequences], begin)
             for n in range(0, len(keys), sequences)
             for begin in range(0, keep.shape[1], CHUNK)
         ]
-    scratch = torch.empty(2, max(out.numel() for out, *_ in parts), dtype=torch.int32)
+    scratch = torch.empty(2, max(out.numel() for out, *_ in parts) // 2, dtype=torch.int32)
     for out, part_low, part_high, place in parts:
-        h, shifted = (buffer[: out.numel()].view(out.shape) for buffer in scratch)
-        first = counters[: out.shape[0], : out.shape[1]]
-        torch.add(first, part_low + _signed(place * GOLDEN_RATIO_32), out=h)
+        h, shifted = (buffer[: out.numel() // 2].view(len(out), -1) for buffer in scratch)
+        first = counters[: out.shape[0], : out.shape[1] // 2]
+        torch.add(first, part_low + _signed(place // 2 * GOLDEN_RATIO_32), out=h)
         _mix_in_place(h, shifted, part_high)
-        torch.ge(h, threshold, out=out)
-    return keep.view(shape)
+        torch.ge(h.view(torch.int16), threshold, out=out)
+    return keep[:, :count].reshape(shape)
 
 
 @keep_in_chunks.register_fake
@@ -193,7 +209,7 @@ def _(keys: Tensor, site: int, shape: list[int], threshold: int, is_causal: bool
 
 
 def _mix_in_place(h: Tensor, shifted: Tensor, key: Tensor) -> None:
-    """What ``hashes`` does with its counters; ``shifted`` is scratch memory of the shape of ``h``."""
+    """What ``random_bits`` does with its counters; ``shifted`` is scratch memory of the shape of ``h``."""
     for step, (bits, factor) in enumerate(((16, FIRST_FACTOR), (16, FIRST_FACTOR), (15, LAST_FACTOR), (16, 1))):
         torch.bitwise_right_shift(h, bits, out=shifted)
         h.bitwise_xor_(shifted.bitwise_and_((1 << (32 - bits)) - 1))

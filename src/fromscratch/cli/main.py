@@ -19,6 +19,7 @@ from fromscratch.cli import (
     finetune,
     fit,
     generate,
+    judge,
     plan,
     publish,
     quickstart,
@@ -84,6 +85,7 @@ app.add_typer(runs.app, name="runs")
 app.command(name="compare")(compare.compare)
 app.command(name="generate")(generate.generate)
 app.command(name="chat")(chat.chat)
+app.add_typer(judge.app, name="judge")
 app.command(name="import")(publish.import_model)
 app.command(name="publish")(publish.publish)
 

@@ -41,10 +41,9 @@ def respond(
 
     Example: fromscratch respond runs/gpt2-instruct --data runs/gpt2-instruct/split/test.json --out answers.json
     """
-    from fromscratch.finetuning.answers import RESPONSE
     from fromscratch.finetuning.answers import respond as answer
     from fromscratch.finetuning.prompts import open_prompt_format
-    from fromscratch.finetuning.records import read_records
+    from fromscratch.finetuning.records import RESPONSE, read_records
     from fromscratch.formats.model_sources import open_model
     from fromscratch.generation.generate import Settings
     from fromscratch.generation.sampling import Sampling

@@ -28,3 +28,12 @@ def bootstrap_interval(
         return None, None
     low, high = np.quantile(bootstrap_losses(sums, weights), [(1 - 0.95) / 2, (1 + 0.95) / 2])
     return float(low), float(high)
+
+
+def bootstrap_counts(num_items: int) -> NDArray[np.int64]:
+    """Returns how often each item occurs in each of 2,000 resamples: [2000, items]. The same every time.
+
+    One resample for several figures keeps them paired.
+    """
+    generator = np.random.default_rng(0)
+    return generator.multinomial(num_items, np.full(num_items, 1 / num_items), size=BOOTSTRAP_SAMPLES)

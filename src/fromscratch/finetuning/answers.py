@@ -14,14 +14,13 @@ from typing import Any
 from fromscratch.config.prompts import PromptFormat
 from fromscratch.errors import DataError, UsageError
 from fromscratch.files import parent_problem, read_json_object, to_strict_json, write_atomically
-from fromscratch.finetuning.records import Exchange, RecordsFile, as_json, to_exchanges
+from fromscratch.finetuning.records import RESPONSE, Exchange, RecordsFile, as_json, to_exchanges
 from fromscratch.finetuning.records import read_records as read_file
 from fromscratch.formats.model_sources import LoadedModel
 from fromscratch.generation.generate import Settings
 from fromscratch.generation.texts import LENGTH, continue_prompts
 from fromscratch.runs.records import RecordWriter, read_records
 
-RESPONSE = "model_response"
 IDENTITY, KEY = "identity", "key"
 FORMAT_VERSION = 1
 

@@ -15,6 +15,8 @@ from typing import Any
 from fromscratch.config.prompts import PromptFormat
 from fromscratch.errors import DataError, UsageError
 
+RESPONSE = "model_response"
+"""The key of a model's answer to a record."""
 USER, ASSISTANT, SYSTEM = "user", "assistant", "system"
 
 

@@ -7,6 +7,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 from urllib.parse import SplitResult, urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -179,9 +181,17 @@ def _reason(error: Exception) -> str:
 
 
 def _wait_seconds(error: Exception, attempt: int) -> float:
-    """Returns the server's Retry-After, or twice as long as after the attempt before, within 20%."""
     headers = getattr(getattr(error, "response", None), "headers", {})
-    asked = headers.get("Retry-After", "")
-    if asked.isdecimal():
-        return min(float(asked), MAX_WAIT_SECONDS)
+    return min(wait_seconds(headers.get("Retry-After", ""), attempt), MAX_WAIT_SECONDS)
+
+
+def wait_seconds(retry_after: str, attempt: int) -> float:
+    """Returns what a Retry-After header asks for (RFC 9110: seconds or a date), not limited.
+
+    Without one, returns twice as long as after the attempt before, within 20%, and at most 60 s.
+    """
+    if re.fullmatch(r"\d+(\.\d+)?", retry_after, re.ASCII):
+        return float(retry_after)
+    with suppress(ValueError, TypeError):  # no date, or one without a time zone
+        return max(0.0, (parsedate_to_datetime(retry_after) - datetime.now(UTC)).total_seconds())
     return min(FIRST_WAIT_SECONDS * 2.0 ** (attempt - 1) * random.uniform(0.8, 1.2), MAX_WAIT_SECONDS)

@@ -104,7 +104,7 @@ def _handler_of(server: JudgeServer) -> type[BaseHTTPRequestHandler]:
             refused = [name for name in server.refuses if name in request]
             if fault == HANG:
                 server.closing.wait(30)
-            if fault in {HANG, CLOSE}:
+            if fault in (HANG, CLOSE):
                 self.close_connection = True
             elif isinstance(fault, tuple):
                 self._answer(*fault)

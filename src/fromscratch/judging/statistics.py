@@ -80,8 +80,10 @@ def simultaneous(estimates: Floats, samples: Floats) -> list[Estimate]:
     found = [Estimate(None if math.isnan(value) else float(value)) for value in estimates]
     if not known.any():
         return found
-    errors = np.nanstd(samples[:, known], axis=0)
-    deviations = np.abs(samples[:, known] - estimates[known])
+    drawn = samples[:, known]
+    drawn = drawn[np.isfinite(drawn).any(axis=1)]  # others have none of the questions
+    errors = np.nanstd(drawn, axis=0)
+    deviations = np.abs(drawn - estimates[known])
     scaled = np.divide(deviations, errors, out=np.zeros_like(deviations), where=errors > 0)
     quantile = float(np.quantile(np.nanmax(scaled, axis=1), LEVEL))
     for index, error in zip(np.flatnonzero(known), errors, strict=True):

@@ -28,7 +28,7 @@ def write_report(folder: ResultsFolder, report: Report) -> None:
     picture = check_picture(folder.path / "report.png", option="the folder's")
     write_atomically(folder.path / "report.json", to_strict_json(asdict(report), indent=1))
     write_atomically(folder.path / "report.md", to_markdown(report, folder.description["judge"]))
-    draw_report(report, picture)
+    draw_report(report, picture, judge=str(folder.description["judge"].get("model")))
 
 
 def to_markdown(report: Report, judge: Mapping[str, Any]) -> str:
@@ -168,7 +168,7 @@ def _escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def draw_report(report: Report, path: Path) -> None:
+def draw_report(report: Report, path: Path, *, judge: str) -> None:
     """Draws the models' means, and their strengths at equal place and length, with their intervals."""
     import matplotlib.figure
 
@@ -184,7 +184,8 @@ def draw_report(report: Report, path: Path) -> None:
     right.axvline(0, color="grey", linewidth=0.8)
     left.set_yticks(range(len(names)), [name.replace("$", r"\$") for name in names])
     left.set_ylim(len(names) - 0.5, -0.5)
-    figure.suptitle(f"{report.questions} questions, 95% intervals over questions", x=0.01, ha="left", fontsize="medium")
+    title = f"judged by {judge}, {report.mode}: {report.questions} questions, 95% intervals over questions"
+    figure.suptitle(title.replace("$", r"\$"), x=0.01, ha="left", fontsize="medium")
     write_picture(path, figure)
 
 

@@ -13,8 +13,9 @@ from fromscratch.errors import FromScratchError, UsageError
 
 if TYPE_CHECKING:
     from fromscratch.judging.asking import Progress
-    from fromscratch.judging.folder import ResultsFolder
+    from fromscratch.judging.budget import Budget
     from fromscratch.judging.report import Report
+    from fromscratch.judging.session import Outcome
 
 DEFAULT_COMMAND = "run"
 PROGRESS_LINES = 20
@@ -50,43 +51,50 @@ def common() -> None:
     """Let a language model judge the answers of others: 'judge FILE...' is 'judge run FILE...'."""
 
 
+ResponsesArgument = Annotated[
+    list[str],
+    typer.Argument(metavar="[NAME=]FILE...", help="Answers, as 'fromscratch respond' writes them, one file a model."),
+]
+JudgeOption = Annotated[
+    str, typer.Option(metavar="openai:MODEL|URL#MODEL", help="Any endpoint with OpenAI's protocol for chats.")
+]
+AnswerKeyOption = Annotated[
+    list[str] | None,
+    typer.Option(help="The key of the answer in a record, by default model_response; several are several models."),
+]
+KeyVariableOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Environment variable with the key; by default OPENAI_API_KEY, for openai:MODEL only."
+    ),
+]
+PriceIn = Annotated[float | None, typer.Option(min=0.0, help="Dollars per million input tokens.")]
+PriceOut = Annotated[float | None, typer.Option(min=0.0, help="Dollars per million output tokens.")]
+Cap = Annotated[
+    float | None, typer.Option(min=0.0, help="Cap on what the whole results folder may cost; needs both prices.")
+]
+Attempts = Annotated[int, typer.Option(min=1, help="Requests for one judgement before it counts as failed.")]
+
+
 @app.command()
 def run(
-    responses: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="[NAME=]FILE...", help="Answers, as 'fromscratch respond' writes them, one file a model."
-        ),
-    ],
-    judge: Annotated[
-        str,
-        typer.Option(metavar="openai:MODEL|URL#MODEL", help="Any endpoint with OpenAI's protocol for chats."),
-    ],
+    responses: ResponsesArgument,
+    judge: JudgeOption,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The results folder of this judge.")] = Path("judged"),
     mode: Annotated[str, typer.Option(help="batch, pairs or individual.")] = "batch",
-    answer_key: Annotated[
-        list[str] | None,
-        typer.Option(help="The key of the answer in a record, by default model_response; several are several models."),
-    ] = None,
+    answer_key: AnswerKeyOption = None,
     repeats: Annotated[int, typer.Option(min=1, help="How often each question is judged, in other orders.")] = 1,
     limit: Annotated[int | None, typer.Option(min=1, help="Judge the first questions only.")] = None,
     seed: Annotated[int, typer.Option(help="Draws the order of the answers.")] = 0,
     temperature: Annotated[float, typer.Option(min=0.0, help="Of the judge.")] = 0.0,
     max_tokens: Annotated[int, typer.Option(min=1, help="Of a reply, thoughts included.")] = 2048,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests at a time.")] = 4,
-    attempts: Annotated[int, typer.Option(min=1, help="Requests for one judgement before it counts as failed.")] = 4,
+    attempts: Attempts = 4,
     timeout: Annotated[float, typer.Option(min=0.001, help="Seconds for one reply.")] = 120.0,
-    key_variable: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="Environment variable with the key; by default OPENAI_API_KEY, for openai:MODEL only."
-        ),
-    ] = None,
-    price_in: Annotated[float | None, typer.Option(min=0.0, help="Dollars per million input tokens.")] = None,
-    price_out: Annotated[float | None, typer.Option(min=0.0, help="Dollars per million output tokens.")] = None,
-    max_dollars: Annotated[
-        float | None, typer.Option(min=0.0, help="Cap on what the whole results folder may cost; needs both prices.")
-    ] = None,
+    key_variable: KeyVariableOption = None,
+    price_in: PriceIn = None,
+    price_out: PriceOut = None,
+    max_dollars: Cap = None,
     losses: LossesOption = None,
     margin: MarginOption = 5.0,
     as_json: JsonFlag = False,
@@ -97,72 +105,62 @@ def run(
     Example: fromscratch judge base.json tuned.json --judge http://localhost:11434/v1#llama3.1:8b --out judged
     """
     from fromscratch.finetuning.records import RESPONSE
-    from fromscratch.judging.asking import AskSettings, Interview
+    from fromscratch.judging.asking import AskSettings
     from fromscratch.judging.budget import Budget
     from fromscratch.judging.endpoint import find_judge
-    from fromscratch.judging.folder import open_folder
     from fromscratch.judging.modes import RequestSettings, find_mode
     from fromscratch.judging.responses import load_answers
     from fromscratch.judging.scores import read_losses
+    from fromscratch.judging.session import JudgeOptions, judge_answers
 
-    chosen, found = find_mode(mode), find_judge(judge, key_variable)
-    answers = load_answers(responses, answer_key or [RESPONSE]).first(limit)
-    requests = RequestSettings(temperature, max_tokens)
-    tasks = chosen.tasks(answers, repeats=repeats, seed=seed)
-    by_model = read_losses(losses, answers.models) if losses else None
+    requests, settings = RequestSettings(temperature, max_tokens), AskSettings(concurrency, attempts, timeout)
+    options = JudgeOptions(find_judge(judge, key_variable), find_mode(mode), requests, settings, out, repeats, seed)
     budget = Budget(price_in, price_out, max_dollars)
+    answers = load_answers(responses, answer_key or [RESPONSE]).first(limit)
+    by_model = read_losses(losses, answers.models) if losses else None
     if nameless := sum(not question.reference for question in answers.questions):
         note(f"notice: {nameless:,} of {len(answers.questions):,} questions have no reference answer")
-    identity = {
-        "endpoint": found.url,
-        "model": found.model,
-        "mode": mode,
-        **asdict(requests),
-        "prompt": chosen.prompt_hash(),
-    }
-    with open_folder(out, identity) as folder:
-        folder.begin({"models": answers.models, "repeats": repeats, "seed": seed}, answers)
-        budget.input_tokens, budget.output_tokens = folder.tokens()
-        interview = Interview(
-            found,
-            chosen,
-            requests,
-            AskSettings(concurrency, attempts, timeout),
-            folder,
-            budget,
-            notice=note,
-            on_progress=_Printer(len(tasks), quiet=quiet),
-        )
-        progress, stopped = interview.run(tasks)
-        dollars = budget.dollars()
-        cost = "unknown, give --price-in and --price-out" if dollars is None else f"{dollars:.4f} dollars"
-        note(
-            f"{progress.judged:,} of {progress.total:,} judged, {progress.failed:,} failed; "
-            f"{budget.input_tokens:,} input and {budget.output_tokens:,} output tokens in this folder, cost {cost}",
-            quiet=quiet,
-        )
-        if progress.judged:
-            report = _report(folder, by_model, margin)
-            _print(report, folder, as_json=as_json)
-    if stopped is not None:
-        raise stopped
-    if not progress.judged:
-        raise FromScratchError(f"nothing was judged: {next(iter(progress.reasons.values()))}")
-    if progress.failed:
-        note(f"notice: {progress.failed:,} requests failed; the same command asks them again")
+    printer = _Printer(quiet=quiet)
+    told = judge_answers(
+        answers, options, budget, losses=by_model, margin=margin, notice=note, on_progress=printer.print_progress
+    )
+    printer.print_end(told.progress, budget)
+    _end(told, out, as_json=as_json)
+
+
+def _end(told: "Outcome", out: Path, *, as_json: bool) -> None:
+    """Prints the report, and how the command ended. Raises what ended it early."""
+    if told.report is not None:
+        _print(told.report, out, as_json=as_json)
+    if told.stopped is not None:
+        raise told.stopped
+    if told.report is None:
+        raise FromScratchError(f"nothing was judged: {next(iter(told.progress.reasons.values()))}")
+    if told.progress.failed:
+        note(f"notice: {told.progress.failed:,} requests failed; the same command asks them again")
 
 
 class _Printer:
-    """Prints how far a command is, about twenty times."""
+    """Prints how far a command is, about twenty times, and what it cost."""
 
-    def __init__(self, total: int, *, quiet: bool) -> None:
-        self._every, self._quiet, self._printed = max(1, total // PROGRESS_LINES), quiet, 0
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet, self._printed = quiet, 0
 
-    def __call__(self, progress: "Progress") -> None:
-        done = progress.judged + progress.failed
-        if done // self._every > self._printed:
-            self._printed = done // self._every
-            note(f"{progress.judged:,} of {progress.total:,} judged, {progress.failed:,} failed", quiet=self._quiet)
+    def print_progress(self, progress: "Progress") -> None:
+        every = max(1, progress.total // PROGRESS_LINES)
+        if (number := (progress.judged + progress.failed) // every) > self._printed:
+            self._printed = number
+            note(_counts(progress), quiet=self._quiet)
+
+    def print_end(self, progress: "Progress", budget: "Budget") -> None:
+        dollars = budget.dollars()
+        cost = "unknown, give --price-in and --price-out" if dollars is None else f"{dollars:.4f} dollars"
+        tokens = f"{budget.input_tokens:,} input and {budget.output_tokens:,} output tokens in this folder"
+        note(f"{_counts(progress)}; {tokens}, cost {cost}", quiet=self._quiet)
+
+
+def _counts(progress: "Progress") -> str:
+    return f"{progress.judged:,} of {progress.total:,} judged, {progress.failed:,} failed"
 
 
 @app.command()
@@ -181,6 +179,7 @@ def report(
     """
     from fromscratch.judging.folder import ResultsFolder
     from fromscratch.judging.scores import read_losses, report_scores
+    from fromscratch.judging.session import update_report
     from fromscratch.judging.writing import shown
 
     if sources[0].is_dir():
@@ -188,7 +187,8 @@ def report(
             raise UsageError(f"judge report {sources[0]}: one results folder at a time; judges are never mixed")
         folder = ResultsFolder(sources[0])
         models = folder.answers().models
-        _print(_report(folder, read_losses(losses, models) if losses else None, margin), folder, as_json=as_json)
+        made = update_report(folder, losses=read_losses(losses, models) if losses else None, margin=margin)
+        _print(made, folder.path, as_json=as_json)
         return
     if losses:
         raise UsageError("--losses: is for a results folder, not for lists of scores")
@@ -231,25 +231,7 @@ def label(
         note(f"fromscratch judge report {folder} uses them")
 
 
-def _report(folder: "ResultsFolder", losses: Any, margin: float) -> "Report":
-    """Makes and writes the report, and the annotated answers, of what the folder's last command judges."""
-    from fromscratch.judging.labels import read_labels
-    from fromscratch.judging.report import make_report
-    from fromscratch.judging.writing import annotate, write_report
-
-    answers = folder.answers()
-    tasks = folder.tasks(answers)
-    judgements = folder.judgements(tasks)
-    labels = list(read_labels(folder.labels, answers))
-    made = make_report(
-        answers, folder.mode, tasks, judgements, folder.tried(), labels=labels, losses=losses, margin=margin
-    )
-    folder.write_annotated(answers, annotate(answers, tasks, judgements, is_paired=folder.mode.is_paired))
-    write_report(folder, made)
-    return made
-
-
-def _print(report: "Report", folder: "ResultsFolder", *, as_json: bool) -> None:
+def _print(report: "Report", folder: Path, *, as_json: bool) -> None:
     from fromscratch.judging.writing import PAIRS, agreement, shown, strength_of
 
     if as_json:
@@ -273,4 +255,4 @@ def _print(report: "Report", folder: "ResultsFolder", *, as_json: bool) -> None:
     print(f"agreement of the judge with itself: {agreement(report.agreement)}")
     for text in report.notes:
         note(f"notice: {text}")
-    print(f"report: {folder.path / 'report.md'}")
+    print(f"report: {folder / 'report.md'}")

@@ -73,6 +73,10 @@ def _blocks(report: Report, judge: Mapping[str, Any]) -> Iterator[str]:
             ],
         )
     yield "## The judge\n\n" + _list(_about_judge(report, is_paired=is_paired))
+    yield from _labels_and_questions(report)
+
+
+def _labels_and_questions(report: Report) -> Iterator[str]:
     if report.corrected:
         yield "## With a person's labels\n\nShare of questions on which the first model's answer is better, in percent."
         yield _table(

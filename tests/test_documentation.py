@@ -66,6 +66,8 @@ def test_commands_of_a_page_exist_with_their_options(page: str) -> None:
         while rest and hasattr(command, "commands"):
             if rest[0].startswith("-"):
                 break
+            if rest[0] not in command.commands and hasattr(command, "default_command"):
+                rest = [command.default_command, *rest]
             assert rest[0] in command.commands, words
             command, rest = command.commands[rest[0]], rest[1:]
         known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}

@@ -280,7 +280,7 @@ def test_waits_grow_between_attempts_and_the_last_error_is_told(
 def test_the_server_says_how_long_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(requests, "is_offline", lambda: False)
-    for asked, seconds in (("7", 7.0), ("9999", 60.0)):
+    for asked, seconds in (("7", 7.0), ("1.5", 1.5), ("9999", 60.0), ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0)):
         waits: list[float] = []
         with pytest.raises(HubError):
             ask_hub("x", failing(answer(429, **{"Retry-After": asked})), sleep=waits.append)

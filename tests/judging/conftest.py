@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fromscratch.judging import asking
+from fromscratch.judging import asking, writing
 from tests.command import Answer, run_command
 from tests.judging.server import JudgeServer
 
@@ -33,6 +33,13 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
     return seconds
+
+
+@pytest.fixture(autouse=True)
+def _no_picture(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports have no picture but in tests that use ``charts``: it takes longer than all the rest."""
+    if "charts" not in request.fixturenames:
+        monkeypatch.setattr(writing, "draw_report", lambda *_, **__: None)
 
 
 def write_answers(folder: Path, number: int, **models: Callable[[int], str]) -> list[Path]:

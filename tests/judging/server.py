@@ -39,6 +39,10 @@ class JudgeServer:
     refuses: tuple[str, ...] = ()
     """Parameters that are answered with 400."""
     gives_log_probabilities: bool = True
+    first_tokens: dict[str, float] | None = None
+    """The probabilities of the first token, in place of those of A and B."""
+    model: str = "scripted"
+    """Who the replies say has replied."""
     counts_tokens: bool = True
     requests: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
@@ -79,7 +83,7 @@ class JudgeServer:
             p = 1 / (1 + math.exp((likes[1] - likes[0]) / 10))
             text = "A" if p > 0.5 else "B"
             if request.get("logprobs") and self.gives_log_probabilities:
-                tokens = {"A": 0.9 * p, "B": 0.9 * (1 - p), "The": 0.1}
+                tokens = self.first_tokens or {"A": 0.9 * p, "B": 0.9 * (1 - p), "The": 0.1}
                 listed = [{"token": token, "logprob": math.log(max(1e-9, value))} for token, value in tokens.items()]
                 choice["logprobs"] = {"content": [{"token": text, "top_logprobs": listed}]}
         else:
@@ -91,7 +95,8 @@ class JudgeServer:
         if self.fails_on in prompt:
             text = "I would rather not say."
         usage = {"usage": {"prompt_tokens": 100, "completion_tokens": 10}} if self.counts_tokens else {}
-        return {"choices": [{"message": {"role": "assistant", "content": text}, **choice}], **usage}
+        message = {"role": "assistant", "content": text}
+        return {"model": self.model, "choices": [{"message": message, **choice}], **usage}
 
 
 def _handler_of(server: JudgeServer) -> type[BaseHTTPRequestHandler]:

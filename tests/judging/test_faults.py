@@ -1,10 +1,13 @@
 """F26 and B35: what a judge's endpoint and its replies can do wrong."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 
+from fromscratch.errors import UsageError
+from fromscratch.judging.budget import Budget
 from tests.command import refused
 from tests.judging.conftest import graded, judge, judged, write_answers
 from tests.judging.server import CLOSE, HANG, JudgeServer, answers_in
@@ -38,8 +41,9 @@ def test_f26_every_fault_is_tried_again_and_none_is_a_score(
 def test_f26_a_server_that_hangs_is_left_at_the_timeout(server: JudgeServer, tmp_path: Path) -> None:
     server.faults = [HANG]
     files, out = files_of(tmp_path, 2), tmp_path / "out"
-    report = judged(server, files, out, "--timeout", 0.3, "--attempts", 50)
-    assert report["judged"] == 2
+    told = judge(server, files, out, "--timeout", 0.3, "--attempts", 50)
+    assert told.code == 0 and told.err.count("notice: no reply within 0.3 s; trying again") == 1
+    assert json.loads((out / "report.json").read_text())["judged"] == 2
     first = json.loads((out / "replies.jsonl").read_text().splitlines()[0])
     assert first["reason"] == "no reply within 0.3 s" and first["input_tokens"] > 0  # it may have cost as much
 
@@ -192,3 +196,27 @@ def test_uncounted_tokens_cost_what_they_can_at_most(server: JudgeServer, tmp_pa
     server.counts_tokens = False
     told = judge(server, files_of(tmp_path, 1), tmp_path / "out", "--price-in", 0, "--price-out", 1, "--max-tokens", 77)
     assert " 77 output tokens" in told.err
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_cap_that_is_no_number_is_refused(value: float) -> None:
+    with pytest.raises(UsageError, match=f"--max-dollars {value}: must be a number"):
+        Budget(1.0, 1.0, value)
+
+
+def test_a_reply_that_was_cut_is_asked_again_with_more_tokens(server: JudgeServer, tmp_path: Path) -> None:
+    files, out = files_of(tmp_path, 2), tmp_path / "out"
+    cut = {"choices": [{"message": {"content": '{"A": {"comm'}, "finish_reason": "length"}]}
+    server.faults = [None, (200, json.dumps(cut), {})]
+    told = judge(server, files, out, "--attempts", 1, "--concurrency", 1, "--max-tokens", 20)
+    assert "1 failed" in told.err
+    assert "the reply was cut at --max-tokens" in (out / "report.md").read_text()
+    assert judged(server, files, out, "--max-tokens", 500)["judged"] == 2
+    assert [request["max_tokens"] for request in server.requests] == [20, 20, 500]
+
+
+def test_text_that_no_encoding_holds_is_judged(server: JudgeServer, tmp_path: Path) -> None:
+    files = write_answers(tmp_path, 1, odd=lambda _: "quality 20 \ud800", fine=lambda _: "quality 40 \U0001f600")
+    assert judged(server, files, tmp_path / "out")["judged"] == 1
+    assert sorted(answers_in(server.requests[0])) == ["quality 20 \ud800", "quality 40 \U0001f600"]
+    assert json.loads((tmp_path / "out" / "annotated" / "odd.json").read_text())[0]["model_response"][-1] == "\ud800"

@@ -17,6 +17,7 @@ def two_models(folder: Path, number: int = 6) -> list[Path]:
     return write_answers(folder, number, small=graded(1, 30), large=graded(2, 70))
 
 
+@pytest.mark.usefixtures("charts")
 @pytest.mark.parametrize(("mode", "requests"), [("batch", 6), ("pairs", 12), ("individual", 12)])
 def test_each_mode_finds_the_better_model_and_asks_nothing_twice(
     server: JudgeServer, tmp_path: Path, mode: str, requests: int
@@ -123,7 +124,7 @@ def test_the_endpoint_is_asked_for_structure_and_without_it_where_it_refuses(tmp
     with JudgeServer(refuses=("response_format", "temperature", "max_tokens")) as lacks:
         out = tmp_path / "b"
         told = judge(lacks, two_models(tmp_path, 3), out, "--max-tokens", 500)
-        assert told.code == 0 and "does not take response_format (answered 400), which is left out" in told.err
+        assert told.code == 0 and "requests leave out response_format: the endpoint answered 400" in told.err
         assert len(lacks.requests) == 6
         assert lacks.requests[-1]["max_completion_tokens"] == 500
         assert not {"response_format", "temperature", "max_tokens"} & set(lacks.requests[-1])
@@ -137,10 +138,33 @@ def test_pairs_without_log_probabilities_are_judged_by_the_letter(server: JudgeS
     server.gives_log_probabilities = False
     told = judge(server, two_models(tmp_path), tmp_path / "out", "--mode", "pairs", "--json")
     report = json.loads(told.out)
-    assert "does not take logprobs" in told.err
+    assert "requests leave out logprobs: the replies hold none; the judge is asked for the letter" in told.err
     assert (report["judged"], report["probability"], len(server.requests)) == (12, None, 13)
     assert server.requests[0]["max_tokens"] == 1 and server.requests[1]["max_tokens"] > 1
     assert report["differences"][0]["mean"]["value"] == -100.0
+
+
+def test_pairs_of_a_judge_that_begins_with_thoughts_are_judged_by_the_letter(
+    server: JudgeServer, tmp_path: Path
+) -> None:
+    server.first_tokens = {"<think>": 1.0}
+    told = judge(server, two_models(tmp_path), tmp_path / "out", "--mode", "pairs", "--json")
+    assert "requests leave out logprobs: a reply begins with neither A nor B" in told.err
+    report = json.loads(told.out)
+    assert (report["judged"], report["failed"], report["probability"]) == (12, 0, None)
+
+
+def test_a_name_that_came_to_mean_another_model_is_refused(server: JudgeServer, tmp_path: Path) -> None:
+    files, out = two_models(tmp_path), tmp_path / "out"
+    server.model = "scripted-2026-01"
+    judged(server, files, out, "--limit", 2)
+    server.model = "scripted-2026-02"
+    told = judge(server, files, out)
+    assert told.code == 2
+    assert "the reply is of the model scripted-2026-02, those before are of scripted-2026-01" in told.err
+    assert json.loads((out / "report.json").read_text())["judged"] == 2
+    server.model = "scripted-2026-01"
+    assert judged(server, files, out)["judged"] == 6
 
 
 def test_pairs_use_the_probabilities_of_the_letters(server: JudgeServer, tmp_path: Path) -> None:
@@ -154,7 +178,7 @@ def test_pairs_use_the_probabilities_of_the_letters(server: JudgeServer, tmp_pat
 def test_two_copies_of_the_same_answers_do_not_differ(server: JudgeServer, tmp_path: Path) -> None:
     def prefers(text: str, place: int, places: int) -> float:
         mood = random.Random(f"{place} {len(server.requests)}").uniform(-20, 20)  # another one in each request
-        return 50 + mood + 10 * (place == 0)
+        return 40 + mood + 20 * (place == 0)
 
     server.prefers = prefers
     files = write_answers(tmp_path, 20, one=graded(1, 50), copy=graded(1, 50))
@@ -163,6 +187,7 @@ def test_two_copies_of_the_same_answers_do_not_differ(server: JudgeServer, tmp_p
         for figure in ("mean", "strength"):
             estimate = report["differences"][0][figure]
             assert estimate["low"] < 0 < estimate["high"]
+        assert mode == "individual" or any("prefers the first place" in note for note in report["notes"])
 
 
 def test_one_model_and_one_question_are_reported_without_intervals(server: JudgeServer, tmp_path: Path) -> None:

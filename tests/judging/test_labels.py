@@ -33,7 +33,7 @@ def test_a_person_labels_blind_stops_and_resumes(folder: Path) -> None:
     assert {record["first"] for record in records} == {"small", "large"}  # the place tells nothing
     assert records[2]["label"] == "tie" and {record["label"] for record in records[3:]} == {"small", "large"}
     told = run_command("judge", "report", folder)
-    assert "corrected by 12 labels" in told.out
+    assert "small better than large, % of questions, corrected with 12 labels: " in told.out
     assert "With a person's labels" in (folder / "report.md").read_text()
 
 
@@ -84,3 +84,13 @@ def test_what_is_no_results_folder_is_refused(tmp_path: Path, server: JudgeServe
     refused("judge", "report", tmp_path / "one", code=3, says="written in format 99")
     (tmp_path / "one" / "judge.json").write_text("{")
     refused("judge", "report", tmp_path / "one", code=3, says="not valid JSON")
+
+
+def test_too_few_labels_for_an_interval_are_told(server: JudgeServer, tmp_path: Path) -> None:
+    files = write_answers(tmp_path, 10, a=graded(1, 50), b=graded(2, 50), c=graded(3, 50))
+    judged(server, files, tmp_path / "out")
+    told = run_command("judge", "label", tmp_path / "out", "--pairs", 12, typed="a" * 12)
+    assert "3 models take 30 pairs, 10 of each two, for their intervals" in told.err
+    told = run_command("judge", "report", tmp_path / "out")
+    assert told.out.count("% of questions, corrected with 4 labels: unknown") == 3
+    assert "30 pairs" not in run_command("judge", "label", tmp_path / "out", "--pairs", 30, typed="a" * 30).err

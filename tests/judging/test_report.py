@@ -9,6 +9,7 @@ import pytest
 from scipy.optimize import minimize
 from scipy.special import expit
 
+from fromscratch.evaluation import bootstrap
 from fromscratch.judging.fits import RIDGE, fit_effects
 from fromscratch.judging.labels import TIE, Pair, draw_pairs
 from fromscratch.judging.modes import MODES, Judgement, Task
@@ -21,6 +22,7 @@ from fromscratch.judging.statistics import (
     agreement_of,
     mean_of_labels,
     paired_differences,
+    percentile,
     prediction_powered_mean,
     rank_correlation,
     verdict_of,
@@ -72,7 +74,7 @@ def holds(estimate: Estimate, truth: float) -> bool:
 
 
 @pytest.mark.parametrize(("mode", "advantage"), [("pairs", 1.5), ("batch", 20.0)])
-def test_a_planted_love_of_the_first_place_is_told_and_undone(mode: str, advantage: float) -> None:
+def test_a_planted_preference_for_the_first_place_is_told_and_undone(mode: str, advantage: float) -> None:
     answers = answers_of(200, a=20, b=20)
     # a is always shown first: its plain mean profits
     report = report_of(
@@ -94,7 +96,7 @@ def test_a_planted_love_of_the_first_place_is_told_and_undone(mode: str, advanta
 
 
 @pytest.mark.parametrize(("mode", "per_doubling"), [("pairs", 0.8), ("batch", 8.0), ("individual", 8.0)])
-def test_a_planted_love_of_length_is_told_and_undone(mode: str, per_doubling: float) -> None:
+def test_a_planted_preference_for_length_is_told_and_undone(mode: str, per_doubling: float) -> None:
     answers = answers_of(200, terse=10, wordy=40)
     report = report_of(mode, answers, lambda _model, length, _place: per_doubling * length)
     (difference,) = report.differences
@@ -102,6 +104,25 @@ def test_a_planted_love_of_length_is_told_and_undone(mode: str, per_doubling: fl
     assert holds(report.bias.length, per_doubling) and report.bias.length.differs_from_zero
     assert holds(difference.strength, 0) and difference.corrected_verdict == "undecided"
     assert any("prefers longer answers" in note for note in report.notes)
+
+
+def test_intervals_of_place_and_strength_hold_at_their_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bootstrap, "BOOTSTRAP_SAMPLES", 200)
+    generator, looks, places, strengths = np.random.default_rng(6), 100, 0, 0
+    for _ in range(looks):
+        texts = {m: tuple("x" * int(generator.integers(20, 200)) for _ in range(40)) for m in "ab"}
+        answers = AnswerSet(tuple(Question(f"q{i}", "", "") for i in range(40)), texts)
+        tasks = MODES["batch"].tasks(answers, repeats=1, seed=int(generator.integers(10**6)))
+        judgements: dict[str, Judgement] = {}
+        for task in tasks:
+            likes = {m: 50 + 6 * (m == "a") + 9 * (place == 0) for place, m in enumerate(task.models)}
+            scores = {m: like + generator.normal(0, 10) for m, like in likes.items()}
+            judgements[task.key] = {"scores": scores, "comments": {}}
+        fit = fit_effects(Observations.of(answers, tasks, judgements, is_paired=False))
+        assert fit is not None
+        places += holds(percentile(fit.place, fit.place_samples), 9)
+        strengths += holds(percentile(fit.strengths[0], fit.strength_samples[:, 0]), 3)
+    assert 0.87 <= places / looks <= 0.99 and 0.87 <= strengths / looks <= 0.99
 
 
 def test_a_real_difference_survives_both_corrections() -> None:
@@ -118,6 +139,14 @@ def test_an_impartial_judge_is_not_accused() -> None:
     report = report_of("pairs", answers_of(200, a=20, b=20), lambda model, _l, _p: float(model == "a"))
     assert holds(report.bias.place, 0) and holds(report.bias.length, 0)
     assert report.differences[0].corrected_verdict == "better" and not report.notes
+
+
+@pytest.mark.parametrize(("number", "is_accused"), [(4, False), (12, False), (40, True)])
+def test_few_questions_accuse_no_judge(number: int, is_accused: bool) -> None:
+    report = report_of("batch", answers_of(number, a=20, b=20, c=20), lambda _m, _l, place: 50 + 90.0 * (place == 0))
+    assert any("prefers the first place" in note for note in report.notes) == is_accused
+    assert report.bias.place.differs_from_zero == (number > 5)  # five effects fit five questions, whatever they are
+    assert any("questions are few" in note for note in report.notes) == (not is_accused)
 
 
 def test_length_that_is_the_same_for_all_corrects_nothing_and_is_told() -> None:
@@ -189,6 +218,16 @@ def test_a_judge_that_chooses_by_place_agrees_with_itself_no_better_than_chance(
     report = report_of("pairs", answers_of(100, a=20, b=20), lambda _m, _l, place: 9.0 * (place == 0))
     assert report.bias.flipped == pytest.approx(1.0, abs=0.02)
     assert report.agreement.raw is not None and report.agreement.raw < 0.02
+
+
+def test_no_effect_of_a_judge_that_tells_nothing_apart_is_no_finding() -> None:
+    answers = answers_of(40, a=20, b=20)
+    first = report_of("pairs", answers, lambda _m, _l, place: 99.0 * (place == 0))  # always the letter A
+    assert first.differences[0].verdict == "no effect larger than the margin"
+    assert any("hardly more often than by chance (kappa 0.00)" in note for note in first.notes)
+    assert any("All judgements are the same" in note for note in first.notes)
+    decisive = report_of("pairs", answers, lambda model, _l, _p: 3.0 * (model == "a"))
+    assert decisive.differences[0].verdict == "better" and not decisive.notes
 
 
 @pytest.mark.parametrize(

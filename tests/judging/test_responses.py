@@ -173,3 +173,7 @@ def test_the_report_correlates_scores_with_losses(server: JudgeServer, tmp_path:
     assert report["loss_correlation"] == pytest.approx([-1.0, 2 / 6])
     assert [model["loss"] for model in report["models"]] == [3.5, 3.4, 3.3]
     assert "Rank correlation with test loss over the models: -1.00" in (tmp_path / "out" / "report.md").read_text()
+    told = run_command("judge", "report", tmp_path / "out", "--margin", 50, "--json")
+    assert json.loads(told.out) == {**report, "margin": 50.0, "differences": json.loads(told.out)["differences"]}
+    again = judged(server, files, tmp_path / "out")  # what one report was told, the next ones know
+    assert (again["margin"], again["loss_correlation"]) == (50.0, report["loss_correlation"])

@@ -1,5 +1,6 @@
 """``fromscratch judge``: a language model scores or compares the answers of others."""
 
+import math
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -43,7 +44,10 @@ LossesOption = Annotated[
     Path | None,
     typer.Option(help='Test losses by model: a JSON file {"MODEL": loss}, or a folder of runs of these names.'),
 ]
-MarginOption = Annotated[float, typer.Option(min=0.0, help="The smallest difference of interest, in points of 100.")]
+MarginOption = Annotated[
+    float | None,
+    typer.Option(min=0.0, help="The smallest difference of interest, in points; at first 5. Later reports keep it."),
+]
 
 
 @app.callback()
@@ -96,7 +100,7 @@ def run(
     price_out: PriceOut = None,
     max_dollars: Cap = None,
     losses: LossesOption = None,
-    margin: MarginOption = 5.0,
+    margin: MarginOption = None,
     as_json: JsonFlag = False,
     quiet: QuietFlag = False,
 ) -> None:
@@ -120,11 +124,11 @@ def run(
     by_model = read_losses(losses, answers.models) if losses else None
     if nameless := sum(not question.reference for question in answers.questions):
         note(f"notice: {nameless:,} of {len(answers.questions):,} questions have no reference answer")
-    printer = _Printer(quiet=quiet)
+    printer = _Printer(budget, quiet=quiet)
     told = judge_answers(
         answers, options, budget, losses=by_model, margin=margin, notice=note, on_progress=printer.print_progress
     )
-    printer.print_end(told.progress, budget)
+    printer.print_end(told.progress)
     _end(told, out, as_json=as_json)
 
 
@@ -135,7 +139,8 @@ def _end(told: "Outcome", out: Path, *, as_json: bool) -> None:
     if told.stopped is not None:
         raise told.stopped
     if told.report is None:
-        raise FromScratchError(f"nothing was judged: {next(iter(told.progress.reasons.values()))}")
+        reason = next(iter(told.progress.reasons.values()))
+        raise FromScratchError(f"nothing was judged: {reason}; {out / 'replies.jsonl'} holds all replies")
     if told.progress.failed:
         note(f"notice: {told.progress.failed:,} requests failed; the same command asks them again")
 
@@ -143,19 +148,21 @@ def _end(told: "Outcome", out: Path, *, as_json: bool) -> None:
 class _Printer:
     """Prints how far a command is, about twenty times, and what it cost."""
 
-    def __init__(self, *, quiet: bool) -> None:
-        self._quiet, self._printed = quiet, 0
+    def __init__(self, budget: "Budget", *, quiet: bool) -> None:
+        self._budget, self._quiet, self._printed = budget, quiet, 0
 
     def print_progress(self, progress: "Progress") -> None:
         every = max(1, progress.total // PROGRESS_LINES)
-        if (number := (progress.judged + progress.failed) // every) > self._printed:
+        done = progress.judged + progress.failed
+        if done < progress.total and (number := done // every) > self._printed:
             self._printed = number
-            note(_counts(progress), quiet=self._quiet)
+            dollars = self._budget.dollars()
+            note(_counts(progress) + ("" if dollars is None else f", {dollars:.4f} dollars"), quiet=self._quiet)
 
-    def print_end(self, progress: "Progress", budget: "Budget") -> None:
-        dollars = budget.dollars()
+    def print_end(self, progress: "Progress") -> None:
+        dollars = self._budget.dollars()
         cost = "unknown, give --price-in and --price-out" if dollars is None else f"{dollars:.4f} dollars"
-        tokens = f"{budget.input_tokens:,} input and {budget.output_tokens:,} output tokens in this folder"
+        tokens = f"{self._budget.input_tokens:,} input and {self._budget.output_tokens:,} output tokens in this folder"
         note(f"{_counts(progress)}; {tokens}, cost {cost}", quiet=self._quiet)
 
 
@@ -170,7 +177,7 @@ def report(
         typer.Argument(metavar="DIR|FILE...", help="A results folder, or JSON lists of scores of another judge."),
     ],
     losses: LossesOption = None,
-    margin: MarginOption = 5.0,
+    margin: MarginOption = None,
     as_json: JsonFlag = False,
 ) -> None:
     """Make the report of a results folder again, such as after 'judge label'; or report lists of scores.
@@ -179,8 +186,8 @@ def report(
     """
     from fromscratch.judging.folder import ResultsFolder
     from fromscratch.judging.scores import read_losses, report_scores
-    from fromscratch.judging.session import update_report
-    from fromscratch.judging.writing import shown
+    from fromscratch.judging.session import DEFAULT_MARGIN, update_report
+    from fromscratch.judging.writing import said, shown
 
     if sources[0].is_dir():
         if len(sources) > 1:
@@ -192,7 +199,7 @@ def report(
         return
     if losses:
         raise UsageError("--losses: is for a results folder, not for lists of scores")
-    lists, differences = report_scores(sources, margin=margin)
+    lists, differences = report_scores(sources, margin=DEFAULT_MARGIN if margin is None else margin)
     if as_json:
         print_json({"scores": [asdict(one) for one in lists], "differences": [asdict(one) for one in differences]})
         return
@@ -201,7 +208,7 @@ def report(
         [[one.name, shown(one.mean, 2), str(one.scores), str(one.missing)] for one in lists],
     )
     for one in differences:
-        print(f"{one.name} - {one.other}: {shown(one.mean, 2, sign=True)}: {one.name} is {one.verdict}")
+        print(f"{one.name} - {one.other}: {shown(one.mean, 2, sign=True)}: {said(one.name, one.verdict)}")
 
 
 @app.command()
@@ -217,6 +224,7 @@ def label(
     from fromscratch.cli.labels import Asker
     from fromscratch.judging.folder import ResultsFolder
     from fromscratch.judging.labels import ask_labels, draw_pairs
+    from fromscratch.judging.statistics import MIN_LABELS
 
     opened = ResultsFolder(folder)
     answers = opened.answers()
@@ -225,6 +233,8 @@ def label(
         raise UsageError(f"{folder}: has one model only; labels compare the answers of two")
     if len(drawn) < pairs:
         note(f"notice: there are {len(drawn):,} pairs")
+    if len(drawn) < (needed := MIN_LABELS * math.comb(len(answers.models), 2)):
+        note(f"notice: {len(answers.models)} models take {needed} pairs, {MIN_LABELS} of each two, for their intervals")
     labelled, new = ask_labels(opened.labels, answers, drawn, Asker(answers, len(drawn)))
     print(f"{labelled} of {len(drawn)} pairs labelled, {new} now")
     if new:
@@ -232,26 +242,19 @@ def label(
 
 
 def _print(report: "Report", folder: Path, *, as_json: bool) -> None:
-    from fromscratch.judging.writing import PAIRS, agreement, shown, strength_of
+    from fromscratch.judging.writing import PAIRS, agreement, model_table, percent, said, shown, strength_of
 
     if as_json:
         print_json(asdict(report))
         return
-    is_paired = report.mode == PAIRS
-    print_columns(
-        ["model", "won, %" if is_paired else "score", "at equal place and length", "questions", "failed"],
-        [
-            [m.model, shown(m.mean), shown(m.strength, 2, sign=True), str(m.questions), str(m.failed)]
-            for m in report.models
-        ],
-    )
+    print_columns(*model_table(report))
     for d in report.differences:
-        print(f"{d.model} - {d.other}: {shown(d.mean, sign=True)} points: {d.model} is {d.verdict}")
-        corrected = strength_of(d.strength, is_paired=is_paired)
-        print(f"  at equal place and length: {corrected}: {d.model} is {d.corrected_verdict}")
+        print(f"{d.model} - {d.other}: {shown(d.mean, sign=True)} points: {said(d.model, d.verdict)}")
+        corrected = strength_of(d.strength, is_paired=report.mode == PAIRS)
+        print(f"  at equal place and length: {corrected}: {said(d.model, d.corrected_verdict)}")
     for c in report.corrected:
-        corrected = shown(c.corrected, 3)
-        print(f"{c.model} better than {c.other}: {corrected} of questions, corrected by {c.labels} labels")
+        share = f"{c.model} better than {c.other}, % of questions"
+        print(f"{share}, corrected with {c.labels} labels: {percent(c.corrected)}")
     print(f"agreement of the judge with itself: {agreement(report.agreement)}")
     for text in report.notes:
         note(f"notice: {text}")

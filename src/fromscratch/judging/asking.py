@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from fromscratch.errors import EXIT_STOPPED, FromScratchError
+from fromscratch.errors import EXIT_STOPPED, FromScratchError, UsageError
 from fromscratch.files import readable_seconds
 from fromscratch.hub.requests import wait_seconds
 from fromscratch.judging.budget import Budget, max_input_tokens
@@ -17,7 +17,7 @@ from fromscratch.judging.endpoint import LOG_PROBABILITIES, Completion, Endpoint
 from fromscratch.judging.folder import JUDGED, ResultsFolder
 from fromscratch.judging.modes import Mode, RequestSettings, Task
 from fromscratch.judging.prompts import Messages, corrected
-from fromscratch.judging.replies import InvalidReplyError
+from fromscratch.judging.replies import InvalidReplyError, letters
 from fromscratch.runs.records import RecordWriter, now_as_text
 
 INVALID, NO_REPLY = "invalid reply", "no reply"
@@ -81,6 +81,7 @@ class Interview:
         self._stopped: Exception | None = None
         self._failures_in_a_row = 0
         self._paused_until = 0.0
+        self._told: set[str] = set()
         if missing:
             with RecordWriter(self.folder.replies) as self._writer:
                 asyncio.run(self._ask_all(missing))
@@ -129,10 +130,14 @@ class Interview:
                 await self._wait(error, attempt)
                 continue
             has_reply, self._failures_in_a_row = True, 0
+            if other := self.folder.other_model(completion.model):
+                reason = f"the reply is of the model {completion.model}, those before are of {other}"
+                self._record(task, attempt, completion, used, status=INVALID, reason=reason)
+                raise UsageError(f"{self.judge.url}: {reason}; judges are not mixed, give another --out")
             try:
                 judgement = self.mode.parse(task, completion)
             except InvalidReplyError as error:
-                reason = str(error)
+                reason = str(error) + ("; the reply was cut at --max-tokens" if completion.is_cut else "")
                 self._record(task, attempt, completion, used, status=INVALID, reason=reason)
                 messages = corrected(task.messages, completion.text, reason)
                 continue
@@ -154,7 +159,7 @@ class Interview:
             )
 
     async def _request(self, task: Task, messages: Messages, attempt: int) -> tuple[Completion, tuple[int, int]]:
-        """Sends one request within the budget, and again without log-probabilities if the reply has none.
+        """Sends one request within the budget, and again without log-probabilities if they say nothing.
 
         Returns the reply and its input and output tokens; where the endpoint does not count them, their bounds.
         """
@@ -182,13 +187,20 @@ class Interview:
             self.budget.settle(most, used)
             if self._endpoint.refused != refused:
                 self.folder.record_refused(self._endpoint.refused)
-        if parameters.get(LOG_PROBABILITIES) and not completion.log_probabilities:
-            self._record(task, attempt, completion, used, status=INVALID, reason="no log-probabilities")
+        if parameters.get(LOG_PROBABILITIES) and (problem := self._without_letters(completion)):
+            self._record(task, attempt, completion, used, status=INVALID, reason=problem)
             if LOG_PROBABILITIES not in self._endpoint.refused:
-                self._endpoint.leave_out(LOG_PROBABILITIES, "its replies hold none; the judge is asked for the letter")
+                self._endpoint.leave_out(LOG_PROBABILITIES, f"{problem}; the judge is asked for the letter")
                 self.folder.record_refused(self._endpoint.refused)
             return await self._request(task, messages, attempt)
         return completion, used
+
+    def _without_letters(self, completion: Completion) -> str | None:
+        """Returns why log-probabilities are no use, if so. Models that begin with thoughts show it at once."""
+        if not completion.log_probabilities:
+            return "the replies hold none"
+        is_first = self.progress.judged == self.progress.failed == 0
+        return "a reply begins with neither A nor B" if is_first and not letters(completion.log_probabilities) else None
 
     def _record(
         self, task: Task, attempt: int, completion: Completion | None, used: tuple[int, int], **said: Any
@@ -216,6 +228,9 @@ class Interview:
                 f"{self.judge.url}: asks to wait {readable_seconds(seconds)} ({error}); give the same command "
                 "again then"
             )
+        if attempt < self.settings.attempts and str(error) not in self._told:
+            self._told.add(str(error))
+            self.notice(f"notice: {error}; trying again" + (f" in {readable_seconds(seconds)}" if seconds >= 1 else ""))
         if error.retry_after:
             self._paused_until = max(self._paused_until, asyncio.get_running_loop().time() + seconds)
         elif attempt < self.settings.attempts:

@@ -1,5 +1,6 @@
 """What a judge costs, and a cap on it."""
 
+import math
 from dataclasses import dataclass
 
 from fromscratch.errors import UsageError
@@ -23,7 +24,11 @@ class Budget:
     _reserved: float = 0.0
 
     def __post_init__(self) -> None:
-        """Raises UsageError for a cap without prices."""
+        """Raises UsageError for a cap without prices, and for what is no number."""
+        for option in ("price_in", "price_out", "max_dollars"):
+            value = getattr(self, option)
+            if value is not None and not math.isfinite(value):  # with NaN, no sum is above the cap
+                raise UsageError(f"--{option.replace('_', '-')} {value}: must be a number")
         if self.max_dollars is not None and (self.price_in is None or self.price_out is None):
             raise UsageError("--max-dollars: needs --price-in and --price-out, in dollars per million tokens")
 

@@ -82,6 +82,10 @@ class Completion:
     input_tokens: int | None
     output_tokens: int | None
     """None: the endpoint does not count tokens."""
+    is_cut: bool
+    """Whether it ended at the maximum number of tokens."""
+    model: str
+    """The model that replied, as the endpoint names it, such as a dated version; empty if it does not."""
 
 
 class NoReplyError(Exception):
@@ -140,10 +144,13 @@ class Endpoint:
     async def _send(self, request: dict[str, Any]) -> "Response":
         import httpx2
 
-        headers = {"Authorization": f"Bearer {self._judge.key}"} if self._judge.key else {}
+        headers = {"Content-Type": "application/json"}
+        if self._judge.key:
+            headers["Authorization"] = f"Bearer {self._judge.key}"
+        body = json.dumps(request)  # escapes lone surrogates, which have no UTF-8
         try:
             async with asyncio.timeout(self._timeout_seconds):  # of everything; the client's is of each read
-                return await self._client.post(f"{self._judge.url}/chat/completions", json=request, headers=headers)
+                return await self._client.post(f"{self._judge.url}/chat/completions", content=body, headers=headers)
         except (TimeoutError, httpx2.TimeoutException):
             raise NoReplyError(f"no reply within {self._timeout_seconds:g} s", may_cost=True) from None
         except httpx2.ConnectError:
@@ -164,10 +171,19 @@ class Endpoint:
             usage = body.get("usage") or {}
             counts = [_count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens")]
         except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-            raise NoReplyError("the reply is no chat completion of OpenAI's protocol", may_cost=True) from None
+            said = self._message(response)
+            raise NoReplyError(f"the reply is no chat completion of OpenAI's protocol{said}", may_cost=True) from None
         if text is not None and not isinstance(text, str):
             raise NoReplyError("the content of the reply is not text", may_cost=True)
-        return Completion(text or "", log_probabilities, *counts)
+        model = body.get("model")
+        return Completion(
+            text or "",
+            log_probabilities,
+            counts[0],
+            counts[1],
+            is_cut=choice.get("finish_reason") == "length",
+            model=model if isinstance(model, str) else "",
+        )
 
     def _leaves_out(self, response: "Response", request: dict[str, Any]) -> bool:
         """Whether the endpoint named a parameter that it does not take, in answer to the first requests."""
@@ -176,7 +192,7 @@ class Endpoint:
         message = response.text.lower()
         for name, words in OPTIONAL.items():
             if name in request and any(word in message for word in words):
-                self.leave_out(name, f"answered {response.status_code}")
+                self.leave_out(name, f"the endpoint answered {response.status_code}")
                 return True
         return False
 
@@ -184,7 +200,7 @@ class Endpoint:
         """Leaves a parameter out from now on, and says so."""
         self.refused.add(name)
         instead = "; max_completion_tokens takes its place" if name == MAX_TOKENS else ""
-        self._notice(f"notice: the endpoint does not take {name} ({reason}), which is left out{instead}")
+        self._notice(f"notice: requests leave out {name}: {reason}{instead}")
 
     def _error(self, response: "Response") -> Exception:
         said = self._message(response)

@@ -38,9 +38,10 @@ class Fit:
 
 
 def fit_effects(observations: Observations) -> Fit | None:
-    """Estimates all effects together; None for fewer than two models or two judged questions."""
+    """Estimates all effects together; None for one model, and for no more judged questions than effects."""
     num_models = len(observations.models)
-    if num_models < 2 or len(np.unique(observations.question)) < 2:
+    judged = np.bincount(observations.question, minlength=observations.num_questions) > 0
+    if num_models < 2 or not judged.any():
         return None
     columns = np.eye(num_models)[observations.first]
     if observations.is_paired:
@@ -53,7 +54,8 @@ def fit_effects(observations: Observations) -> Fit | None:
         parts = [(MODEL, columns), (PLACE, observations.place), (LENGTH, observations.length)]
         names, x = _identified([(name, _within(part, group)) for name, part in parts])
         solve = _linear(_within(observations.values, group), x, observations.question, observations.num_questions)
-    judged = np.bincount(observations.question, minlength=observations.num_questions) > 0
+    if judged.sum() <= len(names):
+        return None
     counts = np.zeros((len(draws := bootstrap_counts(int(judged.sum()))), observations.num_questions))
     counts[:, judged] = draws
     estimate = solve(np.ones(observations.num_questions))

@@ -20,6 +20,7 @@ from fromscratch.runs.records import read_records
 
 FORMAT_VERSION = 1
 IDENTITY, SCOPE, REFUSED, STATUS, JUDGED = "judge", "scope", "refused_parameters", "status", "judged"
+REPLIED_AS = "replied_as"
 
 
 class ResultsFolder:
@@ -47,14 +48,29 @@ class ResultsFolder:
 
     def begin(self, scope: dict[str, Any], answers: AnswerSet) -> None:
         """Records what the present command judges, so that its report can be made again from the folder alone."""
-        self.description[SCOPE] = scope
-        self._write()
+        self.record_scope(scope)
         self.write_annotated(answers, {})
+
+    def record_scope(self, scope: dict[str, Any]) -> None:
+        """Changes what is given, and keeps the rest of the scope."""
+        self.description[SCOPE] |= scope
+        self._write()
 
     def record_refused(self, refused: set[str]) -> None:
         """Records which parameters the endpoint does not take: the rest of a folder is asked in the same way."""
         self.description[REFUSED] = sorted(refused)
         self._write()
+
+    def other_model(self, name: str) -> str | None:
+        """Returns the model that replied first, if it is another one; records the first.
+
+        A name such as ``gpt-4o`` may mean another model next month.
+        """
+        known = self.description.get(REPLIED_AS)
+        if name and not known:
+            self.description[REPLIED_AS] = name
+            self._write()
+        return str(known) if name and known and name != known else None
 
     def _write(self) -> None:
         write_atomically(self._description_file, to_strict_json(self.description, indent=1))

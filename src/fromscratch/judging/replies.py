@@ -85,11 +85,8 @@ def parse_probabilities(log_probabilities: Mapping[str, float]) -> tuple[float, 
     Raises:
         InvalidReplyError: neither letter is listed, or the bound of one that is not is too high.
     """
-    # tokens of a letter with a space before it are the same answer
-    by_letter = {
-        letter: math.fsum(math.exp(value) for token, value in log_probabilities.items() if token.strip() == letter)
-        for letter in "AB"
-    }
+    listed = letters(log_probabilities)
+    by_letter = {letter: math.fsum(p for found, p in listed if found == letter) for letter in "AB"}
     both = sum(by_letter.values())
     if both == 0:
         raise InvalidReplyError(f"neither A nor B is among the tokens {_shown(', '.join(log_probabilities))}")
@@ -99,6 +96,13 @@ def parse_probabilities(log_probabilities: Mapping[str, float]) -> tuple[float, 
             "only one of A and B is among the listed tokens, and not much more probable than others"
         )
     return by_letter["A"] / both, both
+
+
+def letters(log_probabilities: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Returns the tokens that are A or B, also with a space before them, with their probabilities."""
+    return [
+        (token.strip(), math.exp(value)) for token, value in log_probabilities.items() if token.strip() in {"A", "B"}
+    ]
 
 
 def without_thoughts(text: str) -> str:

@@ -14,6 +14,7 @@ from fromscratch.judging.modes import Judgement, Mode, Task
 from fromscratch.judging.observations import Floats, Observations
 from fromscratch.judging.responses import AnswerSet
 from fromscratch.judging.statistics import (
+    NO_EFFECT,
     NOTHING,
     Agreement,
     Estimate,
@@ -32,6 +33,8 @@ from fromscratch.judging.statistics import (
 MAX_QUESTIONS = 5
 MIN_QUESTIONS = 20
 MIN_PROBABILITY = 0.5
+MIN_KAPPA = 0.2
+"""Below, agreement is slight (Landis and Koch 1977)."""
 
 
 @dataclass(frozen=True)
@@ -291,15 +294,24 @@ def _notes(report: Report, table: Observations, fit: Fit | None) -> list[str]:
             f"{missing} of {report.requests} requests have no judgement ({report.failed} failed); they count in no "
             "figure. If the judge fails where a model is bad, the model looks better than it is."
         )
-    if 0 < (judged := len(np.unique(table.question))) < MIN_QUESTIONS:
+    are_few = (judged := len(np.unique(table.question))) < MIN_QUESTIONS
+    if judged and are_few:
         notes.append(f"{judged} questions are few: intervals by resampling are too narrow below about {MIN_QUESTIONS}.")
     if fit and fit.length is None and len(report.models) > 1:
         notes.append("Length cannot be told from the models here; the strengths are not corrected for it.")
+    if len(table.values) > 1 and np.ptp(table.values) == 0:
+        notes.append("All judgements are the same; the judge tells no answers apart.")
+    kappa = report.agreement.kappa
+    if kappa is not None and kappa < MIN_KAPPA and any(one.verdict == NO_EFFECT for one in report.differences):
+        notes.append(
+            f"The judge agrees with itself hardly more often than by chance (kappa {kappa:.2f}): that it sees no "
+            "effect is no sign that there is none."
+        )
     unit = "log-odds" if table.is_paired else "points"
-    if report.bias.place.differs_from_zero:
+    if report.bias.place.differs_from_zero and not are_few:
         place = "first" if (report.bias.place.value or 0) > 0 else "last"
         notes.append(f"The judge prefers the {place} place: {_shown(report.bias.place)} {unit} from first to last.")
-    if report.bias.length.differs_from_zero:
+    if report.bias.length.differs_from_zero and not are_few:
         kind = "longer" if (report.bias.length.value or 0) > 0 else "shorter"
         notes.append(
             f"The judge prefers {kind} answers: {_shown(report.bias.length)} {unit} per doubling. They may also be "

@@ -1,18 +1,20 @@
 """Judges a set of answers into a results folder, and makes its report."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from fromscratch.judging.asking import AskSettings, Interview, Progress
 from fromscratch.judging.budget import Budget
 from fromscratch.judging.endpoint import JudgeModel
-from fromscratch.judging.folder import ResultsFolder, open_folder
+from fromscratch.judging.folder import SCOPE, ResultsFolder, open_folder
 from fromscratch.judging.labels import read_labels
 from fromscratch.judging.modes import Mode, RequestSettings
 from fromscratch.judging.report import Report, make_report
 from fromscratch.judging.responses import AnswerSet
 from fromscratch.judging.writing import annotate, write_report
+
+DEFAULT_MARGIN = 5.0
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ def judge_answers(
     budget: Budget,
     *,
     losses: Mapping[str, float] | None = None,
-    margin: float = 5.0,
+    margin: float | None = None,
     notice: Callable[[str], None],
     on_progress: Callable[[Progress], None],
 ) -> Outcome:
@@ -53,8 +55,8 @@ def judge_answers(
 
     Args:
         budget: its tokens become those of the whole folder.
-        losses: test losses by model.
-        margin: the smallest difference of interest, in points of 100.
+        losses: see ``update_report``.
+        margin: see ``update_report``.
 
     Raises:
         UsageError: the number of models does not suit the mode, or the folder is of another judge.
@@ -64,11 +66,12 @@ def judge_answers(
         "endpoint": options.judge.url,
         "model": options.judge.model,
         "mode": options.mode.name,
-        **asdict(options.requests),
+        "temperature": options.requests.temperature,
         "prompt": options.mode.prompt_hash(),
     }
     with open_folder(options.out, identity) as folder:
-        folder.begin({"models": answers.models, "repeats": options.repeats, "seed": options.seed}, answers)
+        scope = {"models": answers.models, "repeats": options.repeats, "seed": options.seed}
+        folder.begin({**scope, "max_tokens": options.requests.max_tokens}, answers)
         budget.input_tokens, budget.output_tokens = folder.tokens()
         interview = Interview(
             options.judge,
@@ -85,8 +88,14 @@ def judge_answers(
     return Outcome(progress, stopped, report)
 
 
-def update_report(folder: ResultsFolder, *, losses: Mapping[str, float] | None = None, margin: float = 5.0) -> Report:
+def update_report(
+    folder: ResultsFolder, *, losses: Mapping[str, float] | None = None, margin: float | None = None
+) -> Report:
     """Makes and writes the report and the annotated answers of what the folder's last command judged.
+
+    Args:
+        losses: test losses by model; None: those of the last report, if it had any.
+        margin: the smallest difference of interest, in points of 100; None: that of the last report, at first 5.
 
     Raises:
         UsageError: the folder holds a ``report.png`` of something else.
@@ -96,8 +105,18 @@ def update_report(folder: ResultsFolder, *, losses: Mapping[str, float] | None =
     tasks = folder.tasks(answers)
     judgements = folder.judgements(tasks)
     labels = list(read_labels(folder.labels, answers))
+    given = {"losses": losses, "margin": margin}
+    folder.record_scope({name: value for name, value in given.items() if value is not None})
+    scope = folder.description[SCOPE]
     report = make_report(
-        answers, folder.mode, tasks, judgements, folder.tried(), labels=labels, losses=losses, margin=margin
+        answers,
+        folder.mode,
+        tasks,
+        judgements,
+        folder.tried(),
+        labels=labels,
+        losses=scope.get("losses"),
+        margin=scope.get("margin", DEFAULT_MARGIN),
     )
     folder.write_annotated(answers, annotate(answers, tasks, judgements, is_paired=folder.mode.is_paired))
     write_report(folder, report)

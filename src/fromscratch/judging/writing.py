@@ -13,7 +13,7 @@ from fromscratch.judging.modes import Judgement, Task
 from fromscratch.judging.observations import Observations
 from fromscratch.judging.report import Report, win_rate
 from fromscratch.judging.responses import AnswerSet
-from fromscratch.judging.statistics import Agreement, Estimate
+from fromscratch.judging.statistics import BETTER, MIN_LABELS, WORSE, Agreement, Estimate
 from fromscratch.runs.charts import ACCENT, DOTS_PER_INCH, INK, check_picture, write_picture
 
 if TYPE_CHECKING:
@@ -46,28 +46,18 @@ def _blocks(report: Report, judge: Mapping[str, Any]) -> Iterator[str]:
     if report.notes:
         yield _list(report.notes)
     is_paired = report.mode == PAIRS
-    unit = "comparisons won, %" if is_paired else "mean score"
-    has_losses = any(model.loss is not None for model in report.models)
-    heads = ["model", unit, "at equal place and length", "questions", "failed", *(["test loss"] if has_losses else [])]
-    yield _table(
-        heads,
-        [
-            [m.model, shown(m.mean), shown(m.strength, 2, sign=True), m.questions, m.failed]
-            + ([f"{m.loss:.4f}" if m.loss is not None else "unknown"] if has_losses else [])
-            for m in report.models
-        ],
-    )
+    yield _table(*model_table(report))
     if report.differences:
         yield f"## Differences\n\nIntervals hold together with 95%. The margin is {report.margin:g} points."
         yield _table(
-            ["", "difference, points", "the first is", "at equal place and length", "the first is"],
+            ["", "difference, points", "verdict", "at equal place and length", "verdict"],
             [
                 [
                     f"{d.model} - {d.other}",
                     shown(d.mean, sign=True),
-                    d.verdict,
+                    said(d.model, d.verdict),
                     strength_of(d.strength, is_paired=is_paired),
-                    d.corrected_verdict,
+                    said(d.model, d.corrected_verdict),
                 ]
                 for d in report.differences
             ],
@@ -76,9 +66,24 @@ def _blocks(report: Report, judge: Mapping[str, Any]) -> Iterator[str]:
     yield from _labels_and_questions(report)
 
 
+def model_table(report: Report) -> tuple[list[str], list[list[str]]]:
+    """Returns the heads of the columns, and a row for each model."""
+    unit = "comparisons won, %" if report.mode == PAIRS else "mean score"
+    has_losses = any(model.loss is not None for model in report.models)
+    heads = ["model", unit, "at equal place and length", "questions", "failed", *(["test loss"] if has_losses else [])]
+    return heads, [
+        [m.model, shown(m.mean), shown(m.strength, 2, sign=True), str(m.questions), str(m.failed)]
+        + ([f"{m.loss:.4f}" if m.loss is not None else "unknown"] if has_losses else [])
+        for m in report.models
+    ]
+
+
 def _labels_and_questions(report: Report) -> Iterator[str]:
     if report.corrected:
-        yield "## With a person's labels\n\nShare of questions on which the first model's answer is better, in percent."
+        yield (
+            "## With a person's labels\n\nShare of questions on which the first model's answer is better, in percent. "
+            f"An interval takes {MIN_LABELS} labels of two models, and for the judge questions without a label."
+        )
         yield _table(
             ["", "labels", "judge", "person alone", "judge, corrected"],
             [
@@ -86,8 +91,8 @@ def _labels_and_questions(report: Report) -> Iterator[str]:
                     f"{c.model} against {c.other}",
                     c.labels,
                     f"{100 * c.judge:.1f}",
-                    _percent(c.person),
-                    _percent(c.corrected),
+                    percent(c.person),
+                    percent(c.corrected),
                 ]
                 for c in report.corrected
             ],
@@ -124,13 +129,13 @@ def _about_judge(report: Report, *, is_paired: bool) -> Iterator[str]:
     if correlation is not None:
         yield f"Rank correlation with test loss over the models: {correlation:+.2f} (p = {p_value:.2g})."
     for reason, number in report.reasons.items():
-        yield f"Failed {number} times: {_escaped(reason)}."
+        yield f"Failed {'once' if number == 1 else f'{number} times'}: {_escaped(reason)}."
 
 
 def agreement(found: Agreement) -> str:
     """Says how often raters agree."""
     if found.raw is None:
-        return "unknown, nothing was judged twice"
+        return "unknown, it takes two models that are judged twice"
     kappa = "unknown" if found.kappa is None else f"{found.kappa:.2f}"
     return f"{found.raw:.0%} of {found.comparisons}, kappa {kappa}"
 
@@ -145,13 +150,19 @@ def shown(estimate: Estimate, digits: int = 1, *, sign: bool = False) -> str:
     return f"{estimate.value:{form}} ({estimate.low:{form}} to {estimate.high:{form}})"
 
 
+def said(model: str, verdict: str) -> str:
+    """Returns a verdict as a sentence about the first of two models."""
+    return f"{model} is {verdict}" if verdict in {BETTER, WORSE} else verdict
+
+
 def strength_of(estimate: Estimate, *, is_paired: bool) -> str:
     """Formats a difference of strengths; that of pairs with the share of wins that it stands for."""
     text = shown(estimate, 2, sign=True)
     return f"{text}, wins {win_rate(estimate.value):.0f}%" if is_paired and estimate.value is not None else text
 
 
-def _percent(estimate: Estimate) -> str:
+def percent(estimate: Estimate) -> str:
+    """Formats a share in percent."""
     return shown(Estimate(*(None if v is None else 100 * v for v in (estimate.value, estimate.low, estimate.high))))
 
 

@@ -230,6 +230,16 @@ def try_change(
     runfile: Annotated[Path, typer.Argument(metavar="RUNFILE", help="The run file (TOML) of the baseline.")],
     overrides: Annotated[list[str], typer.Option("--set", metavar="KEY=VALUE", help="The change; repeatable.")],
     seeds: Annotated[int, typer.Option(min=1, help="Runs of the change, and of the baseline.")] = 3,
+    tune: Annotated[
+        Path | None, typer.Option(metavar="RUNFILE", help="Tune every model by this run file, and compare the tuned.")
+    ] = None,
+    measure: Annotated[
+        Literal["loss", "accuracy", "balanced-accuracy"] | None,
+        typer.Option(help="What is compared; by default the loss. The accuracies are those of classifiers."),
+    ] = None,
+    smallest_effect: Annotated[
+        float | None, typer.Option(help="Smallest effect of interest, in nats or as a share; needed for tuned models.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the study; by default the file's and the key's.")] = None,
     runs_dir: RunsDir = Path("runs"),
     device: DeviceOption = None,
@@ -245,7 +255,8 @@ def try_change(
     from fromscratch.studies.single import write_study
     from fromscratch.studies.verbs import open_folder, train_missing
 
-    file = write_study(runfile, overrides, seeds, name, runs_dir)
+    settings = {"measure": measure, "smallest_effect": smallest_effect}
+    file = write_study(runfile, overrides, seeds, name, runs_dir, tune=tune, **settings)
     folder = open_folder(file, runs_dir)
     note(f"{file}: {len(folder.jobs())} runs", quiet=quiet)
     outcome = train_missing(

@@ -57,7 +57,7 @@ def _finding(path: Path, runs_dir: Path) -> dict[str, Any]:
     from fromscratch.studies.past import FORMAT, finding_of
     from fromscratch.studies.prices import Prices
     from fromscratch.studies.registry import borrowed_spread
-    from fromscratch.studies.results import judge, validation_losses
+    from fromscratch.studies.results import held_out_name, judge, validation_losses
     from fromscratch.studies.verbs import open_folder
 
     if path.suffix == ".json":
@@ -67,7 +67,7 @@ def _finding(path: Path, runs_dir: Path) -> dict[str, Any]:
         return finding
     folder = open_folder(path, runs_dir)
     judgement = judge(folder, validation_losses(folder), borrowed=borrowed_spread(folder.study))
-    return finding_of(folder, judgement, Prices(folder).forecasts(), measured_on="validation slice")
+    return finding_of(folder, judgement, Prices(folder).forecasts(), measured_on=held_out_name(folder.study))
 
 
 def _effect(value: float | None) -> str:

@@ -83,24 +83,25 @@ def _status_row(job: "Job", prices: "Prices", stopped: set[str]) -> dict[str, An
     from fromscratch.runs.states import RunState
     from fromscratch.studies.jobs import held_out_losses, is_lost
 
-    if not job.run.exists():
+    run = job.current
+    if not run.exists():
         figures = ("step", "num_steps", "training_loss", "loss", "tokens_per_second", "seconds_left", "dollars")
         return {"run": job.name, "state": "missing", **dict.fromkeys(figures)}
-    found, losses = overview(job.run), held_out_losses(job.run)
+    found, losses = overview(run), held_out_losses(run)
     is_counted = not is_lost(job, stopped)
-    speed, seconds_per_step = _speed(job.run)
+    speed, seconds_per_step = _speed(run)
     steps_left = None if found.step is None or found.num_steps is None else found.num_steps - found.step
     is_training = found.state == RunState.RUNNING
     return {
-        "run": job.name,
-        "state": "stopped by rule" if job.name in stopped else str(found.state),
+        "run": run.name,
+        "state": "stopped by rule" if job.name in stopped else str(job.state),
         "step": found.step,
         "num_steps": found.num_steps,
         "training_loss": found.loss if is_counted else None,
         "loss": losses[max(losses)] if losses and is_counted else None,
         "tokens_per_second": speed,
         "seconds_left": steps_left * seconds_per_step if is_training and steps_left and seconds_per_step else None,
-        "dollars": prices.spent(job).dollars,
+        "dollars": prices.spent(job),
     }
 
 

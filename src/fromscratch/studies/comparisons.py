@@ -14,7 +14,7 @@ class Runs:
     """The declared runs of one arm."""
 
     losses: Mapping[int, float]
-    """Final held-out loss by seed, finite, in nats."""
+    """Final value of the study's measure by seed, finite; by default the held-out loss in nats."""
     diverged: tuple[int, ...]
     """Seeds of runs whose loss is NaN or infinite; they enter no mean and no spread."""
     missing: tuple[int, ...]
@@ -65,13 +65,15 @@ class Comparison:
         """Why these runs permit no verdict, in one sentence; None where they do."""
         for name, runs in ((self.arm, self.runs), ("the control", self.control)):
             if not runs.losses:
-                return f"{name} has no finite loss: {len(runs.diverged)} runs diverged, {len(runs.missing)} are missing"
+                return (
+                    f"{name} has no finite result: {len(runs.diverged)} runs diverged, {len(runs.missing)} are missing"
+                )
         if self.contrast.information == 0:
-            return f"{self.arm} and the control have no seed in common with finite losses; run more seeds of both"
+            return f"{self.arm} and the control have no seed in common with finite results; run more seeds of both"
         if self.borrowed is None and (len(self.runs.losses) < 2 or len(self.control.losses) < 2):
             return "one seed, and no spread in the registry of noise: chance cannot be told from an effect; add seeds"
         if self.spread is None:
-            return "no two seeds differ in loss: the spread is unknown; check that seeds change runs, or add seeds"
+            return "no two seeds differ: the spread is unknown; check that seeds change runs, or add seeds"
         return None
 
     def with_more(self, seeds: Floats) -> Contrast:

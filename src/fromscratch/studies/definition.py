@@ -17,12 +17,17 @@ from fromscratch.config.base import NonNegative, Positive, Table
 from fromscratch.config.loading import differences, load_run_file, read_toml, to_toml
 from fromscratch.config.problems import error_messages
 from fromscratch.config.run import RunConfig
+from fromscratch.config.tune import Classify
 from fromscratch.errors import UsageError
 from fromscratch.runs.directory import NAME_RULE
+from fromscratch.studies.measures import CLASSIFIER_MEASURES, LOSS, TUNED_LOSS, Measure, MeasureName
 
 CONTROL = "baseline"
 """Name of the arm that all others are compared with."""
 NOTE = "note"
+TARGET_KEYS = ("tune.mask_prompt", "tune.prompt")
+"""Keys of ``[tune]`` on which it depends what the loss of instruction tuning is measured on."""
+SMALLEST_EFFECTS = "such as 0.01: nats for the loss, a share of the texts for an accuracy"
 FIRST_SEED, MAX_SEEDS = 42, 1_000
 EQUAL_ARM_OFFSET = 100_000
 """Distance of the seeds of an arm without changes (A/A) from those of the study."""
@@ -88,7 +93,12 @@ class StudyConfig(Table):
     alpha: Annotated[float, Field(gt=0, lt=0.5)] = 0.05
     """Rate of false verdicts over all interventions of the study."""
     smallest_effect: Annotated[float, Field(gt=0)] | None = None
-    """Smallest effect of interest in nats; by default the effect that is worth 1% of the training."""
+    """Smallest effect of interest, in nats or as a share of the texts; by default the effect on the loss that is worth
+    1% of the training."""
+    tune: str | None = None
+    """Run file with ``[tune]``, relative to the study file: each run's model is tuned so, and the tuned one counts."""
+    measure: MeasureName = "loss"
+    """What is compared. The accuracies are those of classifiers."""
     test: TestSlice = TestSlice()
     early_stop: EarlyStop | None = None
     interventions: dict[str, dict[str, Any]] = Field(min_length=1)
@@ -123,11 +133,19 @@ class Study:
     control: Arm
     arms: tuple[Arm, ...]
     """Interventions and stacks, in the order of the file."""
+    tune: Path | None = None
+    """Run file by which the model of each run is tuned."""
+    measure: Measure = LOSS
 
     @property
     def all_arms(self) -> tuple[Arm, ...]:
         """The control first."""
         return (self.control, *self.arms)
+
+    def tuning(self) -> dict[str, Any]:
+        """How the models are tuned and measured, as a part of the study's identity; empty for losses of its runs."""
+        found: dict[str, Any] = {"tuned_by": load_run_file(self.tune).config.to_plain()} if self.tune else {}
+        return found | ({"measure": self.measure.name} if self.measure.is_tuned else {})
 
 
 def load_study(path: Path, *, added_seeds: tuple[int, ...] = ()) -> Study:
@@ -163,6 +181,8 @@ def make_study(
     control = Arm(CONTROL, (), tuple(_more_seeds(seeds, num_control)))
     num_equal = 0
     plain = load_run_file(baseline).config
+    tune = folder / config.tune if config.tune else None
+    measure = _measure_of(config, plain, tune, where)
     arms = []
     for name_, overrides, note, members in _arms_of(config, where):
         changes = _changes(plain, baseline, overrides, f"{where}: {name_}")
@@ -170,7 +190,47 @@ def make_study(
         num_equal += not changes
         own = seeds if changes else tuple(seed + num_equal * EQUAL_ARM_OFFSET for seed in seeds)
         arms.append(Arm(name_, overrides, own, note, members, changes))
-    return Study(name, file, baseline, config, control, tuple(arms))
+    if tune is None and measure == TUNED_LOSS:
+        _check_same_targets(arms, where)
+    return Study(name, file, baseline, config, control, tuple(arms), tune, measure)
+
+
+def _measure_of(config: StudyConfig, baseline: RunConfig, tune: Path | None, where: Path | str) -> Measure:
+    """Returns what is measured, of the runs of the baseline or of those that tune them. Raises UsageError."""
+    tuning = baseline.tune
+    if tune is not None:
+        if tuning is not None:
+            raise UsageError(f"{where}: tune = {config.tune!r}: the baseline has [tune] too; leave one of them out")
+        tuned = load_run_file(tune).config
+        if tuned.tune is None or tuned.train.start_from is not None:
+            raise UsageError(f"{tune}: needs [tune], and no train.start_from: {where} tunes the models of its runs")
+        tuning = tuned.tune
+    if tuning is None and config.measure != "loss":
+        raise UsageError(
+            f"{where}: measure = {config.measure!r} is one of classifiers; name a run file with "
+            '[tune] kind = "classify" as baseline or as tune'
+        )
+    if tuning is None:
+        return LOSS
+    if config.measure != "loss" and not isinstance(tuning, Classify):
+        raise UsageError(f"{where}: measure = {config.measure!r} is one of classifiers; write measure = 'loss'")
+    if config.smallest_effect is None:
+        raise UsageError(f"{where}: a study of tuned models needs smallest_effect, {SMALLEST_EFFECTS}")
+    if config.early_stop is not None:
+        raise UsageError(f"{where}: early_stop is for studies of pre-training; tuning stops by tune.patience")
+    if config.test != TestSlice():
+        raise UsageError(f"{where}: test names text of a token store, but tuned models are measured on their test part")
+    return CLASSIFIER_MEASURES[config.measure] if isinstance(tuning, Classify) else TUNED_LOSS
+
+
+def _check_same_targets(arms: list[Arm], where: Path | str) -> None:
+    """Raises UsageError for arms whose loss is a mean over other tokens than the baseline's."""
+    for arm in arms:
+        if changed := [line for line in arm.changes if line.startswith(TARGET_KEYS)]:
+            raise UsageError(
+                f"{where}: {arm.name} changes {changed[0].partition(':')[0]}, which changes the tokens that the loss "
+                "is measured on; answer with 'respond' and compare the answers instead"
+            )
 
 
 def _more_seeds(seeds: tuple[int, ...], count: int) -> list[int]:

@@ -162,6 +162,9 @@ def _add_runs(results: Results, runs: Iterable[RunDirectory]) -> list[RunDirecto
             results.notes.append(f"run {run.name} left out: {why}")
             continue
         config = read_run_config(run.config)
+        if config.tune:
+            results.notes.append(f"run {run.name} left out: it tunes a model; fits are of pre-training")
+            continue
         tokens = status.num_steps * config.train.global_batch * config.model.context_length
         parameters = model_costs(config.model).parameters
         results.add(

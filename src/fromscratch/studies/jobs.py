@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from fromscratch.config.loading import differences, load_run_file, read_run_config
+from fromscratch.config.run import RunConfig
 from fromscratch.errors import UsageError
 from fromscratch.files import read_json_object, to_strict_json, write_atomically
+from fromscratch.formats.classifiers import REPORT_FILE
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.overview import observed_status
 from fromscratch.runs.records import read_records, to_count, to_float
 from fromscratch.runs.states import Event, RunState
 from fromscratch.studies.definition import Arm, Study
+from fromscratch.studies.measures import CLASSIFIER_MEASURES
 
 RECORD = "study.json"
 CLAIMS = ".claims"
@@ -26,6 +29,12 @@ FOUND_AT_START = (
     ("eval", "store"),
 )
 """Keys whose values in a run's config are resolved ones, or paths, which may change."""
+FOUND_BY_TUNING = (
+    *(("train", key) for key in ("start_from", "evaluate_every", "checkpoint_every")),
+    *(("tune", key) for key in ("classes", "text_column", "label_column")),
+)
+"""The same for runs that tune, where the file does not give them."""
+TUNED_ENDING = "-tuned"
 NEVER_TRAINED_AGAIN = (RunState.DONE, RunState.DIVERGED)
 
 
@@ -36,20 +45,49 @@ class Job:
     arm: Arm
     seed: int
     run: RunDirectory
+    tuned: RunDirectory | None = None
+    """The run that tunes its model, in a study of tuned models. Its name begins with that of the run."""
+    needs_report: bool = False
+    """Whether the job is done only when the classifier is measured."""
 
     @property
     def name(self) -> str:
         return self.run.name
 
     @property
+    def stages(self) -> tuple[RunDirectory, ...]:
+        """The runs that are trained one after the other."""
+        return (self.run,) if self.tuned is None else (self.run, self.tuned)
+
+    @property
+    def current(self) -> RunDirectory:
+        """The last run that has begun, else the first."""
+        return self.tuned if self.tuned is not None and self.tuned.exists() else self.run
+
+    @property
     def code(self) -> str:
-        """Identifies the code that computed the run; empty where it is not on record."""
-        return str(read_json_object(self.run.machine).get("code") or "") if self.run.machine.is_file() else ""
+        """Identifies the code that computed the runs; empty where it is not on record."""
+        files = [run.machine for run in self.stages if run.machine.is_file()]
+        return " ".join(filter(None, (str(read_json_object(file).get("code") or "") for file in files)))
 
     @property
     def state(self) -> RunState | None:
-        """The state of the run; None where it has not begun."""
-        return observed_status(self.run).state if self.run.exists() else None
+        """The state of the run that is trained now or was trained last; None where none has begun.
+
+        A run that is done while a later stage or the report of the classifier is missing counts as interrupted.
+        """
+        if not self.run.exists():
+            return None
+        state = observed_status(self.current).state
+        is_last = self.current == self.stages[-1]
+        if state == RunState.DONE and not (is_last and self.is_measured):
+            return RunState.INTERRUPTED
+        return state
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether the report of the classifier is there, where the study needs it."""
+        return not self.needs_report or (self.stages[-1].path / REPORT_FILE).is_file()
 
 
 class StudyFolder:
@@ -61,8 +99,10 @@ class StudyFolder:
         self._record = self.path / RECORD
 
     def job(self, arm: Arm, seed: int) -> Job:
-        """One run of an arm."""
-        return Job(arm, seed, RunDirectory(self.path / f"{arm.name}-seed-{seed}"))
+        """One run of an arm, with the run that tunes its model where the study has one."""
+        path, study = self.path / f"{arm.name}-seed-{seed}", self.study
+        tuned = RunDirectory(path.with_name(f"{path.name}{TUNED_ENDING}")) if study.tune else None
+        return Job(arm, seed, RunDirectory(path), tuned, needs_report=study.measure in CLASSIFIER_MEASURES.values())
 
     def jobs(self) -> list[Job]:
         """All runs of the study, arm by arm, the control first."""
@@ -129,25 +169,35 @@ def check_runs(folder: StudyFolder) -> None:
 
     The folder may hold the runs of another study of the same name, or the study changed after they were trained.
     """
-    for arm in folder.study.all_arms:
-        begun = [job for job in (folder.job(arm, seed) for seed in arm.seeds) if job.run.config.is_file()]
-        if not begun:
-            continue
-        wanted = load_run_file(folder.study.baseline, list(arm.overrides)).config.to_plain()
-        for job in begun:
-            recorded = read_run_config(job.run.config).to_plain()
-            wanted["train"]["seed"] = job.seed
-            for table, key in FOUND_AT_START:  # the run's has values that the store or the checkpoint decided
-                if key in recorded.get(table, {}):
-                    wanted[table][key] = recorded[table][key]
-            if changes := differences(recorded, wanted):
-                listed = "\n".join(f"  - {change}" for change in changes)
-                raise UsageError(
-                    f"{job.run.path} was trained with another config than {folder.study.file or folder.study.name} "
-                    f"gives it:\n{listed}\n"
-                    "the folder holds the runs of another study of this name, or the file changed since; give another "
-                    "--runs-dir, rename the study file, or undo the change"
-                )
+    study = folder.study
+    for arm in study.all_arms:
+        wanted = load_run_file(study.baseline, list(arm.overrides)).config
+        for job in (folder.job(arm, seed) for seed in arm.seeds):
+            _check_run(job.run, wanted, job.seed, study)
+            if job.tuned and study.tune:
+                _check_run(job.tuned, load_run_file(study.tune).config, job.seed, study)
+
+
+def _check_run(run: RunDirectory, config: RunConfig, seed: int, study: Study) -> None:
+    """Raises UsageError where a run that has begun has another config, apart from its seed."""
+    if not run.config.is_file():
+        return
+    recorded, wanted = read_run_config(run.config).to_plain(), config.to_plain()
+    wanted["train"]["seed"] = seed
+    found = list(FOUND_AT_START)
+    if config.tune:
+        wanted["model"] = recorded["model"]
+        found += [(table, key) for table, key in FOUND_BY_TUNING if key not in getattr(config, table).model_fields_set]
+    for table, key in found:  # the run's has values that the store, the records or the checkpoint decided
+        if key in recorded.get(table, {}):
+            wanted[table][key] = recorded[table][key]
+    if changes := differences(recorded, wanted):
+        listed = "\n".join(f"  - {change}" for change in changes)
+        raise UsageError(
+            f"{run.path} was trained with another config than {study.file or study.name} gives it:\n{listed}\n"
+            "the folder holds the runs of another study of this name, or the file changed since; give another "
+            "--runs-dir, rename the study file, or undo the change"
+        )
 
 
 def missing(folder: StudyFolder) -> list[Job]:

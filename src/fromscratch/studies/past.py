@@ -36,9 +36,9 @@ def finding_of(
         "study": study.name,
         "identity": identity_of(study),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "measured_on": measured_on,
+        "measured_on": f"{study.measure.name}, {measured_on}" if study.measure.is_tuned else measured_on,
         "margin": judgement.margin,
-        "baseline": load_run_config(study.baseline).to_plain(),
+        "baseline": load_run_config(study.baseline).to_plain() | study.tuning(),
         "changes": {arm.name: arm.changes for arm in study.arms},
         "result": to_dict(judgement, forecasts),
     }
@@ -46,7 +46,8 @@ def finding_of(
 
 def identity_of(study: Study) -> str:
     """Identifies a study by its content: the baseline's config and what its arms change; seeds may be added."""
-    content = [load_run_config(study.baseline).to_plain(), {arm.name: arm.overrides for arm in study.arms}]
+    baseline = load_run_config(study.baseline).to_plain() | study.tuning()
+    content = [baseline, {arm.name: arm.overrides for arm in study.arms}]
     return hashlib.sha256(to_strict_json(content).encode()).hexdigest()[:16]
 
 
@@ -182,7 +183,13 @@ def compare_findings(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[P
 
     The interval of the difference adds the half-widths of both intervals. That holds for any dependence between the
     studies, at the level 1 - alpha_1 - alpha_2, and is wider than needed where they are independent.
+
+    Raises:
+        UsageError: one study has measured something else than the other.
     """
+    measures = [finding.get("baseline", {}).get("measure", "loss of the runs") for finding in (one, other)]
+    if measures[0] != measures[1]:
+        raise UsageError(f"the studies measure different things, {measures[0]} and {measures[1]}: nothing to compare")
     theirs = arms_of(other)
     by_change = {found.change: found for found in theirs if found.change != NO_CHANGE}
     by_name = {found.arm: found for found in theirs}

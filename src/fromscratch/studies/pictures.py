@@ -32,8 +32,8 @@ def forest_plot(judgement: Judgement) -> bytes:
     ]
 
     def draw(axes: "Axes") -> None:
-        margin = judgement.margin
-        axes.axvspan(-margin, margin, color=BAND, alpha=0.35, label=f"smaller than {margin:.4f} nats")
+        margin, measure = judgement.margin, judgement.result.measure
+        axes.axvspan(-margin, margin, color=BAND, alpha=0.35, label=f"smaller than {measure.amount(margin)}")
         axes.axvline(0, color=INK, linewidth=0.8)
         for row, arm in enumerate(arms):
             colour = COLOURS.get(arm.verdict, UNDECIDED)
@@ -46,7 +46,7 @@ def forest_plot(judgement: Judgement) -> bytes:
         _mark_lost(axes, judgement, max((abs(dot) for row in dots for dot in row), default=0.0))
         axes.set_yticks(range(len(arms)), [arm.arm for arm in arms])
         axes.set_ylim(len(arms) - 0.4, -0.9)  # the first arm on top, below the legend
-        axes.set_xlabel("effect on the loss, nats per token (left of 0 is better)")
+        axes.set_xlabel(f"effect on the {measure.name}, {measure.scale} ({measure.better_side} of 0 is better)")
         axes.legend(loc="upper right", fontsize=8, frameon=False)
 
     return _figure(draw, rows=len(arms))

@@ -12,7 +12,8 @@ from fromscratch.planning.bench import Workload
 from fromscratch.planning.forecast import expected_speed
 from fromscratch.planning.machines import Machine
 from fromscratch.planning.speeds import measured_speeds
-from fromscratch.runs.costs import RunCost, cost_of, read_sessions
+from fromscratch.runs.costs import cost_of, read_sessions
+from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.overview import overview
 from fromscratch.runs.states import RunState
 from fromscratch.session.estimate import estimate_run, read_science, this_machine
@@ -20,6 +21,7 @@ from fromscratch.studies.definition import CONTROL, Arm
 from fromscratch.studies.jobs import Job, StudyFolder
 
 NOT_MEASURED = "unknown: run fromscratch bench, or finish one run"
+UNKNOWN_TUNING = "unknown: finish one run"
 
 
 @dataclass(frozen=True)
@@ -69,28 +71,35 @@ class Prices:
         """A run of the arm by the measured speed of this machine, or a GPU's assumed one; without a price."""
         file = self._folder.study.baseline
         try:
-            science = read_science(load_run_file(file, list(arm.overrides)), file)
+            run_file = load_run_file(file, list(arm.overrides))
+            if run_file.config.tune:
+                return Forecast(Total(1, None, None, None), None, UNKNOWN_TUNING)
+            science = read_science(run_file, file)
         except (UsageError, DataError) as error:  # no store here yet: a status needs none
             return Forecast(Total(1, None, None, None), None, f"unknown: {error}")
         workload = Workload(science.config.model, science.config.train)
         speed, basis, _ = expected_speed(machine, workload, measured_speeds(workload))
         hours = science.tokens / speed / 3600 if speed else None
         flops = float(science.costs.training_flops_per_token) * science.tokens
-        return Forecast(Total(1, science.num_steps, hours, None), flops, basis if speed else NOT_MEASURED)
+        basis = basis + _without_tuning(self._folder) if speed else NOT_MEASURED
+        return Forecast(Total(1, science.num_steps, hours, None), flops, basis)
 
     @property
     def dollars_per_hour(self) -> float | None:
         """The price of new runs; None if it is unknown."""
         if self._given_price is not None:
             return self._given_price
-        sessions = (one for job in self._folder.jobs() for one in read_sessions(job.run))
+        sessions = (one for job in self._folder.jobs() for run in job.stages for one in read_sessions(run))
         priced = [(one.began_at, one.dollars_per_hour) for one in sessions if one.dollars_per_hour is not None]
         return max(priced)[1] if priced else None
 
-    def spent(self, job: Job) -> RunCost:
-        """What a run has cost so far; at the study's price where a session recorded none."""
-        cost = cost_of(job.run)
-        return cost if cost.dollars is not None else cost_of(job.run, dollars_per_hour=self.dollars_per_hour)
+    def spent(self, job: Job) -> float | None:
+        """The dollars that a run has cost so far; at the study's price where a session recorded none."""
+        return _sum(self._spent_on(run) for run in job.stages if run.exists())
+
+    def _spent_on(self, run: RunDirectory) -> float | None:
+        recorded = cost_of(run).dollars
+        return recorded if recorded is not None else cost_of(run, dollars_per_hour=self.dollars_per_hour).dollars
 
     def forecasts(self) -> dict[str, Forecast]:
         """Predicts a whole run of each arm.
@@ -101,7 +110,8 @@ class Prices:
         hours: dict[str, list[float]] = {}
         for job in self._folder.jobs():
             if job.state == RunState.DONE:
-                hours.setdefault(job.arm.name, []).append(cost_of(job.run).total_seconds / 3600)
+                seconds = math.fsum(cost_of(run).total_seconds for run in job.stages)
+                hours.setdefault(job.arm.name, []).append(seconds / 3600)
         known = {name: flops for name, one in self._untrained.items() if (flops := one.flops)}
         per_flop = [fmean(values) / known[name] for name, values in hours.items() if name in known]
         found = {}
@@ -129,8 +139,12 @@ class Prices:
         return dict.fromkeys(found, 1.0)
 
 
+def _without_tuning(folder: StudyFolder) -> str:
+    return ", without the tuning" if folder.study.tune else ""
+
+
 def remaining_share(job: Job) -> float:
-    """The share of a run's steps that is still to be taken."""
+    """The share of a run's steps that is still to be taken; the steps of a tuning of it are not counted."""
     return 1.0 - (overview(job.run).progress or 0.0) if job.run.exists() else 1.0
 
 
@@ -188,7 +202,7 @@ def totals_by_machine(folder: StudyFolder, jobs: list[Job], machines: list[str])
         hours = _sum(None if (h := by_arm[arm][name].hours) is None else h * share for arm, share in shares)
         price = example.dollars_per_hour
         dollars = None if hours is None or price is None else (hours * price[0], hours * price[1])
-        basis = "; ".join(dict.fromkeys(by_arm[arm][name].basis for arm, _ in shares))
+        basis = "; ".join(dict.fromkeys(by_arm[arm][name].basis for arm, _ in shares)) + _without_tuning(folder)
         found.append(MachineTotal(name, hours, dollars, basis))
     return found
 
@@ -232,7 +246,7 @@ class Limit:
             running: names of those that are trained now.
         """
         forecasts = self.prices.forecasts()
-        spent = math.fsum(self.prices.spent(one).dollars or 0.0 for one in (job, *others) if one.run.exists())
+        spent = math.fsum(self.prices.spent(one) or 0.0 for one in (job, *others) if one.run.exists())
         rest = [remaining(one, forecasts).dollars or 0.0 for one in others if one.name in running]
         under_way, own = math.fsum(rest), remaining(job, forecasts).dollars or 0.0
         if spent + under_way + own <= self.dollars:

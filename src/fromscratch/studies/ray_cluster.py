@@ -13,7 +13,7 @@ from typing import Any
 
 from fromscratch.errors import EXIT_CRASH, UsageError
 from fromscratch.studies.jobs import Job, StudyFolder
-from fromscratch.studies.runner import log_of, run_claimed, train_command
+from fromscratch.studies.runner import log_of, run_claimed
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ class RayDevices:
         """As ``LocalDevices.submit``. A task that Ray lost is a run that failed; its log says why."""
         share = self._share
         task = self._ray.remote(num_gpus=share.gpus, num_cpus=share.cpus, max_retries=0)(_train)
-        command = [*train_command(folder.study, job), *self._options]
-        reference = task.remote(folder, job, command, str(Path.cwd()), share.cpus, folder.path / self._stop_file)
+        stop_file = folder.path / self._stop_file
+        reference = task.remote(folder, job, self._options, str(Path.cwd()), share.cpus, stop_file)
         code: Future[int | None] = Future()
 
         def finish(ended: "Future[int | None]") -> None:
@@ -95,8 +95,8 @@ def _log(folder: StudyFolder, job: Job) -> Path:
 
 
 def _train(
-    folder: StudyFolder, job: Job, command: list[str], working_folder: str, cpus: int, stop_file: Path
+    folder: StudyFolder, job: Job, options: list[str], working_folder: str, cpus: int, stop_file: Path
 ) -> int | None:
     """One task, on a node of the cluster."""
     os.chdir(working_folder)
-    return run_claimed(folder, job, command, {"OMP_NUM_THREADS": str(max(1, cpus))}, stop_file.exists)
+    return run_claimed(folder, job, options, {"OMP_NUM_THREADS": str(max(1, cpus))}, stop_file.exists)

@@ -35,8 +35,8 @@ def setting_of(study: Study) -> str:
 
 
 def _identity(study: Study, arm: Arm) -> str:
-    """Identifies an arm by what it trains: a hash of its config without the seed."""
-    plain = load_run_config(study.baseline, list(arm.overrides)).to_plain()
+    """Identifies an arm by what it trains, and by what is measured: a hash of its config without the seed."""
+    plain = {**load_run_config(study.baseline, list(arm.overrides)).to_plain(), **study.tuning()}
     plain["train"].pop("seed", None)
     return hashlib.sha256(to_strict_json(plain).encode()).hexdigest()[:16]
 

@@ -16,15 +16,12 @@ from fromscratch.studies.past import finding_of, keep_finding
 from fromscratch.studies.pictures import evidence_over_time, forest_plot, loss_curves
 from fromscratch.studies.power import smallest_detectable_effect
 from fromscratch.studies.prices import Forecast, Prices
-from fromscratch.studies.results import Judgement, arm_jobs, outcomes_of, sums_of_members
+from fromscratch.studies.results import Judgement, arm_jobs, held_out_name, outcomes_of, sums_of_members
 from fromscratch.studies.verdicts import ArmResult
 from fromscratch.studies.worth import Worth, dollars_saved, why, worth_of
 
 REPORT = "report"
-HEADS = (
-    *("arm", "runs", "mean loss", "effect", "interval", "p", "verdict", "of the training", "in dollars", "shrunken"),
-    "time",
-)
+HEADS = ("effect", "interval", "p", "verdict", "of the training", "in dollars", "shrunken", "time")
 STYLE = """\
 :root { color-scheme: light dark }
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 74rem; margin: 2rem auto; padding: 0 1rem;
@@ -82,7 +79,8 @@ def _blocks(
     yield "list", [f"{arm.arm}: {arm.verdict}. {_sentence(why(arm, worth[arm.arm]))}" for arm in result.arms]
     yield from (("text", f"Warning: {warning}.") for warning in (*result.warnings, *_code_warnings(folder)))
     yield "picture", ("effects", "Effect of each arm (diamond), its interval, and each run's difference (dots)")
-    yield "table", (HEADS, [_row(folder, arm, worth[arm.arm], price) for arm in result.arms])
+    heads = ("arm", "runs", f"mean {result.measure.name}", *HEADS)
+    yield "table", (heads, [_row(folder, arm, worth[arm.arm], price) for arm in result.arms])
     yield "text", _what_could_be_seen(judgement)
     yield "picture", ("evidence", "Evidence after each round of seeds")
     yield (
@@ -101,24 +99,25 @@ def _blocks(
 
 
 def _summary(folder: StudyFolder, judgement: Judgement, measured_on: str) -> str:
-    control, config = judgement.result.control, folder.study.config
+    control, config, measure = judgement.result.control, folder.study.config, judgement.result.measure
     runs = [control, *(arm.runs for arm in judgement.result.arms)]
     total = sum(len(one.seeds) for one in runs)
     done, diverged = total - sum(len(one.missing) for one in runs), sum(len(one.diverged) for one in runs)
-    lost = f", {diverged} of them diverged or stopped by the rule: they have no loss" if diverged else ""
-    kept = f"{fmean(control.losses.values()):.4f} nats per token" if control.losses else "unknown"
+    lost = f", {diverged} of them diverged or stopped by the rule: they have no {measure.name}" if diverged else ""
+    kept = f"{fmean(control.losses.values()):.4f} ({measure.scale})" if control.losses else "unknown"
     borrowed = judgement.result.borrowed
     from_registry = (
-        f" The spread between seeds is borrowed from other studies too ({borrowed.standard_deviation:.4f} nats, "
+        f" The spread between seeds is borrowed from other studies too ({measure.amount(borrowed.standard_deviation)}, "
         f"{borrowed.df:.0f} degrees of freedom)."
         if borrowed
         else ""
     )
+    side = "higher" if measure.higher_is_better else "lower"
     return (
-        f"{done} of {total} runs have ended{lost}. The baseline's mean loss on the {measured_on} is {kept} "
-        f"({len(control.losses)} runs). Design: {config.design}, {judgement.result.correction}'s correction over "
-        f"{len(folder.study.arms)} arms, alpha {config.alpha:g}. Effects below {judgement.margin:.4f} nats do not "
-        f"matter here.{from_registry}"
+        f"{done} of {total} runs have ended{lost}. The baseline's mean {measure.name} on the {measured_on} is {kept} "
+        f"over {len(control.losses)} runs; {side} is better. Design: {config.design}, {judgement.result.correction}'s "
+        f"correction over {len(folder.study.arms)} arms, alpha {config.alpha:g}. Effects below "
+        f"{measure.amount(judgement.margin)} do not matter here.{from_registry}"
     )
 
 
@@ -149,7 +148,8 @@ def _row(folder: StudyFolder, arm: ArmResult, worth: Worth, price: float | None)
 
 def _cost(folder: StudyFolder, arm: str, price: float | None) -> str:
     """Time of an arm's runs, and dollars where the price of each is known."""
-    costs = [cost_of(job.run, dollars_per_hour=price) for job in arm_jobs(folder, arm) if job.run.exists()]
+    runs = [run for job in arm_jobs(folder, arm) for run in job.stages if run.exists()]
+    costs = [cost_of(run, dollars_per_hour=price) for run in runs]
     time, dollars = readable_seconds(math.fsum(one.total_seconds for one in costs)), [one.dollars for one in costs]
     known = [one for one in dollars if one is not None]
     return f"{time}, ${math.fsum(known):,.2f}" if known and len(known) == len(dollars) else time
@@ -163,11 +163,11 @@ def _what_could_be_seen(judgement: Judgement) -> str:
     effect = smallest_detectable_effect(
         len(arm.runs.losses), arm.spread, design=judgement.result.design, control_ratio=_ratio(judgement, arm)
     )
-    deviation, df = arm.spread.standard_deviation, arm.spread.df
-    spread = f"The spread between seeds is {deviation:.4f} nats ({df:.0f} degrees of freedom)."
+    amount, df = judgement.result.measure.amount, arm.spread.df
+    spread = f"The spread between seeds is {amount(arm.spread.standard_deviation)} ({df:.0f} degrees of freedom)."
     if effect is None:
         return f"{spread} With {len(arm.runs.losses)} seeds, hardly any effect would be found: add seeds."
-    return f"{spread} With {len(arm.runs.losses)} seeds, effects of {effect:.4f} nats are found four times out of five."
+    return f"{spread} With {len(arm.runs.losses)} seeds, effects of {amount(effect)} are found four times out of five."
 
 
 def _ratio(judgement: Judgement, arm: ArmResult) -> float:
@@ -178,9 +178,8 @@ def _stack_sentence(judgement: Judgement, name: str, total: float) -> str:
     effect = next(one.effect for one in judgement.result.arms if one.arm == name)
     if effect is None:
         return f"{name}: no effect is known yet; those of its members sum to {total:+.4f}"
-    return (
-        f"{name}: {effect:+.4f} nats together; its members sum to {total:+.4f} ({effect - total:+.4f} beyond the sum)"
-    )
+    together = judgement.result.measure.effect(effect)
+    return f"{name}: {together} together; its members sum to {total:+.4f} ({effect - total:+.4f} beyond the sum)"
 
 
 def _outcomes(folder: StudyFolder, arm: str) -> str:
@@ -201,7 +200,7 @@ def _openings(folder: StudyFolder) -> str:
     record = folder.read()
     openings, noise = record.get("openings", []), record.get("test_noise")
     if not openings:
-        return "The test set is sealed: these figures are of the validation slice."
+        return f"The test set is sealed: these figures are of the {held_out_name(folder.study)}."
     times = "; ".join(f"{one['at']} ({len(one['runs'])} runs)" for one in openings)
     uncertain = f" Other texts of this kind would change an effect by {noise:.4f} nats (one sigma)." if noise else ""
     return f"The test set was opened {len(openings)} time{'s' if len(openings) > 1 else ''}: {times}.{uncertain}"

@@ -7,10 +7,13 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TypeVar
 
-from fromscratch.errors import UsageError
-from fromscratch.runs.records import read_outcomes, read_records
+from fromscratch.errors import DataError, UsageError
+from fromscratch.files import read_json_object
+from fromscratch.formats.classifiers import REPORT_FILE
+from fromscratch.runs.overview import lowest_evaluation
+from fromscratch.runs.records import read_outcomes, read_records, to_float
 from fromscratch.runs.states import Event, RunState
-from fromscratch.studies.definition import CONTROL
+from fromscratch.studies.definition import CONTROL, Study
 from fromscratch.studies.effects import effect_of_share, share_of_training
 from fromscratch.studies.jobs import Job, StudyFolder, held_out_losses, is_lost
 from fromscratch.studies.noise import Spread
@@ -29,9 +32,10 @@ class Judgement:
     result: StudyResult
     losses: Losses
     margin: float
-    """The smallest effect of interest, in nats."""
+    """The smallest effect of interest, in the unit of the measure."""
     curve: list[tuple[int, float]]
-    """Held-out loss of the baseline by step, mean over its runs."""
+    """Held-out loss of the baseline by step, mean over its runs; empty for tuned models, whose effects are in no such
+    loss."""
 
     def share(self, arm: str) -> float | None:
         """The arm's effect as a share of the baseline's training; None where it has none, or is beyond the curve."""
@@ -41,11 +45,19 @@ class Judgement:
         return share_of_training(effect, *zip(*self.curve, strict=True))
 
 
+def held_out_name(study: Study) -> str:
+    """What ``validation_losses`` are measured on."""
+    return "validation part" if study.measure.is_tuned else "validation slice"
+
+
 def validation_losses(folder: StudyFolder) -> Losses:
-    """Final held-out loss of every declared run: None where it has not ended, NaN where it diverged or was stopped."""
-    stopped = folder.stopped_early()
+    """Held-out result of every declared run: None where it has not ended, NaN where it diverged or was stopped.
+
+    The final loss; of tuned models, the study's measure of the best checkpoint on the validation part.
+    """
+    stopped, study = folder.stopped_early(), folder.study
     return {
-        arm.name: {seed: _final_loss(folder.job(arm, seed), stopped) for seed in arm.seeds}
+        arm.name: {seed: _result(folder.job(arm, seed), stopped, study) for seed in arm.seeds}
         for arm in folder.study.all_arms
     }
 
@@ -56,7 +68,8 @@ def judge(folder: StudyFolder, losses: Losses, *, borrowed: Spread | None = None
     Raises:
         UsageError: the study names no smallest effect of interest, and no run of the baseline has a loss curve yet.
     """
-    config, curve = folder.study.config, baseline_curve(folder)
+    config, measure = folder.study.config, folder.study.measure
+    curve = [] if measure.is_tuned else baseline_curve(folder)
     margin = config.smallest_effect
     if margin is None:
         if len(curve) < 2:
@@ -65,7 +78,15 @@ def judge(folder: StudyFolder, losses: Losses, *, borrowed: Spread | None = None
                 "training is worth; wait for one, or give smallest_effect in nats"
             )
         margin = effect_of_share(DEFAULT_SHARE, *zip(*curve, strict=True))
-    result = judge_study(losses, CONTROL, margin=margin, design=config.design, alpha=config.alpha, borrowed=borrowed)
+    result = judge_study(
+        losses,
+        CONTROL,
+        margin=margin,
+        design=config.design,
+        alpha=config.alpha,
+        borrowed=borrowed,
+        measure=measure,
+    )
     return Judgement(result, losses, margin, curve)
 
 
@@ -102,7 +123,8 @@ def outcomes_of(folder: StudyFolder, arm: str) -> dict[str, int]:
     """Steps of an arm by outcome, where it is not normal: clipped, not finite, spikes."""
     found: Counter[str] = Counter()
     for job in arm_jobs(folder, arm):
-        found.update({name: len(steps) for name, steps in read_outcomes(job.run.metrics).items()})
+        for run in job.stages:
+            found.update({name: len(steps) for name, steps in read_outcomes(run.metrics).items()})
     return {name: count for name, count in found.items() if count}
 
 
@@ -117,11 +139,37 @@ def sums_of_members(folder: StudyFolder, judgement: Judgement) -> Mapping[str, f
     return sums
 
 
-def _final_loss(job: Job, stopped_early: set[str]) -> float | None:
+def _result(job: Job, stopped_early: set[str], study: Study) -> float | None:
     if is_lost(job, stopped_early):
         return math.nan
     if job.state != RunState.DONE:
         return None
+    if job.needs_report:
+        return classifier_result(job, "validation", study)
+    if study.measure.is_tuned:
+        lowest, _ = lowest_evaluation(job.current, None)
+        return math.nan if lowest is None else lowest
+    return _final_loss(job)
+
+
+def classifier_result(job: Job, part: str, study: Study) -> float:
+    """Returns the study's measure of a tuned classifier on a part of its records.
+
+    Raises:
+        DataError: the report of the run lacks it.
+    """
+    path = job.current.path / REPORT_FILE
+    measures = read_json_object(path).get(part)
+    value = to_float(measures.get(study.measure.name.replace(" ", "_")) if isinstance(measures, dict) else None)
+    if value is None:
+        raise DataError(
+            f"{path}: has no {study.measure.name} of the {part} part; remove the file and run the study again, with "
+            "tune.test_share above 0 for a test part"
+        )
+    return value
+
+
+def _final_loss(job: Job) -> float:
     losses = held_out_losses(job.run)
     if not losses and not any(record.get("event") == Event.EVALUATION for record in read_records(job.run.events)):
         raise UsageError(

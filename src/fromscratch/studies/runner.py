@@ -18,9 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from fromscratch.config.loading import to_toml
 from fromscratch.errors import EXIT_DIVERGED, EXIT_DONE, EXIT_STOPPED
 from fromscratch.processes.parent import WATCHED_VARIABLE
 from fromscratch.processes.stopping import StopRequest
+from fromscratch.runs.overview import observed_status
+from fromscratch.runs.states import RunState
 from fromscratch.studies.agenda import Agenda
 from fromscratch.studies.definition import Study
 from fromscratch.studies.early_stopping import hopeless
@@ -51,6 +54,22 @@ def train_command(study: Study, job: Job) -> list[str]:
     overrides = [*job.arm.overrides, f"train.seed={job.seed}"]
     sets = [word for item in overrides for word in ("--set", item)]
     return ["train", str(study.baseline), "--name", job.name, "--runs-dir", str(job.run.path.parent), *sets]
+
+
+def tune_command(study: Study, job: Job) -> list[str]:
+    """The arguments of ``fromscratch`` that tune the final model of a run, with the seed of the run."""
+    assert job.tuned is not None
+    base = f"{job.run.path.resolve()}@latest"
+    sets = ["--set", f"train.start_from={to_toml(base)}", "--set", f"train.seed={job.seed}"]
+    return ["train", str(study.tune), "--name", job.tuned.name, "--runs-dir", str(job.tuned.path.parent), *sets]
+
+
+def commands_of(study: Study, job: Job) -> list[list[str]]:
+    """The commands that are left of a run, one after the other."""
+    if job.tuned is None:
+        return [train_command(study, job)]
+    is_trained = job.run.exists() and observed_status(job.run).state == RunState.DONE
+    return [*([] if is_trained else [train_command(study, job)]), tune_command(study, job)]
 
 
 def log_of(folder: StudyFolder, job: Job) -> Path:
@@ -91,8 +110,8 @@ class LocalDevices:
 
         def train() -> int | None:
             try:
-                command = [*train_command(folder.study, job), *self._options]
-                return run_claimed(folder, job, command, slot, self._stop.is_set, shows_progress=self.num_slots == 1)
+                is_alone = self.num_slots == 1
+                return run_claimed(folder, job, self._options, slot, self._stop.is_set, shows_progress=is_alone)
             finally:
                 self._free.append(slot)
 
@@ -110,31 +129,41 @@ class LocalDevices:
 def run_claimed(
     folder: StudyFolder,
     job: Job,
-    arguments: list[str],
+    options: Sequence[str],
     environment: dict[str, str],
     stop: Callable[[], bool],
     *,
     shows_progress: bool = False,
 ) -> int | None:
-    """Claims a run and trains it in a new process; None where another process has it.
+    """Claims a run and trains it in a new process, and tunes it in another; None where another process has it.
 
     A stop request is passed on as SIGTERM, once.
+
+    Args:
+        options: further arguments of the commands.
     """
     with folder.claimed(job) as claim:
         if claim is None:
             return None
         log = log_of(folder, job)
         log.parent.mkdir(exist_ok=True)
+        code = EXIT_DONE
         with log.open("ab") as file:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "fromscratch", *arguments],
-                env={**os.environ, **environment, WATCHED_VARIABLE: str(os.getpid())},
-                stdout=file,
-                stderr=None if shows_progress else file,
-                pass_fds=[claim],
-                start_new_session=True,  # Ctrl-C reaches the runner alone, which passes it on once
-            )
-            return _wait(process, folder, job, stop)
+            for command in commands_of(folder.study, job):
+                if stop():
+                    return EXIT_STOPPED
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "fromscratch", *command, *options],
+                    env={**os.environ, **environment, WATCHED_VARIABLE: str(os.getpid())},
+                    stdout=file,
+                    stderr=None if shows_progress else file,
+                    pass_fds=[claim],
+                    start_new_session=True,  # Ctrl-C reaches the runner alone, which passes it on once
+                )
+                code = _wait(process, folder, job, stop)
+                if code != EXIT_DONE:
+                    break
+        return code
 
 
 def _wait(process: "subprocess.Popen[bytes]", folder: StudyFolder, job: Job, stop: Callable[[], bool]) -> int:

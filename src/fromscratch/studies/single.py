@@ -3,6 +3,7 @@
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import tomli_w
 
@@ -15,8 +16,21 @@ from fromscratch.studies.definition import FIRST_SEED, parse_study
 ARM = "change"
 
 
-def write_study(baseline: Path, overrides: list[str], seeds: int, name: str | None, runs_dir: Path) -> Path:
+def write_study(
+    baseline: Path,
+    overrides: list[str],
+    seeds: int,
+    name: str | None,
+    runs_dir: Path,
+    *,
+    tune: Path | None = None,
+    **settings: object,
+) -> Path:
     """Writes the study file into the folder of its runs; returns its path.
+
+    Args:
+        tune: run file by which the models are tuned.
+        settings: further keys of the study file; None leaves one out.
 
     Raises:
         UsageError: another change was tried under that name.
@@ -27,20 +41,26 @@ def write_study(baseline: Path, overrides: list[str], seeds: int, name: str | No
     change: dict[str, object] = {}
     for item in overrides:
         _merge(change, parse_override(item))
-    values = {
-        "baseline": os.path.relpath(baseline.resolve(), folder.resolve()),
+    values: dict[str, Any] = {
+        "baseline": _relative(baseline, folder),
+        **{key: value for key, value in settings.items() if value is not None},
+        **({"tune": _relative(tune, folder)} if tune else {}),
         "seeds": list(range(FIRST_SEED, FIRST_SEED + seeds)),
         "interventions": {ARM: change},
     }
     parse_study(values, file)
     if file.is_file():
         earlier = read_toml(file)
-        if earlier.get("interventions") != values["interventions"] or earlier.get("baseline") != values["baseline"]:
+        if any(earlier.get(key) != values.get(key) for key in {*earlier, *values} - {"seeds"}):
             raise UsageError(f"{file}: holds another change; give the study another --name")
         values["seeds"] = sorted({*earlier.get("seeds", []), *values["seeds"]})
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(file, tomli_w.dumps(values))
     return file
+
+
+def _relative(file: Path, folder: Path) -> str:
+    return os.path.relpath(file.resolve(), folder.resolve())
 
 
 def _name_of(baseline: Path, overrides: list[str]) -> str:

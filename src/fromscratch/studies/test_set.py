@@ -15,22 +15,25 @@ from fromscratch.config.loading import read_run_config
 from fromscratch.data.store import TokenStore
 from fromscratch.errors import UsageError
 from fromscratch.evaluation.loss import MeasuredLoss, measure_loss
+from fromscratch.finetuning.test_loss import instruction_test_loss
 from fromscratch.formats.model_sources import open_model
 from fromscratch.formats.stores import held_out_store_of, open_named_store
 from fromscratch.machine.hardware import find_hardware
 from fromscratch.runs.records import to_float
 from fromscratch.runs.states import RunState
-from fromscratch.studies.definition import CONTROL, TestSlice
+from fromscratch.studies.definition import CONTROL, Study, TestSlice
 from fromscratch.studies.jobs import Job, StudyFolder
 from fromscratch.studies.noise import variance_over_test_sets
-from fromscratch.studies.results import Losses, validation_losses
+from fromscratch.studies.results import Losses, classifier_result, validation_losses
 from fromscratch.training.held_out import TokenSlice
 
 MIN_TOKENS = 1_000
 
 
 def open_test_set(folder: StudyFolder, *, device: str | None, on_run: Callable[[str], None]) -> Losses:
-    """Returns the final test loss of every declared run; measures those that are done and not on record yet.
+    """Returns the test result of every declared run; measures those that are done and not on record yet.
+
+    The final loss on the test slice; of tuned models, the study's measure on the test part of their records.
 
     Raises:
         UsageError: the store holds too little text for a test set, or it overlaps the validation slice.
@@ -44,7 +47,10 @@ def open_test_set(folder: StudyFolder, *, device: str | None, on_run: Callable[[
         measured: dict[str, MeasuredLoss] = {}
         for job in missing:
             on_run(job.name)
-            measured[job.name] = _measure(job, settings, device)
+            if folder.study.measure.is_tuned:
+                record[job.name] = {"loss": _measure_tuned(job, folder.study, device)}
+            else:
+                measured[job.name] = _measure(job, settings, device)
         record |= {name: {"loss": one.report.loss, "tokens": one.report.tokens} for name, one in measured.items()}
         noise = _test_noise(measured, folder)
         folder.append(
@@ -56,6 +62,13 @@ def open_test_set(folder: StudyFolder, *, device: str | None, on_run: Callable[[
         loss = to_float(record[job.name]["loss"])
         losses[job.arm.name][job.seed] = math.nan if loss is None else loss  # JSON has no NaN
     return losses
+
+
+def _measure_tuned(job: Job, study: Study, device: str | None) -> float:
+    """The study's measure of the best checkpoint of a tuning, on the test part of its records."""
+    if job.needs_report:
+        return classifier_result(job, "test", study)
+    return instruction_test_loss(open_model(str(job.current.path), find_hardware(device)))
 
 
 def _measure(job: Job, settings: TestSlice, device: str | None) -> MeasuredLoss:

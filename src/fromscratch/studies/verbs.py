@@ -13,7 +13,7 @@ from fromscratch.studies.jobs import StudyFolder, check_runs
 from fromscratch.studies.prices import Limit, Prices
 from fromscratch.studies.registry import borrowed_spread, lend
 from fromscratch.studies.report import write_report
-from fromscratch.studies.results import Judgement, Losses, judge, losses_after, validation_losses
+from fromscratch.studies.results import Judgement, Losses, held_out_name, judge, losses_after, validation_losses
 from fromscratch.studies.runner import Devices, LocalDevices, Outcome, local_slots, run_study
 from fromscratch.studies.worth import to_dict
 
@@ -82,7 +82,7 @@ class StudyReport:
     """The HTML page; ``report.md``, ``report.json`` and the pictures are beside it."""
     judgement: Judgement
     measured_on: str
-    """``validation slice`` or ``test set``."""
+    """``validation slice`` or ``test set``; of tuned models, ``validation part`` or ``test part`` of their records."""
 
 
 def report_study(
@@ -102,11 +102,12 @@ def report_study(
         on_run: gets the name of each run that is measured on the test set.
     """
     if sealed:
-        losses, measured_on = validation_losses(folder), "validation slice"
+        losses, measured_on = validation_losses(folder), held_out_name(folder.study)
     else:
         from fromscratch.studies.test_set import open_test_set
 
-        losses, measured_on = open_test_set(folder, device=device, on_run=on_run), "test set"
+        losses = open_test_set(folder, device=device, on_run=on_run)
+        measured_on = "test part" if folder.study.measure.is_tuned else "test set"
     judgement = judge(folder, losses, borrowed=borrowed_spread(folder.study))
     page = write_report(folder, judgement, measured_on=measured_on, dollars_per_hour=dollars_per_hour)
     result = judgement.result
@@ -133,15 +134,17 @@ class Study:
 
     @property
     def runs(self) -> dict[str, list[Path]]:
-        """The folders of the runs that have begun, by arm; ``open_run`` opens one."""
+        """The folders of the runs that have begun, by arm, tunings after what they tune; ``open_run`` opens one."""
         arms: dict[str, list[Path]] = {arm.name: [] for arm in self.folder.study.all_arms}
         for job in self.folder.jobs():
-            if job.run.exists():
-                arms[job.arm.name].append(job.run.path)
+            arms[job.arm.name] += [run.path for run in job.stages if run.exists()]
         return arms
 
     def losses(self) -> Losses:
-        """Final held-out loss by arm and seed: None if the run has not ended, NaN if it diverged or was stopped."""
+        """Held-out result by arm and seed: the final loss, or what the study's ``measure`` names.
+
+        None if the run has not ended, NaN if it diverged or was stopped.
+        """
         return validation_losses(self.folder)
 
     def judge(self, seeds: int | None = None) -> Judgement:

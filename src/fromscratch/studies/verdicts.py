@@ -19,6 +19,7 @@ from fromscratch.studies.corrections import holm
 from fromscratch.studies.effects import shrink
 from fromscratch.studies.evalues import Sequential
 from fromscratch.studies.fixed import Fixed, dunnett, welch
+from fromscratch.studies.measures import LOSS, Measure
 from fromscratch.studies.noise import Spread, disagreement, spread_within_arms, spread_within_seeds
 
 MAX_FURTHER_SEEDS = 1_000
@@ -46,7 +47,7 @@ class Evidence:
     """P-value of the hypothesis that the effect is as large as the margin, or larger."""
     low: float
     high: float
-    """Ends of the interval of the effect, in nats. The intervals of all arms hold together at the study's level.
+    """Ends of the interval of the effect, in its unit. The intervals of all arms hold together at the study's level.
     Infinite where the runs are too few for an interval."""
 
     @property
@@ -58,7 +59,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class ArmResult:
-    """The verdict about one arm. Effects are arm minus control, in nats: below 0 is better."""
+    """The verdict about one arm. Effects are arm minus control, in the unit of the measure."""
 
     arm: str
     verdict: Verdict
@@ -93,6 +94,8 @@ class StudyResult:
     correction: Literal["Holm", "Dunnett"]
     borrowed: Spread | None
     warnings: tuple[str, ...]
+    measure: Measure = LOSS
+    """What the runs were compared by; says whether effects above or below 0 are better."""
 
 
 def judge_study(
@@ -103,24 +106,26 @@ def judge_study(
     design: Literal["sequential", "fixed"] = "sequential",
     alpha: float = 0.05,
     borrowed: Spread | None = None,
+    measure: Measure = LOSS,
 ) -> StudyResult:
     """Compares every arm with the control.
 
     Args:
-        losses: Final held-out loss, in nats, of every declared run by arm and seed. None is a run that has not ended;
-            NaN or infinity is one that diverged.
+        losses: Final value of the measure, such as the held-out loss, of every declared run by arm and seed. None is
+            a run that has not ended; NaN or infinity is one that diverged.
         control: Name of the control arm.
-        margin: The smallest effect of interest, in nats.
+        margin: The smallest effect of interest, in the unit of the measure.
         design: ``sequential`` holds at any number of looks; ``fixed`` once, when all declared runs have ended.
         alpha: Rate of studies that falsely call an arm different; and of those that falsely call one equivalent.
         borrowed: The registry's spread for this setting. A spread of single runs compares arms by all their runs; a
             spread of pairs compares them by seed. Without one, arms whose seeds the control has all are compared by
             seed.
+        measure: What the losses are; its direction decides which arms are better.
 
     Raises UsageError for a study without control or arms, and for a margin or alpha out of range.
     """
     _check(losses, control, margin, alpha)
-    plan = _Plan(design, margin, alpha, len(losses) - 1)
+    plan = _Plan(design, margin, alpha, len(losses) - 1, measure)
     comparisons = compare(losses, control, borrowed, pools_arms=design == "sequential" or borrowed is not None)
     missing = sum(loss is None for by_seed in losses.values() for loss in by_seed.values())
     waits = f"{missing} declared runs are missing; a fixed design is judged once, when all have ended"
@@ -138,7 +143,8 @@ def judge_study(
         for one in comparisons
     ]
     base = comparisons[0].control
-    return StudyResult(tuple(arms), base, design, correction, borrowed, tuple(_warnings(losses, base, borrowed)))
+    warnings = tuple(_warnings(losses, base, borrowed, measure))
+    return StudyResult(tuple(arms), base, design, correction, borrowed, warnings, measure)
 
 
 @dataclass(frozen=True)
@@ -147,6 +153,7 @@ class _Plan:
     margin: float
     alpha: float
     num_arms: int
+    measure: Measure
 
     @property
     def rule(self) -> Design:
@@ -158,7 +165,7 @@ def _check(losses: Mapping[str, Mapping[int, float | None]], control: str, margi
     if control not in losses or len(losses) < 2:
         raise UsageError(f"arms {', '.join(losses) or 'none'}: a study needs the control '{control}' and another arm")
     if not (0 < margin < math.inf):
-        raise UsageError(f"smallest effect of interest {margin}: must be a number of nats above 0")
+        raise UsageError(f"smallest effect of interest {margin}: must be a number above 0")
     if not 0 < alpha < 0.5:
         raise UsageError(f"alpha {alpha}: must be above 0 and below 0.5")
 
@@ -195,16 +202,17 @@ def _holm(contrasts: list[Contrast], plan: _Plan) -> list[Evidence]:
 
 
 def _judge(one: Comparison, evidence: Evidence, shrunken: float, plan: _Plan) -> ArmResult:
-    effect = float(one.contrast.estimate)
-    numbers = f"{effect:+.4f} nats ({evidence.interval})"
+    effect, measure = float(one.contrast.estimate), plan.measure
+    numbers, margin = f"{measure.effect(effect)} ({evidence.interval})", measure.amount(plan.margin)
     if evidence.p_different <= plan.alpha:
-        verdict = Verdict.BETTER if effect < 0 else Verdict.WORSE
+        verdict = Verdict.BETTER if measure.is_improvement(effect) else Verdict.WORSE
         small = max(abs(evidence.low), abs(evidence.high)) < plan.margin
-        reason = f"the loss changes by {numbers}" + (", which is less than the smallest effect of interest" * small)
+        reason = f"the {measure.name} changes by {numbers}"
+        reason += ", which is less than the smallest effect of interest" * small
     elif evidence.p_equivalent <= plan.alpha:
-        verdict, reason = Verdict.NO_EFFECT, f"the effect, {numbers}, is smaller than {plan.margin:.4f} nats"
+        verdict, reason = Verdict.NO_EFFECT, f"the effect, {numbers}, is smaller than {margin}"
     else:
-        verdict, reason = Verdict.UNDECIDED, f"the effect, {numbers}, may be none, and may be {plan.margin:.4f} nats"
+        verdict, reason = Verdict.UNDECIDED, f"the effect, {numbers}, may be none, and may be {margin}"
     if problem := _divergence(one, verdict):
         verdict, reason = Verdict.UNKNOWN, f"{problem}; of the others, {reason}"
     seeds = _seeds_to_decide(one, plan) if verdict == Verdict.UNDECIDED else None
@@ -228,7 +236,7 @@ def _seeds_to_decide(one: Comparison, plan: _Plan) -> int | None:
 
 
 def _warnings(
-    losses: Mapping[str, Mapping[int, float | None]], control: Runs, borrowed: Spread | None
+    losses: Mapping[str, Mapping[int, float | None]], control: Runs, borrowed: Spread | None, measure: Measure
 ) -> Iterator[str]:
     if control.diverged:
         yield f"{len(control.diverged)} of {len(control.seeds)} runs of the control diverged"
@@ -238,7 +246,7 @@ def _warnings(
     own = (spread_within_seeds if borrowed.paired else spread_within_arms)(finite)
     if own is not None and (p := disagreement(own, borrowed)) < MIN_AGREEMENT:
         yield (
-            f"the borrowed spread is {borrowed.standard_deviation:.5f} nats, this study's own is "
+            f"the borrowed spread is {measure.amount(borrowed.standard_deviation, 5)}, this study's own is "
             f"{own.standard_deviation:.5f} (F test, p = {p:.2g}): check that the registry's entry is for this model, "
             "data and schedule, or judge without it"
         )

@@ -3,12 +3,17 @@
 import json
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from fromscratch.config.prompts import PROMPT_FORMATS
 from fromscratch.generation.conversation import TEMPLATES
+from fromscratch.publishing.card import CardSettings
+from fromscratch.publishing.export import export_model
+from tests.command import run_command
 from tests.conftest import REPOSITORY
 from tests.publishing.models import make_loaded
 
@@ -71,3 +76,39 @@ def test_spam(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     before = transformers.AutoModel.from_pretrained(found["report"].folder)
     assert classifier.num_labels == 2
     assert not (classifier.transformer.wte.weight == before.wte.weight).all()
+
+
+@pytest.mark.filterwarnings("default")  # those of trl
+@pytest.mark.parametrize("format_name", ["native", "custom"])
+def test_preference(
+    shared_data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    format_name: str,
+) -> None:
+    """From a published instruct model with a tied head through DPOTrainer, and back."""
+    pytest.importorskip("trl", reason="the extra 'hf' is not installed")
+    torch = pytest.importorskip("torch")
+    plain = make_loaded(tmp_path / "model", context_length=448, tied_head=True, init={"kind": "gpt2", "std": 0.05})
+    instruct, form = tmp_path / "published", PROMPT_FORMATS["chatml"]
+    export_model(replace(plain, prompt_format=form), instruct, format_name=format_name, card=CardSettings())
+    records = json.loads((shared_data / "instructions" / "instruction-data-with-preference.json").read_text("utf-8"))
+    short = [record for record in records if len(record["instruction"] + record["input"]) < 60][:64]
+    (tmp_path / "pairs.json").write_text(json.dumps(short))
+    out = tmp_path / "out"
+    found = run_example("preference.py", tmp_path / "pairs.json", out, instruct, 1e-3, monkeypatch=monkeypatch)
+    assert found["before"]["eval_loss"] == pytest.approx(0.693, abs=0.01)  # ln 2: the model is its reference
+    trainer = found["trainer"]
+    assert trainer.evaluate(trainer.train_dataset)["eval_loss"] < 0.68
+    assert capsys.readouterr().out.count("\n  -> ") == 3
+    assert found["tuned"].prompt_format == form
+    # What comes back computes what trl has trained, and answers with the prompt format that it was tuned on.
+    ids = torch.tensor([[5, 80, 200, 17]])
+    theirs = trainer.model.eval()(ids).logits
+    torch.testing.assert_close(found["tuned"].module(ids), theirs, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(found["base"].module(ids), theirs, atol=1e-2)
+    (tmp_path / "questions.json").write_text(json.dumps(short[:2]))
+    answers = ("respond", out / "preferred", "--data", tmp_path / "questions.json", "--out", tmp_path / "answers.json")
+    assert run_command(*answers, "--device", "cpu", "--max-new-tokens", 8, "-q").code == 0
+    assert all("model_response" in record for record in json.loads((tmp_path / "answers.json").read_text("utf-8")))

@@ -11,6 +11,7 @@ from typing import Any
 
 from fromscratch.config.loading import read_run_config, to_toml
 from fromscratch.config.model import ModelConfig
+from fromscratch.config.prompts import PromptFormat
 from fromscratch.config.run import RunConfig
 from fromscratch.data.store import TokenStore
 from fromscratch.evaluation.loss import LossReport, measure_loss, save_loss
@@ -270,6 +271,11 @@ class Model:
     @property
     def tokenizer(self) -> Tokenizer:
         return self.loaded.tokenizer
+
+    @property
+    def prompt_format(self) -> PromptFormat | None:
+        """The format of the prompts that the model was tuned on; None if it was not tuned, or nobody knows."""
+        return self.loaded.prompt_format
 
     @cached_property
     def parameters(self) -> int:

@@ -9,6 +9,7 @@ import pytest
 import torch
 import transformers
 
+import tokenizers as hf
 from fromscratch.config.tune import Classify
 from fromscratch.finetuning.classification import class_weights
 from fromscratch.formats.checkpoints import MODEL_FILE
@@ -57,11 +58,44 @@ def make_qwen3(folder: Path) -> None:
     write_tokenizer(BytesTokenizer(), folder / "runs" / "base", context_length=96)
 
 
-@pytest.fixture(scope="module", params=["own", "qwen3"])
+def make_bert(folder: Path) -> None:
+    """A BERT as masked language modelling leaves it, without a pooler, and a tokenizer with its special tokens."""
+    config = transformers.BertConfig(
+        vocab_size=259,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=96,
+        initializer_range=0.1,
+    )
+    torch.manual_seed(1)
+    transformers.BertForMaskedLM(config).save_pretrained(folder / "runs" / "base")
+    write_framed_tokenizer(folder / "runs" / "base")
+
+
+def write_framed_tokenizer(folder: Path, *, first: str = "[CLS]", last: str = "[SEP]", pad: str = "[PAD]") -> None:
+    """Bytes, with the padding token as id 0 and special tokens around each text."""
+    characters = sorted(hf.pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: index for index, token in enumerate([pad, first, last, *characters])}
+    engine = hf.Tokenizer(hf.models.BPE(vocabulary, []))
+    engine.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    engine.decoder = hf.decoders.ByteLevel()
+    engine.add_special_tokens([pad, first, last])
+    engine.post_processor = hf.processors.TemplateProcessing(
+        single=f"{first} $A {last}", special_tokens=[(first, 1), (last, 2)]
+    )
+    engine.save(str(folder / "tokenizer.json"))
+
+
+MAKERS = {"own": make_base, "qwen3": make_qwen3, "bert": make_bert}
+
+
+@pytest.fixture(scope="module", params=MAKERS)
 def base(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
     """A folder with a very small model in ``runs/base``, and ``texts.csv``."""
     folder = tmp_path_factory.mktemp(request.param)
-    (make_base if request.param == "own" else make_qwen3)(folder)
+    MAKERS[request.param](folder)
     write_texts(folder)
     return folder
 
@@ -73,8 +107,14 @@ def _inside(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def tune(name: str, *arguments: object) -> Answer:
     model = "runs/base" if Path("runs/base/config.json").exists() else "base"
-    rate = () if "--learning-rate" in arguments else ("--learning-rate", "0.01")
+    rate = () if "--learning-rate" in arguments else ("--learning-rate", "0.001" if is_encoder() else "0.01")
     return run_command("finetune", "classify", model, "--data", "texts.csv", "--name", name, *FAST, *rate, *arguments)
+
+
+def is_encoder() -> bool:
+    """Whether the base model of the current folder is the BERT."""
+    config = Path("runs/base/config.json")
+    return config.exists() and "bert" in config.read_text()
 
 
 def tuned(name: str, *arguments: object) -> LoadedModel:
@@ -93,7 +133,8 @@ def report_of(name: str) -> dict[str, Any]:
 
 
 def test_a_run_learns_the_classes_and_is_measured() -> None:
-    answer = tune("learns", "--json")
+    slowly = ("--epochs", "20") if is_encoder() else ()
+    answer = tune("learns", "--json", *slowly)
     assert answer.code == 0, answer.err
     printed = json.loads(answer.out)
     report = report_of("learns")
@@ -130,27 +171,22 @@ def test_exactly_the_wanted_weights_are_trained(train: str) -> None:
     if train == "lora":
         pytest.importorskip("peft")
     model = tuned(f"train-{train}", "--train", train, "--epochs", "1").model
-    before = {
-        name: parameter
-        for name, parameter in open_model("runs/base", find_hardware("cpu")).model.named_parameters()
-        if parameter is not None
-    }
-    head = next(name for name, parameter in model.named_parameters() if parameter is model.output_head.weight)
+    before = dict(open_model("runs/base", find_hardware("cpu"), may_encode=True).model.named_parameters())
+    head = set(model.head_parameters())
     changed = {
-        name for name, parameter in model.named_parameters() if name != head and not parameter.equal(before[name])
+        name for name, parameter in model.named_parameters() if name not in head and not parameter.equal(before[name])
     }
-    frozen = {name for name in dict(model.named_parameters()) if name != head} - changed
-    last = {
-        name for name in before if any(mark in name for mark in ("blocks.1.", "layers.1.", "final_norm", "model.norm"))
-    }
+    frozen = set(dict(model.named_parameters())) - head - changed
+    marks = ("blocks.1.", "layers.1.", "layer.1.", "final_norm", "model.norm", "pooler")
+    last = {name for name in before if any(mark in name for mark in marks)}
     if train == "head":
-        assert not changed
+        assert changed == {name for name in last if "pooler" in name}  # pre-training leaves a BERT's untrained
     elif train == "last-block":
-        assert changed == last - {head}
+        assert changed == last - head
     elif train == "all":
         assert not frozen
     else:
-        assert changed and all("weight" in name and "norm" not in name and "embed" not in name for name in changed)
+        assert changed and all("weight" in name and "orm" not in name and "embed" not in name for name in changed)
 
 
 def test_weights_of_classes_use_all_texts() -> None:
@@ -175,9 +211,12 @@ def test_classify_prints_calibrated_probabilities() -> None:
     found = [json.loads(line) for line in answer.out.splitlines()]
     assert [one["text"] for one in found] == ["100 cat", "200 very red"]
     for one in found:
-        ids = torch.tensor([list(one["text"].encode())])
+        ids = torch.tensor(loaded.tokenizer.encode(one["text"]).tolist())
+        if is_encoder():
+            ids = torch.cat([torch.tensor([1]), ids, torch.tensor([2])])  # [CLS] and [SEP]
         with torch.inference_mode():
-            expected = (loaded.model(ids)[0, -1] / temperature).softmax(0)
+            scores = loaded.model(ids[None])
+        expected = ((scores[0] if is_encoder() else scores[0, -1]) / temperature).softmax(0)
         assert list(one["probabilities"]) == list(CLASSES)
         assert list(one["probabilities"].values()) == pytest.approx(expected.tolist(), abs=1e-5)
     assert found[0]["class"] == "animal"
@@ -196,11 +235,15 @@ def test_transformers_loads_it_with_equal_probabilities(base: Path, tmp_path: Pa
     if form == "custom" and Path("runs/base/config.json").exists():
         pytest.skip("models of transformers are published as native only")
     tuned("exported")
-    folder = tmp_path / f"{base.name}-{form}"
-    published = run_command("publish", "runs/exported", "--to", folder, "--format", form)
+    check_published("exported", tmp_path / f"{base.name}-{form}", form)
+
+
+def check_published(run: str, folder: Path, form: str) -> None:
+    """Checks that transformers, and this package again, load a published classifier with equal probabilities."""
+    published = run_command("publish", f"runs/{run}", "--to", folder, "--format", form)
     assert published.code == 0, published.err
     texts = ["100 cat", "a very very long grey text", "town"]
-    answer = run_command("classify", "exported", "-", "--json", typed="\n".join(texts))
+    answer = run_command("classify", run, "-", "--json", typed="\n".join(texts))
     expected = [list(json.loads(line)["probabilities"].values()) for line in answer.out.splitlines()]
     theirs = transformers.AutoModelForSequenceClassification.from_pretrained(folder, trust_remote_code=form == "custom")
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
@@ -242,7 +285,7 @@ def test_a_run_file_trains_and_measures_the_same() -> None:
     model = "runs/base" if Path("runs/base/config.json").exists() else "base"
     Path("classify.toml").write_text(
         f'[data]\nstore = "texts.csv"\nepochs = 1\n[train]\nstart_from = "{model}"\nglobal_batch = 8\n'
-        'precision = "fp32"\noptimizer = { kind = "adamw", learning_rate = 0.01 }\n'
+        f'precision = "fp32"\noptimizer = {{ kind = "adamw", learning_rate = {0.001 if is_encoder() else 0.01} }}\n'
         '[tune]\nkind = "classify"\npatience = 0\n'
     )
     assert run_command("train", "classify.toml", "--name", "by-file", "--device", "cpu", "-q").code == 0
@@ -259,3 +302,37 @@ def test_lora_is_chosen_by_train() -> None:
     assert Classify.model_validate({"train": "lora"}).lora is not None
     with pytest.raises(ValueError, match="lora needs train"):
         Classify.model_validate({"train": "head", "lora": {}})
+
+
+@pytest.mark.parametrize("family", ["Roberta", "DistilBert", "ModernBert"])
+def test_other_encoders_are_published_and_read_back(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Heads of several layers, positions that begin after the padding's id, models without token types."""
+    if not is_encoder():
+        pytest.skip("once is enough")
+    shape = {"vocab_size": 259, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2}
+    more = {"num_attention_heads": 4, "max_position_embeddings": 64, "pad_token_id": 0, "bos_token_id": 1}
+    distil = {"dim": 32, "hidden_dim": 64, "n_layers": 2, "n_heads": 4, "vocab_size": 259} | more
+    settings: dict[str, Any] = (
+        distil if family == "DistilBert" else shape | more | {"cls_token_id": 1, "sep_token_id": 2}
+    )
+    settings |= {"eos_token_id": 2, "initializer_range": 0.1}
+    (tmp_path / "runs").mkdir()
+    torch.manual_seed(1)
+    config = getattr(transformers, f"{family}Config")(**settings)
+    getattr(transformers, f"{family}ForMaskedLM")(config).save_pretrained(tmp_path / "runs" / "base")
+    write_framed_tokenizer(tmp_path / "runs" / "base")
+    write_texts(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    loaded = tuned("encoder", "--epochs", "1", "--learning-rate", "0.001")
+    assert loaded.config.context_length == (63 if family == "Roberta" else 64)
+    check_published("encoder", tmp_path / "published", "native")
+
+
+def test_an_encoder_is_no_language_model() -> None:
+    if not is_encoder():
+        pytest.skip("of encoders")
+    says = "predicts no next token; 'fromscratch finetune classify' makes a classifier of it"
+    refused("generate", "runs/base", "cat", code=2, says=says)
+    refused("finetune", "instruct", "runs/base", "--data", "texts.csv", code=2, says=says)

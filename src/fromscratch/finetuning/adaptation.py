@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fromscratch.config.tune import Classify, LoRA, Tuning
 from fromscratch.errors import UsageError
 from fromscratch.formats.lora import BASE_LAYER, DOWN, UP
-from fromscratch.formats.weights import fill, head_name
+from fromscratch.formats.weights import fill, first_head_weights
 from fromscratch.models.factory import replace_head
 from fromscratch.models.language_model import LanguageModel
 from fromscratch.randomness import derive_seed
@@ -37,9 +37,6 @@ def trained_parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
-HEAD_STD = 0.02  # GPT-2's, and that of transformers' heads
-
-
 def set_adapted_weights(model: LanguageModel, base: dict[str, Tensor], *, seed: int, where: Path) -> None:
     """Sets the weights of an adapted model: those of the base model, and first weights of what was added.
 
@@ -57,10 +54,9 @@ def set_adapted_weights(model: LanguageModel, base: dict[str, Tensor], *, seed: 
         if DOWN in name or UP in name
     }
     if model.num_classes:
-        head = head_name(model)
-        drawn = torch.Generator().manual_seed(derive_seed(seed, "class-head"))
-        added[head] = torch.empty(model.get_parameter(head).shape).normal_(std=HEAD_STD, generator=drawn)
-        base = {name: tensor for name, tensor in base.items() if name != head}  # without the language head
+        drawn, heads = torch.Generator().manual_seed(derive_seed(seed, "class-head")), model.head_parameters()
+        added |= {name: first_head_weights(name, parameter.shape, drawn) for name, parameter in heads.items()}
+        base = {name: tensor for name, tensor in base.items() if name not in heads}  # without the language head
     names = {name.replace(BASE_LAYER, ""): name for name, _ in model.named_parameters() if name not in added}
     fill(model, {**{names.get(name, name): tensor for name, tensor in base.items()}, **added}, where)
 

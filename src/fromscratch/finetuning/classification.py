@@ -10,12 +10,10 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from fromscratch.errors import UsageError
 from fromscratch.finetuning.batches import held_out_batches
@@ -29,20 +27,24 @@ LOG = logging.getLogger(__name__)
 
 
 def encode_texts(
-    texts: Sequence[str], targets: Sequence[int], tokenizer: Tokenizer, *, context_length: int
+    texts: Sequence[str], targets: Sequence[int], tokenizer: Tokenizer, *, context_length: int, is_framed: bool = False
 ) -> Examples:
     """Encodes texts, cut to the context at their ends; the target of the last token is the class.
+
+    Args:
+        is_framed: whether to put the tokenizer's special tokens around each text, as encoders are trained.
 
     Raises:
         UsageError: the tokenizer has no end-of-text token, with which batches are padded, or a text has no token.
     """
     tokenizer.check_end_of_text("pads batches; a model without one cannot classify")
-    kept, num_cut = [], 0
+    before, after = tokenizer.frame() if is_framed else ([], [])
+    room, kept, num_cut = context_length - len(before) - len(after), [], 0
     for ids, target in zip(tokenizer.encode_documents(list(texts)), targets, strict=True):
         if not len(ids):
             raise UsageError("an empty text, or one without any token of the model's tokenizer, has no class")
-        num_cut += len(ids) > context_length
-        inputs = ids[:context_length].astype(np.int64)
+        num_cut += len(ids) > room
+        inputs = np.concatenate([before, ids[:room], after]).astype(np.int64)
         places = np.full(len(inputs), IGNORED, dtype=np.int64)
         places[-1] = target
         kept.append(Example(inputs, places))
@@ -83,17 +85,13 @@ def score_texts(loaded: LoadedModel, texts: Sequence[str], *, batch: int = 32) -
         UsageError: a text has no token.
     """
     tokenizer, length = loaded.tokenizer, loaded.config.context_length
-    examples = encode_texts(texts, [0] * len(texts), tokenizer, context_length=length)
+    is_framed = loaded.model.is_encoder
+    examples = encode_texts(texts, [0] * len(texts), tokenizer, context_length=length, is_framed=is_framed)
     if examples.num_cut:
         LOG.warning("notice: %d texts are longer than %d tokens; their ends are cut", examples.num_cut, length)
     scores = np.empty((len(texts), len(loaded.classes)))
     device = next(loaded.model.parameters()).device
     for indices, width in held_out_batches(examples.lengths, micro_batch=batch):
         inputs, targets = (t.to(device) for t in collate(examples.kept, tokenizer.end_of_text, indices, width))
-        scores[indices] = _last_logits(loaded.model, inputs, targets).cpu().numpy()
+        scores[indices] = loaded.model.scores_of(inputs, targets != IGNORED).double().cpu().numpy()
     return scores
-
-
-def _last_logits(model: LanguageModel, inputs: Tensor, targets: Tensor) -> Any:
-    """Returns the logits at the one target of each row: [B, T] and [B, T] -> [B, C]."""
-    return model(inputs)[targets != IGNORED].double()

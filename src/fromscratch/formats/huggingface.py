@@ -1,14 +1,20 @@
-"""Causal language models of the transformers library, in folders that ``save_pretrained`` or the Hub made."""
+"""Causal models and encoders of the transformers library, in folders that ``save_pretrained`` or the Hub made."""
 
 import importlib.util
 import json
+import logging
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from fromscratch.config.model import HuggingFaceConfig
 from fromscratch.errors import DataError, UsageError
 from fromscratch.formats.classifiers import take_score
 from fromscratch.formats.imported import ImportedModel
+from fromscratch.formats.weights import first_head_weights
+from fromscratch.models.encoders import is_encoder
+from fromscratch.randomness import derive_seed
 
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "n_ctx", "max_seq_len", "seq_length")
 PREFIX = "inner."
@@ -24,6 +30,11 @@ def is_causal_model(raw: dict[str, Any]) -> bool:
     return raw["model_type"] in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and "auto_map" not in raw
 
 
+def is_encoder_model(raw: dict[str, Any]) -> bool:
+    """Whether a ``config.json`` names an encoder that the installed transformers library has as classifier."""
+    return importlib.util.find_spec("transformers") is not None and is_encoder(raw)
+
+
 def read_huggingface(folder: Path, raw: dict[str, Any], *, classes: tuple[str, ...] = ()) -> ImportedModel:
     """Reads the weights of safetensors files as fp32. Executes no code of the folder.
 
@@ -34,9 +45,38 @@ def read_huggingface(folder: Path, raw: dict[str, Any], *, classes: tuple[str, .
         UsageError: its config does not name the length of its context.
         DataError: weights are missing or do not fit.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+    model, missing = _load(folder, is_classifier=bool(classes))
+    _check_missing(folder, missing)
+    tensors = {PREFIX + name: parameter.detach() for name, parameter in model.named_parameters()}
+    score = take_score(tensors, folder, PREFIX) if classes else None
+    return ImportedModel("transformers", _config_of(folder, raw, model), tensors, classes=classes, score=score)
 
-    auto_class = AutoModelForSequenceClassification if classes else AutoModelForCausalLM
+
+def read_encoder(folder: Path, raw: dict[str, Any], *, classes: tuple[str, ...] = ()) -> ImportedModel:
+    """As ``read_huggingface``, of an encoder. One that is no classifier yet gets a head, and a pooler if it has none.
+
+    The new weights are the same each time. ``finetune classify`` draws the head again, by its seed.
+    """
+    model, missing = _load(folder, is_classifier=True)
+    body = f"{model.base_model_prefix}."
+    is_new = {name: not name.startswith(body) or name.startswith(f"{body}pooler.") for name in missing}
+    _check_missing(folder, [name for name in missing if classes or not is_new[name]])
+    generator = torch.Generator().manual_seed(derive_seed(0, "encoder-head"))
+    tensors = {
+        PREFIX + name: first_head_weights(name, parameter.shape, generator) if name in is_new else parameter.detach()
+        for name, parameter in model.named_parameters()
+    }
+    return ImportedModel("transformers", _config_of(folder, raw, model), tensors, classes=classes)
+
+
+def _load(folder: Path, *, is_classifier: bool) -> tuple[Any, list[str]]:
+    """Returns the model and the names of the weights that the folder lacks, or has in another shape."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers.utils import logging as their_logging
+
+    verbosity = their_logging.get_verbosity()
+    their_logging.set_verbosity(logging.ERROR)  # missing weights are told below
+    auto_class = AutoModelForSequenceClassification if is_classifier else AutoModelForCausalLM
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
         loaded: Any = auto_class.from_pretrained(
@@ -49,21 +89,30 @@ def read_huggingface(folder: Path, raw: dict[str, Any], *, classes: tuple[str, .
             output_loading_info=True,
         )
     except Exception as error:  # the library raises many kinds
-        purpose = "classifier" if classes else "causal language model"
+        purpose = "classifier" if is_classifier else "causal language model"
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(f"{folder}: transformers cannot read it as a {purpose} ({first_line})") from None
+    finally:
+        their_logging.set_verbosity(verbosity)
     model, info = loaded
-    if missing := sorted({*info["missing_keys"], *(item[0] for item in info["mismatched_keys"])}):
+    return model, sorted({*info["missing_keys"], *(item[0] for item in info["mismatched_keys"])})
+
+
+def _check_missing(folder: Path, missing: list[str]) -> None:
+    if missing:
         raise DataError(f"{folder}: weights are missing or of another shape: {', '.join(missing[:5])}")
-    text = config.get_text_config()
+
+
+def _config_of(folder: Path, raw: dict[str, Any], model: Any) -> HuggingFaceConfig:
+    text = model.config.get_text_config()
     length = next((getattr(text, key) for key in CONTEXT_KEYS if isinstance(getattr(text, key, None), int)), None)
     if length is None:
         raise UsageError(
             f"{folder}: its config.json does not name the length of its context ({', '.join(CONTEXT_KEYS)})"
         )
-    own = HuggingFaceConfig(
+    for name, table in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(table, "padding_idx", None) is not None:
+            length -= table.padding_idx + 1  # RoBERTa counts its positions from there
+    return HuggingFaceConfig(
         architecture=json.dumps(raw, sort_keys=True), vocab_size=text.vocab_size, context_length=length
     )
-    tensors = {PREFIX + name: parameter.detach() for name, parameter in model.named_parameters()}
-    score = take_score(tensors, folder, PREFIX) if classes else None
-    return ImportedModel("transformers", own, tensors, classes=classes, score=score)

@@ -37,15 +37,15 @@ class ImportedModel:
     classes: tuple[str, ...] = ()
     """Classes of a classifier, in the order of its scores; empty for a language model."""
     score: Tensor | None = None
-    """The head of a classifier [C, D]; ``tensors`` are then without a head."""
+    """The head of a classifier [C, D]; ``tensors`` are then without a head. None where they hold it."""
 
     def build(self, where: Path) -> LanguageModel:
         """Builds the model with its weights. Raises DataError where a tensor does not fit."""
         model, tensors = build_empty(self.config, "cpu"), self.tensors
         if self.classes:
-            assert self.score is not None
             replace_head(model, len(self.classes))
-            tensors = {**tensors, head_name(model): self.score}
+            if self.score is not None:
+                tensors = {**tensors, head_name(model): self.score}
         fill(model, tensors, where)
         return model.eval()
 

@@ -81,21 +81,32 @@ class LoadedModel:
 
 
 def open_model(
-    source: str, hardware: Hardware, *, runs_dir: Path = RUNS_DIR, may_classify: bool = False
+    source: str,
+    hardware: Hardware,
+    *,
+    runs_dir: Path = RUNS_DIR,
+    may_classify: bool = False,
+    may_encode: bool = False,
 ) -> LoadedModel:
     """Loads the model that ``source`` names. A run is also looked up in ``runs_dir``.
 
     Args:
         may_classify: whether a classifier is meant too; otherwise only a language model.
+        may_encode: whether an encoder is meant too, which is no classifier yet.
 
     Raises:
-        UsageError: no such model, or it is a classifier.
+        UsageError: no such model, or it is a classifier or an encoder.
         DataError: the run, checkpoint or folder is damaged or has no weights yet.
     """
     loaded = _open(source, hardware, runs_dir)
     if loaded.classes and not may_classify:
         raise UsageError(
             f"model {source}: classifies texts and has no language head; use 'fromscratch classify' or 'publish'"
+        )
+    if loaded.model.is_encoder and not loaded.classes and not may_encode:
+        raise UsageError(
+            f"model {source}: reads texts in both directions (an encoder), and predicts no next token; 'fromscratch "
+            "finetune classify' makes a classifier of it"
         )
     return loaded
 

@@ -18,7 +18,7 @@ NANOGPT_FILE = "ckpt.pt"
 MAX_PADDING = 1_024  # rows that programs add to a vocabulary, to round its size up
 SUPPORTED = (
     "GPT2LMHeadModel folders, published folders, checkpoints of the book's model, nanoGPT's ckpt.pt, "
-    "and causal models of transformers where that is installed"
+    "and causal models and encoders of transformers where that is installed"
 )
 
 
@@ -41,6 +41,8 @@ def read_model(path: Path, *, num_heads: int | None = None) -> ImportedModel:
         return gpt2.read_gpt2(path, classes=classes)
     if raw.get("model_type") == published.MODEL_TYPE and published.TABLE_KEY in raw:
         return published.read_published(path, classes=classes)
+    if huggingface.is_encoder_model(raw):
+        return huggingface.read_encoder(path, raw, classes=classes)
     if huggingface.is_causal_model(raw):
         return huggingface.read_huggingface(path, raw, classes=classes)
     if any(name.endswith(book.LAYOUT.position_embedding) for name in read_weights(path)):

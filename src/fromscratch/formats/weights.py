@@ -120,9 +120,19 @@ def model_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 
 def head_name(model: LanguageModel) -> str:
-    """Returns the name of the weight of the output head. It must not be tied to another."""
-    weight = model.output_head.weight
-    return next(name for name, parameter in model.named_parameters() if parameter is weight)
+    """Returns the name of the weight of the output head, where that is a linear layer without a bias."""
+    (name,) = model.head_parameters()
+    return name
+
+
+HEAD_STD = 0.02  # GPT-2's, and that of transformers' heads
+
+
+def first_head_weights(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """Returns first weights of a new head: normal matrices, biases of 0, and gains of 1."""
+    if len(shape) > 1:
+        return torch.empty(shape).normal_(std=HEAD_STD, generator=generator)
+    return torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
 
 
 @torch.no_grad()

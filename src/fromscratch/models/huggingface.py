@@ -51,11 +51,13 @@ class HuggingFaceModel(LanguageModel):
         from transformers import AutoConfig, AutoModelForCausalLM
         from transformers.initialization import no_init_weights
 
-        off = {key: 0.0 for key, value in self._settings.items() if is_dropout(key, value)}
         with ExitStack() as stack:
             stack.enter_context(no_init_weights())
-            config = AutoConfig.for_model(**{**self._settings, **off})
+            config = AutoConfig.for_model(**self._settings_without_dropout())
             return AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+
+    def _settings_without_dropout(self) -> dict[str, Any]:
+        return self._settings | {key: 0.0 for key, value in self._settings.items() if is_dropout(key, value)}
 
     @property
     def output_head(self) -> nn.Module:
@@ -128,5 +130,7 @@ def is_dropout(key: str, value: Any) -> bool:
 
 
 def build(config: HuggingFaceConfig) -> HuggingFaceModel:
-    """Builds the kind ``huggingface``."""
-    return HuggingFaceModel(config)
+    """Builds the kind ``huggingface``: a causal language model or an encoder, by its architecture."""
+    from fromscratch.models.encoders import EncoderModel, is_encoder  # which imports this module
+
+    return EncoderModel(config) if is_encoder(json.loads(config.architecture)) else HuggingFaceModel(config)

@@ -19,6 +19,8 @@ class LanguageModel(nn.Module):
     num_layers: int
     num_classes: int | None = None
     """Number of classes that the head scores instead of tokens; None in a language model."""
+    is_encoder = False
+    """Whether it reads a text in both directions, so that it can classify, and cannot predict the next token."""
     has_unlimited_context = False
     """Whether a text may grow beyond ``context_length``, as it may in a recurrent model."""
     gradient_checkpointing: bool | None = None
@@ -59,10 +61,23 @@ class LanguageModel(nn.Module):
         """Sets every parameter and buffer."""
         raise NotImplementedError
 
+    def scores_of(self, tokens: Tensor, counts: Tensor) -> Tensor:
+        """Scores where the booleans ``counts`` [B, T] are true, N times: ids [B, T] -> [N, V]."""
+        return self(tokens)[counts]
+
     @property
     def output_head(self) -> nn.Module:
-        """The linear layer that scores what is predicted."""
+        """What scores the predictions; a linear layer in every language model."""
         raise NotImplementedError
+
+    def head_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters of the output head, by name. They must not be tied to others."""
+        own = set(self.output_head.parameters())
+        return {name: parameter for name, parameter in self.named_parameters() if parameter in own}
+
+    def last_layer(self) -> nn.Module:
+        """The linear layer that gives the scores."""
+        return self.output_head
 
     def replace_head(self, num_outputs: int) -> None:
         """Makes ``forward`` and ``losses_of`` score so many classes instead of tokens, by an own head, not set yet."""

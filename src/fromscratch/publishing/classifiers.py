@@ -8,19 +8,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fromscratch.config.model import HuggingFaceConfig
 from fromscratch.errors import UsageError
 from fromscratch.formats.classifiers import CLASSIFIER_ENDING, SCORE, class_settings, known_temperature
 from fromscratch.formats.model_sources import LoadedModel
+from fromscratch.models.encoders import EncoderModel
 
 
 def scores_of(loaded: LoadedModel) -> Tensor:
     """Returns the head's matrix [C, D], divided by the temperature."""
-    weight = loaded.model.output_head.weight
-    assert isinstance(weight, Tensor)
-    return (weight.detach().cpu() / (known_temperature(loaded) or 1.0)).contiguous()
+    return _calibrated(loaded, loaded.model.output_head.weight)
+
+
+def _calibrated(loaded: LoadedModel, tensor: Tensor | nn.Module) -> Tensor:
+    assert isinstance(tensor, Tensor)
+    return (tensor.detach().cpu() / (known_temperature(loaded) or 1.0)).contiguous()
 
 
 def classifier_settings(loaded: LoadedModel, architecture: str) -> dict[str, Any]:
@@ -45,6 +49,8 @@ def write_huggingface_classifier(loaded: LoadedModel, folder: Path) -> dict[str,
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     assert isinstance(loaded.config, HuggingFaceConfig)
+    if isinstance(loaded.model, EncoderModel):
+        return _write_encoder(loaded, loaded.model, folder)
     architecture = json.loads(loaded.config.architecture)
     settings = {**architecture, **class_settings(loaded.classes, loaded.tokenizer.end_of_text)}
     try:
@@ -61,3 +67,16 @@ def write_huggingface_classifier(loaded: LoadedModel, folder: Path) -> dict[str,
     classifier.load_state_dict(tensors, assign=True)
     classifier.save_pretrained(folder)
     return {**settings, "architectures": [type(classifier).__name__], "dtype": "float32"}
+
+
+def _write_encoder(loaded: LoadedModel, model: EncoderModel, folder: Path) -> dict[str, Any]:
+    """Writes an encoder with its head; padding stays the one that it was pre-trained with."""
+    last, pad_id = model.last_layer(), model.inner.config.pad_token_id
+    tensors = {name: parameter.detach().cpu() for name, parameter in model.inner.named_parameters()}
+    for name, parameter in model.inner.named_parameters():
+        if any(parameter is own for own in last.parameters()):
+            tensors[name] = _calibrated(loaded, parameter)
+    model.inner.save_pretrained(folder, state_dict=tensors)
+    architecture = {key: value for key, value in json.loads(loaded.config.architecture).items() if key != "dtype"}  # type: ignore[attr-defined]
+    names = {"architectures": [type(model.inner).__name__], "dtype": "float32"}
+    return {**architecture, **class_settings(loaded.classes, pad_id), **names}

@@ -96,7 +96,14 @@ def export_model(loaded: LoadedModel, folder: Path, *, format_name: str, card: C
         for name, values in files.items():
             (temporary / name).write_text(to_strict_json(values, indent=2), "utf-8")
         side = "right" if loaded.classes else "left"
-        write_tokenizer(loaded.tokenizer, temporary, context_length=loaded.config.context_length, padding_side=side)
+        write_tokenizer(
+            loaded.tokenizer,
+            temporary,
+            context_length=loaded.config.context_length,
+            padding_side=side,
+            pad_id=config.get("pad_token_id") if loaded.model.is_encoder else None,
+            is_framed=loaded.model.is_encoder,
+        )
         if loaded.prompt_format:
             write_prompt_format(loaded.prompt_format, temporary)
         write_card(temporary, loaded, card, format_name)

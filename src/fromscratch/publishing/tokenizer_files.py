@@ -22,24 +22,37 @@ SAMPLES = (
 """Texts that a published tokenizer must encode as in training."""
 
 
-def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, context_length: int, padding_side: str = "left") -> None:
+def write_tokenizer(
+    tokenizer: Tokenizer,
+    folder: Path,
+    *,
+    context_length: int,
+    padding_side: str = "left",
+    pad_id: int | None = None,
+    is_framed: bool = False,
+) -> None:
     """Writes both files. The end-of-text token is also the beginning and padding token; no token is added.
 
     The attention mask distinguishes padding from the end of a text.
 
     Args:
         padding_side: ``left``, after which generation continues each text, or ``right``, for classifiers.
+        pad_id: the id of the padding token, if it is another than the end of text.
+        is_framed: whether the model was trained on texts with the tokenizer's special tokens around them.
     """
     if isinstance(tokenizer, BytesTokenizer):
         (folder / TOKENIZER_FILE).write_text(_bytes_as_json(tokenizer), "utf-8")
     else:
         tokenizer._save_files(folder)
-        _remove_post_processor(folder / TOKENIZER_FILE)
-    check_ids(tokenizer, folder / TOKENIZER_FILE)
+        if not is_framed:
+            _remove_post_processor(folder / TOKENIZER_FILE)
+    check_ids(tokenizer, folder / TOKENIZER_FILE, is_framed=is_framed)
     end = _token_text(folder / TOKENIZER_FILE, tokenizer.end_of_text)
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         **dict.fromkeys(("bos_token", "eos_token", "pad_token"), end),
+        **({"pad_token": _token_text(folder / TOKENIZER_FILE, pad_id)} if pad_id is not None else {}),
+        **({"model_input_names": ["input_ids", "attention_mask"]} if is_framed else {}),
         "model_max_length": context_length,
         "clean_up_tokenization_spaces": False,
         "padding_side": padding_side,
@@ -54,11 +67,12 @@ def _remove_post_processor(file: Path) -> None:
         file.write_text(json.dumps(whole | {"post_processor": None}, ensure_ascii=False), "utf-8")
 
 
-def check_ids(tokenizer: Tokenizer, file: Path) -> None:
+def check_ids(tokenizer: Tokenizer, file: Path, *, is_framed: bool = False) -> None:
     """Raises DataError where a ``tokenizer.json`` encodes texts to other ids than those of training."""
     published = hf.Tokenizer.from_file(str(file))
     for text in SAMPLES:
-        expected, found = tokenizer.encode(text).tolist(), published.encode(text).ids
+        before, after = tokenizer.frame() if is_framed else ([], [])
+        expected, found = [*before, *tokenizer.encode(text).tolist(), *after], published.encode(text).ids
         if expected != found:
             raise DataError(
                 f"tokenizer {tokenizer.name}: as tokenizer.json it encodes {text!r} as {found}, but the model was "

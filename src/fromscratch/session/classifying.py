@@ -39,6 +39,7 @@ def plan_classification(
             [tune.classes.index(texts.labels[i]) for i in part],
             loaded.tokenizer,
             context_length=loaded.config.context_length,
+            is_framed=loaded.model.is_encoder,
         )
         for part in (split.train, split.validation)
     )

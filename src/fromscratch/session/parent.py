@@ -73,8 +73,11 @@ def open_parent(
     return parent
 
 
-def open_base(start: StartFrom, folder: Path, run_file: str) -> Parent:
+def open_base(start: StartFrom, folder: Path, run_file: str, *, may_encode: bool = False) -> Parent:
     """Opens the model of ``start_from``, whatever its architecture.
+
+    Args:
+        may_encode: whether it may be an encoder, which can only be made a classifier.
 
     Raises:
         UsageError: there is no such model, or it has no optimiser state although that is wanted.
@@ -82,7 +85,8 @@ def open_base(start: StartFrom, folder: Path, run_file: str) -> Parent:
     """
     local = folder / start.model
     is_local = local.exists() or Path(split_source(str(local))[0]).exists()
-    loaded = open_model(str(local) if is_local else start.model, find_hardware("cpu"), runs_dir=folder / "runs")
+    source, cpu = str(local) if is_local else start.model, find_hardware("cpu")
+    loaded = open_model(source, cpu, runs_dir=folder / "runs", may_encode=may_encode)
     if start.optimizer and not (loaded.checkpoint / STATE_FILE).is_file():
         raise UsageError(
             f"{run_file}: train.start_from = {start.model}: it has no optimiser state, because it is not a checkpoint "

@@ -40,7 +40,7 @@ def plan_tuning(config: RunConfig, folders: dict[str, Path], where: str) -> Plan
     if start is None:
         raise UsageError(f"{where}: [tune] needs train.start_from, the model to tune")
     file = read_table(_find(config.data.store, folders.get("data.store", Path())))
-    parent = open_base(start, folders.get("train.start_from", Path()), where)
+    parent = open_base(start, folders.get("train.start_from", Path()), where, may_encode=isinstance(tune, Classify))
     config = config.model_copy(update={"model": _model_config(config.model, parent, tune, where)})
     objective: InstructionTuning
     if isinstance(tune, Classify):

@@ -74,6 +74,10 @@ class Tokenizer(ABC):
         if self.end_of_text == NO_END_OF_TEXT:
             raise UsageError(f"tokenizer {self.name}: has no end-of-text token, which {purpose}")
 
+    def frame(self) -> tuple[list[int], list[int]]:
+        """Returns the special tokens before and after a text that an encoder classifies, such as ``[CLS]``."""
+        return [], []
+
     def encode(self, text: str) -> Ids:
         """Returns the ids of one text, without the end-of-text id."""
         return self.encode_documents([text])[0]

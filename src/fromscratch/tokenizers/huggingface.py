@@ -79,6 +79,12 @@ class HuggingFaceTokenizer(Tokenizer):
         encodings = self._engine.encode_batch_fast(clean, add_special_tokens=False)
         return [np.array(encoding.ids, dtype=np.uint32) for encoding in encodings]
 
+    def frame(self) -> tuple[list[int], list[int]]:
+        """Returns the special tokens that the tokenizer's post-processor puts before and after a text."""
+        plain, framed = (self._engine.encode("a", add_special_tokens=adds).ids for adds in (False, True))
+        begin = next(i for i in range(len(framed)) if framed[i : i + len(plain)] == plain)
+        return framed[:begin], framed[begin + len(plain) :]
+
     def fast_definition(self) -> str | None:
         """Returns the ``tokenizer.json`` without special tokens and what follows the model; None if it alters texts."""
         whole = json.loads(self._engine.to_str())

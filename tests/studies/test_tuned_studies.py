@@ -195,6 +195,9 @@ def test_base_models_are_judged_by_their_tuned_answers(folder: Path) -> None:
     record, text = opened.read(), (opened.path / "report.md").read_text()
     assert len(record["test"]) == 4 and all(0 < one["loss"] < 10 for one in record["test"].values())
     assert "mean loss on the test part is" in text and "nats per token" in text and "lower is better" in text
+    write(folder / "instruct.toml", {**INSTRUCT, "tune": {**INSTRUCT["tune"], "mask_prompt": True}})
+    said = refused("study", "status", file, code=2, says="-tuned was trained with another config")
+    assert "tune.mask_prompt: False -> True" in said
 
 
 def test_a_run_and_its_tuning_are_one_job_in_processes_of_their_own(folder: Path) -> None:

@@ -14,6 +14,7 @@ from fromscratch.errors import UsageError
 from fromscratch.studies.jobs import held_out_losses
 from tests.command import run_command
 from tests.conftest import REPOSITORY
+from tests.finetuning.small import FORMAT, make_base
 from tests.small import write_run_file
 from tests.studies.planted import NO_DROPOUT, write_study
 
@@ -29,7 +30,7 @@ def test_importing_loads_nothing_heavy() -> None:
 def test_every_name_is_there_and_documented() -> None:
     for name in fromscratch.__all__:
         assert getattr(fromscratch, name).__doc__ and name in dir(fromscratch)
-    with pytest.raises(AttributeError, match="no attribute 'nothing'; it has Model, Run"):
+    with pytest.raises(AttributeError, match="no attribute 'nothing'; it has Classifier, Model"):
         _ = fromscratch.nothing
     page = (REPOSITORY / "docs" / "python.md").read_text("utf-8")
     assert all(f"{name}(" in page or f"`{name}`" in page for name in fromscratch.__all__)
@@ -192,3 +193,57 @@ def test_a_study_runs_and_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         opened.judge(seeds=0)
     with pytest.raises(UsageError, match="no such study file"):
         fromscratch.open_study(tmp_path / "none.toml")
+
+
+@pytest.fixture
+def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a very small model in ``runs/base``, records, and texts of two classes."""
+    monkeypatch.chdir(tmp_path)
+    make_base(tmp_path)
+    rows = [f"animal,{i} cat" for i in range(20)] + [f"colour,{i} red" for i in range(20)]
+    Path("texts.csv").write_text("\n".join(["label,text", *rows]))
+    return tmp_path
+
+
+def test_instructions_as_the_command_does(base: Path) -> None:
+    settings: dict[str, Any] = {
+        "prompt": FORMAT,
+        "epochs": 2,
+        "learning_rate": 0.003,
+        "overrides": {"train.precision": "fp32"},
+    }
+    told: list[str] = []
+    run = fromscratch.finetune_instruct("base", "records.json", device="cpu", tell=told.append, **settings)
+    assert run.name == "base-instruct" and run.summary is not None and run.summary.outcome == "done"
+    words = ("--format", FORMAT, "--epochs", 2, "--learning-rate", 0.003, "--set", "train.precision=fp32", "-q")
+    typed = run_command("finetune", "instruct", "base", "--data", "records.json", "--device", "cpu", *words)
+    assert typed.code == 0 and "is finished" not in typed.out  # the same run: no step was taken
+    assert len(run.metrics()) == run.overview.num_steps
+    report = fromscratch.respond(
+        run.load_model(), "runs/base-instruct/split/test.json", "answers.json", max_new_tokens=8
+    )
+    answers = json.loads(Path("answers.json").read_text())
+    assert report.records == len(answers) == 6 and all("model_response" in one for one in answers)
+    assert run.load_model().prompt_format is not None
+    with pytest.raises(UsageError, match="does not say which prompt format"):
+        fromscratch.respond("base", "records.json", "other.json")
+
+
+def test_classifiers_as_the_command_does(base: Path, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"epochs": 4, "learning_rate": 0.01, "overrides": {"train.precision": "fp32"}}
+    run = fromscratch.finetune_classify(
+        "base", "texts.csv", name="kinds", train_examples=24, device="cpu", tell=lambda _text: None, **settings
+    )
+    classifier = fromscratch.load_classifier(run.path, device="cpu")
+    assert classifier.classes == ("animal", "colour")
+    assert classifier.report == json.loads((run.path / "classification.json").read_text())
+    (found,) = classifier.classify("7 red")
+    typed = run_command("classify", "kinds", "7 red", "--json", "--device", "cpu")
+    assert found == json.loads(typed.out) and found["text"] == "7 red"
+    assert [one["text"] for one in classifier.classify(["a", "b"])] == ["a", "b"]
+    published = classifier.publish(tmp_path / "published")
+    again = fromscratch.load_classifier(str(published.folder))
+    assert again.report is None
+    assert again.classify("7 red")[0]["probabilities"] == pytest.approx(found["probabilities"], abs=1e-5)
+    with pytest.raises(UsageError, match="is a language model"):
+        fromscratch.load_classifier("base")

@@ -13,8 +13,10 @@ from fromscratch.config.loading import read_run_config, to_toml
 from fromscratch.config.model import ModelConfig
 from fromscratch.config.prompts import PromptFormat
 from fromscratch.config.run import RunConfig
+from fromscratch.config.tune import Classify
 from fromscratch.data.store import TokenStore
 from fromscratch.evaluation.loss import LossReport, measure_loss, save_loss
+from fromscratch.finetuning.classifier_report import report_on_run
 from fromscratch.formats.model_sources import LoadedModel, open_model
 from fromscratch.formats.preparation import Tell, prepare
 from fromscratch.formats.stores import held_out_store_of, open_named_store
@@ -32,8 +34,8 @@ from fromscratch.runs.retention import checkpoints_in
 from fromscratch.session.comparison import Comparison, compare_runs
 from fromscratch.session.estimate import Estimate, estimate_run
 from fromscratch.session.placement import MachineOptions, place_run
-from fromscratch.session.plan import check_same_tokenizer, plan_run
-from fromscratch.session.run import RunSummary, run_training
+from fromscratch.session.plan import PlannedRun, check_same_tokenizer, plan_run
+from fromscratch.session.run import RunSummary, is_done, run_training
 from fromscratch.studies.verbs import EngineName, Study, open_folder, train_missing
 from fromscratch.tokenizers.base import Tokenizer
 from fromscratch.training.held_out import TokenSlice
@@ -99,9 +101,24 @@ def train(
         DivergedError: training diverged.
     """
     file = Path(run_file)
-    planned = plan_run(file, _items(overrides))
+    planned = plan_run(file, override_items(overrides))
     path = Path(runs_dir) / check_run_name(file.stem if name is None else name)
     machine = MachineOptions(device, micro_batch, compile_model, activation_checkpointing, deterministic)
+    session: dict[str, Any] = {"stop_after": stop_after, "fresh": fresh, "allowed_changes": allowed_changes}
+    return train_planned(planned, path, machine, observers, tell, **session)
+
+
+def train_planned(
+    planned: PlannedRun,
+    path: Path,
+    machine: MachineOptions,
+    observers: Sequence[Observer],
+    tell: Tell,
+    *,
+    fresh: bool,
+    **session: Any,
+) -> "Run":
+    """Trains a planned run in this process; measures a classifier that is done, as the command line does."""
     placement = place_run(planned, RunDirectory(path), machine, fresh=fresh, on_progress=tell)
     for notice in (*planned.notices, *planned.objective.notices(), placement.threads.notice):
         if notice:
@@ -112,13 +129,14 @@ def train(
         placement,
         observers=list(observers),
         fresh=fresh,
-        stop_after=stop_after,
-        allowed_changes=allowed_changes,
+        **session,
     )
+    if isinstance(planned.config.tune, Classify) and is_done(summary):
+        report_on_run(open_model(str(path), find_hardware(machine.device), may_classify=True))
     return Run(RunDirectory(path), summary)
 
 
-def _items(overrides: Overrides) -> list[str]:
+def override_items(overrides: Overrides) -> list[str]:
     """``key=value`` items, as ``--set`` takes them."""
     if isinstance(overrides, Mapping):
         return [f"{key}={to_toml(value)}" for key, value in overrides.items()]
@@ -140,7 +158,7 @@ def plan(
         mfu: share of a GPU's peak to assume where ``fromscratch bench`` has measured nothing.
     """
     return estimate_run(
-        Path(run_file), _items(overrides), machines=None if machines is None else list(machines), mfu=mfu
+        Path(run_file), override_items(overrides), machines=None if machines is None else list(machines), mfu=mfu
     )
 
 

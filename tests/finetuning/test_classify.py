@@ -336,3 +336,10 @@ def test_an_encoder_is_no_language_model() -> None:
     says = "predicts no next token; 'fromscratch finetune classify' makes a classifier of it"
     refused("generate", "runs/base", "cat", code=2, says=says)
     refused("finetune", "instruct", "runs/base", "--data", "texts.csv", code=2, says=says)
+
+
+def test_a_number_of_training_texts_is_drawn() -> None:
+    answer = tune("few", "--epochs", "1", "--train-examples", "30")
+    assert answer.code == 0, answer.err
+    assert len(json.loads(Path("runs/few/split/train.json").read_text())) == 30
+    assert "30 of 60 training records are drawn" in answer.err, answer.err

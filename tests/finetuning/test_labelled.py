@@ -9,6 +9,7 @@ import pytest
 from fromscratch.config.tune import Classify
 from fromscratch.errors import DataError, UsageError
 from fromscratch.finetuning.labelled import LabelledTexts, labelled_texts, read_table, split_labelled, split_notices
+from fromscratch.finetuning.splits import Split, draw_training
 
 
 def read(path: Path, text: str | None = None, label: str | None = None) -> LabelledTexts:
@@ -106,6 +107,19 @@ def test_without_undersampling_every_text_is_used_and_repeats_stay_together() ->
     assert sorted(text for part in parts for text in part) == sorted(texts.texts[:140])
     assert not set(parts[0]) & set(parts[1]) and not set(parts[0]) & set(parts[2]) and not set(parts[1]) & set(parts[2])
     assert Counter(text[0] for text in parts[2])["a"] == 20
+
+
+def test_fewer_training_texts_are_drawn_by_class_and_a_smaller_number_is_a_part_of_a_larger_one() -> None:
+    groups = ["a"] * 60 + ["b"] * 20
+    split = Split(tuple(range(80)), (80,), (81,))
+    drawn = {count: draw_training(split, count, groups, 7) for count in (8, 20, 80)}
+    assert [sum(index < 60 for index in drawn[count].train) for count in (8, 20)] == [6, 15]
+    assert set(drawn[8].train) < set(drawn[20].train) and drawn[80].train == split.train
+    assert drawn[8].validation == split.validation and drawn[8].test == split.test
+    assert drawn[8].notices() == ["tune.train_examples: 8 of 80 training records are drawn"]
+    assert draw_training(split, 8, groups, 8).train != drawn[8].train and draw_training(split, None, groups, 7) is split
+    with pytest.raises(UsageError, match=r"tune\.train_examples = 81: the training part has 80 records"):
+        draw_training(split, 81, groups, 7)
 
 
 def test_a_class_with_too_few_texts_is_named() -> None:

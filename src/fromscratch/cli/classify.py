@@ -14,11 +14,8 @@ from fromscratch.cli.finetune import (
     EvaluateEvery,
     GlobalBatch,
     Patience,
+    TrainExamples,
     dropout_setting,
-    lora_setting,
-    optional,
-    run_path,
-    tuning_values,
 )
 from fromscratch.cli.options import (
     AllowedChanges,
@@ -59,10 +56,9 @@ class Balance(StrEnum):
     NONE = "none"
 
 
-WHERE = "finetune classify"
-LEARNING_RATES = {Trained.HEAD: 1e-3, Trained.LAST_BLOCK: 5e-5, Trained.ALL: 5e-5, Trained.LORA: 2e-4}
-"""The defaults, for models of GPT-2's size: rounded from Radford et al. 2018, higher where few weights are trained.
-Small models learn best at higher rates (docs/finetune.md)."""
+BalanceOption = Annotated[
+    Balance, typer.Option(help="For classes of different sizes: as many texts of each, a weighted loss, or none.")
+]
 
 
 def tune(
@@ -71,9 +67,7 @@ def tune(
     text_column: Annotated[str | None, typer.Option(help="Column of the text; by default: text, ...")] = None,
     label_column: Annotated[str | None, typer.Option(help="Column of the class; by default: label, ...")] = None,
     train: Annotated[Trained, typer.Option(help="Which weights are trained.")] = Trained.ALL,
-    balance: Annotated[
-        Balance, typer.Option(help="For classes of different sizes: as many texts of each, a weighted loss, or none.")
-    ] = Balance.UNDERSAMPLE,
+    balance: BalanceOption = Balance.UNDERSAMPLE,
     lora_rank: Annotated[int, typer.Option(min=1, help="With --train lora: the rank of the additions.")] = 8,
     random_weights: Annotated[
         bool, typer.Option("--random-weights", help="Begin at random weights, to know what the model is worth.")
@@ -87,6 +81,7 @@ def tune(
     evaluate_every: EvaluateEvery = None,
     seed: Annotated[int, typer.Option(min=0, help="Names the split, the order, the new head and the dropout.")] = 42,
     dropout: DropoutOption = TRAINED,
+    train_examples: TrainExamples = None,
     overrides: Overrides = None,
     micro_batch: MicroBatch = None,
     device: DeviceOption = None,
@@ -111,16 +106,18 @@ def tune(
     from fromscratch.session.billing import Billing
     from fromscratch.session.placement import MachineOptions
     from fromscratch.session.tuning import plan_tuning, tuning_config
+    from fromscratch.session.tuning_values import CLASSIFY, lora_setting, tuning_name, tuning_values
 
-    billing, path = Billing(dollars_per_hour), run_path(runs_dir, name, model, "classify")
-    columns = optional(text_column=text_column, label_column=label_column)
-    task = {"kind": "classify", "train": train.value, "balance": balance.value, "random_weights": random_weights}
-    values = tuning_values(model, data, epochs=epochs, seed=seed, global_batch=global_batch, task=task | columns)
-    optimizer = {"kind": "adamw", "learning_rate": LEARNING_RATES[train] if learning_rate is None else learning_rate}
-    values["train"] |= {"optimizer": optimizer, **optional(evaluate_every=evaluate_every)}
-    lora = lora_setting(lora_rank) if train == Trained.LORA else {}
-    values["tune"] |= {"patience": patience, **dropout_setting(dropout), **lora}
-    plan = plan_tuning(tuning_config(values, overrides or [], WHERE), {}, WHERE)
+    billing, path = Billing(dollars_per_hour), runs_dir / tuning_name(name, model, "classify")
+    task = {
+        **{"kind": "classify", "train": train.value, "balance": balance.value, "random_weights": random_weights},
+        **{"text_column": text_column, "label_column": label_column, "train_examples": train_examples},
+        **{"patience": patience, "dropout": dropout_setting(dropout)},
+        "lora": lora_setting(lora_rank if train == Trained.LORA else None),
+    }
+    batches = {"seed": seed, "global_batch": global_batch, "evaluate_every": evaluate_every}
+    values = tuning_values(model, data, task, batches, epochs=epochs, learning_rate=learning_rate)
+    plan = plan_tuning(tuning_config(values, overrides or [], CLASSIFY), {}, CLASSIFY)
     machine = MachineOptions(device, micro_batch, compile_model, activation_checkpointing, deterministic)
     session = SessionOptions(processes, None, stop_after, fresh, allow_change or (), as_json, quiet)
     train_plan(plan, path, machine, session, billing)

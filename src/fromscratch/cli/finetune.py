@@ -1,7 +1,7 @@
 """``fromscratch finetune``: trains a model further, for a task."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -50,6 +50,9 @@ DropoutOption = Annotated[
     str, typer.Option(metavar="trained|0|P", help="Dropout: as in the model's training, off, or a share.")
 ]
 LoraRank = Annotated[int | None, typer.Option("--lora", min=1, metavar="RANK", help="Train low-rank additions only.")]
+TrainExamples = Annotated[
+    int | None, typer.Option(min=1, metavar="N", help="Train on N records of the training part; by default all.")
+]
 
 
 @app.command()
@@ -70,6 +73,7 @@ def instruct(
     seed: Annotated[int, typer.Option(min=0, help="Names the split, the order and the dropout.")] = 42,
     dropout: DropoutOption = TRAINED,
     lora: LoraRank = None,
+    train_examples: TrainExamples = None,
     overrides: Overrides = None,
     micro_batch: MicroBatch = None,
     device: DeviceOption = None,
@@ -95,53 +99,27 @@ def instruct(
     from fromscratch.session.billing import Billing
     from fromscratch.session.placement import MachineOptions
     from fromscratch.session.tuning import plan_tuning, tuning_config
+    from fromscratch.session.tuning_values import INSTRUCT, lora_setting, tuning_name, tuning_values
 
-    billing, path = Billing(dollars_per_hour), run_path(runs_dir, name, model, "instruct")
-    task = {"kind": "instruct", "prompt": read_prompt_format(prompt_format), "mask_prompt": mask_prompt}
-    values = tuning_values(model, data, epochs=epochs, seed=seed, global_batch=global_batch, task=task)
-    values["train"] |= optional(evaluate_every=evaluate_every)
-    values["train"]["optimizer"] = {"kind": "adamw", "learning_rate": learning_rate}
-    values["tune"] |= {"patience": patience, **dropout_setting(dropout), **lora_setting(lora)}
-    where = "finetune instruct"
-    plan = plan_tuning(tuning_config(values, overrides or [], where), {}, where)
+    billing, path = Billing(dollars_per_hour), runs_dir / tuning_name(name, model, "instruct")
+    task = {
+        **{"kind": "instruct", "prompt": read_prompt_format(prompt_format), "mask_prompt": mask_prompt},
+        **{"patience": patience, "dropout": dropout_setting(dropout), "train_examples": train_examples},
+        "lora": lora_setting(lora),
+    }
+    batches = {"seed": seed, "global_batch": global_batch, "evaluate_every": evaluate_every}
+    values = tuning_values(model, data, task, batches, epochs=epochs, learning_rate=learning_rate)
+    plan = plan_tuning(tuning_config(values, overrides or [], INSTRUCT), {}, INSTRUCT)
     machine = MachineOptions(device, micro_batch, compile_model, activation_checkpointing, deterministic)
     options = SessionOptions(processes, None, stop_after, fresh, allow_change or (), as_json, quiet)
     train_plan(plan, path, machine, options, billing)
 
 
-def tuning_values(
-    model: str, data: Path, *, epochs: int, seed: int, global_batch: int, task: dict[str, Any]
-) -> dict[str, Any]:
-    """Returns the tables of a run file that tunes a model."""
-    return {
-        "data": {"store": str(data), "tokens": "all", "epochs": epochs},
-        "train": {"start_from": {"model": model}, "global_batch": global_batch, "seed": seed},
-        "tune": task,
-    }
-
-
-def optional(**values: Any) -> dict[str, Any]:
-    """Returns the values that are not None."""
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def lora_setting(rank: int | None) -> dict[str, Any]:
-    """Returns the setting for ``--lora``: additions of that rank, multiplied by 2; empty for none."""
-    return {"lora": {"rank": rank, "alpha": 2.0 * rank}} if rank else {}
-
-
-def run_path(runs_dir: Path, name: str | None, model: str, task: str) -> Path:
-    """Returns the folder of a tuning run, by default ``MODEL-TASK``. Raises UsageError for an invalid name."""
-    from fromscratch.runs.directory import check_run_name
-
-    return runs_dir / check_run_name(f"{Path(model).name.replace('@', '-')}-{task}" if name is None else name)
-
-
-def dropout_setting(text: str) -> dict[str, float]:
-    """Returns the setting for ``--dropout``; empty for that of the model's training. Raises UsageError."""
+def dropout_setting(text: str) -> float | None:
+    """Returns the value for ``--dropout``; None for that of the model's training. Raises UsageError."""
     if text == TRAINED:
-        return {}
+        return None
     try:
-        return {"dropout": float(text)}
+        return float(text)
     except ValueError:
         raise UsageError(f"--dropout {text}: must be {TRAINED}, 0, or a share below 1") from None

@@ -8,7 +8,6 @@ import typer
 
 from fromscratch.cli.options import DeviceOption, JsonFlag, ModelArgument, QuietFlag
 from fromscratch.cli.output import note, print_json, print_table
-from fromscratch.errors import UsageError
 
 if TYPE_CHECKING:
     from fromscratch.finetuning.answers import AnswersReport
@@ -42,7 +41,7 @@ def respond(
     Example: fromscratch respond runs/gpt2-instruct --data runs/gpt2-instruct/split/test.json --out answers.json
     """
     from fromscratch.finetuning.answers import respond as answer
-    from fromscratch.finetuning.prompts import open_prompt_format
+    from fromscratch.finetuning.prompts import prompt_format_for
     from fromscratch.finetuning.records import RESPONSE, read_records
     from fromscratch.formats.model_sources import open_model
     from fromscratch.generation.generate import Settings
@@ -51,13 +50,8 @@ def respond(
 
     settings = Settings(tokens, Sampling(temperature=temperature, top_k=top_k), seed)
     file = read_records(data)
-    wanted = None if prompt_format is None else open_prompt_format(prompt_format)
     loaded = open_model(model, find_hardware(device))
-    form = wanted or loaded.prompt_format
-    if form is None:
-        raise UsageError(
-            f"model {model}: does not say which prompt format it was tuned with; give --format, such as alpaca"
-        )
+    form = prompt_format_for(loaded, prompt_format)
     if replaced := sum(RESPONSE in record for record in file.records):
         note(f"notice: {replaced:,} records of {data} hold a {RESPONSE}; {out} holds that of {loaded.name} instead")
     report = answer(

@@ -30,6 +30,9 @@ class Tuning(Table):
     """Share of the records that the validation loss is measured on."""
     test_share: float = Field(default=0.1, ge=0.0, lt=1.0)
     """Share of the records that are kept for a test; the run writes them into ``split/test.json``."""
+    train_examples: Positive | None = None
+    """Train on so many records of the training part, drawn by the seed, each class with its share. A smaller number
+    draws a part of a larger one's. By default all."""
 
 
 class Instruct(Tuning):

@@ -172,7 +172,7 @@ def split_notices(texts: LabelledTexts, split: Split, tune: Classify) -> list[st
         found.append(f"{left_out:,} records are left out, because their text also occurs with another class")
     if split.repeated:
         found.append(f"{split.repeated:,} texts occur again; each is in the same part as the first")
-    return found
+    return found + split.notices_of_drawing()
 
 
 def _labels_by_text(texts: LabelledTexts) -> dict[str, set[str]]:

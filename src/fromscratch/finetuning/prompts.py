@@ -9,6 +9,7 @@ from fromscratch.config.loading import read_toml
 from fromscratch.config.problems import error_messages
 from fromscratch.config.prompts import PROMPT_FORMATS, PromptFormat, named_format
 from fromscratch.errors import UsageError
+from fromscratch.formats.model_sources import LoadedModel
 
 
 def read_prompt_format(text: str) -> Any:
@@ -19,6 +20,16 @@ def read_prompt_format(text: str) -> Any:
     """
     is_file = text not in PROMPT_FORMATS and (text.endswith(".toml") or ("{" not in text and Path(text).is_file()))
     return read_toml(Path(text)) if is_file else text
+
+
+def prompt_format_for(loaded: LoadedModel, wanted: str | None) -> PromptFormat:
+    """Returns the wanted format, else that of the model's tuning. Raises UsageError where there is none."""
+    form = loaded.prompt_format if wanted is None else open_prompt_format(wanted)
+    if form is None:
+        raise UsageError(
+            f"model {loaded.source}: does not say which prompt format it was tuned with; give --format, such as alpaca"
+        )
+    return form
 
 
 def open_prompt_format(text: str) -> PromptFormat:

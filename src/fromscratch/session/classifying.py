@@ -11,7 +11,7 @@ from fromscratch.finetuning.classification import Classification, class_weights,
 from fromscratch.finetuning.instruction import check_parts
 from fromscratch.finetuning.labelled import LabelledTexts, labelled_texts, split_labelled, split_notices
 from fromscratch.finetuning.records import RecordsFile
-from fromscratch.finetuning.splits import Split
+from fromscratch.finetuning.splits import Split, draw_training
 from fromscratch.models.factory import initialise
 from fromscratch.session.parent import Parent
 
@@ -33,6 +33,7 @@ def plan_classification(
     if tune.random_weights:
         _draw_weights(parent, seed)
     split = split_labelled(texts, tune, seed=seed, where=where)
+    split = draw_training(split, tune.train_examples, texts.labels, seed)
     training, validation = (
         encode_texts(
             [texts.texts[i] for i in part],

@@ -16,7 +16,7 @@ from fromscratch.finetuning.batches import EpochOrder
 from fromscratch.finetuning.instruction import InstructionTuning, check_parts, encode_examples
 from fromscratch.finetuning.labelled import read_table
 from fromscratch.finetuning.records import RecordsFile, to_exchanges
-from fromscratch.finetuning.splits import Split, split_records
+from fromscratch.finetuning.splits import Split, draw_training, split_records
 from fromscratch.models.costs import model_costs
 from fromscratch.models.huggingface import is_dropout
 from fromscratch.session.classifying import plan_classification
@@ -114,6 +114,7 @@ def _instruction_tuning(
         seed=seed,
         where=where,
     )
+    split = draw_training(split, tune.train_examples, [None] * len(exchanges), seed)
     loaded = parent.loaded
     encode = partial(
         encode_examples,

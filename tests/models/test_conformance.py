@@ -13,7 +13,16 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from fromscratch.config.base import Slot, tables_in
-from fromscratch.config.model import ExplicitAttention, FusedAttention, GPTConfig, RMSNorm, RotaryPosition, SwiGLU
+from fromscratch.config.model import (
+    ChunkedHead,
+    ExplicitAttention,
+    FusedAttention,
+    GPTConfig,
+    LinearHead,
+    RMSNorm,
+    RotaryPosition,
+    SwiGLU,
+)
 from fromscratch.formats.checkpoints import MODEL_FILE, Contents, TrainingState, save_checkpoint
 from fromscratch.formats.tensor_files import read_tensors
 from fromscratch.formats.weights import fill, model_tensors
@@ -53,6 +62,8 @@ VARIANTS: list[tuple[str, type[Slot]]] = [
     ("attention", with_settings(FusedAttention, query_key_norm="scaled", output_bias=False)),
     ("attention", with_settings(ExplicitAttention, key_value_heads=1, query_key_norm="plain", window=4, score_cap=3.0)),
     ("feedforward", with_settings(SwiGLU, hidden_dim=20, linear_bias=True)),
+    ("head", with_settings(LinearHead, logit_cap=3.0, z_loss=0.1)),
+    ("head", with_settings(ChunkedHead, logit_cap=3.0, z_loss=0.1)),
 ]
 """Kinds with settings that change what they compute."""
 KINDS = [*REGISTERED, *TRIALS, *VARIANTS]
@@ -134,9 +145,9 @@ def test_sequences_alone_and_together_have_the_same_losses_and_gradients(slot: s
         model, losses = model_of(slot, kind).train(), []
         for rows, keys in zip(TOKENS.split(micro_batch), torch.arange(4).split(micro_batch), strict=True):
             set_sequence_keys(model, tuple(keys.tolist()))
-            part = model.losses(rows[:, :-1], rows[:, 1:])
-            part.sum().backward()
-            losses.append(part.detach())
+            part = model.training_losses(rows[:, :-1], rows[:, 1:])
+            (part.losses.sum() + part.penalty).backward()
+            losses.append(part.losses.detach())
         assert all(parameter.grad is not None for parameter in model.parameters())
         found.append([torch.cat(losses), *(parameter.grad for parameter in model.parameters())])
     for alone, together in zip(*found, strict=True):

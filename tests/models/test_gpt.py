@@ -192,7 +192,7 @@ def test_a_residual_stream_in_bf16_differs_by_its_rounding_only(precision: str) 
         model = build_empty(config, "cpu")
         initialise(model, config, seed=1)
         streams: list[torch.dtype] = []
-        model.blocks[1].register_forward_hook(lambda _module, _inputs, x, streams=streams: streams.append(x.dtype))
+        model.blocks[1].register_forward_hook(lambda _module, _inputs, x, streams=streams: streams.append(x[0].dtype))
         if precision == "bf16 weights":
             model.bfloat16()
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fromscratch.config.model import GPTConfig
 from fromscratch.models import head as head_module
@@ -26,20 +26,20 @@ def _chunk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(head_module, "VOCABULARY_PER_PRODUCT", dict.fromkeys(head_module.VOCABULARY_PER_PRODUCT, 128))
 
 
-def heads() -> tuple[LinearHead, ChunkedHead]:
+def heads(**settings: float) -> tuple[LinearHead, ChunkedHead]:
     torch.manual_seed(3)
-    linear = LinearHead(SIZES)
-    chunked = ChunkedHead(SIZES)
+    linear = LinearHead(SIZES, **settings)
+    chunked = ChunkedHead(SIZES, **settings)
     chunked.load_state_dict(linear.state_dict())
     return linear, chunked
 
 
-def losses_and_gradients(head: nn.Module, precision: str, upstream: Tensor) -> list[Tensor]:
+def losses_and_gradients(head: LinearHead, precision: str, upstream: Tensor) -> list[Tensor]:
     generator = torch.Generator().manual_seed(4)
     hidden = torch.randn(BATCH, TIME, EMBEDDING_DIM, generator=generator).requires_grad_()
     targets = torch.randint(0, VOCABULARY, (BATCH, TIME), generator=generator)
     with torch.autocast("cpu", DTYPES.get(precision, torch.bfloat16), enabled=precision in DTYPES):
-        losses = head.losses(hidden, targets)
+        losses = head.penalised_losses(hidden, targets)[0] if head.z_loss else head.losses(hidden, targets)
     (losses * upstream).sum().backward()
     assert hidden.grad is not None and head.weight.grad is not None
     return [losses.detach(), hidden.grad, head.weight.grad]
@@ -48,12 +48,15 @@ def losses_and_gradients(head: nn.Module, precision: str, upstream: Tensor) -> l
 @pytest.mark.usefixtures("_chunk")
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 @pytest.mark.parametrize("weighted", [True, False])
-def test_losses_and_gradients_are_those_of_the_linear_head(precision: str, weighted: bool) -> None:
+@pytest.mark.parametrize("settings", [{}, {"logit_cap": 0.5}, {"logit_cap": 0.5, "z_loss": 0.3}])
+def test_losses_and_gradients_are_those_of_the_linear_head(
+    precision: str, weighted: bool, settings: dict[str, float]
+) -> None:
     upstream = torch.full((BATCH, TIME), 0.3)  # the same for all, as in a mean
     if weighted:  # or a weight per target, as masked losses have
         upstream = torch.rand(BATCH, TIME)
         upstream[0, 2] = 0.0
-    plain, chunked = (losses_and_gradients(head, precision, upstream) for head in heads())
+    plain, chunked = (losses_and_gradients(head, precision, upstream) for head in heads(**settings))
     for wanted, found in zip(plain, chunked, strict=True):
         assert found.dtype == torch.float32
         error = (found - wanted).norm() / wanted.norm()
@@ -190,3 +193,15 @@ def test_chunks_of_16_bit_logits_stay_in_a_gpus_cache() -> None:
     assert head_module.chunk_rows("cuda", 50_257, is_16bit=True) == 256
     assert head_module.chunk_rows("cuda", 50_257, is_16bit=False) == 1_280
     assert head_module.chunk_rows("cpu", 50_257, is_16bit=True) == 166
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("settings", [{}, {"logit_cap": 0.5, "z_loss": 0.3}])
+def test_a_batch_without_targets_has_gradients_of_zero(precision: str, settings: dict[str, float]) -> None:
+    _, chunked = heads(**settings)
+    hidden = torch.randn(1, 0, EMBEDDING_DIM, requires_grad=True)
+    targets = torch.zeros(1, 0, dtype=torch.long)
+    with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+        losses = chunked.penalised_losses(hidden, targets)[0] if settings else chunked.losses(hidden, targets)
+    losses.sum().backward()
+    assert losses.shape == (1, 0) and chunked.weight.grad is not None and not chunked.weight.grad.any()

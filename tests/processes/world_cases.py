@@ -220,7 +220,7 @@ def memory(file: Path, world: World) -> dict[str, Any]:
     case = Case(file, world, "memory-backward")
     no_memory = torch.OutOfMemoryError("made up")
 
-    def backward(total: Tensor) -> None:
+    def backward(objective: Tensor) -> None:
         raise no_memory
 
     case.stepper._backward = backward  # type: ignore[method-assign]

@@ -164,7 +164,18 @@ class SquaredReluMLP(Slot):
     """Whether the linear layers have a bias."""
 
 
-class LinearHead(Slot):
+class HeadSettings(Slot):
+    """What every head has."""
+
+    free_settings: ClassVar[frozenset[str]] = frozenset({"z_loss"})
+    logit_cap: float | None = Field(default=None, gt=0.0)
+    """Caps each score smoothly, by ``cap tanh(score / cap)`` (Gemma Team 2024). Default: no cap."""
+    z_loss: float | None = Field(default=None, gt=0.0)
+    """Coefficient of an auxiliary loss, the squared logarithm of the softmax's denominator (Chowdhery et al. 2022).
+    Default: off."""
+
+
+class LinearHead(HeadSettings):
     """Computes the scores of all tokens at once."""
 
     builds: ClassVar[str] = "fromscratch.models.layers:LinearHead"
@@ -172,7 +183,7 @@ class LinearHead(Slot):
     kind: Literal["linear"] = "linear"
 
 
-class ChunkedHead(Slot):
+class ChunkedHead(HeadSettings):
     """The same scores and loss, computed a few tokens at a time. Never holds all logits in fp32."""
 
     builds: ClassVar[str] = "fromscratch.models.head:ChunkedHead"

@@ -71,10 +71,10 @@ class Classification(InstructionTuning):
 
     def loss(self, model: LanguageModel, batch: MicroBatch, carry: Carry) -> LossSum:
         counts = batch.targets != IGNORED
-        losses = model.losses_of(batch.inputs, batch.targets, counts)
+        losses, auxiliary, penalty = model.training_losses(batch.inputs, batch.targets, counts)
         if self.weights:
             losses = losses * losses.new_tensor(self.weights)[batch.targets[counts]]
-        return LossSum(losses.sum(), counts.sum())
+        return LossSum(losses.sum(), counts.sum(), carry, auxiliary, penalty)
 
 
 @torch.inference_mode()

@@ -152,7 +152,8 @@ class InstructionTuning:
 
     def loss(self, model: LanguageModel, batch: MicroBatch, carry: Carry) -> LossSum:
         counts = batch.targets != IGNORED
-        return LossSum(model.losses_of(batch.inputs, batch.targets, counts).sum(), counts.sum())
+        losses, auxiliary, penalty = model.training_losses(batch.inputs, batch.targets, counts)
+        return LossSum(losses.sum(), counts.sum(), carry, auxiliary, penalty)
 
     def initial_carry(self, model: LanguageModel, num_sequences: int) -> Carry:
         return {}

@@ -20,7 +20,7 @@ from .cache import Past, attention_mask, causal
 from .compiling import outside_compiled_code
 from .dropout import Dropout, zero_dropped
 from .flash import attend_with_dropout, takes
-from .layers import RMSNorm
+from .layers import RMSNorm, soft_cap
 from .mechanism import Init, Sizes, flops_of_children
 from .positions import PositionInAttention
 
@@ -149,8 +149,7 @@ class ExplicitAttention(CausalAttention):
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None, is_causal: bool) -> Tensor:
         scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])  # [B, H, T, S]
-        if self.score_cap is not None:
-            scores = self.score_cap * torch.tanh(scores / self.score_cap)
+        scores = soft_cap(scores, self.score_cap)
         if is_causal:  # a sum: filling by booleans takes a CPU seven times as long
             mask = torch.full(scores.shape[-2:], float("-inf"), dtype=scores.dtype, device=query.device).triu(1)
         if mask is not None:

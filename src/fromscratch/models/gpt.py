@@ -19,9 +19,9 @@ from torch.utils.checkpoint import checkpoint
 
 from .cache import KeyValueCache, Past
 from .dropout import Dropout, number_dropout_sites
-from .language_model import LanguageModel
+from .language_model import LanguageModel, TrainingLosses
 from .layers import LinearHead
-from .mechanism import Init, Sizes, Slots
+from .mechanism import Auxiliaries, Init, Sizes, Slots, mean_over_layers
 
 RESIDUAL_DTYPES = {"bf16": torch.bfloat16}
 
@@ -39,11 +39,18 @@ class Block(nn.Module):
         self.feedforward = slots.feedforward(sizes, layer)
         self.feedforward_dropout = Dropout(sizes.dropout)
 
-    def forward(self, x: Tensor, positions: Tensor, past: Past | None = None) -> Tensor:
-        """[B, T, D] and [B or 1, T] -> [B, T, D]."""
+    def forward(self, x: Tensor, positions: Tensor, past: Past | None = None) -> tuple[Tensor, Auxiliaries]:
+        """[B, T, D] and [B or 1, T] -> [B, T, D], and in training the layer's auxiliary losses."""
         branch = self.attention_dropout(self.attention(self.attention_norm(self.widen(x)), positions, past))
         x = x + branch.to(x.dtype)
-        return x + self.feedforward_dropout(self.feedforward(self.feedforward_norm(self.widen(x)))).to(x.dtype)
+        branch, auxiliary = self.feed(self.feedforward_norm(self.widen(x)))
+        return x + self.feedforward_dropout(branch).to(x.dtype), auxiliary
+
+    def feed(self, x: Tensor) -> tuple[Tensor, Auxiliaries]:
+        """The feed-forward network, with its auxiliary losses where it has some."""
+        if self.training and hasattr(self.feedforward, "forward_with_auxiliary"):
+            return self.feedforward.forward_with_auxiliary(x)  # type: ignore[operator]
+        return self.feedforward(x), {}
 
     def widen(self, x: Tensor) -> Tensor:
         """The residual stream in the type of the parameters, where it is kept in another one."""
@@ -106,6 +113,10 @@ class GPT(LanguageModel):
 
     def transform(self, x: Tensor, past: Past | None = None) -> Tensor:
         """As ``hidden_states``, from token embeddings [B, T, D]; with a ``past`` they continue its texts."""
+        return self._run(x, past)[0]
+
+    def _run(self, x: Tensor, past: Past | None = None) -> tuple[Tensor, Auxiliaries]:
+        """The hidden states, and in training the auxiliary losses of the layers."""
         time, before = x.shape[1], 0 if past is None else past.length
         if before + time > self.context_length:
             raise ValueError(f"{before + time} tokens, but the model's context is {self.context_length}")
@@ -114,14 +125,16 @@ class GPT(LanguageModel):
         dtype = x.dtype
         if self.sizes.residual_dtype is not None:
             x = x.to(RESIDUAL_DTYPES[self.sizes.residual_dtype])
+        found: list[Auxiliaries] = []
         for block in self.blocks:
-            if self.gradient_checkpointing and self.training:
-                x = checkpoint(block, x, positions, past, use_reentrant=False)  # draws the same dropout masks again
+            if self.gradient_checkpointing and self.training:  # backward draws the same dropout masks again
+                x, auxiliary = checkpoint(block, x, positions, past, use_reentrant=False)
             else:
-                x = block(x, positions, past)
+                x, auxiliary = block(x, positions, past)
+            found.append(auxiliary)
         if past is not None:
             past.advance(time)
-        return self.final_norm(x if self.sizes.residual_dtype is None else x.to(dtype))
+        return self.final_norm(x if self.sizes.residual_dtype is None else x.to(dtype)), mean_over_layers(found)
 
     def forward(self, tokens: Tensor, past: Past | None = None) -> Tensor:
         """Scores of the next token at every position: ids [B, T] -> logits [B, T, V]."""
@@ -142,3 +155,26 @@ class GPT(LanguageModel):
     def losses_of(self, tokens: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
         """As ``losses``, of the N targets alone where ``counts`` [B, T] is true; the head sees no others: fp32 [N]."""
         return self.head.losses(self.hidden_states(tokens)[counts][None], targets[counts][None])[0]  # type: ignore[operator]
+
+    def training_losses(self, tokens: Tensor, targets: Tensor, counts: Tensor | None = None) -> TrainingLosses:
+        """As ``losses`` or ``losses_of``; in training with the auxiliary losses of layers and head."""
+        if not (self.training and self._has_auxiliary_losses):
+            return super().training_losses(tokens, targets, counts)
+        hidden, auxiliary = self._run(self.token_embedding(tokens))
+        targets_of_rows = tokens.shape[1] if counts is None else counts.sum(1)
+        sums = {name: (one.values * targets_of_rows).sum() for name, one in auxiliary.items()}
+        penalty = sum(one.coefficient * sums[name] for name, one in auxiliary.items() if one.coefficient)
+        if counts is not None:
+            hidden, targets = hidden[counts][None], targets[counts][None]
+        if z_loss := getattr(self.head, "z_loss", None):
+            losses, squares = self.head.penalised_losses(hidden, targets)  # type: ignore[operator]
+            sums["z_loss"] = squares.sum()
+            losses, penalty = losses - z_loss * squares, penalty + z_loss * sums["z_loss"]  # gradients stay in losses
+        else:
+            losses = self.head.losses(hidden, targets)  # type: ignore[operator]
+        return TrainingLosses(losses if counts is None else losses[0], sums, penalty)
+
+    @property
+    def _has_auxiliary_losses(self) -> bool:
+        networks = (block.feedforward for block in self.blocks)
+        return bool(getattr(self.head, "z_loss", None)) or any(hasattr(n, "forward_with_auxiliary") for n in networks)

@@ -17,14 +17,15 @@ Source of the idea: Wijmans et al. 2024, "Cut Your Losses in Large-Vocabulary La
 """
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from .compiling import outside_compiled_code
-from .layers import LinearHead
+from .layers import LinearHead, soft_cap
 from .mechanism import Sizes
 
 CHUNK_ELEMENTS = {"cpu": 2**23, "cuda": 2**26}
@@ -43,88 +44,147 @@ VOCABULARY_PER_PRODUCT = {4: 512, 2: 2_048}
 """By bytes of a number, on a CPU, where one product for all 50,000 entries runs at half of the speed of many."""
 
 
+class Shaping(NamedTuple):
+    """What a head does beside the plain cross-entropy; see ``LinearHead``."""
+
+    logit_cap: float | None
+    z_loss: float
+
+
 class ChunkedHead(LinearHead):
     """The linear head, with the same weights, loss and gradients, in much less memory."""
 
-    def __init__(self, sizes: Sizes) -> None:
-        super().__init__(sizes)
+    def __init__(self, sizes: Sizes, *, logit_cap: float | None = None, z_loss: float | None = None) -> None:
+        super().__init__(sizes, logit_cap=logit_cap, z_loss=z_loss)
         self._rows: RowFunction = _losses_and_gradients_of_rows
+        self._shaped_rows: Callable[..., Tensor] = _shaped_losses_and_gradients_of_rows
 
     def compile_rows(self, backend: str) -> None:
         """Compiles what is computed between the matrix products of training in 16 bits."""
         self._rows = torch.compile(_fusible_losses_and_gradients, dynamic=False, backend=backend)
+        self._shaped_rows = torch.compile(_shaped_losses_and_gradients_of_rows, dynamic=False, backend=backend)
 
-    @outside_compiled_code  # it writes into preallocated tensors
     def losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Nats per target: hidden [B, T, D] and ids [B, T] -> fp32 [B, T]."""
+        if not targets.numel():
+            return super().losses(hidden, targets)
+        if self.logit_cap is None:
+            return self._chunked(hidden, targets, None).view(targets.shape)
+        return self._chunked(hidden, targets, Shaping(self.logit_cap, 0.0))[0].view(targets.shape)
+
+    def penalised_losses(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Per target ``loss + z_loss x square``, and without gradients the square of log(sum(exp(logits))): [B, T]."""
+        if not targets.numel():
+            return super().penalised_losses(hidden, targets)
+        losses, squares = self._chunked(hidden, targets, Shaping(self.logit_cap, self.z_loss or 0.0))
+        return losses.view(targets.shape), squares.detach().view(targets.shape)
+
+    @outside_compiled_code  # it writes into preallocated tensors
+    def _chunked(self, hidden: Tensor, targets: Tensor, shaping: Shaping | None) -> Tensor:
+        """Losses [N]; with a shaping [2, N], losses with their penalties, and squares."""
         kind = hidden.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
         tokens = hidden.flatten(0, 1).to(dtype)
         with torch.autocast(kind, enabled=False):  # the function chooses its own types
+            rows = self._rows if shaping is None else partial(self._shaped_rows, shaping=shaping)
             losses: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-                tokens, self.weight, targets.flatten(), self._rows
+                tokens, self.weight, targets.flatten(), rows, shaping
             )
-        return losses.view(targets.shape)
+        return losses
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Cross-entropy of ``hidden @ weight.T``: [N, D], [V, D] and ids [N] -> fp32 [N]."""
+    """Cross-entropy of ``hidden @ weight.T``: [N, D], [V, D] and ids [N] -> fp32 [N], or [2, N] with a shaping."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, rows: RowFunction) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, rows: RowFunction, shaping: Shaping | None
+    ) -> Tensor:
         ctx.save_for_backward(hidden, weight, targets)
+        ctx.shaping = shaping
         ctx.kept = ctx.unweighted = None  # not saved tensors, because backward overwrites or releases them
         if not any(ctx.needs_input_grad):
-            return _losses(hidden, weight, targets)
+            return _losses(hidden, weight, targets, shaping)
         if hidden.dtype != torch.float32:
-            losses, *ctx.kept = _losses_and_kept_gradients(hidden, weight, targets, rows)
+            losses, *ctx.kept = _losses_and_kept_gradients(hidden, weight, targets, rows, shaping)
             return losses
         if hidden.device.type != "cpu":
-            return _losses(hidden, weight, targets)
-        losses, *ctx.unweighted = _losses_and_gradients(hidden, weight, targets, None)
+            return _losses(hidden, weight, targets, shaping)
+        losses, *ctx.unweighted = _losses_and_gradients(hidden, weight, targets, None, shaping)
         return losses
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
         hidden, weight, targets = ctx.saved_tensors
+        if ctx.shaping is not None:
+            upstream = upstream[0]  # the squares have no gradient
         if hidden.dtype == torch.float32:
             unweighted, ctx.unweighted = ctx.unweighted, None
             if unweighted is not None and bool((upstream == upstream[0]).all()):  # the gradient of a sum or a mean
-                return *(gradient.mul_(upstream[0]) for gradient in unweighted), None, None
+                return *(gradient.mul_(upstream[0]) for gradient in unweighted), None, None, None
             del unweighted
-            return *_losses_and_gradients(hidden, weight, targets, upstream)[1:], None, None
+            return *_losses_and_gradients(hidden, weight, targets, upstream, ctx.shaping)[1:], None, None, None
         kept, ctx.kept = ctx.kept, None
         if kept is None:
             raise RuntimeError("the chunked head keeps its gradients for one backward pass, and this is the second")
         of_hidden, of_logits = kept
-        return *_weighted(of_hidden, of_logits, hidden, weight, upstream), None, None
+        return *_weighted(of_hidden, of_logits, hidden, weight, upstream), None, None, None
 
 
-def _losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Nats per target, fp32 [N]."""
+def _losses(hidden: Tensor, weight: Tensor, targets: Tensor, shaping: Shaping | None) -> Tensor:
+    """Nats per target, fp32 [N], or [2, N] with a shaping."""
     matrix = _in_dtype(weight, hidden.dtype)
-    losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+    losses = _new_losses(hidden, shaping)
     for rows in _chunks(hidden, weight):
-        logits = _logits(hidden[rows], matrix, None)[:, : len(weight)]
-        losses[rows] = F.cross_entropy(logits.float(), targets[rows], reduction="none")
+        logits = _logits(hidden[rows], matrix, None)[:, : len(weight)].float()
+        if shaping is None:
+            losses[rows] = F.cross_entropy(logits, targets[rows], reduction="none")
+        else:
+            losses[:, rows] = _shaped(logits, targets[rows], shaping)[0]
     return losses
 
 
+def _new_losses(hidden: Tensor, shaping: Shaping | None) -> Tensor:
+    """Memory for the losses of all tokens."""
+    shape = (len(hidden),) if shaping is None else (2, len(hidden))
+    return torch.empty(shape, dtype=torch.float32, device=hidden.device)
+
+
+def _shaped(logits: Tensor, targets: Tensor, shaping: Shaping) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses with penalties and squares [2, n] of fp32 logits [n, V]; the capped logits; log(sum(exp(.))) [n, 1]."""
+    values = soft_cap(logits, shaping.logit_cap)
+    log_sums = values.logsumexp(dim=-1, keepdim=True)
+    losses, squares = (log_sums - values.gather(1, targets[:, None])).squeeze(1), log_sums.square().squeeze(1)
+    return torch.stack([losses + shaping.z_loss * squares, squares]), values, log_sums
+
+
+def _shaped_losses_and_gradient(logits: Tensor, targets: Tensor, shaping: Shaping) -> tuple[Tensor, Tensor]:
+    """What ``_shaped`` returns first, and the gradient of the first row by the logits: p (1 + 2 z log_sum) - one-hot,
+    times 1 - (capped / cap)^2."""
+    losses, values, log_sums = _shaped(logits, targets, shaping)
+    gradient = (values - log_sums).exp() * (1.0 + 2.0 * shaping.z_loss * log_sums)
+    is_target = torch.arange(logits.shape[1], device=logits.device) == targets[:, None]
+    gradient = torch.where(is_target, gradient - 1.0, gradient)
+    if shaping.logit_cap is not None:
+        gradient = gradient * (1.0 - (values / shaping.logit_cap).square())
+    return losses, gradient
+
+
 def _losses_and_gradients(
-    hidden: Tensor, weight: Tensor, targets: Tensor, upstream: Tensor | None
+    hidden: Tensor, weight: Tensor, targets: Tensor, upstream: Tensor | None, shaping: Shaping | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses [N] and the gradients of hidden [N, D] and weight [V, D] in fp32, chunk by chunk.
+    """Losses [N] or [2, N] and the gradients of hidden [N, D] and weight [V, D] in fp32, chunk by chunk.
 
     ``upstream`` is the gradient of each token's loss; None takes 1.
     """
-    losses = hidden.new_empty(len(hidden))
+    losses = _new_losses(hidden, shaping)
     of_hidden, of_weight = torch.empty_like(hidden), torch.empty_like(weight)
     for rows in _chunks(hidden, weight):
         logits = _logits(hidden[rows], weight, None)
-        highest, chosen = logits.amax(dim=-1), logits.gather(1, targets[rows, None]).squeeze(1)
-        gradient = logits.softmax(dim=-1)
-        losses[rows] = highest - gradient.amax(dim=-1).log() - chosen  # log of the softmax's denominator, then the loss
-        _subtract_targets(gradient, targets[rows])
+        if shaping is None:
+            losses[rows], gradient = _plain_losses_and_gradient(logits, targets[rows])
+        else:
+            losses[:, rows], gradient = _shaped_losses_and_gradient(logits, targets[rows], shaping)
         if upstream is not None:
             gradient.mul_(upstream[rows, None])
         torch.mm(gradient, weight, out=of_hidden[rows])
@@ -132,19 +192,27 @@ def _losses_and_gradients(
     return losses, of_hidden, of_weight
 
 
+def _plain_losses_and_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Losses [n] and their gradient by the logits [n, V], all fp32."""
+    highest, chosen = logits.amax(dim=-1), logits.gather(1, targets[:, None]).squeeze(1)
+    gradient = logits.softmax(dim=-1)
+    losses = highest - gradient.amax(dim=-1).log() - chosen  # log of the softmax's denominator, then the loss
+    return losses, _subtract_targets(gradient, targets)
+
+
 def _losses_and_kept_gradients(
-    hidden: Tensor, weight: Tensor, targets: Tensor, rows_function: RowFunction
+    hidden: Tensor, weight: Tensor, targets: Tensor, rows_function: RowFunction, shaping: Shaping | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Losses in fp32 [N], and in 16 bits the gradients of hidden [N, D] and of the logits [N, aligned V].
+    """Losses in fp32 [N] or [2, N], and in 16 bits the gradients of hidden [N, D] and of the logits [N, aligned V].
 
     Both gradients are multiplied by ``GRADIENT_FACTOR``. The columns beyond the vocabulary are zero.
     """
     matrix = _in_dtype(weight, hidden.dtype)
-    losses = torch.empty(len(hidden), dtype=torch.float32, device=hidden.device)
+    losses = _new_losses(hidden, shaping)
     of_hidden, of_logits = torch.empty_like(hidden), hidden.new_empty(len(hidden), len(matrix))
     for rows in _chunks(hidden, weight):
         logits = _logits(hidden[rows], matrix, of_logits[rows])
-        losses[rows] = rows_function(logits[:, : len(weight)], targets[rows], GRADIENT_FACTOR[hidden.dtype])
+        losses[..., rows] = rows_function(logits[:, : len(weight)], targets[rows], GRADIENT_FACTOR[hidden.dtype])
         torch.mm(of_logits[rows], matrix, out=of_hidden[rows])
     return losses, of_hidden, of_logits
 
@@ -173,6 +241,13 @@ def _losses_and_gradients_of_rows(logits: Tensor, targets: Tensor, factor: float
     values = logits.float()
     losses = F.cross_entropy(values, targets, reduction="none")
     logits.copy_(_subtract_targets(values.softmax(dim=-1), targets).mul_(factor))
+    return losses
+
+
+def _shaped_losses_and_gradients_of_rows(logits: Tensor, targets: Tensor, factor: float, *, shaping: Shaping) -> Tensor:
+    """The same with a shaping, [2, n], eager or compiled."""
+    losses, gradient = _shaped_losses_and_gradient(logits.float(), targets, shaping)
+    logits.copy_(gradient * factor)
     return losses
 
 

@@ -3,10 +3,23 @@
 Letters: B batch, T time, V vocabulary.
 """
 
+from typing import NamedTuple
+
 from torch import Tensor, nn
 
 from .cache import Past
 from .mechanism import Init
+
+
+class TrainingLosses(NamedTuple):
+    """What a training step minimises and reports."""
+
+    losses: Tensor
+    """Cross-entropy in nats of every target, fp32."""
+    auxiliary: dict[str, Tensor] = {}  # noqa: RUF012 (never changed)
+    """Auxiliary losses by name, 0-d: sums over the same targets; that of a sequence counts once for each target."""
+    penalty: Tensor | float = 0.0
+    """The sum of the auxiliary losses times their coefficients. Training minimises ``losses.sum() + penalty``."""
 
 
 class LanguageModel(nn.Module):
@@ -42,6 +55,12 @@ class LanguageModel(nn.Module):
     def losses_of(self, tokens: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
         """As ``losses``, of the N targets alone where the booleans ``counts`` [B, T] are true: fp32 [N]."""
         return self.losses(tokens, targets.clamp(min=0))[counts]
+
+    def training_losses(self, tokens: Tensor, targets: Tensor, counts: Tensor | None = None) -> TrainingLosses:
+        """As ``losses``, or ``losses_of`` where ``counts`` is given, with the model's auxiliary losses in training."""
+        return TrainingLosses(
+            self.losses(tokens, targets) if counts is None else self.losses_of(tokens, targets, counts)
+        )
 
     def initial_carry(self, num_sequences: int) -> dict[str, Tensor]:
         """State before the first batch, one row per sequence; empty where batches are independent."""

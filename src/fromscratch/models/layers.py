@@ -93,16 +93,44 @@ class ExactGeluMLP(GeluMLP):
 
 
 class LinearHead(nn.Linear):
-    """One score per vocabulary entry, and the cross-entropy of the right one."""
+    """One score per vocabulary entry, and the cross-entropy of the right one.
 
-    def __init__(self, sizes: Sizes) -> None:
+    Args:
+        logit_cap: a score s becomes ``cap tanh(s / cap)`` (Gemma Team 2024, "Gemma 2", section 2).
+        z_loss: coefficient of the square of the logarithm of the softmax's denominator, which keeps scores small in
+            training (Chowdhery et al. 2022, "PaLM", section 5).
+    """
+
+    def __init__(self, sizes: Sizes, *, logit_cap: float | None = None, z_loss: float | None = None) -> None:
         super().__init__(sizes.embedding_dim, sizes.vocab_size, bias=False)
+        self.logit_cap = logit_cap
+        self.z_loss = z_loss
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[B, T, D] -> logits [B, T, V]."""
+        return soft_cap(super().forward(hidden), self.logit_cap)
 
     def losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Nats per target: hidden [B, T, D] and ids [B, T] -> fp32 [B, T]."""
-        logits = self(hidden).flatten(0, 1).float()
+        logits = self._scores(hidden)
         return F.cross_entropy(logits, targets.flatten(), reduction="none").view(targets.shape)
+
+    def penalised_losses(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Per target ``loss + z_loss x square``, and without gradients the square of log(sum(exp(logits))): [B, T]."""
+        logits = self._scores(hidden)
+        squares = logits.logsumexp(-1).square()
+        losses = F.cross_entropy(logits, targets.flatten(), reduction="none") + (self.z_loss or 0.0) * squares
+        return losses.view(targets.shape), squares.detach().view(targets.shape)
+
+    def _scores(self, hidden: Tensor) -> Tensor:
+        """The logits of all tokens in fp32, [N, V]."""
+        return soft_cap(super().forward(hidden).flatten(0, 1).float(), self.logit_cap)
 
     def reset(self, init: Init) -> None:
         """Sets the matrix; a tied one was set as an embedding before."""
         init.linear(self)
+
+
+def soft_cap(scores: Tensor, cap: float | None) -> Tensor:
+    """``cap tanh(score / cap)``; None caps nothing."""
+    return scores if cap is None else cap * torch.tanh(scores / cap)

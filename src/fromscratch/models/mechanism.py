@@ -13,6 +13,9 @@ the padding that a text may have on its left. A mechanism has two further method
     reset(init)                      sets every parameter and buffer that it or its submodules own
     forward_flops(context_length)    needed where it owns parameters, or computes more than its submodules do
 
+A feed-forward network with losses of its own has ``forward_with_auxiliary(x)`` too, which training calls: it returns
+the output and named ``Auxiliary`` losses.
+
 A position mechanism may have an attribute ``in_attention``: what attention does with positions, see ``positions.py``.
 
 Needs torch alone.
@@ -20,11 +23,35 @@ Needs torch alone.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
+import torch
 from torch import Tensor, nn
 
 Maker = Callable[..., nn.Module]
+
+
+class Auxiliary(NamedTuple):
+    """A loss beside the cross-entropy, or a measure."""
+
+    values: Tensor
+    """One per sequence [B], so that no division of a batch changes them."""
+    coefficient: float
+    """Its weight in what training minimises; 0 only measures."""
+
+
+Auxiliaries = dict[str, Auxiliary]
+"""By the name that the metrics show."""
+
+
+def mean_over_layers(layers: list[Auxiliaries]) -> Auxiliaries:
+    """The mean of each auxiliary loss over the layers that have it."""
+    names = dict.fromkeys(name for layer in layers for name in layer)
+    found = {name: [layer[name] for layer in layers if name in layer] for name in names}
+    return {
+        name: Auxiliary(torch.stack([one.values for one in same]).mean(0), same[0].coefficient)
+        for name, same in found.items()
+    }
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import itertools
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import astuple, dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -258,12 +259,11 @@ def _keep_no_probability_masks(model: LanguageModel) -> None:
 def _call_before(model: LanguageModel, action: Callable[[], object]) -> None:
     """Calls ``action`` whenever the head begins to compute losses; the head of every kind has ``losses``."""
     head = getattr(model, "head", None)
-    if not isinstance(head, nn.Module) or not hasattr(head, "losses"):
-        return
-    losses = head.losses
 
-    def after_action(*arguments: Any) -> Any:
+    def after_action(losses: Callable[..., Any], *arguments: Any) -> Any:
         action()
-        return losses(*arguments)  # type: ignore[operator]
+        return losses(*arguments)
 
-    head.losses = after_action  # type: ignore[assignment]
+    for name in ("losses", "penalised_losses"):
+        if isinstance(head, nn.Module) and hasattr(head, name):
+            setattr(head, name, partial(after_action, getattr(head, name)))

@@ -34,14 +34,14 @@ LLAMA_KINDS: dict[str, tuple[str, ...]] = {
 
 def not_gpt2(config: GPTConfig) -> str:
     """Returns the first setting that GPT-2 does not have; an empty text if there is none."""
-    return _other_kind(config, GPT2_KINDS) or _set(
-        config, "key_value_heads", "window", "query_key_norm", "output_bias", "score_cap"
-    )
+    names = ("key_value_heads", "window", "query_key_norm", "output_bias", "score_cap")
+    return _other_kind(config, GPT2_KINDS) or _set(config, "attention", *names) or _set(config, "head", "logit_cap")
 
 
 def not_llama(config: GPTConfig) -> str:
     """Returns the first setting that Llama, Mistral and Qwen3 do not have; an empty text if there is none."""
-    if reason := _other_kind(config, LLAMA_KINDS) or _set(config, "score_cap"):
+    capped = _set(config, "attention", "score_cap") or _set(config, "head", "logit_cap")
+    if reason := _other_kind(config, LLAMA_KINDS) or capped:
         return reason
     norm, attention, network, position = config.norm, config.attention, config.feedforward, config.position
     assert isinstance(norm, RMSNorm) and isinstance(network, SwiGLU) and isinstance(position, RotaryPosition)
@@ -81,9 +81,9 @@ def _other_kind(config: GPTConfig, kinds: dict[str, tuple[str, ...]]) -> str:
     return ""
 
 
-def _set(config: GPTConfig, *names: str) -> str:
-    settings = config.attention.weight_settings()
-    found = (f"attention.{name} = {settings[name]}" for name in names if settings.get(name) is not None)
+def _set(config: GPTConfig, slot: str, *names: str) -> str:
+    settings = getattr(config, slot).weight_settings()
+    found = (f"{slot}.{name} = {settings[name]}" for name in names if settings.get(name) is not None)
     return next(found, "")
 
 

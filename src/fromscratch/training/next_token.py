@@ -23,9 +23,9 @@ def next_token_loss(model: LanguageModel, batch: MicroBatch, carry: Carry) -> Lo
     """Cross-entropy of every next token; every target counts."""
     if carry:
         losses, carry = model.losses_and_carry(batch.inputs, batch.targets, carry)
-    else:
-        losses = model.losses(batch.inputs, batch.targets)
-    return LossSum(losses.sum(), batch.targets.numel(), carry)
+        return LossSum(losses.sum(), batch.targets.numel(), carry)
+    losses, auxiliary, penalty = model.training_losses(batch.inputs, batch.targets)
+    return LossSum(losses.sum(), batch.targets.numel(), carry, auxiliary, penalty)
 
 
 @dataclass(frozen=True)

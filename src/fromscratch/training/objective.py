@@ -44,6 +44,15 @@ class LossSum(NamedTuple):
     """Number of targets that count. An int where that is every target, else a 0-d tensor on the device."""
     carry: Carry = {}  # noqa: RUF012 (never changed)
     """The carry after these sequences."""
+    auxiliary: dict[str, Tensor] = {}  # noqa: RUF012 (never changed)
+    """The model's auxiliary losses by name, each as a sum over the same targets, 0-d. No part of ``total``."""
+    penalty: Tensor | float = 0.0
+    """The auxiliary losses times their coefficients."""
+
+    @property
+    def objective(self) -> Tensor:
+        """What training minimises, as a sum."""
+        return self.total + self.penalty if self.auxiliary else self.total
 
 
 Loss = Callable[[Any, MicroBatch, Carry], LossSum]

@@ -24,6 +24,8 @@ class _Pending:
 
     step: int
     learning_rate: float
+    names: list[str]
+    """Auxiliary losses, the last of the numbers."""
     numbers: torch.Tensor
     arrived: torch.cuda.Event | None
     """On a CUDA device: when the numbers are in host memory."""
@@ -68,13 +70,15 @@ class StepRecorder:
             result.outcome,
             result.spike,
             loss_scale if isinstance(loss_scale, torch.Tensor) else torch.full_like(result.loss, loss_scale),
+            *result.auxiliary.values(),
         )
         numbers, arrived = torch.stack([value.float() for value in fields]), None
         done_at = time.perf_counter() if numbers.device.type == "cpu" else None
         if numbers.is_cuda:  # copied behind this step; a later copy would wait for the end of the next step
             numbers, arrived = numbers.to("cpu", non_blocking=True), torch.cuda.Event()
             arrived.record()
-        previous, self._pending = self._pending, _Pending(step, learning_rate, numbers, arrived, done_at)
+        pending = _Pending(step, learning_rate, list(result.auxiliary), numbers, arrived, done_at)
+        previous, self._pending = self._pending, pending
         if previous is not None:
             self._record(previous)
 
@@ -92,13 +96,14 @@ class StepRecorder:
         step = pending.step
         if pending.arrived is not None:
             pending.arrived.synchronize()
-        loss, loss_min, loss_max, grad_norm, clipped, code, held, loss_scale = pending.numbers.tolist()
+        loss, loss_min, loss_max, grad_norm, clipped, code, held, loss_scale, *others = pending.numbers.tolist()
         outcome = Outcome(int(code))
         done_at = pending.done_at or time.perf_counter()
         seconds, self._clock = done_at - self._clock, done_at
         self._state.seconds += seconds
         bad = outcome >= Outcome.INFINITE_NORM
         spike = bool(held) or (not bad and self._spikes.is_spike(loss, self._state.recent_losses))
+        auxiliary = {name: _known(value) for name, value in zip(pending.names, others, strict=True)}
         self._journal.record_step(
             {
                 "step": step,
@@ -113,6 +118,7 @@ class StepRecorder:
                 "outcome": "spike" if spike else outcome.label,
                 "tokens_per_second": self._tokens_per_step / seconds,
                 "seconds": seconds,
+                **auxiliary,
             }
         )
         self._count(outcome, loss, loss_scale, spike=spike)

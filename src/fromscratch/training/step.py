@@ -1,7 +1,7 @@
 """One optimiser step: losses and gradients of a global batch, then one careful update."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -35,6 +35,8 @@ class StepResult:
     """An ``Outcome``: normal, clipped, or one of the ways in which gradients are not finite."""
     spike: Tensor
     """Whether the step was held back because of its loss."""
+    auxiliary: dict[str, Tensor] = field(default_factory=dict)
+    """Means of the model's auxiliary losses over the same targets, by name. No part of ``loss``."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class Stepper:
             RuntimeError: out of memory in this process alone, in the last backward pass.
         """
         self.model.train()
-        (loss, loss_min, loss_max), carry = self._accumulate_gradients(step)
+        (loss, loss_min, loss_max), auxiliary, carry = self._accumulate_gradients(step)
         for optimizer in self.optimizer.optimizers:
             self.precision.unscale(optimizer)
         on_cuda = loss.device.type == "cuda"
@@ -127,7 +129,7 @@ class Stepper:
         self.precision.update_scale()
         self.optimizer.zero_grad()
         self._commit_carry(carry, unless=spike | (outcome >= Outcome.INFINITE_NORM))
-        return StepResult(loss, loss_min, loss_max, gradients.norm, clipped, outcome, spike)
+        return StepResult(loss, loss_min, loss_max, gradients.norm, clipped, outcome, spike, auxiliary)
 
     def load(self, checkpoint: Path) -> TrainingState:
         """Puts everything that a checkpoint holds back. Returns where the run was. Raises DataError."""
@@ -151,7 +153,7 @@ class Stepper:
             with self.optimizer.temporary_state(), self.parallelism.no_sync():
                 if self.batches.num_micro_batches == 1:
                     self.optimizer.zero_grad()
-                self._backward(self._forward(next(batches), 0).total)
+                self._backward(self._forward(next(batches), 0).objective)
         except RuntimeError as error:
             if not is_memory_error(error):
                 raise
@@ -173,8 +175,10 @@ class Stepper:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _accumulate_gradients(self, step: int) -> tuple[tuple[Tensor, Tensor, Tensor], Carry]:
-        """Computes the gradients of the mean loss of the global batch; returns that loss, its band, and the new carry.
+    def _accumulate_gradients(self, step: int) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, Tensor], Carry]:
+        """Computes the gradients of the mean objective of the global batch.
+
+        Returns the mean loss and its band, the means of auxiliary losses, and the new carry.
 
         Gradients are synchronised in the last backward pass only. Before it, ranks agree that none ran out of
         memory; otherwise the all-reduce would deadlock.
@@ -187,10 +191,10 @@ class Stepper:
                 with self.parallelism.no_sync():
                     result = self._forward(batch, first)
                     if place < self.batches.num_micro_batches:
-                        self._backward(result.total)
+                        self._backward(result.objective)
                 first += len(batch.inputs)
-                total = result.total
-                results.append(result._replace(total=total.detach()))
+                objective = result.objective
+                results.append(_detached(result))
                 self.parallelism.world.heartbeat()
         except RuntimeError as error:
             if not is_memory_error(error):
@@ -199,9 +203,9 @@ class Stepper:
         if self.parallelism.world.any(is_short):
             raise GlobalOutOfMemoryError("out of memory in at least one process")
         self.parallelism.sync_next_backward()
-        self._backward(total)
+        self._backward(objective)
         set_sequence_keys(self.model, None)
-        return self._gather_losses(results), _joined([result.carry for result in results])
+        return *self._gather_losses(results), _joined([result.carry for result in results])
 
     def _create_optimizer_state(self) -> None:
         """Allocates the optimisers' state before the first step, so that no step can run out of memory half-way.
@@ -228,34 +232,45 @@ class Stepper:
             result: LossSum = self._wrapped(batch, carry)
         return result
 
-    def _backward(self, total: Tensor) -> None:
+    def _backward(self, objective: Tensor) -> None:
         """Adds a micro-batch's part to the gradients."""
-        self.precision.backward(total * (self.parallelism.gradient_scale / self.batches.targets_per_step))
+        self.precision.backward(objective * (self.parallelism.gradient_scale / self.batches.targets_per_step))
 
-    def _gather_losses(self, results: list[LossSum]) -> tuple[Tensor, Tensor, Tensor]:
-        """Loss, lowest and highest mean of a micro-batch, over all processes: one collective.
+    def _gather_losses(self, results: list[LossSum]) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, Tensor]]:
+        """Loss, lowest and highest mean of a micro-batch, and auxiliary losses, over all processes: one collective.
 
         Backward divided by all targets of the global batch. Where some do not count, this corrects the
         gradients to the mean over those that do.
         """
         totals = torch.stack([result.total for result in results])
+        names = list(results[0].auxiliary)
+        auxiliary = [torch.stack([result.auxiliary[name].float() for result in results]).sum() for name in names]
         if all(isinstance(result.num_targets, int) for result in results):
             means = torch.stack([result.total / result.num_targets for result in results])
-            local = torch.stack([totals.sum(), means.min(), means.max()])
-            summed, lowest, highest = self.parallelism.gather_losses(local).unbind(1)
-            return summed.sum() / self.batches.targets_per_step, lowest.min(), highest.max()
+            local = torch.stack([totals.sum(), means.min(), means.max(), *auxiliary])
+            summed, lowest, highest, *others = self.parallelism.gather_losses(local).unbind(1)
+            num_targets = self.batches.targets_per_step
+            means_of = {name: sums.sum() / num_targets for name, sums in zip(names, others, strict=True)}
+            return (summed.sum() / num_targets, lowest.min(), highest.max()), means_of
         counts = torch.stack([totals.new_zeros(()) + result.num_targets for result in results])
         mean_here = totals.sum() / counts.sum().clamp(min=1.0)
         means = torch.where(counts > 0, totals / counts, mean_here)  # a micro-batch may have no target that counts
-        local = torch.stack([totals.sum(), means.min(), means.max(), counts.sum()])
-        summed, lowest, highest, counted = self.parallelism.gather_losses(local).unbind(1)
+        local = torch.stack([totals.sum(), means.min(), means.max(), counts.sum(), *auxiliary])
+        summed, lowest, highest, counted, *others = self.parallelism.gather_losses(local).unbind(1)
         count = counted.sum().clamp(min=1.0)
         torch._foreach_mul_(Gradients.of(self.model.parameters()).tensors, self.batches.targets_per_step / count)
-        return summed.sum() / count, lowest.min(), highest.max()
+        means_of = {name: sums.sum() / count for name, sums in zip(names, others, strict=True)}
+        return (summed.sum() / count, lowest.min(), highest.max()), means_of
 
     def _commit_carry(self, carry: Carry, *, unless: Tensor) -> None:
         """Keeps the new carry of an accepted step; a step that changed nothing keeps the old one."""
         self.carry = {name: torch.where(unless, self.carry[name], carry[name]) for name in carry}
+
+
+def _detached(result: LossSum) -> LossSum:
+    """The sums to report, without their graph; ``_joined`` detaches the carry."""
+    auxiliary = {name: value.detach() for name, value in result.auxiliary.items()}
+    return result._replace(total=result.total.detach(), auxiliary=auxiliary, penalty=0.0)
 
 
 def _joined(parts: list[Carry]) -> Carry:

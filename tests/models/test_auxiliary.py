@@ -1,0 +1,150 @@
+"""Auxiliary losses: part of what training minimises, never of the loss that is reported."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fromscratch.config.model import GPTConfig
+from fromscratch.models.factory import build_empty, initialise
+from fromscratch.models.gpt import GPT
+from fromscratch.models.mechanism import Auxiliary, mean_over_layers
+from fromscratch.runs.directory import RunDirectory
+from fromscratch.runs.records import read_records
+from fromscratch.training.next_token import next_token_loss
+from fromscratch.training.objective import LossSum, MicroBatch
+from tests.models.auxiliary import AUXILIARY_MODELS
+from tests.small import run_small, write_run_file
+from tests.training.test_resume import assert_same_end
+from tests.training.test_step import RandomBatches, stepper
+
+SHAPE = {"vocab_size": 31, "context_length": 8, "num_layers": 2, "num_heads": 2, "embedding_dim": 16}
+each_model = pytest.mark.parametrize("name", AUXILIARY_MODELS)
+
+
+def gpt(table: dict[str, Any]) -> GPT:
+    config = GPTConfig.model_validate({**SHAPE, "dropout": 0.2, "init": {"kind": "gpt2", "std": 0.2}, **table})
+    model = build_empty(config, "cpu")
+    initialise(model, config, seed=5)
+    return model
+
+
+def losses_of(run: RunDirectory, *names: str) -> list[list[float]]:
+    return [[record[name] for record in read_records(run.metrics)] for name in names]
+
+
+@each_model
+@pytest.mark.parametrize("micro_batch", [1, 3])
+def test_any_division_of_the_batch_gives_the_same_steps(name: str, micro_batch: int) -> None:
+    table, names = AUXILIARY_MODELS[name]
+    whole, divided = stepper(gpt(table), 8), stepper(gpt(table), micro_batch)
+    for step in range(3):
+        one, other = whole.take(step, 1.0), divided.take(step, 1.0)
+        torch.testing.assert_close(other.loss, one.loss, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(other.grad_norm, one.grad_norm, atol=1e-4, rtol=1e-4)
+        assert one.auxiliary.keys() == other.auxiliary.keys() == set(names)
+        for key in names:
+            torch.testing.assert_close(other.auxiliary[key], one.auxiliary[key], atol=1e-5, rtol=1e-4)
+
+
+@each_model
+@pytest.mark.parametrize("micro_batch", [1, 3])
+def test_any_division_gives_the_same_steps_where_some_targets_count(name: str, micro_batch: int) -> None:
+    def half(model: GPT, batch: MicroBatch, _carry: object) -> LossSum:
+        counts = (batch.inputs + torch.arange(8)) % 3 == 0
+        losses, auxiliary, penalty = model.training_losses(batch.inputs, batch.targets, counts)
+        return LossSum(losses.sum(), counts.sum(), {}, auxiliary, penalty)
+
+    found = []
+    for size in (8, micro_batch):
+        steps = stepper(gpt(AUXILIARY_MODELS[name][0]), size)
+        steps.loss_module.loss = half
+        results = [steps.take(step, 1.0) for step in range(2)]
+        found.append([value for r in results for value in (r.loss, r.grad_norm, *r.auxiliary.values())])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+@each_model
+def test_the_objective_is_the_loss_and_the_penalties(name: str) -> None:
+    table, names = AUXILIARY_MODELS[name]
+    model = gpt({**table, "dropout": 0.0}).train()
+    (batch,) = RandomBatches(8).micro_batches(0)
+    result = next_token_loss(model, batch, {})
+    torch.testing.assert_close(result.total, model.losses(batch.inputs, batch.targets).sum())
+    wanted = result.total + sum(names[key] * value for key, value in result.auxiliary.items())
+    torch.testing.assert_close(result.objective, wanted)
+    assert any(names.values()) and bool(result.objective > result.total)
+    assert next_token_loss(model.eval(), batch, {}).auxiliary == {}
+
+
+@each_model
+@pytest.mark.parametrize("checkpointing", [True, False])
+def test_gradients_are_those_of_the_objective(name: str, checkpointing: bool) -> None:
+    """By finite differences along a random direction; the objective is computed in fp64."""
+    model = gpt({**AUXILIARY_MODELS[name][0], "dropout": 0.0, "head": {**head_of(name), "kind": "linear"}}).double()
+    model.train().gradient_checkpointing = checkpointing
+    (batch,) = RandomBatches(8).micro_batches(0)
+    next_token_loss(model, batch, {}).objective.backward()
+    generator = torch.Generator().manual_seed(1)
+    directions = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in model.parameters()]
+    slope = sum(
+        float((p.grad * d).sum()) for p, d in zip(model.parameters(), directions, strict=True) if p.grad is not None
+    )
+    values = []
+    for step in (1e-4, -2e-4):
+        torch._foreach_add_([p.data for p in model.parameters()], directions, alpha=step)
+        values.append(next_token_loss(model, batch, {}).objective.item())
+    assert slope == pytest.approx((values[0] - values[1]) / 2e-4, rel=2e-3)
+
+
+def head_of(name: str) -> dict[str, Any]:
+    head = AUXILIARY_MODELS[name][0].get("head", {})
+    return head if isinstance(head, dict) else {}
+
+
+def test_a_run_shows_them_and_reports_the_plain_loss(tmp_path: Path) -> None:
+    """The first step is taken with the same weights; so are its losses."""
+    plain, _ = run_small(write_run_file(tmp_path, "plain"), name="plain")
+    table = {"head": {"kind": "chunked", "z_loss": 0.01}}
+    run, _ = run_small(write_run_file(tmp_path, "z", model=table), name="z", micro_batch=4)
+    losses, squares = losses_of(run, "loss", "z_loss")
+    assert losses[0] == pytest.approx(losses_of(plain, "loss")[0][0], abs=1e-5)
+    assert losses[1:] != losses_of(plain, "loss")[0][1:] and min(squares) > 0.0
+    assert squares[-1] < squares[0] and "z_loss" not in next(iter(read_records(plain.metrics)))
+    run_small(tmp_path / "z.toml", name="again", stop_after=7, micro_batch=4)
+    again, _ = run_small(tmp_path / "z.toml", name="again", micro_batch=4)
+    assert_same_end(run, again)
+
+
+def test_means_over_layers() -> None:
+    first = {"a": Auxiliary(torch.tensor([1.0, 2.0]), 0.1)}
+    second = {"a": Auxiliary(torch.tensor([3.0, 6.0]), 0.1), "b": Auxiliary(torch.tensor([1.0, 1.0]), 0.0)}
+    found = mean_over_layers([first, {}, second])
+    assert found["a"].values.tolist() == [2.0, 4.0] and found["a"].coefficient == 0.1
+    assert found["b"].values.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize("kind", ["linear", "chunked"])
+def test_a_capped_head_with_z_loss_by_hand(kind: str) -> None:
+    model = gpt({"head": {"kind": kind, "logit_cap": 2.0, "z_loss": 0.1}, "dropout": 0.0}).train()
+    (batch,) = RandomBatches(8).micro_batches(0)
+    hidden = model.hidden_states(batch.inputs)
+    logits = 2.0 * torch.tanh(hidden @ model.token_embedding.weight.T / 2.0)
+    losses = F.cross_entropy(logits.flatten(0, 1), batch.targets.flatten(), reduction="none").view(8, 8)
+    squares = logits.exp().sum(-1).log().square()
+    found = model.training_losses(batch.inputs, batch.targets)
+    torch.testing.assert_close(found.losses, losses)
+    torch.testing.assert_close(found.auxiliary["z_loss"], squares.sum())
+    torch.testing.assert_close(model(batch.inputs), logits)
+
+    def gradients(objective: Tensor) -> list[Tensor]:
+        return list(torch.autograd.grad(objective, list(model.parameters())))
+
+    wanted = gradients(losses.sum() + 0.1 * squares.sum())
+    for one, other in zip(gradients(found.losses.sum() + found.penalty), wanted, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(model.eval().losses(batch.inputs, batch.targets), losses)

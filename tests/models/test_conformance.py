@@ -19,6 +19,7 @@ from fromscratch.config.model import (
     FusedAttention,
     GPTConfig,
     LinearHead,
+    MixtureOfExperts,
     RMSNorm,
     RotaryPosition,
     SwiGLU,
@@ -27,6 +28,7 @@ from fromscratch.formats.checkpoints import MODEL_FILE, Contents, TrainingState,
 from fromscratch.formats.tensor_files import read_tensors
 from fromscratch.formats.weights import fill, model_tensors
 from fromscratch.generation.decoders import CachedDecoder, PlainDecoder
+from fromscratch.models import mixture
 from fromscratch.models.attention import CausalAttention
 from fromscratch.models.cache import KeyValueCache
 from fromscratch.models.costs import model_costs
@@ -62,6 +64,7 @@ VARIANTS: list[tuple[str, type[Slot]]] = [
     ("attention", with_settings(FusedAttention, query_key_norm="scaled", output_bias=False)),
     ("attention", with_settings(ExplicitAttention, key_value_heads=1, query_key_norm="plain", window=4, score_cap=3.0)),
     ("feedforward", with_settings(SwiGLU, hidden_dim=20, linear_bias=True)),
+    ("feedforward", with_settings(MixtureOfExperts, experts=3, active_experts=1, hidden_dim=20, capacity=0.5)),
     ("head", with_settings(LinearHead, logit_cap=3.0, z_loss=0.1)),
     ("head", with_settings(ChunkedHead, logit_cap=3.0, z_loss=0.1)),
 ]
@@ -193,7 +196,10 @@ def test_what_is_published_is_the_model(slot: str, kind: type[Slot], tmp_path: P
 def test_operations_are_those_that_are_counted(
     slot: str, kind: type[Slot], tied: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """torch counts the matrix products; of attention, whose kernels compute more than is seen, the visible pairs."""
+    """torch counts the matrix products; of attention, whose kernels compute more than is seen, the visible pairs.
+
+    It does not look into the operator of the experts, so that runs as plain products.
+    """
     model, pairs = model_of(slot, kind, tied_head=tied), 0
     heads, channels = SHAPE["num_heads"], SHAPE["embedding_dim"] // SHAPE["num_heads"]
 
@@ -206,6 +212,10 @@ def test_operations_are_those_that_are_counted(
         pairs += int(seen.sum())
         return value
 
+    def products(rows: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
+        return torch.cat([part @ m.T for part, m in zip(mixture._parts(rows, ends), matrices, strict=True)])
+
+    monkeypatch.setattr(mixture, "expert_products", products)
     for attention in {type(module) for module in model.modules() if isinstance(module, CausalAttention)}:
         monkeypatch.setattr(attention, "attend", attend)
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:

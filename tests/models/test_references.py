@@ -68,9 +68,14 @@ def as_theirs(model: GPT, ours: dict[str, Any]) -> dict[str, Any]:
         for name in ("query", "key"):
             if f"{of}attention.{name}_norm.weight" in ours:
                 theirs[f"{to}self_attn.{name[0]}_norm.weight"] = ours[f"{of}attention.{name}_norm.weight"]
-        gate, up = ours[f"{of}feedforward.gate_up.weight"].chunk(2)
-        theirs |= {f"{to}mlp.gate_proj.weight": gate, f"{to}mlp.up_proj.weight": up}
-        theirs[f"{to}mlp.down_proj.weight"] = ours[f"{of}feedforward.output.weight"]
+        if f"{of}feedforward.router.weight" in ours:
+            theirs[f"{to}mlp.gate.weight"] = ours[f"{of}feedforward.router.weight"]
+            theirs[f"{to}mlp.experts.gate_up_proj"] = ours[f"{of}feedforward.gate_up"]
+            theirs[f"{to}mlp.experts.down_proj"] = ours[f"{of}feedforward.output"]
+        else:
+            gate, up = ours[f"{of}feedforward.gate_up.weight"].chunk(2)
+            theirs |= {f"{to}mlp.gate_proj.weight": gate, f"{to}mlp.up_proj.weight": up}
+            theirs[f"{to}mlp.down_proj.weight"] = ours[f"{of}feedforward.output.weight"]
         theirs[f"{to}input_layernorm.weight"] = ours[f"{of}attention_norm.weight"]
         theirs[f"{to}post_attention_layernorm.weight"] = ours[f"{of}feedforward_norm.weight"]
     return theirs
@@ -104,6 +109,16 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         "Mistral",
         {"attention": {"kind": "sdpa", "key_value_heads": 2, "output_bias": False, "window": 7}},
         {"sliding_window": 7, "head_dim": 16},
+    ),
+    "mixtral": (
+        "Mixtral",
+        {"feedforward": {"kind": "mixture", "experts": 5, "active_experts": 2, "hidden_dim": 96}},
+        {
+            "num_local_experts": 5,
+            "num_experts_per_tok": 2,
+            "head_dim": 16,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10_000.0},
+        },
     ),
     "gemma-like-gate": (
         "Llama",

@@ -80,6 +80,7 @@ def test_the_store_decides_vocabulary_and_budget(tmp_path: Path) -> None:
     file = write_run_file(tmp_path)
     plan = plan_of(file, "--machine", "here")
     assert (plan["vocab_size"], plan["steps"], plan["store_problem"]) == (257, 20, None)
+    assert plan["active_parameters"] == plan["parameters"]
     assert plan["memory_bytes"]["cpu"]["optimizer"] == pytest.approx(8 * plan["parameters"], rel=0.01)
     assert plan["checkpoint_bytes"] > 12 * plan["parameters"]
     assert plan["disk_bytes"] == plan["checkpoints_at_once"] * plan["checkpoint_bytes"]

@@ -35,8 +35,8 @@ def weights(run: RunDirectory) -> dict[str, torch.Tensor]:
     return dict(load_file(run.checkpoints / "latest" / "model.safetensors"))
 
 
-def losses(run: RunDirectory) -> list[float]:
-    return [record["loss"] for record in read_records(run.metrics)]
+def losses(run: RunDirectory, name: str = "loss") -> list[float]:
+    return [record[name] for record in read_records(run.metrics)]
 
 
 @pytest.mark.parametrize(("length", "parts"), [(8, 2), (7, 2), (3, 3), (10, 4), (2, 3)])
@@ -65,14 +65,15 @@ def test_a_rank_that_waits_in_vain_says_so(monkeypatch: pytest.MonkeyPatch, rank
 
 
 def test_f11_two_processes_equal_one_and_resume_across(tmp_path: Path) -> None:
-    """Accumulation in both, dropout on, evaluation shared; then 1 -> 2 and 2 -> 1."""
-    file = write_run_file(tmp_path)
+    """Accumulation in both, dropout and an auxiliary loss on, evaluation shared; then 1 -> 2 and 2 -> 1."""
+    file = write_run_file(tmp_path, model={"head": {"kind": "chunked", "z_loss": 0.01}})
     alone, summary = run_small(file, name="alone", micro_batch=2)
     together = launch(tmp_path, "small.toml", "--name", "together", "--micro-batch", "2", "--json")
     assert together.wait() == 0, together.stderr
     assert json.loads(together.stdout)["best_loss"] == pytest.approx(summary.best_loss, abs=1e-4)
     run = RunDirectory(tmp_path / "runs" / "together")
     assert losses(run) == pytest.approx(losses(alone), abs=1e-5)
+    assert losses(run, "z_loss") == pytest.approx(losses(alone, "z_loss"), rel=1e-4)
     for name, tensor in weights(run).items():
         torch.testing.assert_close(tensor, weights(alone)[name], atol=1e-4, rtol=1e-4)
     assert not any(name.startswith(("module.", "model.")) for name in weights(run))

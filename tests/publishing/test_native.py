@@ -1,4 +1,4 @@
-"""Models that transformers' Llama, Mistral and Qwen3 compute: published without code, and read back."""
+"""Models that transformers' Llama, Mistral, Mixtral and Qwen3 compute: published without code, and read back."""
 
 import json
 from pathlib import Path
@@ -30,6 +30,17 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {"tied_head": True, "attention": {"kind": "explicit", "output_bias": False, "key_value_heads": 2}},
     ),
     "mistral": ("MistralForCausalLM", {"attention": {"kind": "sdpa", "output_bias": False, "window": 5}}),
+    "mixtral": (
+        "MixtralForCausalLM",
+        {"feedforward": {"kind": "mixture", "experts": 3, "hidden_dim": 24, "capacity": 1.5}, "tied_head": False},
+    ),
+    "mixtral-window": (
+        "MixtralForCausalLM",
+        {
+            "feedforward": {"kind": "mixture", "experts": 4, "active_experts": 3},
+            "attention": {"kind": "sdpa", "output_bias": False, "window": 5},
+        },
+    ),
     "qwen3": ("Qwen3ForCausalLM", {"attention": {"kind": "sdpa", "output_bias": False, "query_key_norm": "scaled"}}),
 }
 TOKENS = torch.randint(0, 257, (2, 20), generator=torch.Generator().manual_seed(1))
@@ -67,6 +78,8 @@ def test_it_is_published_without_code_and_read_back(name: str, tmp_path: Path) -
         ({"attention": {"kind": "sdpa", "output_bias": False, "window": (4, 0)}}, "attention.window by layer"),
         ({"position": {"kind": "rope", "scaling": "ntk", "factor": 2.0}}, 'position.scaling = "ntk"'),
         ({"feedforward": {"kind": "swiglu", "linear_bias": True}}, "feedforward.linear_bias = true"),
+        ({"feedforward": {"kind": "mixture", "active_experts": 1}}, "feedforward.active_experts = 1"),
+        ({"head": {"kind": "chunked", "logit_cap": 20.0}}, "head.logit_cap = 20.0"),
     ],
 )
 def test_what_no_architecture_has_is_named(changes: dict[str, Any], reason: str) -> None:

@@ -59,6 +59,7 @@ def to_dict(estimate: "Estimate") -> dict[str, Any]:
     science, costs = estimate.science, estimate.science.costs
     return {
         "parameters": costs.parameters,
+        "active_parameters": costs.active_parameters,
         "parameters_by_part": costs.parameters_by_part,
         "vocab_size": science.config.model.vocab_size,
         "vocabulary_is_assumed": science.vocabulary_is_assumed,
@@ -95,6 +96,7 @@ def _print_science(science: "Science") -> None:
     print_table(
         [
             ("parameters", costs.parameters),
+            *([("active parameters", costs.active_parameters)] if costs.active_parameters < costs.parameters else []),
             *((f"  {part}", count) for part, count in costs.parameters_by_part.items()),
             ("FLOPs per token, 6N", costs.six_n_flops_per_token),
             ("FLOPs per token, Hoffmann et al. 2022, F", hoffmann if hoffmann is not None else "has no attention"),

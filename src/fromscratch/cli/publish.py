@@ -19,7 +19,7 @@ def publish(
         str | None,
         typer.Option(
             "--format",
-            help="native (GPT-2, Llama, Mistral, Qwen3; no custom code) or custom; by default native if possible.",
+            help="native (GPT-2, Llama, Mistral, Mixtral, Qwen3; no custom code) or custom; native if possible.",
         ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Upload; without it, only list the files.")] = (False),

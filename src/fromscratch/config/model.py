@@ -164,6 +164,33 @@ class SquaredReluMLP(Slot):
     """Whether the linear layers have a bias."""
 
 
+class MixtureOfExperts(Slot):
+    """A router sends each token to a few of several SwiGLU networks (Jiang et al. 2024, Mixtral)."""
+
+    builds: ClassVar[str] = "fromscratch.models.mixture:MixtureOfExperts"
+    free_settings: ClassVar[frozenset[str]] = frozenset({"balance_loss", "router_z_loss", "capacity"})
+    kind: Literal["mixture"] = "mixture"
+    experts: Positive = 8
+    """Number of networks."""
+    active_experts: Positive = 2
+    """Networks that each token uses; at most ``experts``."""
+    hidden_dim: Positive | None = None
+    """Width of the middle of each network. Default: that of ``swiglu``."""
+    balance_loss: float = Field(default=0.01, ge=0.0)
+    """Coefficient of the auxiliary loss that makes the router use all experts alike; 0 only measures it."""
+    router_z_loss: float = Field(default=0.001, ge=0.0)
+    """Coefficient of the auxiliary loss that keeps the router's scores small (Zoph et al. 2022); 0 only measures it."""
+    capacity: float | None = Field(default=None, gt=0.0)
+    """In training, an expert takes at most ``capacity`` times its even share of each sequence's tokens, the first
+    ones, and skips the others. Default: no limit."""
+
+    @model_validator(mode="after")
+    def _are_there_so_many(self) -> Self:
+        if self.active_experts > self.experts:
+            raise ValueError(f"active_experts = {self.active_experts} is more than experts = {self.experts}; lower it")
+        return self
+
+
 class HeadSettings(Slot):
     """What every head has."""
 
@@ -283,7 +310,9 @@ class GPTConfig(ModelConfig):
         LearnedPosition()
     )
     attention: Annotated[FusedAttention | ExplicitAttention, SLOT] = FusedAttention()
-    feedforward: Annotated[GeluMLP | ExactGeluMLP | SwiGLU | GeGLU | SquaredReluMLP, SLOT] = GeluMLP()
+    feedforward: Annotated[GeluMLP | ExactGeluMLP | SwiGLU | GeGLU | SquaredReluMLP | MixtureOfExperts, SLOT] = (
+        GeluMLP()
+    )
     head: Annotated[LinearHead | ChunkedHead, SLOT] = ChunkedHead()
     init: Annotated[GPT2Init | TorchInit, SLOT] = GPT2Init()
 

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
 
+from fromscratch.models import mixture
+
 HALF_TYPES = (torch.bfloat16, torch.float16)
 PRODUCTS = frozenset(
     {
@@ -27,6 +29,7 @@ PRODUCTS = frozenset(
         torch.ops.aten.dot,
         torch.ops.aten.linear,
         torch.ops.aten.matmul,
+        *(getattr(getattr(torch.ops, mixture.OPERATORS), name) for name in ("expert_products", "matrix_gradients")),
     }
 )
 """All matrix products of forward passes, backward passes and inference; each has one result."""

@@ -18,6 +18,8 @@ class ModelCosts:
 
     parameters: int
     """All trained numbers; a tied head counts once."""
+    active_parameters: int
+    """Those that a token uses: all, except in a mixture of experts."""
     forward_flops_per_token: int
     """Matrix products, with the mean number of positions that attention sees in a full sequence."""
     parameters_by_part: dict[str, int] = field(default_factory=dict)
@@ -28,8 +30,8 @@ class ModelCosts:
 
     @property
     def six_n_flops_per_token(self) -> int:
-        """Forward and backward as 6 operations per parameter (Kaplan et al. 2020, section 2.1)."""
-        return 6 * self.parameters
+        """Forward and backward as 6 operations per active parameter (Kaplan et al. 2020, section 2.1)."""
+        return 6 * self.active_parameters
 
     @property
     def hoffmann_flops_per_token(self) -> int | None:
@@ -53,8 +55,10 @@ def model_costs(config: ModelConfig, *, num_classes: int | None = None) -> Model
         model = build_model(config)
     if num_classes:
         replace_head(model, num_classes)
+    parameters = sum(p.numel() for p in model.parameters())
     return ModelCosts(
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=parameters,
+        active_parameters=parameters - sum(getattr(module, "num_idle_parameters", 0) for module in model.modules()),
         forward_flops_per_token=round(forward_flops(model, config.context_length)),
         parameters_by_part=parameters_by_part(model),
         hoffmann_forward_flops_per_token=hoffmann_forward_flops(model, config.context_length),

@@ -1,6 +1,6 @@
 """Exports a model as a folder that the transformers library loads, in one of two formats.
 
-``native`` is an architecture of transformers (GPT-2, Llama, Mistral, Qwen3), for every program that runs it.
+``native`` is an architecture of transformers (GPT-2, Llama, Mistral, Mixtral, Qwen3), for every program that runs it.
 ``custom`` contains our own model files with an interface for transformers, for every architecture.
 """
 

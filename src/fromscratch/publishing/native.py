@@ -1,14 +1,15 @@
 """Architectures of the transformers library that compute what a model of ours computes: no code travels with them.
 
-GPT-2 where norms, positions and network are GPT-2's; Llama, Mistral or Qwen3 where they are RMSNorm, RoPE and SwiGLU
-without biases, with a window of attention (Mistral) or norms of queries and keys (Qwen3).
+GPT-2 where norms, positions and network are GPT-2's; Llama, Mistral, Mixtral or Qwen3 where they are RMSNorm, RoPE and
+SwiGLU without biases, with a window of attention (Mistral), a mixture of experts (Mixtral), or norms of queries and
+keys (Qwen3).
 """
 
 from typing import Any
 
 from torch import Tensor
 
-from fromscratch.config.model import ExactGeluMLP, GeluMLP, GPTConfig, RMSNorm, RotaryPosition, SwiGLU
+from fromscratch.config.model import ExactGeluMLP, GeluMLP, GPTConfig, MixtureOfExperts, RMSNorm, RotaryPosition, SwiGLU
 from fromscratch.formats.gpt2 import LAYOUT as GPT2_LAYOUT
 from fromscratch.formats.gpt2 import to_gpt2_tensors
 from fromscratch.formats.layouts import EMBEDDING, HEAD
@@ -26,7 +27,7 @@ LLAMA_KINDS: dict[str, tuple[str, ...]] = {
     "norm": ("rmsnorm",),
     "position": ("rope",),
     "attention": ("multi-head",),
-    "feedforward": ("swiglu",),
+    "feedforward": ("swiglu", "mixture"),
     "head": ("linear",),
 }
 """The same for LlamaForCausalLM and its relatives."""
@@ -39,16 +40,19 @@ def not_gpt2(config: GPTConfig) -> str:
 
 
 def not_llama(config: GPTConfig) -> str:
-    """Returns the first setting that Llama, Mistral and Qwen3 do not have; an empty text if there is none."""
+    """Returns the first setting that Llama, Mistral, Mixtral and Qwen3 do not have; an empty text if there is none."""
     capped = _set(config, "attention", "score_cap") or _set(config, "head", "logit_cap")
     if reason := _other_kind(config, LLAMA_KINDS) or capped:
         return reason
     norm, attention, network, position = config.norm, config.attention, config.feedforward, config.position
-    assert isinstance(norm, RMSNorm) and isinstance(network, SwiGLU) and isinstance(position, RotaryPosition)
+    assert isinstance(norm, RMSNorm) and isinstance(position, RotaryPosition)
+    is_mixture = isinstance(network, MixtureOfExperts)
     wrong = {
         "norm.scale = false": not norm.scale,
         "norm.eps other than 1e-6 with attention.query_key_norm": attention.query_key_norm and norm.eps != 1e-6,
-        "feedforward.linear_bias = true": network.linear_bias,
+        "feedforward.linear_bias = true": isinstance(network, SwiGLU) and network.linear_bias,
+        "feedforward.active_experts = 1": isinstance(network, MixtureOfExperts) and network.active_experts == 1,
+        "both a mixture of experts and attention.query_key_norm": is_mixture and attention.query_key_norm,
         "attention_bias = true": config.attention_bias,
         "attention.output_bias is not false": attention.output_bias is not False,
         'attention.query_key_norm = "plain"': attention.query_key_norm == "plain",
@@ -107,10 +111,14 @@ def _gpt2_config(config: GPTConfig) -> dict[str, Any]:
 
 
 def _llama_config(config: GPTConfig) -> dict[str, Any]:
-    """Llama, Mistral or Qwen3, whose only dropout is that of attention."""
-    assert isinstance(config.position, RotaryPosition) and isinstance(config.feedforward, SwiGLU)
+    """Llama, Mistral, Mixtral or Qwen3, whose only dropout is that of attention."""
+    assert isinstance(config.position, RotaryPosition)
     family = "Qwen3" if config.attention.query_key_norm else "Mistral" if config.attention.window else "Llama"
-    window = {"sliding_window": config.attention.window} if family == "Mistral" else {}
+    more: dict[str, Any] = {"sliding_window": config.attention.window} if family == "Mistral" else {}
+    if isinstance(network := config.feedforward, MixtureOfExperts):
+        family, experts = "Mixtral", {"num_local_experts": network.experts}
+        more = {"sliding_window": config.attention.window or None, "num_experts_per_tok": network.active_experts}
+        more |= experts | {"router_aux_loss_coef": network.balance_loss}
     return {
         "architectures": [f"{family}ForCausalLM"],
         "model_type": family.lower(),
@@ -130,13 +138,30 @@ def _llama_config(config: GPTConfig) -> dict[str, Any]:
         "attention_dropout": config.dropout,
         "tie_word_embeddings": config.tied_head,
         "dtype": "float32",
-        **window,
+        **more,
     }
 
 
 def _hidden_dim(config: GPTConfig) -> int:
-    assert isinstance(config.feedforward, SwiGLU)
+    assert isinstance(config.feedforward, SwiGLU | MixtureOfExperts)
     return config.feedforward.hidden_dim or default_gated_dim(config.embedding_dim)
+
+
+def _gated(ours: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The network of a layer: gate and up are joint in ours."""
+    gate, up = ours["gate_up.weight"].chunk(2)
+    parts = {"gate_proj": gate, "up_proj": up, "down_proj": ours["output.weight"]}
+    return {f"mlp.{name}.weight": tensor for name, tensor in parts.items()}
+
+
+def _experts(ours: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The mixture of a layer, as Mixtral's files name it: w1 is the gate, w3 up, w2 the output."""
+    theirs = {"block_sparse_moe.gate.weight": ours["router.weight"]}
+    for expert, (gate_up, output) in enumerate(zip(ours["gate_up"], ours["output"], strict=True)):
+        gate, up = gate_up.chunk(2)
+        parts = {"w1": gate, "w2": output, "w3": up}
+        theirs |= {f"block_sparse_moe.experts.{expert}.{name}.weight": tensor for name, tensor in parts.items()}
+    return theirs
 
 
 def _to_llama_tensors(config: GPTConfig, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -156,10 +181,10 @@ def _to_llama_tensors(config: GPTConfig, tensors: dict[str, Tensor]) -> dict[str
         if config.attention.query_key_norm:
             parts["q_norm"] = tensors[f"{ours}attention.query_norm.weight"]
             parts["k_norm"] = tensors[f"{ours}attention.key_norm.weight"]
-        gate, up = tensors[f"{ours}feedforward.gate_up.weight"].chunk(2)
         theirs |= {f"{prefix}self_attn.{name}.weight": tensor for name, tensor in parts.items()}
-        theirs |= {f"{prefix}mlp.gate_proj.weight": gate, f"{prefix}mlp.up_proj.weight": up}
-        theirs[f"{prefix}mlp.down_proj.weight"] = tensors[f"{ours}feedforward.output.weight"]
+        network = {name.removeprefix(f"{ours}feedforward."): t for name, t in tensors.items() if name.startswith(ours)}
+        is_mixture = isinstance(config.feedforward, MixtureOfExperts)
+        theirs |= {prefix + name: t for name, t in (_experts(network) if is_mixture else _gated(network)).items()}
         theirs[f"{prefix}input_layernorm.weight"] = tensors[f"{ours}attention_norm.weight"]
         theirs[f"{prefix}post_attention_layernorm.weight"] = tensors[f"{ours}feedforward_norm.weight"]
     return {name: tensor.contiguous() for name, tensor in theirs.items()}

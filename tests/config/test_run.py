@@ -16,7 +16,8 @@ from pydantic import ValidationError
 from fromscratch.config import model, train
 from fromscratch.config.base import Slot
 from fromscratch.config.loading import load_run_config, parse_run_config
-from fromscratch.config.model import PRESETS, GPTConfig
+from fromscratch.config.model import GPTConfig
+from fromscratch.config.presets import PRESETS
 from fromscratch.config.reference import reference
 from fromscratch.config.run import RunConfig
 from fromscratch.config.train import AdamW, Schedule, TrainConfig, WarmupStableDecay
@@ -53,7 +54,7 @@ def test_every_default_is_written_out() -> None:
     assert plain["model"]["norm"] == {"kind": "layernorm", "eps": 1e-5}
     assert plain["data"] == {"store": "corpus", "tokens": "20x", "start_token": 0, "shuffle": False, "epochs": 1}
     assert set(plain) == {"model", "data", "train", "eval"}
-    absent = {"preset", "vocab_size", "residual_dtype"}
+    absent = {"preset", "vocab_size", "residual_dtype", "residual"}
     assert set(plain["model"]) == set(GPTConfig.model_fields) - absent
     assert set(plain["train"]) == set(train.TrainConfig.model_fields) - {"start_from", "report_to"}
 

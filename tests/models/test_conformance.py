@@ -63,6 +63,7 @@ VARIANTS: list[tuple[str, type[Slot]]] = [
     ("attention", with_settings(FusedAttention, window=(5, 0))),
     ("attention", with_settings(FusedAttention, query_key_norm="scaled", output_bias=False)),
     ("attention", with_settings(ExplicitAttention, key_value_heads=1, query_key_norm="plain", window=4, score_cap=3.0)),
+    ("attention", with_settings(FusedAttention, key_value_heads=2, value_embeddings=True)),
     ("feedforward", with_settings(SwiGLU, hidden_dim=20, linear_bias=True)),
     ("feedforward", with_settings(MixtureOfExperts, experts=3, active_experts=1, hidden_dim=20, capacity=0.5)),
     ("head", with_settings(LinearHead, logit_cap=3.0, z_loss=0.1)),

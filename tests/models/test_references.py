@@ -223,3 +223,62 @@ def test_scores_are_capped_by_hand() -> None:
     wanted = attention.output((scores.softmax(-1) @ value).transpose(1, 2).reshape(2, 9, 64))
     torch.testing.assert_close(attention(x, torch.arange(9)[None]), wanted)
     assert (query @ key.mT / 4.0).abs().max() > 4.0  # the cap matters
+
+
+def nanochat_logits(model: GPT, tokens: Tensor) -> Tensor:
+    """The forward pass of nanochat's ``gpt.py``, in plain operations on our weights."""
+
+    def normed(x: Tensor) -> Tensor:
+        return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+
+    def turned(x: Tensor) -> Tensor:  # [B, T, H, C]
+        half = x.shape[-1] // 2
+        angles = torch.arange(x.shape[1])[:, None, None] * 10_000.0 ** (-torch.arange(half) / half)
+        first, second = x.split(half, dim=-1)
+        cos, sin = angles.cos(), angles.sin()
+        return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
+
+    batch, time, heads = *tokens.shape, model.sizes.num_heads
+    p = dict(model.named_parameters())
+    x = first = normed(p["token_embedding.weight"][tokens])
+    for layer in range(model.num_layers):
+        of = f"blocks.{layer}."
+        x = p["residual.stream"][layer] * x + p["residual.input"][layer] * first
+        hidden = normed(x)
+        query, key, value = (
+            (hidden @ rows.T).view(batch, time, heads, -1)
+            for rows in p[f"{of}attention.query_key_value.weight"].chunk(3)
+        )
+        if layer % 2 == (model.num_layers - 1) % 2:
+            gate = 2 * torch.sigmoid(hidden[..., :32] @ p[f"{of}attention.value_gate.weight"].T)
+            embedded = p[f"{of}attention.value_embedding.weight"][tokens].view(batch, time, heads, -1)
+            value = value + gate[..., None] * embedded
+        query, key = normed(turned(query)), normed(turned(key))  # after the rotation, which changes no norm
+        scores = torch.einsum("bthc,bshc->bhts", query, key) / math.sqrt(query.shape[-1])
+        scores = scores.masked_fill(torch.ones(time, time).triu(1).bool(), -math.inf)
+        mixed = torch.einsum("bhts,bshc->bthc", scores.softmax(-1), value).reshape(batch, time, -1)
+        x = x + mixed @ p[f"{of}attention.output.weight"].T
+        x = x + F.relu(normed(x) @ p[f"{of}feedforward.up.weight"].T) ** 2 @ p[f"{of}feedforward.output.weight"].T
+    return 15.0 * torch.tanh(normed(x) @ p["head.weight"].T / 15.0)
+
+
+def test_the_nanochat_preset_is_nanochat() -> None:
+    model = ours_of({"preset": "nanochat-like-small", **SHAPE, "num_layers": 3})
+    assert model.residual is not None and model.residual.stream.tolist() == [1.0] * 3
+    assert model.residual.input.tolist() == pytest.approx([0.1] * 3)
+    with torch.no_grad():  # they begin alike in all layers, which would hide an exchange
+        for number, parameter in enumerate(p for n, p in model.named_parameters() if "gate" in n or "residual" in n):
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
+    found, wanted = model(TOKENS), nanochat_logits(model, TOKENS)
+    torch.testing.assert_close(found, wanted, atol=2e-5, rtol=1e-4)
+    upstream = torch.randn(found.shape, generator=torch.Generator().manual_seed(2))
+    parameters = dict(model.named_parameters())
+    gradients = [torch.autograd.grad(logits, list(parameters.values()), upstream) for logits in (found, wanted)]
+    for name, one, other in zip(parameters, *gradients, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-4, rtol=1e-3, msg=name)
+
+
+def test_value_embeddings_need_token_ids() -> None:
+    model = ours_of({"preset": "nanochat-like-small", **SHAPE})
+    with pytest.raises(ValueError, match="value embeddings, which need token ids"):
+        model.transform(torch.zeros(1, 3, 64))

@@ -79,6 +79,8 @@ def test_it_is_published_without_code_and_read_back(name: str, tmp_path: Path) -
         ({"position": {"kind": "rope", "scaling": "ntk", "factor": 2.0}}, 'position.scaling = "ntk"'),
         ({"feedforward": {"kind": "swiglu", "linear_bias": True}}, "feedforward.linear_bias = true"),
         ({"feedforward": {"kind": "mixture", "active_experts": 1}}, "feedforward.active_experts = 1"),
+        ({"attention": {"kind": "sdpa", "value_embeddings": True}}, "attention.value_embeddings = True"),
+        ({"residual": "scaled"}, "residual = scaled"),
         ({"head": {"kind": "chunked", "logit_cap": 20.0}}, "head.logit_cap = 20.0"),
     ],
 )

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from fromscratch.config.base import SLOT, NonNegative, Positive, Probability, Slot, SlotMarker, Table
+from fromscratch.config.presets import PRESETS
 
 
 class LayerNorm(Slot):
@@ -87,6 +88,8 @@ class AttentionSettings(Slot):
     """RMSNorm of each head's queries and keys, with or without weights (Dehghani et al. 2023). Default: none."""
     output_bias: bool | None = None
     """Whether the output projection has a bias. Default: yes."""
+    value_embeddings: bool | None = None
+    """Whether every other layer adds a trained vector of each token to its values (nanochat). Default: no."""
 
 
 class FusedAttention(AttentionSettings):
@@ -218,6 +221,15 @@ class ChunkedHead(HeadSettings):
     kind: Literal["chunked"] = "chunked"
 
 
+class ScaledResidual(Slot):
+    """Trained scalars of each layer: how much of the stream and of the normalised embedding enters it (nanochat)."""
+
+    builds: ClassVar[str] = "fromscratch.models.residual:ScaledResidual"
+    kind: Literal["scaled"] = "scaled"
+    first_input: float = 0.1
+    """Share of the embedding in an untrained model; that of the stream begins at 1."""
+
+
 class GPT2Init(Slot):
     """Normal weights, residual projections scaled down by depth (Radford et al. 2019, 2.3)."""
 
@@ -232,29 +244,6 @@ class TorchInit(Slot):
 
     builds: ClassVar[str] = "fromscratch.models.initialisation:TorchInit"
     kind: Literal["torch"] = "torch"
-
-
-PRESETS: dict[str, dict[str, Any]] = {
-    "gpt2-small": {"num_layers": 12, "num_heads": 12, "embedding_dim": 768, "context_length": 1024},
-    "gpt2-medium": {"num_layers": 24, "num_heads": 16, "embedding_dim": 1024, "context_length": 1024},
-    "gpt2-large": {"num_layers": 36, "num_heads": 20, "embedding_dim": 1280, "context_length": 1024},
-    "gpt2-xl": {"num_layers": 48, "num_heads": 25, "embedding_dim": 1600, "context_length": 1024},
-    "laptop-tiny": {"num_layers": 2, "num_heads": 4, "embedding_dim": 64, "context_length": 64},
-    "laptop-small": {"num_layers": 4, "num_heads": 6, "embedding_dim": 192, "context_length": 128},
-    "laptop-medium": {"num_layers": 6, "num_heads": 6, "embedding_dim": 384, "context_length": 256},
-}
-"""Shapes by name: Radford et al. 2019, table 2; three that train on a laptop's processor; and Llama's mechanisms."""
-LLAMA_LIKE: dict[str, Any] = {
-    "norm": "rmsnorm",
-    "position": "rope",
-    "attention": {"kind": "sdpa", "output_bias": False},
-    "feedforward": "swiglu",
-    "attention_bias": False,
-    "tied_head": False,
-    "dropout": 0.0,
-}
-"""The mechanisms of Touvron et al. 2023, section 2.2."""
-PRESETS |= {f"llama-like-{size}": PRESETS[f"gpt2-{size}"] | LLAMA_LIKE for size in ("small", "medium", "large", "xl")}
 
 
 class ModelConfig(Table):
@@ -315,6 +304,8 @@ class GPTConfig(ModelConfig):
     )
     head: Annotated[LinearHead | ChunkedHead, SLOT] = ChunkedHead()
     init: Annotated[GPT2Init | TorchInit, SLOT] = GPT2Init()
+    residual: Annotated[ScaledResidual, SLOT] | None = None
+    """What enters each layer. Default: the stream as it is."""
 
     @model_validator(mode="before")
     @classmethod

@@ -1,5 +1,6 @@
 """Generates the reference of the run file from the config classes; ``make docs`` writes it."""
 
+import json
 import sys
 from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin
@@ -9,7 +10,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from fromscratch.config.base import Slot, tables_in
-from fromscratch.config.model import PRESETS, GPTConfig
+from fromscratch.config.model import GPTConfig
+from fromscratch.config.presets import PRESETS
 from fromscratch.config.run import RunConfig
 
 INTRODUCTION = """\
@@ -45,7 +47,7 @@ def _table(table: type[BaseModel]) -> Iterator[str]:
         choices = [option for option in tables_in(field.annotation) if issubclass(option, Slot)]
         if choices:
             slots.append(_slot(name, choices))
-            default = f"`{field.default.kind}`"
+            default = f"`{field.default.kind}`" if field.default else "none"
             rows.append(f"| `{name}` | slot | {default} | see below |")
         else:
             rows.append(f"| `{name}` | {_type(field)} | {_default(field)} | {_plain(field.description)} |")
@@ -68,9 +70,18 @@ def _slot(name: str, choices: list[type[Slot]]) -> str:
 
 def _presets() -> str:
     keys = list(next(iter(PRESETS.values())))
-    lines = ["### Presets\n", f"| preset | {' | '.join(keys)} |", "|---" * (len(keys) + 1) + "|"]
-    lines += [f"| `{name}` | {' | '.join(str(v) for v in values.values())} |" for name, values in PRESETS.items()]
+    lines = ["### Presets\n", f"| preset | {' | '.join(keys)} | mechanisms |", "|---" * (len(keys) + 2) + "|"]
+    for name, values in PRESETS.items():
+        others = ", ".join(f"`{key} = {_as_toml(value)}`" for key, value in values.items() if key not in keys)
+        lines.append(f"| `{name}` | {' | '.join(str(values[key]) for key in keys)} | {others} |")
     return "\n".join(lines) + "\n"
+
+
+def _as_toml(value: Any) -> str:
+    """As a run file writes it in one line."""
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{key} = {_as_toml(inner)}' for key, inner in value.items())} }}"
+    return json.dumps(value)
 
 
 def _type(field: FieldInfo) -> str:

@@ -25,6 +25,7 @@ from .mechanism import Init, Sizes, flops_of_children
 from .positions import PositionInAttention
 
 QUERIES_PER_BLOCK = 128
+GATE_CHANNELS = 32  # of the hidden state, which decide how much of a value embedding is added; nanochat's number
 HEAD_NORM_EPS = 1e-6  # that of Qwen3
 
 
@@ -40,6 +41,9 @@ class CausalAttention(nn.Module):
         query_key_norm: RMSNorm over the channels of each head of queries and keys, ``"scaled"`` by trained
             weights or ``"plain"`` (Henry et al. 2020, "Query-Key Normalization"; Dehghani et al. 2023).
         output_bias: whether the output projection has a bias; None is yes.
+        value_embeddings: every other layer, the last included, adds to the values a trained vector of the token
+            itself, times a gate for each head that begins at 1 (Jordan et al. 2024, "modded-nanogpt"; Karpathy 2025,
+            "nanochat", ``gpt.py``).
     """
 
     position: PositionInAttention = PositionInAttention()
@@ -54,6 +58,7 @@ class CausalAttention(nn.Module):
         window: int | tuple[int, ...] | None = None,
         query_key_norm: str | None = None,
         output_bias: bool | None = None,
+        value_embeddings: bool | None = None,
     ) -> None:
         super().__init__()
         self.layer = layer
@@ -68,18 +73,32 @@ class CausalAttention(nn.Module):
         if query_key_norm is not None:
             make = partial(RMSNorm, replace(sizes, embedding_dim=self.head_channels), layer, eps=HEAD_NORM_EPS)
             self.query_norm, self.key_norm = (make(scale=query_key_norm == "scaled") for _ in range(2))
+        self.value_embedding = self.value_gate = None
+        if value_embeddings and (sizes.num_layers - 1 - layer) % 2 == 0:
+            self.value_embedding = nn.Embedding(sizes.vocab_size, self.num_key_value_heads * self.head_channels)
+            channels = min(GATE_CHANNELS, sizes.embedding_dim)
+            self.value_gate = nn.Linear(channels, self.num_key_value_heads, bias=False)
         windows = window if isinstance(window, tuple) else (window or 0,)
         self.window = windows[layer % len(windows)]
         self._sees_all_earlier = type(self).sees is CausalAttention.sees and self.window == 0
 
-    def forward(self, x: Tensor, positions: Tensor, past: Past | None = None) -> Tensor:
-        """[B, T, D] and [B or 1, T] -> [B, T, D]; tokens see themselves and earlier ones, ``past`` included."""
+    def forward(
+        self, x: Tensor, positions: Tensor, past: Past | None = None, *, tokens: Tensor | None = None
+    ) -> Tensor:
+        """[B, T, D] and [B or 1, T] -> [B, T, D]; tokens see themselves and earlier ones, ``past`` included.
+
+        ``tokens`` are the ids [B, T], for value embeddings.
+        """
         batch, time, embedding = x.shape
         heads = self.query_key_value(x).view(batch, time, -1, self.head_channels).transpose(1, 2)
         groups = (self.num_heads, self.num_key_value_heads, self.num_key_value_heads)
         query, key, value = heads.split(groups, dim=1)  # [B, H, T, C] and twice [B, G, T, C]
         if self.query_norm is not None and self.key_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
+        if self.value_embedding is not None and self.value_gate is not None:
+            gate = 2.0 * torch.sigmoid(self.value_gate(x[..., : self.value_gate.in_features]))  # [B, T, G]
+            added = self.value_embedding(tokens).view(batch, time, -1, self.head_channels) * gate[..., None]
+            value = value + added.transpose(1, 2).to(value.dtype)
         query, key = self.encode_positions(query, key, positions)
         mask = None
         if past is not None:
@@ -119,12 +138,15 @@ class CausalAttention(nn.Module):
         return seen & (query_positions - key_positions < self.window) if self.window else seen
 
     def reset(self, init: Init) -> None:
-        """Sets both projections, and the norms of queries and keys."""
+        """Sets both projections, the norms of queries and keys, and value embeddings, whose gates begin at 1."""
         init.linear(self.query_key_value)
         init.linear(self.output, residual=True)
         for norm in (self.query_norm, self.key_norm):
             if norm is not None:
                 norm.reset(init)
+        if self.value_embedding is not None and self.value_gate is not None:
+            init.embedding(self.value_embedding.weight)
+            nn.init.zeros_(self.value_gate.weight)
 
     def forward_flops(self, context_length: int) -> float:
         """The projections, and for each visible key a score and a term of the weighted mean."""

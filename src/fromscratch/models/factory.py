@@ -45,7 +45,7 @@ def build_gpt(config: GPTConfig) -> GPT:
     """Builds the kind ``gpt``: fills its slots."""
     return GPT(
         Sizes(**{field.name: getattr(config, field.name) for field in fields(Sizes)}),
-        Slots(**{name: getattr(config, name).maker() for name in SLOT_NAMES}),
+        Slots(**{name: slot.maker() for name in SLOT_NAMES if (slot := getattr(config, name)) is not None}),
     )
 
 

@@ -23,6 +23,7 @@ from .language_model import LanguageModel, TrainingLosses
 from .layers import LinearHead
 from .mechanism import Auxiliaries, Init, Sizes, Slots, mean_over_layers
 
+NO_CONTEXT: dict[str, Tensor] = {}
 RESIDUAL_DTYPES = {"bf16": torch.bfloat16}
 
 
@@ -39,9 +40,14 @@ class Block(nn.Module):
         self.feedforward = slots.feedforward(sizes, layer)
         self.feedforward_dropout = Dropout(sizes.dropout)
 
-    def forward(self, x: Tensor, positions: Tensor, past: Past | None = None) -> tuple[Tensor, Auxiliaries]:
-        """[B, T, D] and [B or 1, T] -> [B, T, D], and in training the layer's auxiliary losses."""
-        branch = self.attention_dropout(self.attention(self.attention_norm(self.widen(x)), positions, past))
+    def forward(
+        self, x: Tensor, positions: Tensor, past: Past | None = None, context: dict[str, Tensor] = NO_CONTEXT
+    ) -> tuple[Tensor, Auxiliaries]:
+        """[B, T, D] and [B or 1, T] -> [B, T, D], and in training the layer's auxiliary losses.
+
+        ``context`` is what attention needs beside them, by keyword; see ``GPT.context_of``.
+        """
+        branch = self.attention_dropout(self.attention(self.attention_norm(self.widen(x)), positions, past, **context))
         x = x + branch.to(x.dtype)
         branch, auxiliary = self.feed(self.feedforward_norm(self.widen(x)))
         return x + self.feedforward_dropout(branch).to(x.dtype), auxiliary
@@ -77,6 +83,7 @@ class GPT(LanguageModel):
         self.token_embedding = nn.Embedding(sizes.vocab_size, sizes.embedding_dim)
         self.position = slots.position(sizes)
         self.embedding_dropout = Dropout(sizes.dropout)
+        self.residual: nn.Module | None = None if slots.residual is None else slots.residual(sizes)
         self.blocks = nn.ModuleList(Block(sizes, layer, slots) for layer in range(sizes.num_layers))
         if (in_attention := getattr(self.position, "in_attention", None)) is not None:
             for block in self.blocks:
@@ -104,18 +111,33 @@ class GPT(LanguageModel):
     def reset(self, init: Init) -> None:
         """Sets all parameters, from the embeddings to the head."""
         init.embedding(self.token_embedding.weight)
-        for part in (self.position, *self.blocks, self.final_norm, self.head):
-            part.reset(init)
+        for part in (self.position, self.residual, *self.blocks, self.final_norm, self.head):
+            if part is not None:
+                part.reset(init)
 
     def hidden_states(self, tokens: Tensor, past: Past | None = None) -> Tensor:
         """The normalised output of the last block: ids [B, T] -> [B, T, D]."""
-        return self.transform(self.token_embedding(tokens), past)
+        return self.transform(self.token_embedding(tokens), past, tokens)
 
-    def transform(self, x: Tensor, past: Past | None = None) -> Tensor:
-        """As ``hidden_states``, from token embeddings [B, T, D]; with a ``past`` they continue its texts."""
-        return self._run(x, past)[0]
+    def transform(self, x: Tensor, past: Past | None = None, tokens: Tensor | None = None) -> Tensor:
+        """As ``hidden_states``, from token embeddings [B, T, D]; with a ``past`` they continue its texts.
 
-    def _run(self, x: Tensor, past: Past | None = None) -> tuple[Tensor, Auxiliaries]:
+        Raises:
+            ValueError: too many tokens; or the model has value embeddings, and ``tokens`` are not given.
+        """
+        return self._run(x, past, self.context_of(tokens))[0]
+
+    def context_of(self, tokens: Tensor | None) -> dict[str, Tensor]:
+        """What attention needs beside hidden states and positions: the token ids, where it has value embeddings."""
+        if not any(getattr(block.attention, "value_embedding", None) is not None for block in self.blocks):
+            return NO_CONTEXT
+        if tokens is None:
+            raise ValueError("this model has value embeddings, which need token ids; embeddings alone are not enough")
+        return {"tokens": tokens}
+
+    def _run(
+        self, x: Tensor, past: Past | None = None, context: dict[str, Tensor] = NO_CONTEXT
+    ) -> tuple[Tensor, Auxiliaries]:
         """The hidden states, and in training the auxiliary losses of the layers."""
         time, before = x.shape[1], 0 if past is None else past.length
         if before + time > self.context_length:
@@ -123,14 +145,18 @@ class GPT(LanguageModel):
         positions = torch.arange(time, device=x.device)[None] if past is None else past.positions(time)
         x = self.embedding_dropout(self.position(x, positions))
         dtype = x.dtype
+        if self.residual is not None:
+            x = self.residual.begin(x)  # type: ignore[operator]
         if self.sizes.residual_dtype is not None:
             x = x.to(RESIDUAL_DTYPES[self.sizes.residual_dtype])
-        found: list[Auxiliaries] = []
-        for block in self.blocks:
+        first, found = x, list[Auxiliaries]()
+        for layer, block in enumerate(self.blocks):
+            if self.residual is not None:
+                x = self.residual(x, first, layer)
             if self.gradient_checkpointing and self.training:  # backward draws the same dropout masks again
-                x, auxiliary = checkpoint(block, x, positions, past, use_reentrant=False)
+                x, auxiliary = checkpoint(block, x, positions, past, context, use_reentrant=False)
             else:
-                x, auxiliary = block(x, positions, past)
+                x, auxiliary = block(x, positions, past, context)
             found.append(auxiliary)
         if past is not None:
             past.advance(time)
@@ -160,7 +186,7 @@ class GPT(LanguageModel):
         """As ``losses`` or ``losses_of``; in training with the auxiliary losses of layers and head."""
         if not (self.training and self._has_auxiliary_losses):
             return super().training_losses(tokens, targets, counts)
-        hidden, auxiliary = self._run(self.token_embedding(tokens))
+        hidden, auxiliary = self._run(self.token_embedding(tokens), None, self.context_of(tokens))
         targets_of_rows = tokens.shape[1] if counts is None else counts.sum(1)
         sums = {name: (one.values * targets_of_rows).sum() for name, one in auxiliary.items()}
         penalty = sum(one.coefficient * sums[name] for name, one in auxiliary.items() if one.coefficient)

@@ -3,7 +3,7 @@
 A mechanism is an ``nn.Module`` that fills a slot. It is called in the same way in all models, with its own settings
 by keyword:
 
-    position, head                   Mechanism(sizes, **settings)
+    position, head, residual         Mechanism(sizes, **settings)
     norm, attention, feedforward     Mechanism(sizes, layer, **settings)
 
 ``layer`` is the index of the block; the final norm's is ``num_layers``. ``forward`` takes x [B, T, D]. That of
@@ -85,6 +85,7 @@ class Slots:
     attention: Maker
     feedforward: Maker
     head: Maker
+    residual: Maker | None = None
 
 
 class Init(Protocol):

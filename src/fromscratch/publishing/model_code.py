@@ -29,7 +29,7 @@ def model_code_files(config: GPTConfig) -> dict[str, str]:
     slots = _slots_text(config)
     slots_module = f"slots_{sha256(slots.encode()).hexdigest()[:8]}"
     files = {f"{slots_module}.py": slots}
-    pending = ["gpt", *(_module_and_class(getattr(config, name))[0] for name in SLOT_NAMES)]
+    pending = ["gpt", *(_module_and_class(slot)[0] for slot in _slots_of(config).values())]
     while pending:
         module = pending.pop()
         if f"{module}.py" not in files:
@@ -41,6 +41,11 @@ def model_code_files(config: GPTConfig) -> dict[str, str]:
         template = (TEMPLATES / name).read_text("utf-8").replace(PLACEHOLDER, imports)
         files[name] = template.replace("from .slots import", f"from .{slots_module} import")
     return files
+
+
+def _slots_of(config: GPTConfig) -> dict[str, Slot]:
+    """The slots that are filled, by name."""
+    return {name: slot for name in SLOT_NAMES if (slot := getattr(config, name)) is not None}
 
 
 def _module_and_class(slot: Slot) -> tuple[str, str]:
@@ -60,8 +65,7 @@ def _relative_imports(text: str) -> list[str]:
 
 def _slots_text(config: GPTConfig) -> str:
     imports, makers = {"from .mechanism import Slots"}, []
-    for name in SLOT_NAMES:
-        slot = getattr(config, name)
+    for name, slot in _slots_of(config).items():
         module, attribute = _module_and_class(slot)
         imports.add(f"from .{module} import {attribute}")
         arguments = "".join(f", {key}={value!r}" for key, value in slot.maker().keywords.items())

@@ -35,14 +35,13 @@ LLAMA_KINDS: dict[str, tuple[str, ...]] = {
 
 def not_gpt2(config: GPTConfig) -> str:
     """Returns the first setting that GPT-2 does not have; an empty text if there is none."""
-    names = ("key_value_heads", "window", "query_key_norm", "output_bias", "score_cap")
-    return _other_kind(config, GPT2_KINDS) or _set(config, "attention", *names) or _set(config, "head", "logit_cap")
+    names = ("key_value_heads", "window", "query_key_norm", "output_bias")
+    return _other_kind(config, GPT2_KINDS) or _set(config, "attention", *names) or _beyond_both(config)
 
 
 def not_llama(config: GPTConfig) -> str:
     """Returns the first setting that Llama, Mistral, Mixtral and Qwen3 do not have; an empty text if there is none."""
-    capped = _set(config, "attention", "score_cap") or _set(config, "head", "logit_cap")
-    if reason := _other_kind(config, LLAMA_KINDS) or capped:
+    if reason := _other_kind(config, LLAMA_KINDS) or _beyond_both(config):
         return reason
     norm, attention, network, position = config.norm, config.attention, config.feedforward, config.position
     assert isinstance(norm, RMSNorm) and isinstance(position, RotaryPosition)
@@ -83,6 +82,13 @@ def _other_kind(config: GPTConfig, kinds: dict[str, tuple[str, ...]]) -> str:
         if getattr(config, slot).weight_settings()["kind"] not in known:
             return f"{slot} = {getattr(config, slot).kind}"
     return ""
+
+
+def _beyond_both(config: GPTConfig) -> str:
+    """Returns the first setting that none of the architectures has."""
+    attention = _set(config, "attention", "score_cap", "value_embeddings")
+    residual = f"residual = {config.residual.kind}" if config.residual else ""
+    return attention or _set(config, "head", "logit_cap") or residual
 
 
 def _set(config: GPTConfig, slot: str, *names: str) -> str:

@@ -126,7 +126,7 @@ class FromScratchModel(FromScratchPreTrainedModel):
         past = None
         if past_key_values is not None or attention_mask is not None or position_ids is not None:
             past = HubPast(past_key_values, attention_mask, position_ids, x.device)
-        hidden = self.gpt.transform(x, past)
+        hidden = self.gpt.transform(x, past, input_ids)
         return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=past_key_values)
 
 

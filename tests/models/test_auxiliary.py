@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from fromscratch.config.model import GPTConfig
-from fromscratch.models.factory import build_empty, initialise
+from fromscratch.models.costs import model_costs
+from fromscratch.models.factory import build_empty, initialise, replace_head
 from fromscratch.models.gpt import GPT
 from fromscratch.models.mechanism import Auxiliary, mean_over_layers
 from fromscratch.runs.directory import RunDirectory
@@ -148,3 +150,60 @@ def test_a_capped_head_with_z_loss_by_hand(kind: str) -> None:
     for one, other in zip(gradients(found.losses.sum() + found.penalty), wanted, strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(model.eval().losses(batch.inputs, batch.targets), losses)
+
+
+@pytest.mark.parametrize("counted", [True, False])
+def test_further_tokens_are_predicted_as_by_models_without_the_last_block(counted: bool) -> None:
+    """Block k in place of the last one is a model that predicts the token k places further."""
+    table = {"multi_token": {"kind": "blocks", "tokens": 2, "coefficient": 0.4}, "position": "rope", "dropout": 0.0}
+    model = gpt(table).train()
+    (batch,) = RandomBatches(8).micro_batches(0)
+    counts = (batch.inputs + torch.arange(8)) % 3 > 0 if counted else torch.ones(8, 8, dtype=torch.bool)
+    means = []
+    for ahead, block in enumerate(model.multi_token.blocks, start=1):  # type: ignore[arg-type]
+        other = gpt({"position": "rope", "dropout": 0.0})
+        weights = {n: p for n, p in model.state_dict().items() if not n.startswith(("multi_token.", "blocks.1."))}
+        other.load_state_dict(weights | {f"blocks.1.{name}": p for name, p in block.state_dict().items()})
+        logits = other(batch.inputs)[:, :-ahead]
+        losses = F.cross_entropy(logits.mT, batch.targets[:, ahead:], reduction="none")
+        valid = counts[:, ahead:]
+        means.append((losses * valid).sum(1) / valid.sum(1))
+    found = model.training_losses(batch.inputs, batch.targets, counts if counted else None)
+    wanted = (torch.stack(means).mean(0) * counts.sum(1)).sum()
+    torch.testing.assert_close(found.auxiliary["multi_token_loss"], wanted)
+    plain = gpt({"position": "rope", "dropout": 0.0})
+    plain.load_state_dict({n: p for n, p in model.state_dict().items() if not n.startswith("multi_token.")})
+    torch.testing.assert_close(found.losses, plain.losses(batch.inputs, batch.targets)[counts].view(found.losses.shape))
+
+
+def test_what_training_alone_computes_is_counted() -> None:
+    """Against torch's count of a training step's forward pass, without the pairs of attention."""
+    table = {**SHAPE, "position": "rope", "head": "linear", "multi_token": {"kind": "blocks", "tokens": 2}}
+    costs, model = model_costs(GPTConfig.model_validate(table)), gpt({**table, "dropout": 0.0}).train()
+    plain = model_costs(GPTConfig.model_validate({**table, "multi_token": None}))
+    assert costs.forward_flops_per_token == plain.forward_flops_per_token
+    assert costs.hoffmann_forward_flops_per_token == plain.hoffmann_forward_flops_per_token
+    (batch,) = RandomBatches(8).micro_batches(0)
+    counted = []
+    for run in (lambda: model.training_losses(batch.inputs, batch.targets), lambda: model(batch.inputs)):
+        with FlopCounterMode(display=False) as counter:
+            run()
+        products = counter.get_flop_counts()["Global"]
+        counted.append(sum(count for name, count in products.items() if "attention" not in str(name)) / (8 * 8))
+    pairs = 2 * 4 * 16 * (8 + 1) / 2  # of two blocks: 4 D for each visible position
+    assert costs.auxiliary_flops_per_token == pytest.approx(counted[0] - counted[1] + pairs)
+    assert costs.training_flops_per_token == 3 * (plain.forward_flops_per_token + costs.auxiliary_flops_per_token)
+
+
+def test_a_classifier_predicts_no_further_tokens() -> None:
+    model = gpt({"multi_token": "blocks"})
+    replace_head(model, 3)
+    with torch.no_grad():
+        model.head.weight.zero_()
+    found = model.train().training_losses(torch.ones(2, 8).long(), torch.ones(2, 8).long())
+    assert found.auxiliary == {} and not any(p.requires_grad for p in model.multi_token.parameters())
+
+
+def test_further_tokens_must_be_in_the_context() -> None:
+    with pytest.raises(ValueError, match=r"multi_token.tokens = 8 must be below context_length = 8; lower it"):
+        GPTConfig.model_validate({**SHAPE, "multi_token": {"kind": "blocks", "tokens": 8}})

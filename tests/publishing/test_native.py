@@ -81,6 +81,7 @@ def test_it_is_published_without_code_and_read_back(name: str, tmp_path: Path) -
         ({"feedforward": {"kind": "mixture", "active_experts": 1}}, "feedforward.active_experts = 1"),
         ({"attention": {"kind": "sdpa", "value_embeddings": True}}, "attention.value_embeddings = True"),
         ({"residual": "scaled"}, "residual = scaled"),
+        ({"multi_token": "blocks"}, "multi_token = blocks"),
         ({"head": {"kind": "chunked", "logit_cap": 20.0}}, "head.logit_cap = 20.0"),
     ],
 )

@@ -230,6 +230,18 @@ class ScaledResidual(Slot):
     """Share of the embedding in an untrained model; that of the stream begins at 1."""
 
 
+class ParallelBlocks(Slot):
+    """In training, a further block for each token after the next one (Gloeckle et al. 2024)."""
+
+    builds: ClassVar[str] = "fromscratch.models.multi_token:ParallelBlocks"
+    free_settings: ClassVar[frozenset[str]] = frozenset({"coefficient"})
+    kind: Literal["blocks"] = "blocks"
+    tokens: Positive = 1
+    """Number of tokens after the next one that each position predicts."""
+    coefficient: float = Field(default=0.3, gt=0.0)
+    """Weight of their mean cross-entropy in what training minimises."""
+
+
 class GPT2Init(Slot):
     """Normal weights, residual projections scaled down by depth (Radford et al. 2019, 2.3)."""
 
@@ -306,6 +318,8 @@ class GPTConfig(ModelConfig):
     init: Annotated[GPT2Init | TorchInit, SLOT] = GPT2Init()
     residual: Annotated[ScaledResidual, SLOT] | None = None
     """What enters each layer. Default: the stream as it is."""
+    multi_token: Annotated[ParallelBlocks, SLOT] | None = None
+    """Prediction of further tokens as an auxiliary loss. Default: off."""
 
     @model_validator(mode="before")
     @classmethod
@@ -324,6 +338,11 @@ class GPTConfig(ModelConfig):
         if self.num_heads % groups:
             raise ValueError(
                 f"attention.key_value_heads = {groups} does not divide num_heads = {self.num_heads}; change either"
+            )
+        if self.multi_token and self.multi_token.tokens >= self.context_length:
+            raise ValueError(
+                f"multi_token.tokens = {self.multi_token.tokens} must be below context_length = {self.context_length}; "
+                "lower it"
             )
         position = self.position
         trained = getattr(position, "trained_context", None) or 0

@@ -28,6 +28,9 @@ class ModelCosts:
     """The count of Hoffmann et al. 2022, appendix F: also the embedding as a matrix product, the softmax, and every
     position of the context for every token. None for a model without attention, which that count does not cover."""
 
+    auxiliary_flops_per_token: int = 0
+    """Operations of a forward pass that training alone computes, such as those of multi-token prediction."""
+
     @property
     def six_n_flops_per_token(self) -> int:
         """Forward and backward as 6 operations per active parameter (Kaplan et al. 2020, section 2.1)."""
@@ -37,12 +40,12 @@ class ModelCosts:
     def hoffmann_flops_per_token(self) -> int | None:
         """Forward and backward, the backward pass counted as two forward passes."""
         forward = self.hoffmann_forward_flops_per_token
-        return None if forward is None else 3 * forward
+        return None if forward is None else 3 * (forward + self.auxiliary_flops_per_token)
 
     @property
     def training_flops_per_token(self) -> int:
         """Forward and backward: three times the forward pass (Kaplan et al. 2020, section 2.1)."""
-        return 3 * self.forward_flops_per_token
+        return 3 * (self.forward_flops_per_token + self.auxiliary_flops_per_token)
 
 
 def model_costs(config: ModelConfig, *, num_classes: int | None = None) -> ModelCosts:
@@ -61,8 +64,15 @@ def model_costs(config: ModelConfig, *, num_classes: int | None = None) -> Model
         active_parameters=parameters - sum(getattr(module, "num_idle_parameters", 0) for module in model.modules()),
         forward_flops_per_token=round(forward_flops(model, config.context_length)),
         parameters_by_part=parameters_by_part(model),
+        auxiliary_flops_per_token=round(auxiliary_flops(model, config.context_length)),
         hoffmann_forward_flops_per_token=hoffmann_forward_flops(model, config.context_length),
     )
+
+
+def auxiliary_flops(model: LanguageModel, context_length: int) -> float:
+    """Operations per token of a forward pass that training alone computes: those of modules with ``training_flops``."""
+    modules = [module for module in model.modules() if hasattr(module, "training_flops")]
+    return sum(module.training_flops(context_length, model.output_head) for module in modules)  # type: ignore[operator]
 
 
 def parameters_by_part(model: nn.Module) -> dict[str, int]:
@@ -84,7 +94,9 @@ def hoffmann_forward_flops(model: LanguageModel, context_length: int) -> int | N
     Differs from ``forward_flops`` in three terms: 2 V D for the embedding; in each layer 4 T D instead of the
     visible positions only; and 3 H T for the softmax.
     """
-    layers = [module for module in model.modules() if isinstance(module, CausalAttention)]
+    for_training = [module for module in model.modules() if hasattr(module, "training_flops")]
+    in_training = {inner for module in for_training for inner in module.modules()}
+    layers = [module for module in model.modules() if isinstance(module, CausalAttention) and module not in in_training]
     if not layers:
         return None
     total = forward_flops(model, context_length)

@@ -12,6 +12,7 @@ Sources: Radford et al. 2019, "Language Models are Unsupervised Multitask Learne
 """
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -68,6 +69,17 @@ class Block(nn.Module):
             part.reset(init)  # type: ignore[operator]
 
 
+class Passed(NamedTuple):
+    """What a forward pass through the blocks leaves."""
+
+    hidden: Tensor
+    """The normalised output of the last block, [B, T, D]."""
+    auxiliary: list[Auxiliaries]
+    """In training, the auxiliary losses of each layer."""
+    further: list[Tensor]
+    """The same output of the blocks that predict further tokens, where they are asked for."""
+
+
 class GPT(LanguageModel):
     """A decoder-only transformer language model. The head has ``forward`` (hidden -> logits) and ``losses``."""
 
@@ -84,10 +96,11 @@ class GPT(LanguageModel):
         self.position = slots.position(sizes)
         self.embedding_dropout = Dropout(sizes.dropout)
         self.residual: nn.Module | None = None if slots.residual is None else slots.residual(sizes)
+        self.multi_token: nn.Module | None = None if slots.multi_token is None else slots.multi_token(sizes, slots)
         self.blocks = nn.ModuleList(Block(sizes, layer, slots) for layer in range(sizes.num_layers))
         if (in_attention := getattr(self.position, "in_attention", None)) is not None:
-            for block in self.blocks:
-                block.attention.position = in_attention  # type: ignore[union-attr]
+            for block in (module for module in self.modules() if isinstance(module, Block)):
+                block.attention.position = in_attention
         self.final_norm = slots.norm(sizes, sizes.num_layers)
         self.head = slots.head(sizes)
         self.tie_parameters()
@@ -104,14 +117,16 @@ class GPT(LanguageModel):
         return self.head
 
     def replace_head(self, num_outputs: int) -> None:
-        """Puts a linear head of its own in place of the language head."""
+        """Puts a linear head of its own in place of the language head. Further tokens are no longer predicted."""
+        if self.multi_token is not None:
+            self.multi_token.requires_grad_(False)
         self.sizes = replace(self.sizes, tied_head=False)
         self.head = LinearHead(replace(self.sizes, vocab_size=num_outputs))
 
     def reset(self, init: Init) -> None:
         """Sets all parameters, from the embeddings to the head."""
         init.embedding(self.token_embedding.weight)
-        for part in (self.position, self.residual, *self.blocks, self.final_norm, self.head):
+        for part in (self.position, self.residual, *self.blocks, self.final_norm, self.head, self.multi_token):
             if part is not None:
                 part.reset(init)
 
@@ -125,7 +140,7 @@ class GPT(LanguageModel):
         Raises:
             ValueError: too many tokens; or the model has value embeddings, and ``tokens`` are not given.
         """
-        return self._run(x, past, self.context_of(tokens))[0]
+        return self._run(x, past, self.context_of(tokens)).hidden
 
     def context_of(self, tokens: Tensor | None) -> dict[str, Tensor]:
         """What attention needs beside hidden states and positions: the token ids, where it has value embeddings."""
@@ -135,10 +150,8 @@ class GPT(LanguageModel):
             raise ValueError("this model has value embeddings, which need token ids; embeddings alone are not enough")
         return {"tokens": tokens}
 
-    def _run(
-        self, x: Tensor, past: Past | None = None, context: dict[str, Tensor] = NO_CONTEXT
-    ) -> tuple[Tensor, Auxiliaries]:
-        """The hidden states, and in training the auxiliary losses of the layers."""
+    def _run(self, x: Tensor, past: Past | None, context: dict[str, Tensor], *, looks_further: bool = False) -> Passed:
+        """From token embeddings through the blocks; ``looks_further`` also runs those that predict further tokens."""
         time, before = x.shape[1], 0 if past is None else past.length
         if before + time > self.context_length:
             raise ValueError(f"{before + time} tokens, but the model's context is {self.context_length}")
@@ -151,16 +164,27 @@ class GPT(LanguageModel):
             x = x.to(RESIDUAL_DTYPES[self.sizes.residual_dtype])
         first, found = x, list[Auxiliaries]()
         for layer, block in enumerate(self.blocks):
-            if self.residual is not None:
-                x = self.residual(x, first, layer)
-            if self.gradient_checkpointing and self.training:  # backward draws the same dropout masks again
-                x, auxiliary = checkpoint(block, x, positions, past, context, use_reentrant=False)
-            else:
-                x, auxiliary = block(x, positions, past, context)
+            trunk = x if self.residual is None else self.residual(x, first, layer)
+            x, auxiliary = self._through(block, trunk, positions, past, context)
             found.append(auxiliary)
+        outputs = [x]
+        if looks_further and self.multi_token is not None:
+            for block in self.multi_token.blocks:  # type: ignore[union-attr]
+                output, auxiliary = self._through(block, trunk, positions, past, context)
+                outputs.append(output)
+                found.append(auxiliary)
         if past is not None:
             past.advance(time)
-        return self.final_norm(x if self.sizes.residual_dtype is None else x.to(dtype)), mean_over_layers(found)
+        hidden, *further = (self.final_norm(x if self.sizes.residual_dtype is None else x.to(dtype)) for x in outputs)
+        return Passed(hidden, found, further)
+
+    def _through(
+        self, block: nn.Module, x: Tensor, positions: Tensor, past: Past | None, context: dict[str, Tensor]
+    ) -> tuple[Tensor, Auxiliaries]:
+        """Runs a block; with gradient checkpointing, backward runs it again and draws the same dropout masks."""
+        if self.gradient_checkpointing and self.training:
+            return checkpoint(block, x, positions, past, context, use_reentrant=False)
+        return block(x, positions, past, context)
 
     def forward(self, tokens: Tensor, past: Past | None = None) -> Tensor:
         """Scores of the next token at every position: ids [B, T] -> logits [B, T, V]."""
@@ -183,10 +207,15 @@ class GPT(LanguageModel):
         return self.head.losses(self.hidden_states(tokens)[counts][None], targets[counts][None])[0]  # type: ignore[operator]
 
     def training_losses(self, tokens: Tensor, targets: Tensor, counts: Tensor | None = None) -> TrainingLosses:
-        """As ``losses`` or ``losses_of``; in training with the auxiliary losses of layers and head."""
+        """As ``losses`` or ``losses_of``; in training with the auxiliary losses of layers, head and further tokens."""
         if not (self.training and self._has_auxiliary_losses):
             return super().training_losses(tokens, targets, counts)
-        hidden, auxiliary = self._run(self.token_embedding(tokens), None, self.context_of(tokens))
+        multi_token = None if self.num_classes else self.multi_token
+        context, looks_further = self.context_of(tokens), multi_token is not None
+        passed = self._run(self.token_embedding(tokens), None, context, looks_further=looks_further)
+        hidden, auxiliary = passed.hidden, mean_over_layers(passed.auxiliary)
+        if multi_token is not None:
+            auxiliary |= multi_token.auxiliary(passed.further, self.head.losses, targets, counts)  # type: ignore[operator]
         targets_of_rows = tokens.shape[1] if counts is None else counts.sum(1)
         sums = {name: (one.values * targets_of_rows).sum() for name, one in auxiliary.items()}
         penalty = sum(one.coefficient * sums[name] for name, one in auxiliary.items() if one.coefficient)
@@ -202,5 +231,5 @@ class GPT(LanguageModel):
 
     @property
     def _has_auxiliary_losses(self) -> bool:
-        networks = (block.feedforward for block in self.blocks)
-        return bool(getattr(self.head, "z_loss", None)) or any(hasattr(n, "forward_with_auxiliary") for n in networks)
+        has_own = any(hasattr(block.feedforward, "forward_with_auxiliary") for block in self.blocks)
+        return has_own or bool(getattr(self.head, "z_loss", None)) or self.multi_token is not None

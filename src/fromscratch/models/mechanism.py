@@ -5,6 +5,7 @@ by keyword:
 
     position, head, residual         Mechanism(sizes, **settings)
     norm, attention, feedforward     Mechanism(sizes, layer, **settings)
+    multi_token                      Mechanism(sizes, slots, **settings)
 
 ``layer`` is the index of the block; the final norm's is ``num_layers``. ``forward`` takes x [B, T, D]. That of
 ``position`` and ``attention`` also takes positions [B or 1, T]: the place of each token in its own text, negative in
@@ -86,6 +87,7 @@ class Slots:
     feedforward: Maker
     head: Maker
     residual: Maker | None = None
+    multi_token: Maker | None = None
 
 
 class Init(Protocol):

@@ -87,8 +87,8 @@ def _other_kind(config: GPTConfig, kinds: dict[str, tuple[str, ...]]) -> str:
 def _beyond_both(config: GPTConfig) -> str:
     """Returns the first setting that none of the architectures has."""
     attention = _set(config, "attention", "score_cap", "value_embeddings")
-    residual = f"residual = {config.residual.kind}" if config.residual else ""
-    return attention or _set(config, "head", "logit_cap") or residual
+    filled = (f"{name} = {slot.kind}" for name in ("residual", "multi_token") if (slot := getattr(config, name)))
+    return attention or _set(config, "head", "logit_cap") or next(filled, "")
 
 
 def _set(config: GPTConfig, slot: str, *names: str) -> str:

@@ -280,5 +280,5 @@ def test_the_nanochat_preset_is_nanochat() -> None:
 
 def test_value_embeddings_need_token_ids() -> None:
     model = ours_of({"preset": "nanochat-like-small", **SHAPE})
-    with pytest.raises(ValueError, match="value embeddings, which need token ids"):
+    with pytest.raises(ValueError, match="value embeddings, which need token ids, not embeddings alone"):
         model.transform(torch.zeros(1, 3, 64))

@@ -265,6 +265,8 @@ class ModelConfig(Table):
     """Names what builds the model from its config (``package.module:function``); see ``models/language_model.py``."""
     free_settings: ClassVar[frozenset[str]] = frozenset({"preset", "dropout", "init"})
     """Settings on which neither the shape nor the meaning of a weight depends."""
+    can_separate_documents: ClassVar[bool] = False
+    """Whether ``data.document_mask`` has an effect."""
     kind: str
     preset: str | None = None
     """A named shape. Fields that the file gives override it."""
@@ -290,6 +292,7 @@ class GPTConfig(ModelConfig):
 
     builds: ClassVar[str] = "fromscratch.models.factory:build_gpt"
     free_settings: ClassVar[frozenset[str]] = ModelConfig.free_settings | {"residual_dtype"}
+    can_separate_documents: ClassVar[bool] = True
     kind: Literal["gpt"] = "gpt"
     preset: Literal[tuple(PRESETS)] | None = None  # type: ignore[valid-type]
     """A named shape. Fields that the file gives override it."""

@@ -41,6 +41,9 @@ class DataConfig(Table):
     """Whether to shuffle the sequences with the run's seed, in each epoch differently."""
     epochs: Positive = 1
     """How often the training split may be read; a larger budget of tokens is an error."""
+    document_mask: bool | None = None
+    """Whether attention, in training and evaluation, stays within a document, which the end-of-text token ends.
+    Default: no."""
 
 
 class EvalConfig(Table):

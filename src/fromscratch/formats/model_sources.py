@@ -146,6 +146,8 @@ def _open_checkpoint(source: str, checkpoint: Path, hardware: Hardware) -> Loade
         tensors = merge_lora(tensors, tune.lora, model)
     fill(model, tensors, checkpoint / MODEL_FILE)
     tokenizer = load_tokenizer(run.tokenizer)
+    if run_config.data.document_mask:
+        model.document_end = tokenizer.end_of_text
     prompt_format, classes = getattr(tune, "prompt", None), getattr(tune, "classes", ())
     return LoadedModel(source, model.eval(), config, tokenizer, checkpoint, run, step, prompt_format, classes)
 

@@ -83,11 +83,19 @@ class CausalAttention(nn.Module):
         self._sees_all_earlier = type(self).sees is CausalAttention.sees and self.window == 0
 
     def forward(
-        self, x: Tensor, positions: Tensor, past: Past | None = None, *, tokens: Tensor | None = None
+        self,
+        x: Tensor,
+        positions: Tensor,
+        past: Past | None = None,
+        *,
+        tokens: Tensor | None = None,
+        documents: Tensor | None = None,
     ) -> Tensor:
         """[B, T, D] and [B or 1, T] -> [B, T, D]; tokens see themselves and earlier ones, ``past`` included.
 
-        ``tokens`` are the ids [B, T], for value embeddings.
+        Args:
+            tokens: the ids [B, T], for value embeddings.
+            documents: the number [B, T] of each token's document, which it does not see beyond; only without a past.
         """
         batch, time, embedding = x.shape
         heads = self.query_key_value(x).view(batch, time, -1, self.head_channels).transpose(1, 2)
@@ -103,8 +111,10 @@ class CausalAttention(nn.Module):
         mask = None
         if past is not None:
             key, value, mask = past.extend(self.layer, key, value, None if self._sees_all_earlier else self.sees)
-        elif not self._sees_all_earlier:
+        elif documents is not None or not self._sees_all_earlier:
             mask = attention_mask(self.sees, positions, positions)
+        if mask is not None and documents is not None:
+            mask = mask & (documents[:, None, :, None] == documents[:, None, None, :])
         if self.position.has_bias:
             key_positions = positions if past is None else past.all_positions(key.shape[2])
             mask = self._biased(mask, positions, key_positions)

@@ -142,13 +142,21 @@ class GPT(LanguageModel):
         """
         return self._run(x, past, self.context_of(tokens)).hidden
 
-    def context_of(self, tokens: Tensor | None) -> dict[str, Tensor]:
-        """What attention needs beside hidden states and positions: the token ids, where it has value embeddings."""
-        if not any(getattr(block.attention, "value_embedding", None) is not None for block in self.blocks):
-            return NO_CONTEXT
-        if tokens is None:
-            raise ValueError("this model has value embeddings, which need token ids; embeddings alone are not enough")
-        return {"tokens": tokens}
+    def context_of(self, tokens: Tensor | None, *, separates: bool = False) -> dict[str, Tensor]:
+        """What attention needs beside hidden states and positions, by keyword.
+
+        The token ids, where it has value embeddings; and with ``separates`` the number of each token's document, where
+        documents are separated. A document's last token is the end of text.
+        """
+        context = NO_CONTEXT
+        if any(getattr(block.attention, "value_embedding", None) is not None for block in self.blocks):
+            if tokens is None:
+                raise ValueError("this model has value embeddings, which need token ids, not embeddings alone")
+            context = {"tokens": tokens}
+        if separates and self.document_end is not None and tokens is not None:
+            ends = (tokens == self.document_end).int()
+            context = {**context, "documents": ends.cumsum(1) - ends}
+        return context
 
     def _run(self, x: Tensor, past: Past | None, context: dict[str, Tensor], *, looks_further: bool = False) -> Passed:
         """From token embeddings through the blocks; ``looks_further`` also runs those that predict further tokens."""
@@ -200,18 +208,23 @@ class GPT(LanguageModel):
 
     def losses(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy in nats of every target: ids [B, T] and [B, T] -> fp32 [B, T]."""
-        return self.head.losses(self.hidden_states(tokens), targets)  # type: ignore[operator]
+        return self.head.losses(self._scored_states(tokens), targets)  # type: ignore[operator]
 
     def losses_of(self, tokens: Tensor, targets: Tensor, counts: Tensor) -> Tensor:
         """As ``losses``, of the N targets alone where ``counts`` [B, T] is true; the head sees no others: fp32 [N]."""
-        return self.head.losses(self.hidden_states(tokens)[counts][None], targets[counts][None])[0]  # type: ignore[operator]
+        hidden = self._scored_states(tokens)[counts][None]
+        return self.head.losses(hidden, targets[counts][None])[0]  # type: ignore[operator]
+
+    def _scored_states(self, tokens: Tensor) -> Tensor:
+        """As ``hidden_states``, of text whose losses are asked for: documents may be separated."""
+        return self._run(self.token_embedding(tokens), None, self.context_of(tokens, separates=True)).hidden
 
     def training_losses(self, tokens: Tensor, targets: Tensor, counts: Tensor | None = None) -> TrainingLosses:
         """As ``losses`` or ``losses_of``; in training with the auxiliary losses of layers, head and further tokens."""
         if not (self.training and self._has_auxiliary_losses):
             return super().training_losses(tokens, targets, counts)
         multi_token = None if self.num_classes else self.multi_token
-        context, looks_further = self.context_of(tokens), multi_token is not None
+        context, looks_further = self.context_of(tokens, separates=True), multi_token is not None
         passed = self._run(self.token_embedding(tokens), None, context, looks_further=looks_further)
         hidden, auxiliary = passed.hidden, mean_over_layers(passed.auxiliary)
         if multi_token is not None:

@@ -40,6 +40,11 @@ class LanguageModel(nn.Module):
     """Whether backward recomputes activations instead of keeping them; None where a kind cannot.
     transformers sets an attribute of this name in published models."""
 
+    document_end: int | None = None
+    """The token id that ends a document. In ``losses`` and its relatives, attention then stays within a document; a
+    kind whose config says ``can_separate_documents`` obeys it. None does not separate documents. ``forward``, and so
+    generation, never does."""
+
     def forward(self, tokens: Tensor, past: Past | None = None) -> Tensor:
         """Scores of the next token at every position: ids [B, T] -> logits [B, T, V]."""
         raise NotImplementedError

@@ -52,6 +52,11 @@ class PlannedRun:
     attachments: dict[str, str] = field(default_factory=dict)
     """Further text files of the run, by their path in its folder."""
 
+    @property
+    def document_end(self) -> int | None:
+        """The token id at which attention ends; None where documents are not separated."""
+        return self.tokenizer.end_of_text if self.config.data.document_mask else None
+
     def store_names(self) -> dict[str, str]:
         """Returns where the run's stores are on this machine, by key of the run file."""
         opened = {"data.store": (self.config.data.store, self.store)}
@@ -106,6 +111,7 @@ def plan_run(file: Path, overrides: list[str] | None = None) -> PlannedRun:
     sampler = text_sampler(tokenizer, config.eval, seed=config.train.seed)
     objective = NextToken(sequences, config.train.seed, store.fingerprint, held_out, sampler)
     check_schedule(config, num_steps, str(file))
+    check_document_mask(config, tokenizer, str(file))
     where = folders.get("train.start_from", file.parent)
     parent = open_parent(config.train.start_from, config.model, tokenizer, where, file)
     return PlannedRun(config, store, tokenizer, objective, num_steps, costs, file.parent, parent, eval_store, notices)
@@ -180,6 +186,19 @@ def check_schedule(config: RunConfig, num_steps: int, where: str) -> None:
             f"{where}: train.schedule needs {needed} steps (warmup_steps and decay_steps together), but the run has "
             f"only {num_steps} ({config.data.tokens:,} tokens); lower them, or raise data.tokens or data.epochs"
         )
+
+
+def check_document_mask(config: RunConfig, tokenizer: Tokenizer, where: str) -> None:
+    """Raises UsageError where ``data.document_mask`` is on and would have no effect."""
+    if not config.data.document_mask:
+        return
+    if config.tune:
+        raise UsageError(f"{where}: data.document_mask = true: [tune] has one record in a sequence; remove it")
+    if not config.model.can_separate_documents:
+        raise UsageError(
+            f"{where}: data.document_mask = true: a model of kind {config.model.kind!r} has no such mask; remove it"
+        )
+    tokenizer.check_end_of_text(f"data.document_mask = true in {where} needs")
 
 
 def held_out_slice(config: RunConfig, store: TokenStore, tokenizer: Tokenizer) -> TokenSlice:

@@ -150,6 +150,7 @@ def _build_stepper(plan: PlannedRun, placement: Placement, runtime: Runtime) -> 
     """Builds a stepper. Its weights are not initialised yet."""
     train, objective = plan.config.train, plan.objective
     model = build_empty(plan.config.model, runtime.device)
+    model.document_end = plan.document_end
     if plan.adapt:
         plan.adapt(model)
     parallelism = choose_parallelism(runtime.world)

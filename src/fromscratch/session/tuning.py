@@ -21,7 +21,7 @@ from fromscratch.models.costs import model_costs
 from fromscratch.models.huggingface import is_dropout
 from fromscratch.session.classifying import plan_classification
 from fromscratch.session.parent import Parent, open_base
-from fromscratch.session.plan import PlannedRun, check_schedule
+from fromscratch.session.plan import PlannedRun, check_document_mask, check_schedule
 
 
 def plan_tuning(config: RunConfig, folders: dict[str, Path], where: str) -> PlannedRun:
@@ -48,6 +48,7 @@ def plan_tuning(config: RunConfig, folders: dict[str, Path], where: str) -> Plan
         config = config.model_copy(update={"tune": tune})
     else:
         objective, split = _instruction_tuning(config, tune, file, parent)
+    check_document_mask(config, parent.loaded.tokenizer, where)
     order = objective.order
     config = _resolved(config, order, objective.tokens_per_step, where)
     check_schedule(config, order.num_steps, where)

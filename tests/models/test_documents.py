@@ -20,6 +20,8 @@ from fromscratch.machine.hardware import find_hardware
 from fromscratch.models.dropout import set_sequence_keys
 from fromscratch.models.factory import build_empty, initialise
 from fromscratch.models.gpt import GPT
+from fromscratch.planning.bench import Workload
+from fromscratch.planning.memory_model import forecast_memory
 from fromscratch.runs.records import read_records
 from fromscratch.session.plan import check_document_mask, plan_run
 from fromscratch.tokenizers.base import Tokenizer
@@ -180,3 +182,14 @@ def test_a_mask_without_effect_is_refused(tables: dict[str, Any], tokenizer: Tok
     config = parse_run_config({"data": {"store": "s", "document_mask": True}, **tables}, where="f")
     with pytest.raises(UsageError, match=says):
         check_document_mask(config, tokenizer, "f")
+
+
+def test_what_fits_and_how_fast_it_is_are_asked_for_with_the_mask() -> None:
+    """With a mask, each layer keeps one more tensor [T, T] for backward; measurements of both are kept apart."""
+    table = {**SHAPE, "context_length": 256, "position": "rope"}
+    config = parse_run_config({"model": table, "data": {"store": "s", "document_mask": True}}, where="f")
+    masked = Workload.of(config)
+    plain = Workload.of(config.model_copy(update={"data": config.data.model_copy(update={"document_mask": None})}))
+    assert masked.document_mask and masked.key() == [*plain.key(), "document_mask"]
+    activations = [forecast_memory(workload, "cpu").at(1).activations for workload in (masked, plain)]
+    assert activations[0] - activations[1] >= SHAPE["num_layers"] * 256 * 256

@@ -1,5 +1,6 @@
 """``fromscratch bench``."""
 
+from dataclasses import replace
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -139,12 +140,12 @@ def workload_of(
     else:
         try:
             plan = plan_run(runfile, overrides)
-            return Workload(plan.config.model, plan.config.train), plan
+            return Workload.of(plan.config), plan
         except DataError as error:  # for example too few tokens
             problem = str(error)
     vocab_size = config.model.vocab_size or vocab_size
     note(f"notice: {problem}; measuring with a vocabulary of {vocab_size:,} ids")
-    return Workload(config.model.model_copy(update={"vocab_size": vocab_size}), config.train), None
+    return replace(Workload.of(config), model=config.model.model_copy(update={"vocab_size": vocab_size})), None
 
 
 def default_workload(device_type: str) -> Any:

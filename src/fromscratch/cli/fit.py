@@ -52,7 +52,7 @@ def fit(
 
     plan = plan_run(runfile, overrides)
     hardware = find_hardware(device, processes_here=processes or 1)
-    workload = Workload(plan.config.model, plan.config.train)
+    workload = Workload.of(plan.config)
     acceleration, _ = choose_acceleration(
         hardware.device,
         precision=workload.train.precision,

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from fromscratch.config.model import ModelConfig
+from fromscratch.config.run import RunConfig
 from fromscratch.config.train import TrainConfig
 from fromscratch.machine.hardware import Hardware
 from fromscratch.machine.memory import is_memory_message
@@ -47,6 +48,19 @@ class Workload:
 
     model: ModelConfig
     train: TrainConfig
+    document_mask: bool = False
+    """Whether attention has a document mask, which costs time and memory."""
+
+    @classmethod
+    def of(cls, config: RunConfig) -> "Workload":
+        """The workload of a run file."""
+        return cls(config.model, config.train, bool(config.data.document_mask))
+
+    def key(self) -> list[Any]:
+        """What determines speed and memory, apart from the machine; strict JSON."""
+        model = self.model.model_dump(mode="json", exclude={"preset", "init"})
+        train = self.train.model_dump(mode="json", include={"precision", "optimizer", "clip"})
+        return [model, train, *(["document_mask"] if self.document_mask else [])]
 
     @property
     def flops_per_token(self) -> int:
@@ -158,6 +172,7 @@ def run_worker(
     request = {
         "model": workload.model.model_dump(mode="json", exclude_none=True),
         "train": workload.train.model_dump(mode="json", exclude_none=True),
+        "document_mask": workload.document_mask,
         "case": asdict(measurement.case),
         "device": str(hardware.device),
         "threads": torch.get_num_threads(),

@@ -91,7 +91,13 @@ def random_objective(model: ModelConfig, runtime: Runtime) -> NextToken:
 
 
 def build_stepper(
-    model_config: ModelConfig, train: TrainConfig, case: Case, objective: Objective, runtime: Runtime
+    model_config: ModelConfig,
+    train: TrainConfig,
+    case: Case,
+    objective: Objective,
+    runtime: Runtime,
+    *,
+    document_mask: bool = False,
 ) -> Stepper:
     """Builds a randomly initialised model and its stepper, by the engine or the reference recipe."""
     reference = case.recipe == REFERENCE
@@ -103,6 +109,7 @@ def build_stepper(
         keep_freed_memory()
         use_expandable_segments(runtime.device)
     model = build_empty(model_config, runtime.device)
+    model.document_end = 0 if document_mask else None
     initialise(model, model_config, seed=0)
     batches = objective.batches(runtime)
     parameters, rate = list(model.named_parameters()), train.optimizer.learning_rate
@@ -143,7 +150,8 @@ def run_request(request: dict[str, Any]) -> dict[str, Any]:
         model, case = parse_model(request["model"]), Case(**request["case"])
         runtime = Runtime(hardware.device, case.micro_batch, Precision(case.precision, hardware.device))
         objective = random_objective(model, runtime)
-        stepper = build_stepper(model, TrainConfig.model_validate(request["train"]), case, objective, runtime)
+        train, has_mask = TrainConfig.model_validate(request["train"]), bool(request.get("document_mask"))
+        stepper = build_stepper(model, train, case, objective, runtime, document_mask=has_mask)
         found = time_steps(
             stepper,
             hardware,

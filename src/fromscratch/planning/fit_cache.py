@@ -68,7 +68,5 @@ def _key(workload: Workload, hardware: Hardware, acceleration: Acceleration) -> 
     machine = {name: properties[name] for name in ("device", "device_name", "memory_bytes", "torch")}
     if hardware.device.type == "cpu":
         machine["threads"] = properties["threads"]
-    model = workload.model.model_dump(mode="json", exclude={"preset", "init"})
-    train = workload.train.model_dump(mode="json", include={"precision", "optimizer", "clip"})
-    text = json.dumps([machine, model, train, asdict(acceleration)], sort_keys=True)
+    text = json.dumps([machine, *workload.key(), asdict(acceleration)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]

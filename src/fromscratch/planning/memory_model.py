@@ -166,6 +166,7 @@ def _simulate(
     with FakeTensorMode(), _Allocations() as memory:
         with cpu:
             model = build_model(config)
+        model.document_end = 0 if workload.document_mask else None
         if model.gradient_checkpointing is not None:
             model.gradient_checkpointing = activation_checkpointing
         precision = Precision(train.precision, cpu)

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def record_speed(workload: Workload, hardware: Hardware, rows: list[Row], *, dat
             measured_on=date,
         )
         train = workload.train.model_copy(update={"precision": precision})
-        key = _workload_key(Workload(workload.model, train))
+        key = _workload_key(replace(workload, train=train))
         known.setdefault(key, {})[f"{hardware.name}, {hardware.memory_bytes}"] = asdict(speed)
     path = speeds_file()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,6 +92,4 @@ def _read() -> dict[str, Any]:
 
 def _workload_key(workload: Workload) -> str:
     """Hashes what determines the speed, apart from the machine."""
-    model = workload.model.model_dump(mode="json", exclude={"preset", "init"})
-    train = workload.train.model_dump(mode="json", include={"precision", "optimizer", "clip"})
-    return hashlib.sha256(json.dumps([model, train], sort_keys=True).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(workload.key(), sort_keys=True).encode()).hexdigest()[:32]

@@ -89,7 +89,7 @@ def estimate_run(
     known = find_machines(named) if named is None or named else {}
     science = read_science(load_run_file(file, overrides), file)
     config = science.config
-    workload = Workload(config.model, config.train)
+    workload = Workload.of(config)
     hardware = find_hardware()
     process_bytes = find_hardware("cpu").peak_memory_bytes()
 

@@ -152,7 +152,7 @@ def _place(
     )
     is_default = False
     if machine.micro_batch is None:
-        workload = Workload(plan.config.model, plan.config.train)
+        workload = Workload.of(plan.config)
         known = recorded.get("micro_batch") or cached_micro_batch(workload, hardware, acceleration)
         is_default = not known
         micro_batch = min(known or micro_batch, max_local_shard(plan.config.train.global_batch, world_size))
@@ -214,7 +214,7 @@ def _search(plan: PlannedRun, placement: Placement, on_progress: Callable[[str],
     on_progress("searching for the fastest micro-batch, once per machine and model; --micro-batch N skips this")
     try:
         find_and_cache_fit(
-            Workload(plan.config.model, plan.config.train),
+            Workload.of(plan.config),
             placement.hardware,
             placement.acceleration,
             local_batch=max_local_shard(plan.config.train.global_batch, placement.world_size),

@@ -77,7 +77,7 @@ class Prices:
             science = read_science(run_file, file)
         except (UsageError, DataError) as error:  # no store here yet: a status needs none
             return Forecast(Total(1, None, None, None), None, f"unknown: {error}")
-        workload = Workload(science.config.model, science.config.train)
+        workload = Workload.of(science.config)
         speed, basis, _ = expected_speed(machine, workload, measured_speeds(workload))
         hours = science.tokens / speed / 3600 if speed else None
         flops = float(science.costs.training_flops_per_token) * science.tokens

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from fromscratch.config.model import GPTConfig
+from fromscratch.machine.acceleration import Acceleration, accelerate
 from fromscratch.models.costs import model_costs
 from fromscratch.models.factory import build_empty, initialise, replace_head
 from fromscratch.models.gpt import GPT
@@ -207,3 +208,19 @@ def test_a_classifier_predicts_no_further_tokens() -> None:
 def test_further_tokens_must_be_in_the_context() -> None:
     with pytest.raises(ValueError, match=r"multi_token.tokens = 8 must be below context_length = 8; lower it"):
         GPTConfig.model_validate({**SHAPE, "multi_token": {"kind": "blocks", "tokens": 8}})
+
+
+@pytest.mark.slow
+def test_a_compiled_step_computes_the_same() -> None:
+    found = []
+    for compiled in (False, True):
+        model = gpt({**AUXILIARY_MODELS["everything"][0], "dropout": 0.0}).train()
+        loss = accelerate(model, next_token_loss, Acceleration(compile=compiled), backend="aot_eager")
+        (batch,) = RandomBatches(8).micro_batches(0)
+        result = loss(model, batch, {})
+        result.objective.backward()
+        found.append([result.total, *result.auxiliary.values(), *(p.grad for p in model.parameters())])
+    torch.compiler.reset()
+    for one, other in zip(*found, strict=True):
+        assert one is not None and other is not None
+        torch.testing.assert_close(one, other)

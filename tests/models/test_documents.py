@@ -142,7 +142,7 @@ def test_further_tokens_and_checkpointing_have_the_mask_too() -> None:
 def test_a_run_masks_in_training_and_in_every_evaluation(tmp_path: Path) -> None:
     make_store(tmp_path / "store", documents=300)
     tables = {"mask": {"tokens": 20 * 8 * 64, "document_mask": True}, "plain": {"tokens": 20 * 8 * 64}}
-    model = {"context_length": 64, "position": "rope"}
+    model = {"context_length": 64, "position": "rope", "init": {"kind": "gpt2", "std": 0.2}}
     files = [write_run_file(tmp_path, name, data=table, model=model) for name, table in tables.items()]
     (run, summary), (plain, _) = (run_small(file, name=file.stem) for file in files)
     losses = [[record["loss"] for record in read_records(r.metrics)] for r in (run, plain)]
@@ -155,7 +155,7 @@ def test_a_run_masks_in_training_and_in_every_evaluation(tmp_path: Path) -> None
     for loaded.model.document_end in (256, None):
         found.append(measure_loss(loaded.model, loaded.tokenizer, held_out, hardware).report.loss)
     assert found[0] == pytest.approx(summary.best_loss, abs=1e-6)
-    assert abs(found[1] - found[0]) > 1e-5
+    assert abs(found[1] - found[0]) > 5e-5
     run_small(files[0], name="stopped", stop_after=7, micro_batch=8)
     resumed, _ = run_small(files[0], name="stopped", micro_batch=8)
     whole, _ = run_small(files[0], name="whole", micro_batch=8)

@@ -125,7 +125,7 @@ def prepare_training(
         learning_rate=learning_rate,
         rate_factor=lambda step: schedule(step=step, num_steps=plan.num_steps),
         spikes=config.train.spike.build(),
-        patience_steps=config.tune.patience * config.train.evaluate_every if config.tune else 0,
+        patience_steps=config.patience * config.train.evaluate_every,
         cadence=Cadence(config.train.evaluate_every, config.train.sample_every, config.train.checkpoint_every),
         evaluate=partial(_evaluate, objective, runtime) if objective.is_evaluated else None,
         sample=objective.sample,

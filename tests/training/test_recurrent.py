@@ -150,6 +150,7 @@ def test_the_held_out_loss_is_that_of_the_ends_of_the_lanes(untouched: Path) -> 
 def test_each_epoch_ends_with_an_evaluation_a_sample_and_a_checkpoint(untouched: Path) -> None:
     run, steps = RunDirectory(untouched / "runs" / "untouched"), read_lanes(untouched)[1]
     events = list(read_records(run.events))
+    assert [record["epoch"] for record in events if record["event"] == Event.EVALUATION] == [0, 1, 2]
     for name in (Event.EVALUATION, Event.SAMPLE):
         assert [record["step"] for record in events if record["event"] == name] == [0, steps, 2 * steps]
     assert [record["step"] for record in events if record["event"] == Event.CHECKPOINT] == [steps, 2 * steps]

@@ -9,7 +9,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from fromscratch.config.base import Slot, tables_in
-from fromscratch.config.model import PRESETS, GPTConfig
+from fromscratch.config.model import ModelConfig
 from fromscratch.config.run import RunConfig
 
 INTRODUCTION = """\
@@ -34,8 +34,8 @@ def reference() -> str:
             kind = f", kind = {table.model_fields['kind'].default}" if len(tables) > 1 else ""
             parts.append(f"## [{name}]{kind}\n\n{_plain(table.__doc__)}\n")
             parts.extend(_table(table))
-            if table is GPTConfig:
-                parts.append(_presets())
+            if issubclass(table, ModelConfig) and table.presets:
+                parts.append(_presets(table.presets))
     return "\n".join(parts)
 
 
@@ -66,10 +66,10 @@ def _slot(name: str, choices: list[type[Slot]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _presets() -> str:
-    keys = list(next(iter(PRESETS.values())))
+def _presets(presets: dict[str, dict[str, Any]]) -> str:
+    keys = list(next(iter(presets.values())))
     lines = ["### Presets\n", f"| preset | {' | '.join(keys)} |", "|---" * (len(keys) + 1) + "|"]
-    lines += [f"| `{name}` | {' | '.join(str(v) for v in values.values())} |" for name, values in PRESETS.items()]
+    lines += [f"| `{name}` | {' | '.join(str(v) for v in values.values())} |" for name, values in presets.items()]
     return "\n".join(lines) + "\n"
 
 

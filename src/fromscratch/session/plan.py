@@ -52,6 +52,8 @@ class PlannedRun:
     """Changes the model's modules for fine-tuning, before its weights are set."""
     longest_sequence: int | None = None
     """Tokens of the longest training sequence; None is the model's context."""
+    steps_per_epoch: int | None = None
+    """None in a run that is not thought of in epochs."""
     attachments: dict[str, str] = field(default_factory=dict)
     """Further text files of the run, by their path in its folder."""
 
@@ -116,7 +118,19 @@ def plan_run(file: Path, overrides: list[str] | None = None) -> PlannedRun:
     check_schedule(config, num_steps, str(file))
     where = folders.get("train.start_from", file.parent)
     parent = open_parent(config.train.start_from, config.model, tokenizer, where, file)
-    return PlannedRun(config, store, tokenizer, objective, num_steps, costs, file.parent, parent, eval_store, notices)
+    return PlannedRun(
+        config=config,
+        store=store,
+        tokenizer=tokenizer,
+        objective=objective,
+        num_steps=num_steps,
+        costs=costs,
+        folder=file.parent,
+        parent=parent,
+        eval_store=eval_store,
+        notices=notices,
+        steps_per_epoch=sequences.steps_per_epoch if isinstance(sequences, LaneBatches) else None,
+    )
 
 
 def resolve_vocabulary(config: RunConfig, store: TokenStore, tokenizer: Tokenizer, file: Path) -> int:

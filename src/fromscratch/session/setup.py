@@ -126,6 +126,7 @@ def prepare_training(
         rate_factor=lambda step: schedule(step=step, num_steps=plan.num_steps),
         spikes=config.train.spike.build(),
         patience_steps=config.patience * config.train.evaluate_every,
+        steps_per_epoch=plan.steps_per_epoch,
         cadence=Cadence(config.train.evaluate_every, config.train.sample_every, config.train.checkpoint_every),
         evaluate=partial(_evaluate, objective, runtime) if objective.is_evaluated else None,
         sample=objective.sample,

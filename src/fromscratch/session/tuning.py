@@ -67,6 +67,7 @@ def plan_tuning(config: RunConfig, folders: dict[str, Path], where: str) -> Plan
         adapt=partial(adapt, tune=tune),
         notices=tuple(_dropout_notices(config.model, tune)),
         longest_sequence=max(order.lengths),
+        steps_per_epoch=order.steps_per_epoch,
         attachments=split.files(file.records),
     )
 

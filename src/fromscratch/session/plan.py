@@ -258,9 +258,14 @@ def _held_out(config: RunConfig, sequences: SequenceBatches, store: TokenStore, 
     """Returns what the held-out loss is measured on: the ends of the lanes, or what ``[eval]`` names."""
     if not isinstance(sequences, LaneBatches) or not sequences.held_out_per_lane:
         return held_out_slice(config, store, tokenizer)
-    wanted = max(1, config.eval.tokens // sequences.tokens_per_step)
-    length = min(sequences.held_out_per_lane, wanted) * sequences.context_length
-    return HeldOutLanes(sequences.split, tuple(sequences.held_out_starts()), length)
+    return ends_of_lanes(sequences, config.eval.tokens)
+
+
+def ends_of_lanes(lanes: LaneBatches, tokens: int | None) -> HeldOutLanes:
+    """Returns what lanes hold out, at most ``tokens`` of it in whole sequences, but one of each lane; None is all."""
+    wanted = lanes.held_out_per_lane if tokens is None else max(1, tokens // lanes.tokens_per_step)
+    length = min(lanes.held_out_per_lane, wanted) * lanes.context_length
+    return HeldOutLanes(lanes.split, tuple(lanes.held_out_starts()), length)
 
 
 def held_out_slice(config: RunConfig, store: TokenStore, tokenizer: Tokenizer) -> TokenSlice:

@@ -37,6 +37,10 @@ class TokenSlice:
             )
         return cls(split, start, min(tokens or available, available))
 
+    def targets(self) -> NDArray[np.int64]:
+        """Reads the predicted tokens."""
+        return self.split.read(self.start + 1, self.tokens)
+
 
 @dataclass(frozen=True)
 class HeldOutLanes:
@@ -52,6 +56,10 @@ class HeldOutLanes:
     def tokens(self) -> int:
         """Number of predicted tokens."""
         return len(self.starts) * self.tokens_per_lane
+
+    def targets(self) -> NDArray[np.int64]:
+        """Reads the predicted tokens."""
+        return np.concatenate([self.split.read(start + 1, self.tokens_per_lane) for start in self.starts])
 
 
 HeldOut = TokenSlice | HeldOutLanes

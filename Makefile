@@ -42,6 +42,7 @@ docs: $(VENV)/.installed
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/train.py
 	$(BIN)/python benchmarks/loop.py
+	$(BIN)/python benchmarks/recurrent.py
 	$(BIN)/python benchmarks/processes.py
 	$(BIN)/python benchmarks/generate.py
 	$(BIN)/python benchmarks/checkpoint.py

@@ -31,7 +31,7 @@ def main() -> None:
     compiled = hardware.device.type == "cuda" and not compile_problem(hardware.device, "bf16")
     workload = Workload(model_of(arguments), TrainConfig())
     cases = [Case(arguments.micro_batch, precision, compile=compiled) for precision in ("fp32", "bf16")]
-    cases = [*reference_cases(hardware, [arguments.micro_batch]), *cases]
+    cases = [*reference_cases(workload.model, hardware, [arguments.micro_batch]), *cases]
     peak = PeakFlops(hardware)
     found = measure(
         workload,

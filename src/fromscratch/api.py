@@ -33,12 +33,12 @@ from fromscratch.runs.records import read_records
 from fromscratch.runs.retention import checkpoints_in
 from fromscratch.session.comparison import Comparison, compare_runs
 from fromscratch.session.estimate import Estimate, estimate_run
+from fromscratch.session.evaluated import default_split, evaluated_part
 from fromscratch.session.placement import MachineOptions, place_run
-from fromscratch.session.plan import PlannedRun, check_same_tokenizer, plan_run
+from fromscratch.session.plan import PlannedRun, plan_run
 from fromscratch.session.run import RunSummary, is_done, run_training
 from fromscratch.studies.verbs import EngineName, Study, open_folder, train_missing
 from fromscratch.tokenizers.base import Tokenizer
-from fromscratch.training.held_out import TokenSlice
 from fromscratch.training.observers import Observer
 
 __all__ = [
@@ -325,7 +325,7 @@ class Model:
         self,
         store: str | Path | None = None,
         *,
-        split: str = "validation",
+        split: str | None = None,
         start: int = 0,
         tokens: int | None = None,
         batch: int | None = None,
@@ -336,14 +336,15 @@ class Model:
 
         Args:
             store: by default the store that the run evaluates on.
+            split: by default ``validation``, or ``lanes`` for a recurrent run that held out the ends of its lanes.
             start: first token of the slice.
             tokens: number of tokens to predict; by default all.
         """
         loaded = self.loaded
         name = str(store) if store is not None else held_out_store_of(loaded)
         opened = open_named_store(name)
-        check_same_tokenizer(opened, loaded.tokenizer)
-        part = TokenSlice.of(opened.split(split), start=start, tokens=tokens)
+        split = split or default_split(loaded)
+        part = evaluated_part(loaded, opened, split, start=start, tokens=tokens)
         report = measure_loss(
             loaded.model, loaded.tokenizer, part, self.hardware, batch=batch, precision=precision, world=world
         ).report

@@ -45,7 +45,7 @@ B1_UNKNOWN_KEYS = [
     ("train.schedule=Linear", "; did you mean 'linear'?"),
     ("train.schedule=cosine", "; did you mean 'warmup-cosine'?"),
     ("train.optimizer=adam", 'train.optimizer.kind = "adam": unknown kind, must be one of adamw, muon'),
-    ("model.kind=lstm", 'model.kind = "lstm": unknown kind, must be one of gpt, huggingface'),
+    ("model.kind=lsmt", 'model.kind = "lsmt": unknown kind, must be one of gpt, lstm, gru, rnn, huggingface'),
     ("train.schedule.kind=[1]", "train.schedule.kind = [1]: unknown kind, must be one of constant, linear"),
 ]
 OTHER_TOOLS = [

@@ -45,7 +45,7 @@ WORKLOAD = Workload(GPTConfig.model_validate(SHAPE), TrainConfig())
 def test_cases_are_every_combination_once() -> None:
     cases = cases_for(micro_batches=[1, 2, 2], precisions=["bf16", "fp32"], compiled=[False, True])
     assert len(cases) == len(set(cases)) == 8
-    assert reference_cases(CPU, [4]) == [Case(4, "fp32", False, REFERENCE)]
+    assert reference_cases(GPTConfig(), CPU, [4]) == [Case(4, "fp32", False, REFERENCE)]
     assert default_micro_batches(96, 16) == [1, 2, 4, 8, 16]
     assert default_micro_batches(12, 32) == [1, 2, 4, 8, 12]
 

@@ -21,6 +21,7 @@ from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import read_records
 from tests.processes.forked import Command, Fork, agent, fromscratch
 from tests.small import SMALL_RUN, run_small, write_run_file
+from tests.training.test_recurrent import run_file as recurrent_run_file
 
 TIMEOUT = {"FROMSCRATCH_TIMEOUT_SECONDS": "20"}
 
@@ -87,6 +88,21 @@ def test_f11_two_processes_equal_one_and_resume_across(tmp_path: Path) -> None:
     run_small(file, name="two-one")
     for name in ("one-two", "two-one"):
         assert losses(RunDirectory(tmp_path / "runs" / name)) == pytest.approx(losses(alone), abs=1e-5)
+
+
+def test_f11_the_state_of_a_lane_belongs_to_the_lane(tmp_path: Path) -> None:
+    """A recurrent model in two processes, whose carries are gathered on save; then 1 -> 2, in the second epoch."""
+    file = recurrent_run_file(tmp_path)
+    alone, summary = run_small(file, name="alone")
+    run_small(file, name="one-two", stop_after=summary.num_steps // 2 + 3)
+    continued = launch(tmp_path, "small.toml", "--name", "one-two", "--json")
+    assert continued.wait() == 0, continued.stderr
+    run = RunDirectory(tmp_path / "runs" / "one-two")
+    assert losses(run) == pytest.approx(losses(alone), abs=1e-5)
+    assert json.loads(continued.stdout)["best_loss"] == pytest.approx(summary.best_loss, abs=1e-5)
+    carries = [load_file(path.checkpoints / "latest" / "carry.safetensors") for path in (run, alone)]
+    for name, tensor in carries[0].items():
+        torch.testing.assert_close(tensor, carries[1][name], atol=1e-4, rtol=1e-4)
 
 
 def test_bad_input_is_told_once(tmp_path: Path) -> None:

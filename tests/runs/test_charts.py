@@ -132,6 +132,11 @@ def test_loss_chart_shows_band_held_out_and_best() -> None:
     ]
 
 
+def test_the_best_epoch_is_named() -> None:
+    axes = drawn(lambda axes: draw_loss(axes, [record(1)], [(50, 4.6), (75, 4.1)], {50.0: 2.0, 75.0: 3.0}))
+    assert labels(axes)[-1] == "best: 4.100 at step 75, epoch 3"
+
+
 def test_nothing_is_drawn_between_held_out_points() -> None:
     """A straight line from step 0 to the first evaluation would cut across the training curve."""
     held_out = [(0.0, 8.0), (100.0, 4.1), (150.0, 4.3)]

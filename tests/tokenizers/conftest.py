@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fromscratch.tokenizers.base import Tokenizer
-from fromscratch.tokenizers.bytes import BytesTokenizer
+from fromscratch.tokenizers.bytes import BytesTokenizer, OccurringBytesTokenizer
 from fromscratch.tokenizers.gpt2 import GPT2Tokenizer, load_gpt2
 from fromscratch.tokenizers.huggingface import HuggingFaceTokenizer, train_byte_pairs
 
@@ -35,11 +35,13 @@ def trained() -> HuggingFaceTokenizer:
     return train_byte_pairs(CORPUS, vocab_size=320)
 
 
-@pytest.fixture(scope="session", params=["bytes", "trained", "gpt2"])
+@pytest.fixture(scope="session", params=["bytes", "occurring", "trained", "gpt2"])
 def tokenizer(request: pytest.FixtureRequest) -> Tokenizer:
     """Each of the tokenizers that encode every text without loss."""
     if request.param == "bytes":
         return BytesTokenizer()
+    if request.param == "occurring":
+        return OccurringBytesTokenizer(bytes(range(255, -1, -1)))
     found: Tokenizer = request.getfixturevalue(request.param)
     return found
 

@@ -126,9 +126,9 @@ def test_train_word_learns_from_the_corpus(trained: HuggingFaceTokenizer) -> Non
         ("train:8k", "write it as train:N"),
         ("train:-5", "write it as train:N"),
         ("train:\u00b2", "write it as train:N"),
-        ("gtp2", 'tokenizer "gtp2": no such file or folder; use gpt2, bytes, train:N or a path'),
+        ("gtp2", 'tokenizer "gtp2": no such file or folder; use gpt2, bytes, bytes:occurring, train:N or a path'),
         ("", 'tokenizer "": no such file or folder'),
-        ("x" * 5_000, "no such file or folder; use gpt2, bytes, train:N or a path"),
+        ("x" * 5_000, "no such file or folder; use gpt2, bytes, bytes:occurring, train:N or a path"),
         ("a\0b", "no such file or folder"),
     ],
 )

@@ -166,5 +166,7 @@ def test_tokenizer_of_a_newer_version(tmp_path: Path) -> None:
         kind = "newer"
 
     Newer().save(tmp_path / "saved")
-    with pytest.raises(DataError, match="unknown kind 'newer'; this version knows bytes, gpt2, huggingface"):
+    with pytest.raises(
+        DataError, match="unknown kind 'newer'; this version knows bytes, occurring-bytes, gpt2, huggingface"
+    ):
         load(tmp_path / "saved")

@@ -74,7 +74,7 @@ def bench(
     sizes = micro_batches or default_micro_batches(local_batch, max_size)
     cases = choose_cases(hardware, workload, sizes, precisions, compiled, is_default=not micro_batches)
     if reference:
-        cases += reference_cases(hardware, dict.fromkeys(case.micro_batch for case in cases))
+        cases += reference_cases(workload.model, hardware, dict.fromkeys(case.micro_batch for case in cases))
     peak, on_progress = PeakFlops(hardware), partial(note, quiet=quiet)
     measured = measure(workload, cases, hardware, steps=steps, rounds=rounds, peak=peak, on_progress=on_progress)
     rows = [summarise(measurement, workload, peak) for measurement in measured]

@@ -36,6 +36,7 @@ def chat(
     """
     from fromscratch.formats.model_sources import open_model
     from fromscratch.generation.conversation import TRANSCRIPT, Conversation, open_template, template_of
+    from fromscratch.generation.decoders import max_window
     from fromscratch.generation.generate import Settings
     from fromscratch.generation.sampling import Sampling
     from fromscratch.machine.hardware import find_hardware
@@ -51,7 +52,7 @@ def chat(
     is_cut = False
     for line in sys.stdin:
         if message := line.strip():
-            length, context = len(loaded.tokenizer.encode(conversation.prompt(message))), loaded.model.context_length
+            length, context = len(loaded.tokenizer.encode(conversation.prompt(message))), max_window(loaded.model)
             if length > context and not is_cut:
                 note(f"notice: the conversation has {length:,} tokens; from now on the model sees the last {context:,}")
             is_cut = length > context

@@ -37,12 +37,15 @@ def prepare(
         list[str],
         typer.Argument(
             metavar="SOURCE...",
-            help="Files or folders of parquet, JSON Lines or text; hf://owner/name[?name=CONFIG]; "
+            help="Files or folders of parquet, JSON Lines or text; whole:FILE, a text file as one document; "
+            "hf://owner/name[?name=CONFIG]; "
             "or python-docs[:package,...].",
         ),
     ],
     out: Annotated[Path, typer.Option(help="The store to make.")],
-    tokenizer: Annotated[str, typer.Option(help="gpt2, bytes, train:N, or the path of a tokenizer.")] = "gpt2",
+    tokenizer: Annotated[
+        str, typer.Option(help="gpt2, bytes, bytes:occurring, train:N, or the path of a tokenizer.")
+    ] = "gpt2",
     validation: Annotated[
         float, typer.Option(min=0.0, max=0.5, help="Share of documents held out, chosen by a hash of their text.")
     ] = 0.01,

@@ -27,7 +27,13 @@ def common() -> None:
 def loss(
     model: ModelArgument,
     store: StoreOption = None,
-    split: Annotated[str, typer.Option(help="The split of the store.")] = "validation",
+    split: Annotated[
+        str | None,
+        typer.Option(
+            help="The split of the store; by default validation, or lanes: the ends of the lanes that a recurrent "
+            "run held out."
+        ),
+    ] = None,
     start: Annotated[int, typer.Option(min=0, help="First token of the slice.")] = 0,
     tokens: Annotated[int | None, typer.Option(min=1, help="Number of tokens to predict; by default all.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Sequences per batch; changes only the speed.")] = None,
@@ -48,6 +54,7 @@ def loss(
     from fromscratch.machine.precision import check_precision
     from fromscratch.processes.launcher import is_launched, launch_measurement
     from fromscratch.processes.world import joined_world
+    from fromscratch.session.evaluated import default_split
 
     check_precision(precision)
     if processes is not None and processes > 1 and not is_launched():
@@ -56,7 +63,7 @@ def loss(
             open_named_store(store)
         raise typer.Exit(launch_measurement(sys.argv[1:], processes=processes))
     loaded = load_model(model, device=device)
-    store = store or held_out_store_of(loaded.loaded)
+    store, split = store or held_out_store_of(loaded.loaded), split or default_split(loaded.loaded)
     values: dict[str, Any] = {"store": store, "split": split, "start": start, "precision": precision}
     with joined_world(loaded.hardware.device) as world:
         report = loaded.evaluate(**values, tokens=tokens, batch=batch, world=world)

@@ -83,7 +83,9 @@ def generate(
 
 def note_if_truncated(loaded: "LoadedModel", prompt: str, tokens: int) -> None:
     """Prints a notice if a text will exceed the model's context."""
-    prompt_tokens, context_length = len(loaded.tokenizer.encode(prompt)), loaded.model.context_length
+    from fromscratch.generation.decoders import max_window
+
+    prompt_tokens, context_length = len(loaded.tokenizer.encode(prompt)), max_window(loaded.model)
     if prompt_tokens > context_length:
         note(f"notice: the prompt has {prompt_tokens} tokens; the model sees only the last {context_length}")
     elif prompt_tokens + tokens > context_length:

@@ -267,6 +267,10 @@ class ModelConfig(Table):
     """Settings on which neither the shape nor the meaning of a weight depends."""
     can_separate_documents: ClassVar[bool] = False
     """Whether ``data.document_mask`` has an effect."""
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+    """Values of fields by the names that ``preset`` may have."""
+    reads_lanes: ClassVar[bool] = False
+    """Whether row b of successive batches continues the same text, as a recurrent model needs it."""
     kind: str
     preset: str | None = None
     """A named shape. Fields that the file gives override it."""
@@ -276,6 +280,13 @@ class ModelConfig(Table):
     """Tokens in one sequence."""
     if TYPE_CHECKING:
         init: Slot = GPT2Init()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill_preset(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("preset"), str) and values["preset"] in cls.presets:
+            return {**cls.presets[values["preset"]], **values}
+        return values
 
     def weight_settings(self) -> dict[str, Any]:
         """The settings that must agree for the weights of another model to fit, by key (``attention.kind``)."""
@@ -293,6 +304,7 @@ class GPTConfig(ModelConfig):
     builds: ClassVar[str] = "fromscratch.models.factory:build_gpt"
     free_settings: ClassVar[frozenset[str]] = ModelConfig.free_settings | {"residual_dtype"}
     can_separate_documents: ClassVar[bool] = True
+    presets: ClassVar[dict[str, dict[str, Any]]] = PRESETS
     kind: Literal["gpt"] = "gpt"
     preset: Literal[tuple(PRESETS)] | None = None  # type: ignore[valid-type]
     """A named shape. Fields that the file gives override it."""
@@ -323,13 +335,6 @@ class GPTConfig(ModelConfig):
     """What enters each layer. Default: the stream as it is."""
     multi_token: Annotated[ParallelBlocks, SLOT] | None = None
     """Prediction of further tokens as an auxiliary loss. Default: off."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _fill_preset(cls, values: Any) -> Any:
-        if isinstance(values, dict) and isinstance(values.get("preset"), str) and values["preset"] in PRESETS:
-            return {**PRESETS[values["preset"]], **values}
-        return values
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:

@@ -10,8 +10,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from fromscratch.config.base import Slot, tables_in
-from fromscratch.config.model import GPTConfig
-from fromscratch.config.presets import PRESETS
+from fromscratch.config.model import ModelConfig
 from fromscratch.config.run import RunConfig
 
 INTRODUCTION = """\
@@ -36,8 +35,8 @@ def reference() -> str:
             kind = f", kind = {table.model_fields['kind'].default}" if len(tables) > 1 else ""
             parts.append(f"## [{name}]{kind}\n\n{_plain(table.__doc__)}\n")
             parts.extend(_table(table))
-            if table is GPTConfig:
-                parts.append(_presets())
+            if issubclass(table, ModelConfig) and table.presets:
+                parts.append(_presets(table.presets))
     return "\n".join(parts)
 
 
@@ -68,10 +67,11 @@ def _slot(name: str, choices: list[type[Slot]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _presets() -> str:
-    keys = list(next(iter(PRESETS.values())))
-    lines = ["### Presets\n", f"| preset | {' | '.join(keys)} | mechanisms |", "|---" * (len(keys) + 2) + "|"]
-    for name, values in PRESETS.items():
+def _presets(presets: dict[str, dict[str, Any]]) -> str:
+    first, *rest = presets.values()
+    keys = [key for key in first if all(key in values for values in rest)]
+    lines = ["### Presets\n", f"| preset | {' | '.join(keys)} | also |", "|---" * (len(keys) + 2) + "|"]
+    for name, values in presets.items():
         others = ", ".join(f"`{key} = {_as_toml(value)}`" for key, value in values.items() if key not in keys)
         lines.append(f"| `{name}` | {' | '.join(str(values[key]) for key in keys)} | {others} |")
     return "\n".join(lines) + "\n"

@@ -5,10 +5,11 @@ import json
 import re
 from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from fromscratch.config.base import LARGEST_WHOLE_NUMBER, MODEL_SLOT, SLOT, NonNegative, Positive, Slot, Table
 from fromscratch.config.model import GPTConfig, HuggingFaceConfig, ModelConfig
+from fromscratch.config.recurrent import GRUConfig, LSTMConfig, RNNConfig
 from fromscratch.config.train import TrainConfig
 from fromscratch.config.tune import Classify, Instruct
 from fromscratch.errors import UsageError
@@ -44,6 +45,10 @@ class DataConfig(Table):
     document_mask: bool | None = None
     """Whether attention, in training and evaluation, stays within a document, which the end-of-text token ends.
     Default: no."""
+    validation_share: float | None = Field(default=None, ge=0.0, lt=1.0)
+    """For recurrent models, which read the text in lanes, one for each sequence of a batch: share of every lane, at
+    its end, that is held out for evaluation. Default: 0.1 where the store holds out no text, otherwise 0, which
+    evaluates on ``[eval]``."""
 
 
 class EvalConfig(Table):
@@ -65,7 +70,7 @@ class EvalConfig(Table):
 class RunConfig(Table):
     """The content of a run file: everything that determines the result, nothing about the machine."""
 
-    model: Annotated[GPTConfig | HuggingFaceConfig, MODEL_SLOT] = GPTConfig()
+    model: Annotated[GPTConfig | LSTMConfig | GRUConfig | RNNConfig | HuggingFaceConfig, MODEL_SLOT] = GPTConfig()
     data: DataConfig
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
@@ -83,6 +88,28 @@ class RunConfig(Table):
         if self.tune:
             raise UsageError(f"{where}: [tune] is for 'fromscratch train'; plan and bench know pre-training only")
 
+    @model_validator(mode="after")
+    def _settings_have_an_effect(self) -> Self:
+        if self.tune and self.train.patience is not None:
+            raise ValueError("train.patience: a run with [tune] has tune.patience; set that one")
+        is_read_in_lanes = self.model.reads_lanes and not self.tune
+        share = self.data.validation_share
+        if share is not None and not is_read_in_lanes:
+            raise ValueError("data.validation_share: only recurrent models read lanes; remove it")
+        if is_read_in_lanes and self.data.shuffle:
+            raise ValueError("data.shuffle: a recurrent model reads its lanes in order; remove it")
+        if share and any(getattr(self.eval, key) != getattr(EvalConfig(), key) for key in ("store", "split", "start")):
+            raise ValueError(
+                f"data.validation_share = {share} evaluates on the ends of the lanes; remove eval.store, eval.split "
+                "and eval.start, or set it to 0"
+            )
+        return self
+
+    @property
+    def patience(self) -> int:
+        """Evaluations in a row without a lower held-out loss that end the run; 0 is off."""
+        return (self.tune.patience if self.tune else self.train.patience) or 0
+
     @property
     def best_measure(self) -> str:
         """The tokens that a run's best loss is measured on."""
@@ -90,6 +117,8 @@ class RunConfig(Table):
             return "training tokens since the previous checkpoint"
         if self.tune:
             return f"the validation part of {self.data.store}"
+        if self.data.validation_share:
+            return f"at most {self.eval.tokens:,} tokens at the ends of the lanes of {self.data.store}"
         store = f" of {self.eval.store}" if self.eval.store else ""
         start = f", from token {self.eval.start:,}" if self.eval.start else ""
         return f"at most {self.eval.tokens:,} tokens of split '{self.eval.split}'{store}{start}"

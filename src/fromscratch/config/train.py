@@ -285,6 +285,9 @@ class TrainConfig(Table):
     """Steps between samples of text; 0 is never."""
     checkpoint_every: NonNegative = 500
     """Steps between checkpoints; 0 saves only at the end."""
+    patience: NonNegative | None = None
+    """Evaluations in a row without a lower held-out loss that end the run; left out or 0: it takes all its steps.
+    Needs a checkpoint at every evaluation. With ``[tune]``, use ``tune.patience``."""
     keep_checkpoints: Positive = 2
     """Number of newest checkpoints that are kept, beside the best one."""
     report_to: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = Field(default=(), strict=False, exclude=True)

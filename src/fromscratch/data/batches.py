@@ -57,8 +57,7 @@ class SequenceBatches:
         return steps
 
     def _too_few_tokens(self, steps: int) -> str:
-        sequences = -(-steps * self.global_batch // self.epochs)  # per epoch
-        needed = self.start_token + sequences * self.context_length + 1
+        needed = self._min_tokens_for(steps)
         times = f", read {self.epochs} times," if self.epochs > 1 else ""
         start = "data.start_token, " if self.start_token else ""
         advice = f"lower {start}train.global_batch or model.context_length"
@@ -69,9 +68,20 @@ class SequenceBatches:
             advice += f", or read it more often (--set data.epochs={epochs})"
         return (
             f"split '{self.split.name}' has {self.split.tokens:,} tokens{times} but the run needs {needed:,} "
-            f"({steps:,} steps of {self.tokens_per_step:,} tokens from token {self.start_token:,}, and the one after "
-            f"the last); {advice}"
+            f"({steps:,} steps of {self.tokens_per_step:,} tokens {self._layout}); {advice}"
         )
+
+    @property
+    def _layout(self) -> str:
+        return f"from token {self.start_token:,}, and the one after the last"
+
+    def _min_tokens_for(self, steps: int) -> int:
+        sequences = -(-steps * self.global_batch // self.epochs)  # per epoch
+        return self.start_token + sequences * self.context_length + 1
+
+    def begins_text(self, step: int) -> bool:
+        """Whether the sequences of a step begin texts, so that a state carried from the step before is reset."""
+        return False
 
     def sequence_indices(self, step: int) -> range:
         """Returns the indices of a step's sequences in the run's order."""
@@ -80,8 +90,11 @@ class SequenceBatches:
     def read(self, indices: Sequence[int]) -> NDArray[np.int64]:
         """Reads sequences by their index in the run's order: [len(indices), T + 1]."""
         length = self.context_length
-        starts = [self.start_token + self._sequence_at(index) * length for index in indices]
-        return np.stack([self.split.read(start, length + 1) for start in starts])
+        return np.stack([self.split.read(self._start_of(index), length + 1) for index in indices])
+
+    def _start_of(self, index: int) -> int:
+        """Returns the index in the split of a sequence's first token."""
+        return self.start_token + self._sequence_at(index) * self.context_length
 
     def _sequence_at(self, index: int) -> int:
         epoch, position = divmod(index, self.sequences_per_epoch)

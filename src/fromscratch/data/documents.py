@@ -124,6 +124,13 @@ def document_digest(document: str | bytes | memoryview) -> bytes:
     return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
 
 
+def all_documents(sources: Sequence[Source], documents: DocumentRule) -> Iterator[Texts]:
+    """Yields the documents that are kept, in batches, those that are held out too. Raises DataError."""
+    for source in sources:
+        for part in source.parts():
+            yield from documents.kept(texts_in(part), Counter())
+
+
 def training_documents(
     sources: Sequence[Source], rule: SplitRule, documents: DocumentRule | None = None
 ) -> Iterator[str]:

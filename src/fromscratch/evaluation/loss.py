@@ -17,7 +17,7 @@ from fromscratch.machine.precision import Precision
 from fromscratch.models.language_model import LanguageModel
 from fromscratch.processes.world import ALONE, World
 from fromscratch.tokenizers.base import Tokenizer
-from fromscratch.training.held_out import TokenSlice, sequence_losses
+from fromscratch.training.held_out import HeldOut, sequence_losses
 from fromscratch.training.objective import Runtime
 
 DEFAULT_BATCH_TOKENS = 8_192
@@ -59,14 +59,14 @@ class MeasuredLoss:
 def measure_loss(
     model: LanguageModel,
     tokenizer: Tokenizer,
-    part: TokenSlice,
+    part: HeldOut,
     hardware: Hardware,
     *,
     batch: int | None = None,
     precision: str = "fp32",
     world: World = ALONE,
 ) -> MeasuredLoss:
-    """Predicts every token of the slice once, in sequences of the model's context length.
+    """Predicts every token once, in sequences of the model's context length (see ``sequence_losses``).
 
     Sums are exact (``math.fsum``). Batch size and number of processes change the result only by the rounding of
     single losses. The report is the same in every process.
@@ -85,8 +85,7 @@ def measure_loss(
     if tokenizer.is_lossless:
         text_bytes = round(world.sum(text_bytes))
     else:  # the bytes of a token depend on its neighbours
-        ids = part.split.read(part.start + 1, part.tokens)
-        text_bytes = round(tokenizer.text_bytes(ids) * part.split.bytes_per_decoded_byte)
+        text_bytes = round(tokenizer.text_bytes(part.targets()) * part.split.bytes_per_decoded_byte)
     sequence_nats = world.all_gather(torch.tensor(sums, dtype=torch.float64)).numpy()
     sequence_tokens = world.all_gather(torch.tensor(counts)).numpy()
     nats = math.fsum(sequence_nats)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from fromscratch.data.documents import SPLITS, DocumentRule, SplitRule, training_documents
+from fromscratch.data.documents import SPLITS, DocumentRule, SplitRule, all_documents, training_documents
 from fromscratch.data.engines import Engine, InProcess
 from fromscratch.data.prepare import PreparationObserver, prepare_store
 from fromscratch.data.store import TokenStore
@@ -32,8 +32,9 @@ def prepare(
     """Turns texts into a token store, continues an interrupted preparation, or opens the finished store.
 
     Args:
-        sources: files, folders, ``hf://owner/name``, or ``python-docs``.
-        tokenizer: ``gpt2``, ``bytes``, ``train:N`` or a path; or a tokenizer, such as ``Model.tokenizer``.
+        sources: files, folders, ``whole:FILE``, ``hf://owner/name``, or ``python-docs``.
+        tokenizer: ``gpt2``, ``bytes``, ``bytes:occurring``, ``train:N`` or a path; or a tokenizer, such as
+            ``Model.tokenizer``.
         validation: share of documents held out.
         make_engine: what runs the work; by default the threads of this process.
         tell: gets sentences about what was decided or left out.
@@ -47,7 +48,9 @@ def prepare(
     chosen = tokenizer
     if isinstance(chosen, str):
         chosen = open_tokenizer(
-            chosen, corpus=lambda: training_documents(opened, hold_out_tail(opened, rule, kept)[0], kept)
+            chosen,
+            corpus=lambda: training_documents(opened, hold_out_tail(opened, rule, kept)[0], kept),
+            texts=lambda: all_documents(opened, kept),
         )
     split_rule, held_out = hold_out_tail(opened, rule, kept, chosen)
     if held_out:

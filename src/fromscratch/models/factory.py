@@ -8,10 +8,12 @@ from torch.overrides import TorchFunctionMode
 
 from fromscratch.config.base import import_target
 from fromscratch.config.model import GPTConfig, ModelConfig
+from fromscratch.config.recurrent import RecurrentConfig
 from fromscratch.errors import UsageError
 from fromscratch.models.gpt import GPT
 from fromscratch.models.language_model import LanguageModel
 from fromscratch.models.mechanism import Sizes, Slots
+from fromscratch.models.recurrent import LAYERS, Recurrent
 from fromscratch.randomness import derive_seed
 
 SLOT_NAMES = tuple(field.name for field in fields(Slots))
@@ -46,6 +48,20 @@ def build_gpt(config: GPTConfig) -> GPT:
     return GPT(
         Sizes(**{field.name: getattr(config, field.name) for field in fields(Sizes)}),
         Slots(**{name: slot.maker() for name in SLOT_NAMES if (slot := getattr(config, name)) is not None}),
+    )
+
+
+def build_recurrent(config: RecurrentConfig) -> Recurrent:
+    """Builds the kinds ``lstm``, ``gru`` and ``rnn``."""
+    assert config.vocab_size is not None
+    return Recurrent(
+        LAYERS[config.kind][config.implementation],
+        vocab_size=config.vocab_size,
+        context_length=config.context_length,
+        num_layers=config.num_layers,
+        hidden_dim=config.hidden_dim,
+        embedding_dim=config.embedding_dim,
+        dropout=config.dropout,
     )
 
 

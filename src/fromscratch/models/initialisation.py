@@ -25,10 +25,13 @@ class GPT2Init:
     def linear(self, layer: nn.Linear, *, residual: bool = False) -> None:
         self.matrix(layer.weight, fan_in=layer.in_features, residual=residual)
         if layer.bias is not None:
-            nn.init.zeros_(layer.bias)
+            self.bias(layer.bias, fan_in=layer.in_features)
 
     def matrix(self, parameter: Tensor, *, fan_in: int, residual: bool = False) -> None:
         _normal(parameter, self._std * (self._residual_scale if residual else 1.0), self._generator)
+
+    def bias(self, parameter: Tensor, *, fan_in: int) -> None:
+        nn.init.zeros_(parameter)
 
     def embedding(self, parameter: Tensor) -> None:
         _normal(parameter, self._std, self._generator)
@@ -51,11 +54,14 @@ class TorchInit:
     def linear(self, layer: nn.Linear, *, residual: bool = False) -> None:
         self.matrix(layer.weight, fan_in=layer.in_features)
         if layer.bias is not None:
-            self.matrix(layer.bias, fan_in=layer.in_features)
+            self.bias(layer.bias, fan_in=layer.in_features)
 
     def matrix(self, parameter: Tensor, *, fan_in: int, residual: bool = False) -> None:
         bound = 1.0 / math.sqrt(fan_in)
         _copy(torch.empty(parameter.shape).uniform_(-bound, bound, generator=self._generator), parameter)
+
+    def bias(self, parameter: Tensor, *, fan_in: int) -> None:
+        self.matrix(parameter, fan_in=fan_in)
 
     def embedding(self, parameter: Tensor) -> None:
         self._embeddings.append(parameter)

@@ -99,6 +99,9 @@ class Init(Protocol):
     def matrix(self, parameter: Tensor, *, fan_in: int, residual: bool = False) -> None:
         """Sets the weights of a linear map from ``fan_in`` inputs, in whatever layout."""
 
+    def bias(self, parameter: Tensor, *, fan_in: int) -> None:
+        """Sets what is added to a linear map from ``fan_in`` inputs."""
+
     def embedding(self, parameter: Tensor) -> None:
         """Sets a table of vectors that are looked up."""
 

@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 
-from fromscratch.config.model import ModelConfig
+from fromscratch.config.model import GPTConfig, ModelConfig
 from fromscratch.config.run import RunConfig
 from fromscratch.config.train import TrainConfig
+from fromscratch.errors import UsageError
 from fromscratch.machine.hardware import Hardware
 from fromscratch.machine.memory import is_memory_message
 from fromscratch.models.costs import model_costs
@@ -115,8 +116,14 @@ def gpu_cases(*, micro_batches: list[int], precision: str, can_compile: bool) ->
     return [*cases, Case(sizes[-1], precision)] if can_compile else cases
 
 
-def reference_cases(hardware: Hardware, micro_batches: Iterable[int]) -> list[Case]:
-    """Returns the cases of the reference recipe: fp16 autocast on a GPU, fp32 on a CPU."""
+def reference_cases(model: ModelConfig, hardware: Hardware, micro_batches: Iterable[int]) -> list[Case]:
+    """Returns the cases of the reference recipe: fp16 autocast on a GPU, fp32 on a CPU.
+
+    Raises:
+        UsageError: there is no such recipe for the kind of model.
+    """
+    if not isinstance(model, GPTConfig):
+        raise UsageError(f"--reference: models of kind {model.kind!r} have no reference recipe; leave it out")
     precision = "fp32" if hardware.device.type == "cpu" else "fp16"
     return [Case(micro_batch, precision, recipe=REFERENCE) for micro_batch in dict.fromkeys(micro_batches)]
 

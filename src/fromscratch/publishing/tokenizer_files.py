@@ -4,11 +4,11 @@ import json
 from pathlib import Path
 
 import tokenizers as hf
-from fromscratch.errors import DataError
+from fromscratch.errors import DataError, UsageError
 from fromscratch.files import to_strict_json
 from fromscratch.tokenizers.base import Tokenizer
 from fromscratch.tokenizers.byte_level import byte_of_character
-from fromscratch.tokenizers.bytes import BytesTokenizer
+from fromscratch.tokenizers.bytes import BytesTokenizer, OccurringBytesTokenizer
 from fromscratch.tokenizers.huggingface import END_OF_TEXT, TOKENIZER_FILE
 
 SETTINGS_FILE = "tokenizer_config.json"
@@ -39,7 +39,15 @@ def write_tokenizer(
         padding_side: ``left``, after which generation continues each text, or ``right``, for classifiers.
         pad_id: the id of the padding token, if it is another than the end of text.
         is_framed: whether the model was trained on texts with the tokenizer's special tokens around them.
+
+    Raises:
+        UsageError: the tokenizer refuses texts, which no ``tokenizer.json`` does.
     """
+    if isinstance(tokenizer, OccurringBytesTokenizer):
+        raise UsageError(
+            f"tokenizer {tokenizer.name}: knows only the bytes of one text, and a tokenizer.json would drop all others "
+            "without a word; prepare the text with --tokenizer bytes to publish a model of it"
+        )
     if isinstance(tokenizer, BytesTokenizer):
         (folder / TOKENIZER_FILE).write_text(_bytes_as_json(tokenizer), "utf-8")
     else:

@@ -39,18 +39,24 @@ Series = list[tuple[float, float]]
 def draw_charts(run: RunDirectory, *, clip_norm: float | None = None) -> list[Path]:
     """Writes ``charts/loss.png``, ``gradient-norm.png`` and ``learning-rate.png``; returns their paths."""
     metrics = read_thinned(run.metrics, MAX_POINTS)
-    held_out = _held_out(run)
+    held_out, epochs = _held_out(run), dict(_of_evaluations(run, "epoch"))
     run.charts.mkdir(exist_ok=True)
     charts: dict[str, Callable[[Axes], None]] = {
-        "loss": lambda axes: draw_loss(axes, metrics, held_out),
+        "loss": lambda axes: draw_loss(axes, metrics, held_out, epochs),
         "gradient norm": lambda axes: draw_gradient_norm(axes, metrics, clip_norm, read_outcomes(run.metrics)),
         "learning rate": lambda axes: draw_learning_rate(axes, metrics),
     }
     return [_draw(run, name, draw) for name, draw in charts.items()]
 
 
-def draw_loss(axes: "Axes", metrics: list[dict[str, Any]], held_out: Series) -> None:
-    """Draws the training loss with the range of its micro-batches, the held-out loss and its minimum."""
+def draw_loss(
+    axes: "Axes", metrics: list[dict[str, Any]], held_out: Series, epochs: Mapping[float, float] | None = None
+) -> None:
+    """Draws the training loss with the range of its micro-batches, the held-out loss and its minimum.
+
+    Args:
+        epochs: the epoch of each step with a held-out loss, in a run in epochs.
+    """
     low, high = _points(metrics, "loss_min"), dict(_points(metrics, "loss_max"))
     band = [(step, lowest, high[step]) for step, lowest in low if step in high]
     if any(lowest != highest for _, lowest, highest in band):
@@ -66,7 +72,9 @@ def draw_loss(axes: "Axes", metrics: list[dict[str, Any]], held_out: Series) -> 
         # points without a line: nothing is known between them, and the loss does not fall in straight lines
         _mark_points(axes, held_out, marker="o", markersize=5, label="held out")
         step, loss = min(held_out, key=lambda point: point[1])
-        _mark_points(axes, [(step, loss)], marker="*", markersize=13, label=f"best: {loss:.3f} at step {step:,.0f}")
+        epoch = (epochs or {}).get(step)
+        where = f"step {step:,.0f}" if epoch is None else f"step {step:,.0f}, epoch {epoch:.4g}"
+        _mark_points(axes, [(step, loss)], marker="*", markersize=13, label=f"best: {loss:.3f} at {where}")
     _mark(axes, _nonfinite_steps(metrics, "loss"), StepOutcome.NONFINITE)
     axes.set_ylabel("loss (nats per token)")
     _limit_to_percentile(
@@ -100,8 +108,12 @@ def _draw_losses(axes: "Axes", runs: Mapping[str, RunDirectory]) -> None:
 
 def _held_out(run: RunDirectory) -> Series:
     """Returns the held-out losses by step; of a step that was evaluated again, the last one."""
+    return sorted(dict(_of_evaluations(run, "loss")).items())
+
+
+def _of_evaluations(run: RunDirectory, key: str) -> Series:
     evaluations = [record for record in read_records(run.events) if record.get("event") == Event.EVALUATION]
-    return sorted(dict(_points(evaluations, "loss")).items())
+    return _points(evaluations, key)
 
 
 def draw_gradient_norm(

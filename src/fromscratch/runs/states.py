@@ -38,7 +38,7 @@ class Event(StrEnum):
     CONFIG_CHANGED = "config-changed"  # changes, identities
     MACHINE_CHANGED = "machine-changed"  # earlier: the machine.json of the sessions before
     MASKS_CHANGED = "masks-changed"  # step, earlier, now: versions of the dropout masks
-    EVALUATION = "evaluation"  # step, loss
+    EVALUATION = "evaluation"  # step, loss; epoch of a run in epochs
     SAMPLE = "sample"  # step, text
     NONFINITE = "nonfinite"  # step, outcome, in_a_row
     SPIKE = "spike"  # step, loss

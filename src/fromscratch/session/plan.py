@@ -8,6 +8,7 @@ from typing import Any
 from fromscratch.config.loading import load_run_file
 from fromscratch.config.run import RunConfig
 from fromscratch.data.batches import SequenceBatches
+from fromscratch.data.lanes import LaneBatches
 from fromscratch.data.store import TokenStore
 from fromscratch.errors import DataError, UsageError
 from fromscratch.finetuning.records import RecordsFile
@@ -15,15 +16,17 @@ from fromscratch.formats.stores import open_named_store, tokenizer_of
 from fromscratch.hub.names import has_hub_prefix
 from fromscratch.models.costs import ModelCosts, model_costs
 from fromscratch.models.language_model import LanguageModel
+from fromscratch.session.epochs import check_patience, once_per_epoch
 from fromscratch.session.parent import Parent, open_parent
 from fromscratch.session.samples import text_sampler
 from fromscratch.tokenizers.base import Tokenizer
-from fromscratch.training.held_out import TokenSlice
+from fromscratch.training.held_out import HeldOut, HeldOutLanes, TokenSlice
 from fromscratch.training.next_token import NextToken
 from fromscratch.training.objective import Objective
 
 TRAINING_SPLIT, VALIDATION_SPLIT = "train", "validation"
 MAX_UINT16_IDS = 1 << 16
+DEFAULT_LANE_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,8 @@ class PlannedRun:
     """Changes the model's modules for fine-tuning, before its weights are set."""
     longest_sequence: int | None = None
     """Tokens of the longest training sequence; None is the model's context."""
+    steps_per_epoch: int | None = None
+    """None in a run that is not thought of in epochs."""
     attachments: dict[str, str] = field(default_factory=dict)
     """Further text files of the run, by their path in its folder."""
 
@@ -102,19 +107,36 @@ def plan_run(file: Path, overrides: list[str] | None = None) -> PlannedRun:
     tokenizer = tokenizer_of(store)
     vocab_size = resolve_vocabulary(config, store, tokenizer, file)
     costs = model_costs(config.model.model_copy(update={"vocab_size": vocab_size}))
+    config, notices = _with_held_out(config, store)
     sequences = training_sequences(config, store)
     num_steps = planned_steps(config.data.tokens, sequences, costs)
     config = config.resolved(vocab_size=vocab_size, tokens=num_steps * sequences.tokens_per_step)
-    config, notices = _without_validation(config, store)
+    if isinstance(sequences, LaneBatches):
+        config = once_per_epoch(config, sequences.steps_per_epoch, samples=True)
+        notices += _lane_notices(sequences)
+    check_patience(config, str(file))
+    check_prompts(config, tokenizer, str(file))
     eval_store = open_named_store(config.eval.store, folders["eval.store"]) if config.eval.store else None
-    held_out = held_out_slice(config, eval_store or store, tokenizer) if config.train.evaluate_every else None
+    held_out = _held_out(config, sequences, eval_store or store, tokenizer) if config.train.evaluate_every else None
     sampler = text_sampler(tokenizer, config.eval, seed=config.train.seed)
     objective = NextToken(sequences, config.train.seed, store.fingerprint, held_out, sampler)
     check_schedule(config, num_steps, str(file))
     check_document_mask(config, tokenizer, str(file))
     where = folders.get("train.start_from", file.parent)
     parent = open_parent(config.train.start_from, config.model, tokenizer, where, file)
-    return PlannedRun(config, store, tokenizer, objective, num_steps, costs, file.parent, parent, eval_store, notices)
+    return PlannedRun(
+        config=config,
+        store=store,
+        tokenizer=tokenizer,
+        objective=objective,
+        num_steps=num_steps,
+        costs=costs,
+        folder=file.parent,
+        parent=parent,
+        eval_store=eval_store,
+        notices=notices,
+        steps_per_epoch=sequences.steps_per_epoch if isinstance(sequences, LaneBatches) else None,
+    )
 
 
 def resolve_vocabulary(config: RunConfig, store: TokenStore, tokenizer: Tokenizer, file: Path) -> int:
@@ -140,21 +162,50 @@ def resolve_vocabulary(config: RunConfig, store: TokenStore, tokenizer: Tokenize
 
 def training_sequences(config: RunConfig, store: TokenStore) -> SequenceBatches:
     """Returns the training sequences of a run, by step."""
-    return SequenceBatches(
-        store.split(TRAINING_SPLIT),
-        context_length=config.model.context_length,
-        global_batch=config.train.global_batch,
-        start_token=config.data.start_token,
-        epochs=config.data.epochs,
-        shuffle_seed=config.train.seed if config.data.shuffle else None,
-    )
+    settings: dict[str, Any] = {
+        "context_length": config.model.context_length,
+        "global_batch": config.train.global_batch,
+        "start_token": config.data.start_token,
+        "epochs": config.data.epochs,
+    }
+    split = store.split(TRAINING_SPLIT)
+    if config.model.reads_lanes:
+        return LaneBatches(split, **settings, validation_share=lane_share(config, store))
+    return SequenceBatches(split, **settings, shuffle_seed=config.train.seed if config.data.shuffle else None)
 
 
-def _without_validation(config: RunConfig, store: TokenStore) -> tuple[RunConfig, tuple[str, ...]]:
-    """Switches evaluation off where the store holds nothing out; returns the config and a notice."""
+def _holds_text_out(store: TokenStore) -> bool:
     split = store.manifest.splits.get(VALIDATION_SPLIT)
-    is_wanted = config.train.evaluate_every and config.eval.store is None and config.eval.split == VALIDATION_SPLIT
-    if not is_wanted or (split is not None and split.tokens > 1):  # one token predicts nothing
+    return split is not None and split.tokens > 1  # one token predicts nothing
+
+
+def _wants_validation_split(config: RunConfig) -> bool:
+    return config.eval.store is None and config.eval.split == VALIDATION_SPLIT
+
+
+def lane_share(config: RunConfig, store: TokenStore) -> float:
+    """Returns the share of every lane that is held out: the run file's, or a default."""
+    if config.data.validation_share is not None:
+        return config.data.validation_share
+    has_other = _holds_text_out(store) or not _wants_validation_split(config) or config.train.evaluate_every == 0
+    return 0.0 if has_other else DEFAULT_LANE_SHARE
+
+
+def _with_held_out(config: RunConfig, store: TokenStore) -> tuple[RunConfig, tuple[str, ...]]:
+    """Decides what is held out where the run file leaves it open; returns the config and a notice.
+
+    Where a store holds no text out, a recurrent model evaluates on the ends of its lanes, another one not at all.
+    """
+    if config.model.reads_lanes:
+        share = lane_share(config, store)
+        data = config.data.model_copy(update={"validation_share": share})
+        is_default = share and config.data.validation_share is None
+        notice = (
+            f"store {store.path} holds out no text, so the last {share:.0%} of every lane is held out "
+            "(data.validation_share)"
+        )
+        return config.model_copy(update={"data": data}), (notice,) if is_default else ()
+    if not (config.train.evaluate_every and _wants_validation_split(config)) or _holds_text_out(store):
         return config, ()
     train = config.train.model_copy(update={"evaluate_every": 0})
     notice = (
@@ -162,6 +213,27 @@ def _without_validation(config: RunConfig, store: TokenStore) -> tuple[RunConfig
         "lowest training loss"
     )
     return config.model_copy(update={"train": train}), (notice,)
+
+
+def _lane_notices(lanes: LaneBatches) -> tuple[str, ...]:
+    """Says how the text is divided, and what is left out."""
+    unused = f"; {lanes.unused_tokens:,} tokens at the ends of the lanes are left out" if lanes.unused_tokens else ""
+    held_out = f", and the last {lanes.held_out_per_lane:,} of each are held out" if lanes.held_out_per_lane else ""
+    return (
+        f"{lanes.global_batch} lanes of {lanes.lane_tokens:,} tokens: an epoch takes {lanes.steps_per_epoch:,} "
+        f"sequences of {lanes.context_length} tokens from each{held_out}{unused}",
+    )
+
+
+def check_prompts(config: RunConfig, tokenizer: Tokenizer, where: str) -> None:
+    """Raises UsageError where the tokenizer cannot encode a prompt that the run would sample after."""
+    for prompt in config.eval.prompts if config.train.sample_every else ():
+        try:
+            tokenizer.encode(prompt)
+        except UsageError as error:
+            raise UsageError(
+                f"{where}: eval.prompts, {prompt!r}: {error}; or set train.sample_every = 0 for no samples"
+            ) from None
 
 
 def planned_steps(budget: int | str, sequences: SequenceBatches, costs: ModelCosts) -> int:
@@ -199,6 +271,20 @@ def check_document_mask(config: RunConfig, tokenizer: Tokenizer, where: str) -> 
             f"{where}: data.document_mask = true: a model of kind {config.model.kind!r} has no such mask; remove it"
         )
     tokenizer.check_end_of_text(f"data.document_mask = true in {where} needs")
+
+
+def _held_out(config: RunConfig, sequences: SequenceBatches, store: TokenStore, tokenizer: Tokenizer) -> HeldOut:
+    """Returns what the held-out loss is measured on: the ends of the lanes, or what ``[eval]`` names."""
+    if not isinstance(sequences, LaneBatches) or not sequences.held_out_per_lane:
+        return held_out_slice(config, store, tokenizer)
+    return ends_of_lanes(sequences, config.eval.tokens)
+
+
+def ends_of_lanes(lanes: LaneBatches, tokens: int | None) -> HeldOutLanes:
+    """Returns what lanes hold out, at most ``tokens`` of it in whole sequences, but one of each lane; None is all."""
+    wanted = lanes.held_out_per_lane if tokens is None else max(1, tokens // lanes.tokens_per_step)
+    length = min(lanes.held_out_per_lane, wanted) * lanes.context_length
+    return HeldOutLanes(lanes.split, tuple(lanes.held_out_starts()), length)
 
 
 def held_out_slice(config: RunConfig, store: TokenStore, tokenizer: Tokenizer) -> TokenSlice:

@@ -20,6 +20,7 @@ from fromscratch.finetuning.splits import Split, draw_training, split_records
 from fromscratch.models.costs import model_costs
 from fromscratch.models.huggingface import is_dropout
 from fromscratch.session.classifying import plan_classification
+from fromscratch.session.epochs import check_patience, once_per_epoch
 from fromscratch.session.parent import Parent, open_base
 from fromscratch.session.plan import PlannedRun, check_document_mask, check_schedule
 
@@ -50,7 +51,10 @@ def plan_tuning(config: RunConfig, folders: dict[str, Path], where: str) -> Plan
         objective, split = _instruction_tuning(config, tune, file, parent)
     check_document_mask(config, parent.loaded.tokenizer, where)
     order = objective.order
-    config = _resolved(config, order, objective.tokens_per_step, where)
+    config = once_per_epoch(config, order.steps_per_epoch)
+    check_patience(config, where)
+    tokens = order.num_steps * objective.tokens_per_step
+    config = config.resolved(vocab_size=config.model.vocab_size or 0, tokens=tokens)
     check_schedule(config, order.num_steps, where)
     return PlannedRun(
         config=config,
@@ -64,6 +68,7 @@ def plan_tuning(config: RunConfig, folders: dict[str, Path], where: str) -> Plan
         adapt=partial(adapt, tune=tune),
         notices=tuple(_dropout_notices(config.model, tune)),
         longest_sequence=max(order.lengths),
+        steps_per_epoch=order.steps_per_epoch,
         attachments=split.files(file.records),
     )
 
@@ -137,21 +142,3 @@ def _instruction_tuning(
         tuple(split.notices()),
     )
     return objective, split
-
-
-def _resolved(config: RunConfig, order: EpochOrder, tokens_per_step: int, where: str) -> RunConfig:
-    """Fills in what depends on the records: evaluations and checkpoints once per epoch, unless the file says more."""
-    train, tune = config.train, config.tune
-    assert tune is not None
-    given = train.model_fields_set
-    evaluate_every = train.evaluate_every if "evaluate_every" in given else order.steps_per_epoch
-    checkpoint_every = train.checkpoint_every if "checkpoint_every" in given else evaluate_every
-    if tune.patience and (not evaluate_every or checkpoint_every != evaluate_every):
-        raise UsageError(
-            f"{where}: tune.patience = {tune.patience} needs a checkpoint at every evaluation, but "
-            f"train.evaluate_every = {evaluate_every} and train.checkpoint_every = {checkpoint_every}; make them the "
-            "same, or set tune.patience = 0"
-        )
-    every = {"evaluate_every": evaluate_every, "checkpoint_every": checkpoint_every}
-    resolved = config.model_copy(update={"train": train.model_copy(update=every)})
-    return resolved.resolved(vocab_size=config.model.vocab_size or 0, tokens=order.num_steps * tokens_per_step)

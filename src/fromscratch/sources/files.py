@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fromscratch.errors import UsageError
 from fromscratch.sources import jsonl, text_files
-from fromscratch.sources.base import Part, files_below
+from fromscratch.sources.base import MAX_DOCUMENT_BYTES, DamagedFile, Part, files_below
 from fromscratch.sources.parquet import parquet_parts
 
 PARQUET_SUFFIX = ".parquet"
@@ -61,6 +61,38 @@ class Files:
             else:
                 (texts if path.suffix.lower() in text_files.SUFFIXES else others).append(path)
         return tables, texts, others
+
+
+@dataclass(frozen=True)
+class WholeFile:
+    """One text file as one document, however long; ``Files`` divides it at blank lines."""
+
+    path: Path
+
+    @property
+    def description(self) -> str:
+        return f"whole:{self.path.name}"
+
+    def parts(self) -> list[Part]:
+        """Returns one part. Raises UsageError for anything but a text file of a size that a document may have."""
+        if not self.path.is_file():
+            raise UsageError(f"source whole:{self.path}: no such file")
+        if is_table(self.path):
+            raise UsageError(f"source whole:{self.path}: holds one document per row or line; leave out 'whole:'")
+        check_text_file(self.path)
+        size = self.path.stat().st_size
+        if size > MAX_DOCUMENT_BYTES:
+            raise UsageError(
+                f"source whole:{self.path}: has {size:,} bytes, and a document at most {MAX_DOCUMENT_BYTES:,}; leave "
+                "out 'whole:', which divides it at blank lines"
+            )
+        if not size:
+            return [DamagedFile(self.path.name, f"{self.path}: is empty")]
+        return [text_files.TextFilesPart(self.path.name, (self.path,), size)]
+
+    def left_out(self) -> str:
+        """Nothing."""
+        return ""
 
 
 def is_table(path: Path) -> bool:

@@ -29,11 +29,13 @@ FOUND_AT_START = (
     ("eval", "store"),
 )
 """Keys whose values in a run's config are resolved ones, or paths, which may change."""
-FOUND_BY_TUNING = (
-    *(("train", key) for key in ("start_from", "evaluate_every", "checkpoint_every")),
-    *(("tune", key) for key in ("classes", "text_column", "label_column")),
+FOUND_UNLESS_GIVEN = (
+    ("data", "validation_share"),
+    *(("train", key) for key in ("evaluate_every", "checkpoint_every", "sample_every")),
 )
-"""The same for runs that tune, where the file does not give them."""
+"""The same where the file does not give them: the store or the length of an epoch decides them."""
+FOUND_BY_TUNING = (("train", "start_from"), *(("tune", key) for key in ("classes", "text_column", "label_column")))
+"""The same for runs that tune."""
 TUNED_ENDING = "-tuned"
 NEVER_TRAINED_AGAIN = (RunState.DONE, RunState.DIVERGED)
 
@@ -184,10 +186,10 @@ def _check_run(run: RunDirectory, config: RunConfig, seed: int, study: Study) ->
         return
     recorded, wanted = read_run_config(run.config).to_plain(), config.to_plain()
     wanted["train"]["seed"] = seed
-    found = list(FOUND_AT_START)
     if config.tune:
         wanted["model"] = recorded["model"]
-        found += [(table, key) for table, key in FOUND_BY_TUNING if key not in getattr(config, table).model_fields_set]
+    unless_given = FOUND_UNLESS_GIVEN + (FOUND_BY_TUNING if config.tune else ())
+    found = [*FOUND_AT_START, *(t for t in unless_given if t[1] not in getattr(config, t[0]).model_fields_set)]
     for table, key in found:  # the run's has values that the store, the records or the checkpoint decided
         if key in recorded.get(table, {}):
             wanted[table][key] = recorded[table][key]

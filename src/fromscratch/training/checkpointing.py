@@ -45,7 +45,9 @@ class Checkpointing:
         state = self.state
         best = state.best_step, state.best_loss
         self.collect(wait=True)
-        if state.step in (0, self.saver.saved_step):
+        world = self.stepper.parallelism.world
+        is_missing = state.step not in (0, self.saver.saved_step)
+        if not world.any(world.is_main and is_missing):  # only the main process knows; all gather, or none
             return ""
         if best[0] == state.step:
             state.best_step, state.best_loss = best  # its save just failed and is tried once more

@@ -58,6 +58,8 @@ class Training:
     """Held-out loss, or None where it was interrupted; the attribute is None where nothing is held out."""
     sample: Callable[[nn.Module], list[str]] | None = None
     """Texts sampled from the model, prompts included."""
+    steps_per_epoch: int | None = None
+    """Of a run in epochs: its evaluations are recorded with the epoch."""
     probes_memory: bool = False
     """Whether to try before the first step that a micro-batch fits into memory."""
     patience_steps: int = 0
@@ -211,7 +213,8 @@ def _evaluate(training: Training) -> float | None:
     with training.spent.on(Purpose.EVALUATION):
         loss = training.evaluate(training.model, training.stop)
     if loss is not None:
-        training.journal.record_event(Event.EVALUATION, step=training.state.step, loss=loss)
+        epoch = {"epoch": training.state.step / training.steps_per_epoch} if training.steps_per_epoch else {}
+        training.journal.record_event(Event.EVALUATION, step=training.state.step, loss=loss, **epoch)
     return loss
 
 

@@ -14,7 +14,7 @@ from fromscratch.machine.memory import default_micro_batch
 from fromscratch.models.language_model import LanguageModel
 from fromscratch.processes.world import ALONE, World, split_evenly
 from fromscratch.randomness import derive_seed
-from fromscratch.training.held_out import TokenSlice, mean_loss
+from fromscratch.training.held_out import HeldOut, mean_loss
 from fromscratch.training.objective import Carry, LossSum, MicroBatch, Runtime
 from fromscratch.training.prefetch import Prefetcher
 
@@ -37,7 +37,7 @@ class NextToken:
     """Names the dropout of every sequence."""
     store_fingerprint: str
     """Identifies the store by its content."""
-    held_out: TokenSlice | None = None
+    held_out: HeldOut | None = None
     sampler: Callable[[LanguageModel], list[str]] = lambda _model: []
 
     @property
@@ -103,10 +103,11 @@ class TokenBatches:
         places = self._places(step)
         following = [*places[1:], *(self._places(step + 1)[:1] if step + 1 < self.max_steps else [None])]
         key = derive_seed(self.seed, "attention-dropout", step)
+        begins_text = self.sequences.begins_text(step)
         first, _ = split_evenly(self.sequences.global_batch, self.world.size)[self.world.rank]
         for place, then in zip(places, following, strict=True):
             batch = self._prefetcher.take(place, then) if self.prefetch else self._load(*place)
-            yield replace(self._to_device(batch), kernel_key=(key, first))
+            yield replace(self._to_device(batch), kernel_key=(key, first), begins_text=begins_text)
             first += len(batch.inputs)
 
     def smaller(self) -> "TokenBatches | None":

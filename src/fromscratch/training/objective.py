@@ -33,6 +33,8 @@ class MicroBatch:
     """One random seed per sequence, for dropout."""
     kernel_key: tuple[int, int] | None = None
     """For dropout inside CUDA kernels: a seed of the step, and the index in the global batch of the first sequence."""
+    begins_text: bool = False
+    """Whether the sequences begin texts: the carry before them is the initial one. The same in a whole global batch."""
 
 
 class LossSum(NamedTuple):

@@ -91,7 +91,7 @@ class Stepper:
         self.batches = batches
         self.rules = rules
         self.precision = precision
-        self.carry = carry or {}
+        self.carry = self._initial_carry = carry or {}
         self.parallelism = parallelism or SingleProcess()
         self.loss_module = LossModule(model, loss)
         self._wrapped = self.parallelism.wrap(self.loss_module)
@@ -188,6 +188,8 @@ class Stepper:
         try:
             self._create_optimizer_state()
             for place, batch in enumerate(self.batches.micro_batches(step), 1):
+                if batch.begins_text:
+                    self.carry = self._initial_carry  # also where the step is held back or taken again
                 with self.parallelism.no_sync():
                     result = self._forward(batch, first)
                     if place < self.batches.num_micro_batches:

@@ -18,7 +18,7 @@ ModelArgument = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A run, RUN@latest, RUN@step-N, a checkpoint, an exported or imported folder, "
+        help="A run, RUN@latest, RUN@step-N, RUN@ema, RUN@latest+tail, a checkpoint, an exported or imported folder, "
         "owner/name on the Hugging Face Hub, or gpt2, gpt2-medium, gpt2-large, gpt2-xl.",
     ),
 ]

@@ -3,9 +3,9 @@
 import hashlib
 import json
 import re
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from fromscratch.config.base import LARGEST_WHOLE_NUMBER, MODEL_SLOT, SLOT, NonNegative, Positive, Slot, Table
 from fromscratch.config.model import GPTConfig, HuggingFaceConfig, ModelConfig
@@ -53,6 +53,9 @@ class EvalConfig(Table):
     """Index of the first token to evaluate."""
     tokens: Positive = 65_536
     """Maximum number of tokens to evaluate; a shorter split is used completely."""
+    weights: Literal["raw", "ema", "tail"] = Field(default="raw", exclude_if=lambda name: name == "raw")
+    """Whose held-out loss decides which checkpoint is the best, and which weights are sampled and opened where a
+    command names only the run: those of training (``raw``), or an average of ``[train] averages``."""
     prompts: tuple[str, ...] = Field(default=("Every effort moves you",), strict=False)
     """Prompts of the sampled texts."""
     sample_tokens: Positive = 48
@@ -68,6 +71,15 @@ class RunConfig(Table):
     eval: EvalConfig = EvalConfig()
     tune: Annotated[Instruct | Classify | None, SLOT] = None
     """Fine-tuning; without it, the run learns the next token of a token store."""
+
+    @model_validator(mode="after")
+    def _evaluates_weights_that_exist(self) -> Self:
+        if self.eval.weights != "raw" and getattr(self.train.averages, self.eval.weights, None) is None:
+            raise ValueError(
+                f'eval.weights = "{self.eval.weights}" needs train.averages.{self.eval.weights}; set it, or remove '
+                "eval.weights"
+            )
+        return self
 
     def resolved(self, *, vocab_size: int, tokens: int) -> Self:
         """Returns a copy with the values that depend on the store and the model: vocabulary size and token budget."""

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from fromscratch.config.base import SLOT, NonNegative, Positive, Slot, SlotMarker, Table
+from fromscratch.config.base import SLOT, NonNegative, Positive, Slot, SlotMarker, Table, import_target
 
 
 class AdamW(Slot):
@@ -155,6 +155,31 @@ class InverseSquareRoot(Schedule):
     """Steps until the full learning rate, from which it falls."""
 
 
+class Averages(Table):
+    """Averages of the weights, evaluated and saved beside them. They leave the training as it is.
+
+    Each takes the memory of the weights once more. Source: Polyak and Juditsky 1992.
+    """
+
+    ema: float | None = Field(default=None, ge=0.0, lt=1.0)
+    """Exponential average: how much less the weights of one step ago count, such as 0.999. Without it, there is none.
+    Its first steps are corrected for being few, as Adam's moments are."""
+    tail: float | None = Field(default=None, gt=0.0, le=1.0)
+    """Share of the run's steps, at its end, whose weights have one mean, such as 0.2. Without it, there is none."""
+
+    @model_validator(mode="after")
+    def _not_empty(self) -> Self:
+        if self.ema is None and self.tail is None:
+            raise ValueError("names no average; set ema or tail, or remove it")
+        return self
+
+    def build(self) -> dict[str, Any]:
+        """Returns the rule of each average that is wanted, by name."""
+        builds = {"ema": "fromscratch.training.averages:Exponential", "tail": "fromscratch.training.averages:Tail"}
+        wanted = {name: value for name in builds if (value := getattr(self, name)) is not None}
+        return {name: import_target(builds[name])(value) for name, value in wanted.items()}
+
+
 class NoClip(Slot):
     """No clipping."""
 
@@ -287,6 +312,8 @@ class TrainConfig(Table):
     """Steps between checkpoints; 0 saves only at the end."""
     keep_checkpoints: Positive = 2
     """Number of newest checkpoints that are kept, beside the best one."""
+    averages: Averages | None = None
+    """Averages of the weights beside the weights themselves, such as ``{ ema = 0.999, tail = 0.2 }``."""
     report_to: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = Field(default=(), strict=False, exclude=True)
     """Other tools that receive the metrics, each installed by you. They do not change the run or its identity."""
     optimizer: Annotated[AdamW | Muon | Lion | SGD, SlotMarker("adamw")] = AdamW()
@@ -294,6 +321,10 @@ class TrainConfig(Table):
     clip: Annotated[NoClip | ClipByNorm | ClipByValue, SLOT] = NoClip()
     nonfinite: Annotated[SkipNonfinite | RaiseNonfinite | RandomStepNonfinite | ApplyNonfinite, SLOT] = SkipNonfinite()
     spike: Annotated[NoSpikes | WarnOfSpikes | SkipSpikes | RollBackSpikes, SLOT] = NoSpikes()
+
+    def average_rules(self) -> dict[str, Any]:
+        """Returns the rules of ``averages`` by name; empty without it."""
+        return self.averages.build() if self.averages else {}
 
     @model_validator(mode="after")
     def _minimum_below_maximum(self) -> Self:

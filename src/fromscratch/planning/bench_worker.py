@@ -107,7 +107,7 @@ def build_stepper(
     batches = objective.batches(runtime)
     parameters, rate = list(model.named_parameters()), train.optimizer.learning_rate
     unfused = torch.optim.AdamW(model.parameters(), lr=rate) if reference else None
-    return Stepper(
+    stepper = Stepper(
         model,
         as_composite(unfused or train.optimizer.build(parameters)),
         BatchesWithoutKeys(batches) if reference else batches,
@@ -116,6 +116,8 @@ def build_stepper(
         precision=runtime.precision,
         carry=objective.initial_carry(model, runtime.micro_batch),
     )
+    stepper.keep_averages(train.average_rules())
+    return stepper
 
 
 def time_steps(

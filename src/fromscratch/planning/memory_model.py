@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fromscratch.config.model import ModelConfig
+from fromscratch.formats.tensor_files import bytes_of
 from fromscratch.machine.precision import Precision
 from fromscratch.models.attention import FusedAttention
 from fromscratch.models.factory import build_model
@@ -55,6 +56,8 @@ class Bytes:
     """What the layers keep for the backward pass."""
     logits: float
     """What the head and the loss take beside that, with the temporary memory of the largest operation."""
+    averages: float = 0.0
+    """Averages of the weights."""
     other: float = 0.0
     """On a CPU: the process itself, and the heap's losses."""
 
@@ -160,7 +163,7 @@ def _larger_chunks(config: ModelConfig, precision: str) -> int:
 def _simulate(
     workload: Workload, config: ModelConfig, batch: int, is_gpu: bool, activation_checkpointing: bool
 ) -> list[float]:
-    """Returns weights, gradients, optimiser, activations and logits, in bytes, at the peak of a step."""
+    """Returns weights, gradients, optimiser, activations, logits and averages, in bytes, at the peak of a step."""
     train, cpu = workload.train, torch.device("cpu")
     with FakeTensorMode(), _Allocations() as memory:
         with cpu:
@@ -183,6 +186,7 @@ def _simulate(
             precision=precision,
             carry=model.initial_carry(batch),
         )
+        stepper.keep_averages(train.average_rules())
         model.train()
         stepper.hold_gradients()
         with optimizer.temporary_state():
@@ -190,9 +194,10 @@ def _simulate(
             of_optimizer = sum(t.nbytes for state in optimizer.state.values() for t in state.values() if t is not None)
         weights = sum(tensor.nbytes for tensor in itertools.chain(model.parameters(), model.buffers()))
         gradients = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-        fixed = weights + gradients + of_optimizer
+        of_averages = sum(bytes_of(tensors) for tensors in stepper.averages.averages.values())
+        fixed = weights + gradients + of_optimizer + of_averages
         activations = max(at_head, default=memory.peak) - fixed
-        return [weights, gradients, of_optimizer, activations, memory.peak - fixed - activations]
+        return [weights, gradients, of_optimizer, activations, memory.peak - fixed - activations, of_averages]
 
 
 class _Allocations(TorchDispatchMode):

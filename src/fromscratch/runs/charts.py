@@ -4,6 +4,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from fromscratch.errors import UsageError
@@ -24,6 +25,7 @@ MAX_STEP = 1e15
 PNG_SIGNATURE, MAX_PNG_METADATA_BYTES = b"\x89PNG\r\n\x1a\n", 4_096
 SOFTWARE, PROGRAM = "Software", "fromscratch"  # a text of the PNG file
 INK, BAND, ACCENT, WARNING = "#1f4e79", "#9dc3e6", "#c55a11", "#c00000"
+WEIGHTS = {"raw": ACCENT, "ema": "#548235", "tail": "#7030a0"}  # colours of held-out losses
 
 OUTCOME_MARKS = {  # label, marker, height as a share of the axis, colour
     StepOutcome.NONFINITE: ("not finite", "x", 0.97, WARNING),
@@ -39,18 +41,27 @@ Series = list[tuple[float, float]]
 def draw_charts(run: RunDirectory, *, clip_norm: float | None = None) -> list[Path]:
     """Writes ``charts/loss.png``, ``gradient-norm.png`` and ``learning-rate.png``; returns their paths."""
     metrics = read_thinned(run.metrics, MAX_POINTS)
-    held_out = _held_out(run)
+    held_out, by_weights = _held_out(run), {name: _held_out(run, f"loss_{name}") for name in WEIGHTS}
     run.charts.mkdir(exist_ok=True)
     charts: dict[str, Callable[[Axes], None]] = {
-        "loss": lambda axes: draw_loss(axes, metrics, held_out),
+        "loss": lambda axes: draw_loss(axes, metrics, held_out, by_weights),
         "gradient norm": lambda axes: draw_gradient_norm(axes, metrics, clip_norm, read_outcomes(run.metrics)),
         "learning rate": lambda axes: draw_learning_rate(axes, metrics),
     }
     return [_draw(run, name, draw) for name, draw in charts.items()]
 
 
-def draw_loss(axes: "Axes", metrics: list[dict[str, Any]], held_out: Series) -> None:
-    """Draws the training loss with the range of its micro-batches, the held-out loss and its minimum."""
+def draw_loss(
+    axes: "Axes",
+    metrics: list[dict[str, Any]],
+    held_out: Series,
+    by_weights: Mapping[str, Series] = MappingProxyType({}),
+) -> None:
+    """Draws the training loss with the range of its micro-batches, the held-out loss and its minimum.
+
+    Args:
+        by_weights: the held-out losses of the trained weights and of their averages, by name.
+    """
     low, high = _points(metrics, "loss_min"), dict(_points(metrics, "loss_max"))
     band = [(step, lowest, high[step]) for step, lowest in low if step in high]
     if any(lowest != highest for _, lowest, highest in band):
@@ -65,6 +76,9 @@ def draw_loss(axes: "Axes", metrics: list[dict[str, Any]], held_out: Series) -> 
     if held_out:
         # points without a line: nothing is known between them, and the loss does not fall in straight lines
         _mark_points(axes, held_out, marker="o", markersize=5, label="held out")
+        for name, points in by_weights.items():
+            if points and points != held_out:
+                axes.plot(*_columns(points), color=WEIGHTS[name], marker=".", linestyle=":", label=f"held out, {name}")
         step, loss = min(held_out, key=lambda point: point[1])
         _mark_points(axes, [(step, loss)], marker="*", markersize=13, label=f"best: {loss:.3f} at step {step:,.0f}")
     _mark(axes, _nonfinite_steps(metrics, "loss"), StepOutcome.NONFINITE)
@@ -98,10 +112,10 @@ def _draw_losses(axes: "Axes", runs: Mapping[str, RunDirectory]) -> None:
     axes.set_ylabel("loss (nats per token)")
 
 
-def _held_out(run: RunDirectory) -> Series:
+def _held_out(run: RunDirectory, key: str = "loss") -> Series:
     """Returns the held-out losses by step; of a step that was evaluated again, the last one."""
     evaluations = [record for record in read_records(run.events) if record.get("event") == Event.EVALUATION]
-    return sorted(dict(_points(evaluations, "loss")).items())
+    return sorted(dict(_points(evaluations, key)).items())
 
 
 def draw_gradient_norm(

@@ -8,7 +8,7 @@ from fromscratch.config.model import ModelConfig
 from fromscratch.config.train import StartFrom
 from fromscratch.errors import UsageError
 from fromscratch.finetuning.adaptation import set_adapted_weights
-from fromscratch.formats.checkpoints import STATE_FILE
+from fromscratch.formats.checkpoints import RAW, STATE_FILE
 from fromscratch.formats.model_sources import LoadedModel, open_model, split_source
 from fromscratch.formats.weights import fill, model_tensors
 from fromscratch.machine.hardware import find_hardware
@@ -87,6 +87,11 @@ def open_base(start: StartFrom, folder: Path, run_file: str, *, may_encode: bool
     is_local = local.exists() or Path(split_source(str(local))[0]).exists()
     source, cpu = str(local) if is_local else start.model, find_hardware("cpu")
     loaded = open_model(source, cpu, runs_dir=folder / "runs", may_encode=may_encode)
+    if start.optimizer and loaded.weights != RAW:
+        raise UsageError(
+            f"{run_file}: train.start_from = {start.model}: the optimiser's state belongs to the raw weights, "
+            f"not to their average '{loaded.weights}'; name @raw, or remove optimizer = true"
+        )
     if start.optimizer and not (loaded.checkpoint / STATE_FILE).is_file():
         raise UsageError(
             f"{run_file}: train.start_from = {start.model}: it has no optimiser state, because it is not a checkpoint "

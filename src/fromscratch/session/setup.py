@@ -128,6 +128,7 @@ def prepare_training(
         patience_steps=config.tune.patience * config.train.evaluate_every if config.tune else 0,
         cadence=Cadence(config.train.evaluate_every, config.train.sample_every, config.train.checkpoint_every),
         evaluate=partial(_evaluate, objective, runtime) if objective.is_evaluated else None,
+        weights=config.eval.weights,
         sample=objective.sample,
         probes_memory=world.size > 1 or device.type == "cuda",
         stop=stop or StopRequest(),
@@ -155,7 +156,7 @@ def _build_stepper(plan: PlannedRun, placement: Placement, runtime: Runtime) -> 
     parallelism = choose_parallelism(runtime.world)
     parallelism.prepare(model)
     batches = objective.batches(runtime)
-    return Stepper(
+    stepper = Stepper(
         model,
         as_composite(train.optimizer.build(trained_parameters(model))),
         batches,
@@ -165,6 +166,8 @@ def _build_stepper(plan: PlannedRun, placement: Placement, runtime: Runtime) -> 
         parallelism=parallelism,
         carry=parallelism.local_carry(objective.initial_carry(model, train.global_batch)),
     )
+    stepper.keep_averages(train.average_rules())
+    return stepper
 
 
 def _begin_or_resume(plan: PlannedRun, journal: Journal, stepper: Stepper, session: SessionConfig) -> TrainingState:

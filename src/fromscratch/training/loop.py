@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from torch import nn
 
 from fromscratch.errors import FromScratchError
-from fromscratch.formats.checkpoints import TrainingState
+from fromscratch.formats.checkpoints import RAW, TrainingState
 from fromscratch.processes.stopping import StopRequest
 from fromscratch.processes.world import World
 from fromscratch.runs.states import Event, RunState
@@ -56,6 +56,8 @@ class Training:
     cadence: Cadence
     evaluate: Callable[[nn.Module, Callable[[], bool]], float | None] | None = None
     """Held-out loss, or None where it was interrupted; the attribute is None where nothing is held out."""
+    weights: str = RAW
+    """The weights that are sampled and whose held-out loss counts: those of training, or an average once it begins."""
     sample: Callable[[nn.Module], list[str]] | None = None
     """Texts sampled from the model, prompts included."""
     probes_memory: bool = False
@@ -69,6 +71,11 @@ class Training:
     @property
     def model(self) -> nn.Module:
         return self.stepper.model
+
+    @property
+    def weights_now(self) -> str:
+        """As ``weights``; those of training before the average has begun."""
+        return self.weights if self.weights in self.stepper.averages.begun(self.state) else RAW
 
     @property
     def has_stopped_early(self) -> bool:
@@ -144,6 +151,7 @@ def take_step(training: Training, recorder: StepRecorder, memory: MemoryRetry) -
     data_step = state.step + state.skipped_batches
     result = memory.take(state.step, lambda: stepper.take(data_step, factor, is_spike=is_spike))
     state.step += 1
+    stepper.averages.update(state, training.num_steps)
     recorder.add(state.step, training.learning_rate * factor, result, loss_scale=loss_scale)
 
 
@@ -208,17 +216,24 @@ def _end(training: Training) -> RunState:
 
 def _evaluate(training: Training) -> float | None:
     assert training.evaluate is not None
-    with training.spent.on(Purpose.EVALUATION):
-        loss = training.evaluate(training.model, training.stop)
-    if loss is not None:
-        training.journal.record_event(Event.EVALUATION, step=training.state.step, loss=loss)
+    averages, state, losses = training.stepper.averages, training.state, dict[str, float]()
+    for name in (RAW, *averages.begun(state)):
+        with training.spent.on(Purpose.EVALUATION), averages.in_place_of_weights(name):
+            loss = training.evaluate(training.model, training.stop)
+        if loss is None:
+            return None
+        losses[name] = loss
+    named = {f"loss_{name}": loss for name, loss in losses.items() if averages.rules}
+    loss = losses[training.weights_now]
+    training.journal.record_event(Event.EVALUATION, step=state.step, loss=loss, **named)
     return loss
 
 
 def _sample(training: Training) -> None:
     assert training.sample is not None
     if training.world.is_main:
-        with training.spent.on(Purpose.SAMPLING):
+        averages = training.stepper.averages
+        with training.spent.on(Purpose.SAMPLING), averages.in_place_of_weights(training.weights_now):
             texts = training.sample(training.model)
         for text in texts:
             training.journal.record_event(Event.SAMPLE, step=training.state.step, text=text)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from fromscratch.files import readable_seconds
-from fromscratch.runs.states import Event
+from fromscratch.runs.states import Event, losses_by_weights
 
 SECONDS_BETWEEN_LINES = 10.0
 WINDOW_STEPS = 50
@@ -70,7 +70,10 @@ EVENT_LINES = {
 
 def describe_event(event: Event, facts: dict[str, Any]) -> str:
     """One line for the terminal; empty for events that are not shown."""
-    return EVENT_LINES.get(event, "").format(**facts)
+    line = EVENT_LINES.get(event, "").format(**facts)
+    if event == Event.EVALUATION and (losses := losses_by_weights(facts)):
+        line += f" ({', '.join(f'{name} {loss:.4f}' for name, loss in losses.items())})"
+    return line
 
 
 def describe_start(step: int, num_steps: int) -> str:

@@ -1,18 +1,19 @@
 """One optimiser step: losses and gradients of a global batch, then one careful update."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from fromscratch.errors import DataError
-from fromscratch.formats.checkpoints import TrainingState
+from fromscratch.formats.checkpoints import Contents, TrainingState
 from fromscratch.machine.memory import is_memory_error
 from fromscratch.machine.precision import Precision
 from fromscratch.models.dropout import set_sequence_keys
 from fromscratch.optim.composite import CompositeOptimizer
+from fromscratch.training.averages import Average, WeightAverages
 from fromscratch.training.gradients import Clip, Gradients, Outcome, classify
 from fromscratch.training.nonfinite import NonfinitePolicy
 from fromscratch.training.objective import Batches, Carry, Loss, LossSum, MicroBatch
@@ -90,6 +91,7 @@ class Stepper:
         self.rules = rules
         self.precision = precision
         self.carry = carry or {}
+        self.averages = WeightAverages()
         self.parallelism = parallelism or SingleProcess()
         self.loss_module = LossModule(model, loss)
         self._wrapped = self.parallelism.wrap(self.loss_module)
@@ -137,7 +139,18 @@ class Stepper:
             raise DataError(f"{checkpoint}: carries {shapes[0] or 'nothing'} between batches, the model {shapes[1]}")
         self.carry = {name: tensor.to(self.carry[name].device) for name, tensor in carry.items()}
         self.precision.load_state(state.scaler)
+        self.averages.load(checkpoint, state)
         return state
+
+    def keep_averages(self, rules: dict[str, Average]) -> None:
+        """Keeps averages of the weights that are trained, one by each rule; they are saved and loaded with them."""
+        trained = ((name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad)
+        self.averages = WeightAverages.of(rules, trained)
+
+    def contents(self, state: TrainingState) -> Contents | None:
+        """Everything that a checkpoint holds, in the main process; None in the others. All processes call it."""
+        contents = self.parallelism.gather(self.model, self.optimizer, self.carry, state)
+        return contents and replace(contents, averages=self.averages.begun(state))
 
     def probe_memory(self, step: int) -> bool:
         """Whether the largest micro-batch of a step fits into memory beside everything else that a step keeps there.

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from fromscratch.config.base import SLOT, NonNegative, Positive, Slot, SlotMarker, Table, import_target
+from fromscratch.config.base import SLOT, NonNegative, Positive, Slot, SlotMarker, Switch, Table, import_target
 
 
 class AdamW(Slot):
@@ -23,6 +23,8 @@ class AdamW(Slot):
     beta1: float = Field(default=0.9, ge=0.0, lt=1.0)
     beta2: float = Field(default=0.95, ge=0.0, lt=1.0)
     eps: float = Field(default=1e-8, gt=0.0)
+    cautious: Switch = False
+    """Whether a weight decays only where the update does not move it away from zero (Chen et al. 2025)."""
 
 
 class Muon(Slot):
@@ -44,6 +46,8 @@ class Muon(Slot):
     beta1: float = Field(default=0.9, ge=0.0, lt=1.0)
     beta2: float = Field(default=0.95, ge=0.0, lt=1.0)
     eps: float = Field(default=1e-8, gt=0.0)
+    cautious: Switch = False
+    """Whether a weight decays only where the update does not move it away from zero (Chen et al. 2025)."""
 
 
 class Lion(Slot):
@@ -58,7 +62,7 @@ class Lion(Slot):
     decay: Literal["matrices", "all"] = "matrices"
     """What decays: matrices and embeddings only, or every parameter."""
     cautious: bool = False
-    """Whether a weight decays only where the update also shrinks it (Chen et al. 2025, cautious weight decay)."""
+    """Whether a weight decays only where the update does not move it away from zero (Chen et al. 2025)."""
     beta1: float = Field(default=0.9, ge=0.0, lt=1.0)
     beta2: float = Field(default=0.99, ge=0.0, lt=1.0)
 

@@ -58,7 +58,12 @@ def test_every_default_is_written_out() -> None:
     assert set(plain) == {"model", "data", "train", "eval"}
     absent = {"preset", "vocab_size", "residual_dtype"}
     assert set(plain["model"]) == set(GPTConfig.model_fields) - absent
-    assert set(plain["train"]) == set(train.TrainConfig.model_fields) - {"start_from", "report_to", "averages"}
+    assert set(plain["train"]) == set(train.TrainConfig.model_fields) - {
+        "start_from",
+        "report_to",
+        "averages",
+        "batch_ramp",
+    }
 
 
 def test_resolved_config_writes_out_what_only_the_store_knows() -> None:

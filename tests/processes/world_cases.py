@@ -215,12 +215,12 @@ def memory(file: Path, world: World) -> dict[str, Any]:
         case = Case(file, world, f"memory-{name}")
         if world.rank == SICK_RANK:
             case.stepper.loss_module.loss = lacking(case.training.state, first_step)
-        found[name] = {**case.outcome(), "pieces": case.stepper.batches.num_micro_batches}
+        found[name] = {**case.outcome(), "pieces": case.stepper.batches.num_micro_batches(0)}
         found[name]["next"] = case.placement().micro_batch
     case = Case(file, world, "memory-backward")
     no_memory = torch.OutOfMemoryError("made up")
 
-    def backward(total: Tensor) -> None:
+    def backward(total: Tensor, step: int) -> None:
         raise no_memory
 
     case.stepper._backward = backward  # type: ignore[method-assign]
@@ -252,7 +252,7 @@ def carry(file: Path, world: World) -> dict[str, Any]:
 def recorder_of(training: Training) -> StepRecorder:
     """One that tells nobody."""
     quiet = Journal(training.journal.run, [], writes=False)
-    return StepRecorder(training.state, training.stepper.rules.policy, training.spikes, quiet, tokens_per_step=1)
+    return StepRecorder(training.state, training.stepper.rules.policy, training.spikes, quiet, tokens_before=int)
 
 
 def main(file: Path) -> None:

@@ -77,7 +77,7 @@ def to_dict(estimate: "Estimate") -> dict[str, Any]:
         "tokens_per_step": science.tokens_per_step,
         "steps": science.num_steps,
         "chinchilla_tokens": science.chinchilla_tokens,
-        "chinchilla_tokens_rounded": science.chinchilla_steps * science.tokens_per_step,
+        "chinchilla_tokens_rounded": science.chinchilla_tokens_rounded,
         "chinchilla_steps": science.chinchilla_steps,
         "memory_bytes": {kind: {**asdict(one), "total": one.total} for kind, one in estimate.memory.items()},
         "memory_bytes_per_sequence": estimate.memory_per_sequence,
@@ -90,7 +90,7 @@ def to_dict(estimate: "Estimate") -> dict[str, Any]:
 
 def _print_science(science: "Science") -> None:
     costs, per_step = science.costs, science.tokens_per_step
-    rounded = science.chinchilla_steps * per_step
+    ramp = "up to " if science.config.train.batch_ramp else ""
     hoffmann = costs.hoffmann_flops_per_token
     print_table(
         [
@@ -101,9 +101,12 @@ def _print_science(science: "Science") -> None:
             ("FLOPs per token, visible positions only", costs.training_flops_per_token),
             ("FLOPs of the run, 6N", f"{costs.six_n_flops_per_token * science.tokens:.3g}"),
             ("FLOPs of the run, Hoffmann", None if hoffmann is None else f"{hoffmann * science.tokens:.3g}"),
-            ("tokens of the run", f"{science.tokens:,} in {science.num_steps:,} steps of {per_step:,}"),
+            ("tokens of the run", f"{science.tokens:,} in {science.num_steps:,} steps of {ramp}{per_step:,}"),
             ("Chinchilla tokens, 20 per parameter", science.chinchilla_tokens),
-            ("  in whole global batches", f"{rounded:,} in {science.chinchilla_steps:,} steps"),
+            (
+                "  in whole global batches",
+                f"{science.chinchilla_tokens_rounded:,} in {science.chinchilla_steps:,} steps",
+            ),
         ]
     )
 

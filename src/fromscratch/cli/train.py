@@ -173,7 +173,7 @@ def make_observers(plan: "PlannedRun", path: Path, profiled_steps: int | None, *
     from fromscratch.training.observers import terminal_observer
     from fromscratch.training.profiling import TRACE_FILE, StepProfiler
 
-    observers: list[Observer] = [] if quiet else [terminal_observer()]
+    observers: list[Observer] = [] if quiet else [terminal_observer(plan.tokens_before(plan.num_steps))]
     observers += reporters(plan.config.train.report_to, RunDirectory(path), lambda text: note(f"notice: {text}"))
     if profiled_steps is not None:
         observers.append(StepProfiler(path / TRACE_FILE, profiled_steps))
@@ -197,13 +197,14 @@ def describe(plan: "PlannedRun", placement: "Placement", path: Path) -> str:
     from fromscratch.machine.emulation import needs_emulation
 
     train_config, tokens_per_step = plan.config.train, plan.objective.tokens_per_step
+    ramp = f"{plan.tokens_before(1):,} to " if train_config.batch_ramp else ""
     passes = placement.num_micro_batches(train_config.global_batch)
     processes = f"{placement.world_size} processes, " if placement.world_size > 1 else ""
     is_emulated = needs_emulation(train_config.precision, placement.hardware.device)
     emulated = " (computed in fp32: this processor has no 16-bit instructions)" if is_emulated else ""
     return (
-        f"{path}: {plan.costs.parameters:,} parameters, {plan.num_steps:,} steps of {tokens_per_step:,} tokens "
-        f"({plan.num_steps * tokens_per_step:,} in total)\n"
+        f"{path}: {plan.costs.parameters:,} parameters, {plan.num_steps:,} steps of {ramp}{tokens_per_step:,} tokens "
+        f"({plan.tokens_before(plan.num_steps):,} in total)\n"
         f"on {placement.hardware.device} ({placement.hardware.name}), {train_config.precision}{emulated}, global batch "
         f"{train_config.global_batch} as {processes}{passes} x {placement.micro_batch}, "
         f"{placement.acceleration}{f' ({placement.compile_problem})' if placement.compile_problem else ''}"

@@ -81,6 +81,12 @@ class RunConfig(Table):
             )
         return self
 
+    @model_validator(mode="after")
+    def _ramps_in_pretraining_only(self) -> Self:
+        if self.tune and self.train.batch_ramp:
+            raise ValueError("train.batch_ramp is for pre-training; remove it from a run with [tune]")
+        return self
+
     def resolved(self, *, vocab_size: int, tokens: int) -> Self:
         """Returns a copy with the values that depend on the store and the model: vocabulary size and token budget."""
         model = self.model.model_copy(update={"preset": None, "vocab_size": vocab_size})

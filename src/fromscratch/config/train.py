@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from fromscratch.config.base import SLOT, NonNegative, Positive, Slot, SlotMarker, Switch, Table, import_target
+from fromscratch.config.batch_sizes import BatchRamp, BatchSizes
 
 
 class AdamW(Slot):
@@ -302,6 +303,9 @@ class TrainConfig(Table):
 
     global_batch: Positive = 96
     """Sequences per optimiser step, whatever the machine."""
+    batch_ramp: BatchRamp | None = None
+    """Smaller global batches at the beginning. The learning rate's schedule, evaluations and checkpoints count steps,
+    whatever their size; ``data.tokens`` counts tokens. Without it, all steps take ``global_batch`` sequences."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "bf16"
     """Arithmetic of matrix products; weights and optimiser state are always fp32."""
     seed: NonNegative = 42
@@ -326,9 +330,32 @@ class TrainConfig(Table):
     nonfinite: Annotated[SkipNonfinite | RaiseNonfinite | RandomStepNonfinite | ApplyNonfinite, SLOT] = SkipNonfinite()
     spike: Annotated[NoSpikes | WarnOfSpikes | SkipSpikes | RollBackSpikes, SLOT] = NoSpikes()
 
+    @property
+    def batch_sizes(self) -> BatchSizes:
+        """The number of sequences of every step."""
+        return BatchSizes(self.global_batch, self.batch_ramp)
+
     def average_rules(self) -> dict[str, Any]:
         """Returns the rules of ``averages`` by name; empty without it."""
         return self.averages.build() if self.averages else {}
+
+    @model_validator(mode="after")
+    def _ramp_reaches_the_global_batch(self) -> Self:
+        ramp = self.batch_ramp
+        if ramp is None:
+            return self
+        if ramp.start >= self.global_batch or (self.global_batch - ramp.start) % ramp.increment:
+            raise ValueError(
+                f"batch_ramp: from start = {ramp.start}, steps of increment = {ramp.increment} do not reach "
+                f"global_batch = {self.global_batch}; choose an increment that divides {self.global_batch - ramp.start}"
+                if ramp.start < self.global_batch
+                else f"batch_ramp.start = {ramp.start} must be below global_batch = {self.global_batch}"
+            )
+        if isinstance(self.spike, RollBackSpikes):
+            raise ValueError(
+                'spike = "rollback" skips batches, which batch_ramp cannot count; use spike = "skip", or remove one'
+            )
+        return self
 
     @model_validator(mode="after")
     def _minimum_below_maximum(self) -> Self:

@@ -54,9 +54,8 @@ class BatchesWithoutKeys:
 
     batches: Batches
 
-    @property
-    def targets_per_step(self) -> int:
-        return self.batches.targets_per_step
+    def targets_in(self, step: int) -> int:
+        return self.batches.targets_in(step)
 
     @property
     def micro_batch(self) -> int:
@@ -66,9 +65,8 @@ class BatchesWithoutKeys:
     def max_steps(self) -> int:
         return self.batches.max_steps
 
-    @property
-    def num_micro_batches(self) -> int:
-        return self.batches.num_micro_batches
+    def num_micro_batches(self, step: int) -> int:
+        return self.batches.num_micro_batches(step)
 
     def micro_batches(self, step: int) -> Iterator[MicroBatch]:
         return (replace(batch, sequence_keys=(), kernel_key=None) for batch in self.batches.micro_batches(step))

@@ -239,11 +239,12 @@ class _ShapesOfBatches:
     config: ModelConfig
     micro_batch: int
     max_steps = 1
-    num_micro_batches = 2
 
-    @property
-    def targets_per_step(self) -> int:
-        return self.num_micro_batches * self.micro_batch * self.config.context_length
+    def targets_in(self, step: int) -> int:
+        return self.num_micro_batches(step) * self.micro_batch * self.config.context_length
+
+    def num_micro_batches(self, step: int) -> int:
+        return 2
 
     def micro_batches(self, step: int) -> Iterator[MicroBatch]:
         tokens = torch.zeros(self.micro_batch, self.config.context_length, dtype=torch.long)

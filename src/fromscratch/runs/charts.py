@@ -96,18 +96,20 @@ def draw_comparison(path: Path, runs: Mapping[str, RunDirectory]) -> None:
 
 
 def _draw_losses(axes: "Axes", runs: Mapping[str, RunDirectory]) -> None:
+    from numpy import interp
+
     for number, (label, run) in enumerate(runs.items()):
         metrics, colour = read_thinned(run.metrics, MAX_POINTS), f"C{number}"
-        last = next((r for r in reversed(metrics) if _step(r) and to_float(r.get("tokens"))), None)
-        tokens_per_step = last["tokens"] / last["step"] if last else 1.0
+        tokens_by_step = _columns([(0.0, 0.0), *_points(metrics, "tokens")])
         losses = _points(metrics, "loss")
         has_median = len(losses) > 100
         training = (running_median(losses), f"{label}, running median") if has_median else (losses, label)
         for (points, name), style in ((training, "-"), ((_held_out(run), f"{label}, held out"), "--")):
             if points:
                 steps, values = _columns(points)
-                tokens = [step * tokens_per_step for step in steps]
-                axes.plot(tokens, values, color=colour, linestyle=style, linewidth=1.4, label=name)
+                axes.plot(
+                    interp(steps, *tokens_by_step), values, color=colour, linestyle=style, linewidth=1.4, label=name
+                )
     axes.set_xlabel("tokens")
     axes.set_ylabel("loss (nats per token)")
 

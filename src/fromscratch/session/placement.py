@@ -134,6 +134,11 @@ def _place(
         make_deterministic()
     processes_here = world_size or started_local_world_size()
     world_size = world_size or started_world_size()
+    smallest = plan.config.train.batch_sizes.at(0)
+    if plan.config.train.batch_ramp and world_size > smallest:
+        raise UsageError(
+            f"{world_size} processes, but train.batch_ramp.start = {smallest} sequences; use at most {smallest}"
+        )
     hardware = find_hardware(machine.device, local_rank=started_local_rank(), processes_here=processes_here)
     micro_batch = choose_micro_batch(
         machine.micro_batch,
@@ -205,7 +210,7 @@ def local_batch_of(global_batch: int, world_size: int) -> int:
 def _should_search(plan: PlannedRun, placement: Placement) -> bool:
     """Whether to search for the fastest micro-batch: on a GPU, once, before a run of more than a few minutes."""
     is_gpu = placement.hardware.device.type == "cuda" and plan.config.tune is None
-    flops = plan.num_steps * plan.objective.tokens_per_step * plan.costs.training_flops_per_token
+    flops = plan.tokens_before(plan.num_steps) * plan.costs.training_flops_per_token
     return placement.is_default_micro_batch and is_gpu and started_world_size() == 1 and flops > MIN_FLOPS_FOR_SEARCH
 
 

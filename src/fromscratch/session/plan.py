@@ -52,6 +52,11 @@ class PlannedRun:
     attachments: dict[str, str] = field(default_factory=dict)
     """Further text files of the run, by their path in its folder."""
 
+    def tokens_before(self, step: int) -> int:
+        """Tokens of all steps before a step, which counts from 0."""
+        train = self.config.train
+        return train.batch_sizes.before(step) * self.objective.tokens_per_step // train.global_batch
+
     def store_names(self) -> dict[str, str]:
         """Returns where the run's stores are on this machine, by key of the run file."""
         opened = {"data.store": (self.config.data.store, self.store)}
@@ -99,7 +104,8 @@ def plan_run(file: Path, overrides: list[str] | None = None) -> PlannedRun:
     costs = model_costs(config.model.model_copy(update={"vocab_size": vocab_size}))
     sequences = training_sequences(config, store)
     num_steps = planned_steps(config.data.tokens, sequences, costs)
-    config = config.resolved(vocab_size=vocab_size, tokens=num_steps * sequences.tokens_per_step)
+    tokens = sequences.sizes.before(num_steps) * sequences.context_length
+    config = config.resolved(vocab_size=vocab_size, tokens=tokens)
     config, notices = _without_validation(config, store)
     eval_store = open_named_store(config.eval.store, folders["eval.store"]) if config.eval.store else None
     held_out = held_out_slice(config, eval_store or store, tokenizer) if config.train.evaluate_every else None
@@ -141,6 +147,7 @@ def training_sequences(config: RunConfig, store: TokenStore) -> SequenceBatches:
         start_token=config.data.start_token,
         epochs=config.data.epochs,
         shuffle_seed=config.train.seed if config.data.shuffle else None,
+        ramp=config.train.batch_ramp,
     )
 
 

@@ -160,7 +160,7 @@ def summarise(
 ) -> RunSummary:
     """Summarises a run from its state and its records."""
     state = training.state
-    tokens = state.step * training.tokens_per_step
+    tokens = plan.tokens_before(state.step)
     speed = tokens / state.seconds if state.seconds else None
     peak = known_peak_flops(placement.hardware, plan.config.train.precision)
     run = training.journal.run

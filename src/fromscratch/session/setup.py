@@ -121,7 +121,7 @@ def prepare_training(
         state=state,
         checkpointing=Checkpointing(journal, stepper, state, plan.identity, plan.num_steps, keep),
         num_steps=plan.num_steps,
-        tokens_per_step=objective.tokens_per_step,
+        tokens_before=plan.tokens_before,
         learning_rate=learning_rate,
         rate_factor=lambda step: schedule(step=step, num_steps=plan.num_steps),
         spikes=config.train.spike.build(),
@@ -166,6 +166,11 @@ def _build_stepper(plan: PlannedRun, placement: Placement, runtime: Runtime) -> 
         parallelism=parallelism,
         carry=parallelism.local_carry(objective.initial_carry(model, train.global_batch)),
     )
+    if stepper.carry and train.batch_ramp:
+        raise UsageError(
+            "train.batch_ramp: this kind of model carries state from batch to batch, so all batches have the same "
+            "sequences; remove it"
+        )
     stepper.keep_averages(train.average_rules())
     return stepper
 

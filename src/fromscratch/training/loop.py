@@ -47,7 +47,8 @@ class Training:
     state: TrainingState
     checkpointing: Checkpointing
     num_steps: int
-    tokens_per_step: int
+    tokens_before: Callable[[int], int]
+    """Tokens of all steps before a step, which counts from 0."""
     learning_rate: float
     """The base rate that records show, times the factor."""
     rate_factor: Callable[[int], float]
@@ -106,7 +107,7 @@ def train(training: Training, *, stop_after: int | None = None) -> RunState:
     """
     state, stop, journal, num_steps = training.state, training.stop, training.journal, training.num_steps
     policy, memory = training.stepper.rules.policy, MemoryRetry(training.stepper, journal)
-    recorder = StepRecorder(state, policy, training.spikes, journal, tokens_per_step=training.tokens_per_step)
+    recorder = StepRecorder(state, policy, training.spikes, journal, tokens_before=training.tokens_before)
     stop.on_forced_exit = lambda name: journal.write_status(
         RunState.FAILED, step=state.step, num_steps=num_steps, reason=f"ended at once by another {name}"
     )
@@ -117,7 +118,8 @@ def train(training: Training, *, stop_after: int | None = None) -> RunState:
         try:
             if training.probes_memory and state.step < num_steps:
                 with training.spent.on(Purpose.PROBE):
-                    memory.probe(state.step, data_step=state.step + state.skipped_batches)
+                    largest = max(state.step, num_steps - 1, key=training.stepper.batches.targets_in)
+                    memory.probe(state.step, data_step=largest + state.skipped_batches)
                 recorder.start_clock()
             while True:
                 if stop_after is not None and state.step >= stop_after:

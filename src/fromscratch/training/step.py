@@ -162,9 +162,9 @@ class Stepper:
             self._create_optimizer_state()
             self.hold_gradients()
             with self.optimizer.temporary_state(), self.parallelism.no_sync():
-                if self.batches.num_micro_batches == 1:
+                if self.batches.num_micro_batches(step) == 1:
                     self.optimizer.zero_grad()
-                self._backward(self._forward(next(batches), 0).total)
+                self._backward(self._forward(next(batches), 0).total, step)
         except RuntimeError as error:
             if not is_memory_error(error):
                 raise
@@ -199,8 +199,8 @@ class Stepper:
             for place, batch in enumerate(self.batches.micro_batches(step), 1):
                 with self.parallelism.no_sync():
                     result = self._forward(batch, first)
-                    if place < self.batches.num_micro_batches:
-                        self._backward(result.total)
+                    if place < self.batches.num_micro_batches(step):
+                        self._backward(result.total, step)
                 first += len(batch.inputs)
                 total = result.total
                 results.append(result._replace(total=total.detach()))
@@ -212,9 +212,9 @@ class Stepper:
         if self.parallelism.world.any(is_short):
             raise GlobalOutOfMemoryError("out of memory in at least one process")
         self.parallelism.sync_next_backward()
-        self._backward(total)
+        self._backward(total, step)
         set_sequence_keys(self.model, None)
-        return self._gather_losses(results), _joined([result.carry for result in results])
+        return self._gather_losses(results, step), _joined([result.carry for result in results])
 
     def _create_optimizer_state(self) -> None:
         """Allocates the optimisers' state before the first step, so that no step can run out of memory half-way.
@@ -241,11 +241,11 @@ class Stepper:
             result: LossSum = self._wrapped(batch, carry)
         return result
 
-    def _backward(self, total: Tensor) -> None:
+    def _backward(self, total: Tensor, step: int) -> None:
         """Adds a micro-batch's part to the gradients."""
-        self.precision.backward(total * (self.parallelism.gradient_scale / self.batches.targets_per_step))
+        self.precision.backward(total * (self.parallelism.gradient_scale / self.batches.targets_in(step)))
 
-    def _gather_losses(self, results: list[LossSum]) -> tuple[Tensor, Tensor, Tensor]:
+    def _gather_losses(self, results: list[LossSum], step: int) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, lowest and highest mean of a micro-batch, over all processes: one collective.
 
         Backward divided by all targets of the global batch. Where some do not count, this corrects the
@@ -256,14 +256,14 @@ class Stepper:
             means = torch.stack([result.total / result.num_targets for result in results])
             local = torch.stack([totals.sum(), means.min(), means.max()])
             summed, lowest, highest = self.parallelism.gather_losses(local).unbind(1)
-            return summed.sum() / self.batches.targets_per_step, lowest.min(), highest.max()
+            return summed.sum() / self.batches.targets_in(step), lowest.min(), highest.max()
         counts = torch.stack([totals.new_zeros(()) + result.num_targets for result in results])
         mean_here = totals.sum() / counts.sum().clamp(min=1.0)
         means = torch.where(counts > 0, totals / counts, mean_here)  # a micro-batch may have no target that counts
         local = torch.stack([totals.sum(), means.min(), means.max(), counts.sum()])
         summed, lowest, highest, counted = self.parallelism.gather_losses(local).unbind(1)
         count = counted.sum().clamp(min=1.0)
-        torch._foreach_mul_(Gradients.of(self.model.parameters()).tensors, self.batches.targets_per_step / count)
+        torch._foreach_mul_(Gradients.of(self.model.parameters()).tensors, self.batches.targets_in(step) / count)
         return summed.sum() / count, lowest.min(), highest.max()
 
     def _commit_carry(self, carry: Carry, *, unless: Tensor) -> None:

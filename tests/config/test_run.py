@@ -63,6 +63,7 @@ def test_every_default_is_written_out() -> None:
         "report_to",
         "averages",
         "batch_ramp",
+        "untie_head_at",
     }
 
 

@@ -59,6 +59,7 @@ def to_dict(estimate: "Estimate") -> dict[str, Any]:
     science, costs = estimate.science, estimate.science.costs
     return {
         "parameters": costs.parameters,
+        "parameters_at_end": science.parameters_at_end,
         "parameters_by_part": costs.parameters_by_part,
         "vocab_size": science.config.model.vocab_size,
         "vocabulary_is_assumed": science.vocabulary_is_assumed,
@@ -90,11 +91,13 @@ def to_dict(estimate: "Estimate") -> dict[str, Any]:
 
 def _print_science(science: "Science") -> None:
     costs, per_step = science.costs, science.tokens_per_step
+    at_end = science.parameters_at_end
     ramp = "up to " if science.config.train.batch_ramp else ""
     hoffmann = costs.hoffmann_flops_per_token
     print_table(
         [
             ("parameters", costs.parameters),
+            *([("  at the end, with a head of its own", at_end)] if at_end != costs.parameters else []),
             *((f"  {part}", count) for part, count in costs.parameters_by_part.items()),
             ("FLOPs per token, 6N", costs.six_n_flops_per_token),
             ("FLOPs per token, Hoffmann et al. 2022, F", hoffmann if hoffmann is not None else "has no attention"),

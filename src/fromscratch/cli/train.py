@@ -197,14 +197,16 @@ def describe(plan: "PlannedRun", placement: "Placement", path: Path) -> str:
     from fromscratch.machine.emulation import needs_emulation
 
     train_config, tokens_per_step = plan.config.train, plan.objective.tokens_per_step
+    step = train_config.untie_step(plan.num_steps)
+    untied = f" ({plan.parameters_at(plan.num_steps):,} after step {step:,}, with a head of its own)" if step else ""
     ramp = f"{plan.tokens_before(1):,} to " if train_config.batch_ramp else ""
     passes = placement.num_micro_batches(train_config.global_batch)
     processes = f"{placement.world_size} processes, " if placement.world_size > 1 else ""
     is_emulated = needs_emulation(train_config.precision, placement.hardware.device)
     emulated = " (computed in fp32: this processor has no 16-bit instructions)" if is_emulated else ""
     return (
-        f"{path}: {plan.costs.parameters:,} parameters, {plan.num_steps:,} steps of {ramp}{tokens_per_step:,} tokens "
-        f"({plan.tokens_before(plan.num_steps):,} in total)\n"
+        f"{path}: {plan.costs.parameters:,} parameters{untied}, {plan.num_steps:,} steps of {ramp}{tokens_per_step:,} "
+        f"tokens ({plan.tokens_before(plan.num_steps):,} in total)\n"
         f"on {placement.hardware.device} ({placement.hardware.name}), {train_config.precision}{emulated}, global batch "
         f"{train_config.global_batch} as {processes}{passes} x {placement.micro_batch}, "
         f"{placement.acceleration}{f' ({placement.compile_problem})' if placement.compile_problem else ''}"

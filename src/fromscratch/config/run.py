@@ -82,6 +82,14 @@ class RunConfig(Table):
         return self
 
     @model_validator(mode="after")
+    def _unties_a_tied_head(self) -> Self:
+        if self.train.untie_head_at is not None and (self.tune or not getattr(self.model, "tied_head", False)):
+            raise ValueError(
+                "train.untie_head_at is for pre-training a model with model.tied_head = true; set that, or remove it"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _ramps_in_pretraining_only(self) -> Self:
         if self.tune and self.train.batch_ramp:
             raise ValueError("train.batch_ramp is for pre-training; remove it from a run with [tune]")

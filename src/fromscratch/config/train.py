@@ -2,12 +2,24 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from fromscratch.config.base import SLOT, NonNegative, Positive, Slot, SlotMarker, Switch, Table, import_target
+from fromscratch.config.averages import Averages
+from fromscratch.config.base import (
+    LARGEST_WHOLE_NUMBER,
+    SLOT,
+    NonNegative,
+    Positive,
+    Slot,
+    SlotMarker,
+    Switch,
+    Table,
+)
 from fromscratch.config.batch_sizes import BatchRamp, BatchSizes
+
+M = TypeVar("M", bound=Table)
 
 
 class AdamW(Slot):
@@ -160,31 +172,6 @@ class InverseSquareRoot(Schedule):
     """Steps until the full learning rate, from which it falls."""
 
 
-class Averages(Table):
-    """Averages of the weights, evaluated and saved beside them. They leave the training as it is.
-
-    Each takes the memory of the weights once more. Source: Polyak and Juditsky 1992.
-    """
-
-    ema: float | None = Field(default=None, ge=0.0, lt=1.0)
-    """Exponential average: how much less the weights of one step ago count, such as 0.999. Without it, there is none.
-    Its first steps are corrected for being few, as Adam's moments are."""
-    tail: float | None = Field(default=None, gt=0.0, le=1.0)
-    """Share of the run's steps, at its end, whose weights have one mean, such as 0.2. Without it, there is none."""
-
-    @model_validator(mode="after")
-    def _not_empty(self) -> Self:
-        if self.ema is None and self.tail is None:
-            raise ValueError("names no average; set ema or tail, or remove it")
-        return self
-
-    def build(self) -> dict[str, Any]:
-        """Returns the rule of each average that is wanted, by name."""
-        builds = {"ema": "fromscratch.training.averages:Exponential", "tail": "fromscratch.training.averages:Tail"}
-        wanted = {name: value for name in builds if (value := getattr(self, name)) is not None}
-        return {name: import_target(builds[name])(value) for name, value in wanted.items()}
-
-
 class NoClip(Slot):
     """No clipping."""
 
@@ -294,6 +281,14 @@ class StartFrom(Table):
     """Whether to load its optimiser state too. Only checkpoints of runs have one."""
 
 
+def _check_place(value: Any) -> Any:
+    """Runs before the union is validated, so that a wrong value gives one error and not one per branch."""
+    is_step = isinstance(value, int) and not isinstance(value, bool) and 0 < value <= LARGEST_WHOLE_NUMBER
+    if not is_step and not (isinstance(value, float) and 0.0 < value < 1.0):
+        raise ValueError("must be a number of steps above 0, or a share of the run between 0 and 1, such as 0.5")
+    return value
+
+
 def _name_alone(value: Any) -> Any:
     return {"model": value} if isinstance(value, str) else value
 
@@ -320,6 +315,9 @@ class TrainConfig(Table):
     """Steps between checkpoints; 0 saves only at the end."""
     keep_checkpoints: Positive = 2
     """Number of newest checkpoints that are kept, beside the best one."""
+    untie_head_at: Annotated[int | float | None, BeforeValidator(_check_place)] = None
+    """From here on a tied head has a matrix of its own, which begins as a copy of the embedding, with its optimiser
+    state: a number of steps, or a share of the run such as 0.5. Without it, a tied head stays tied."""
     averages: Averages | None = None
     """Averages of the weights beside the weights themselves, such as ``{ ema = 0.999, tail = 0.2 }``."""
     report_to: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = Field(default=(), strict=False, exclude=True)
@@ -335,9 +333,24 @@ class TrainConfig(Table):
         """The number of sequences of every step."""
         return BatchSizes(self.global_batch, self.batch_ramp)
 
+    def untie_step(self, num_steps: int) -> int | None:
+        """Returns the number of steps with a tied head, of a run of ``num_steps``; None where it stays as it is."""
+        place = self.untie_head_at
+        return max(1, round(place * num_steps)) if isinstance(place, float) else place
+
+    def last_model(self, model: M) -> M:
+        """Returns the model as it is at the end of the run, when it has the most parameters."""
+        return model if self.untie_head_at is None else model.model_copy(update={"tied_head": False})
+
     def average_rules(self) -> dict[str, Any]:
         """Returns the rules of ``averages`` by name; empty without it."""
         return self.averages.build() if self.averages else {}
+
+    @model_validator(mode="after")
+    def _never_goes_back_to_a_tied_head(self) -> Self:
+        if self.untie_head_at is not None and isinstance(self.spike, RollBackSpikes):
+            raise ValueError('spike = "rollback" could go back behind untie_head_at; use spike = "skip", or remove one')
+        return self
 
     @model_validator(mode="after")
     def _ramp_reaches_the_global_batch(self) -> Self:

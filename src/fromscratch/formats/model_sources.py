@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import torch
+
 from fromscratch.config.loading import read_run_config
 from fromscratch.config.model import ModelConfig
 from fromscratch.config.prompts import PromptFormat
+from fromscratch.config.run import RunConfig
 from fromscratch.config.tune import Classify
 from fromscratch.errors import DataError, UsageError
 from fromscratch.files import MANIFEST, verify_folder
@@ -25,12 +28,12 @@ from fromscratch.formats.lora import merge_lora
 from fromscratch.formats.model_folder import is_model_folder
 from fromscratch.formats.prompt_files import read_prompt_format
 from fromscratch.formats.reading import HUB_CONFIG, read_model, tokenizer_of
-from fromscratch.formats.tensor_files import read_tensors
+from fromscratch.formats.tensor_files import read_tensors, tensor_names
 from fromscratch.formats.weights import fill, model_tensors
 from fromscratch.hub.downloads import download_model
 from fromscratch.hub.names import HUB_PREFIX, model_name
 from fromscratch.machine.hardware import Hardware
-from fromscratch.models.factory import build_empty, replace_head
+from fromscratch.models.factory import build_empty, build_model, replace_head
 from fromscratch.models.language_model import LanguageModel
 from fromscratch.runs.directory import RunDirectory, find_run
 from fromscratch.runs.retention import BEST, LATEST, checkpoints_in, damage_of, newest_valid
@@ -140,7 +143,7 @@ def _open_checkpoint(source: str, checkpoint: Path, hardware: Hardware, weights:
     verify_folder(checkpoint)
     step = read_state(checkpoint).step
     run_config = read_run_config(run.config_at(step))
-    config, tune = run_config.model, run_config.tune
+    config, tune = _model_of(run_config, checkpoint), run_config.tune
     model = build_empty(config, hardware.device)
     if isinstance(tune, Classify):
         replace_head(model, len(tune.classes))
@@ -156,6 +159,16 @@ def _open_checkpoint(source: str, checkpoint: Path, hardware: Hardware, weights:
     return LoadedModel(
         source, model.eval(), config, tokenizer, checkpoint, run, step, prompt_format, weights=weights, classes=classes
     )
+
+
+def _model_of(run_config: RunConfig, checkpoint: Path) -> ModelConfig:
+    """Returns the config of a checkpoint's model, whose head may have been untied by then."""
+    tied, last = run_config.model, run_config.train.last_model(run_config.model)
+    if last == tied:
+        return tied
+    with torch.device("meta"):
+        names = {name for name, _ in build_model(tied).named_parameters()}
+    return tied if names == tensor_names(checkpoint / MODEL_FILE) else last
 
 
 def _present_weights(source: str, checkpoint: Path, wanted: str, *, default: str) -> str:

@@ -49,6 +49,11 @@ class Workload:
     train: TrainConfig
 
     @property
+    def largest_model(self) -> ModelConfig:
+        """The model as it is when it takes the most memory."""
+        return self.train.last_model(self.model)
+
+    @property
     def flops_per_token(self) -> int:
         return model_costs(self.model).training_flops_per_token
 
@@ -156,7 +161,7 @@ def run_worker(
             and the activations of an evaluation batch.
     """
     request = {
-        "model": workload.model.model_dump(mode="json", exclude_none=True),
+        "model": workload.largest_model.model_dump(mode="json", exclude_none=True),
         "train": workload.train.model_dump(mode="json", exclude_none=True),
         "case": asdict(measurement.case),
         "device": str(hardware.device),

@@ -110,7 +110,7 @@ def forecast_memory(
         device_type: ``cpu``, ``cuda`` or ``mps``.
         process_bytes: on a CPU, what a process takes that has imported torch and built nothing.
     """
-    config, is_gpu = workload.model, device_type != "cpu"
+    config, is_gpu = workload.largest_model, device_type != "cpu"
     forecast = {}
     for batch in _micro_batches_to_simulate(config, workload.train.global_batch):
         parts = Bytes(*_at_full_depth(workload, batch, is_gpu, activation_checkpointing))
@@ -138,7 +138,7 @@ def _micro_batches_to_simulate(config: ModelConfig, global_batch: int) -> list[i
 
 def _at_full_depth(workload: Workload, batch: int, is_gpu: bool, activation_checkpointing: bool) -> list[float]:
     """Simulates a model of few layers as it is, and extends the line through two depths to a deeper one."""
-    config = workload.model
+    config = workload.largest_model
     num_layers, (few, more) = getattr(config, "num_layers", 0), SIMULATED_LAYERS
     if num_layers <= more:
         return _simulate(workload, config, batch, is_gpu, activation_checkpointing)

@@ -41,6 +41,7 @@ class Event(StrEnum):
     MASKS_CHANGED = "masks-changed"  # step, earlier, now: versions of the dropout masks
     EVALUATION = "evaluation"  # step, loss; with averages of the weights also loss_raw, loss_ema, loss_tail
     SAMPLE = "sample"  # step, text
+    HEAD_UNTIED = "head-untied"  # step, parameters: of the model from then on
     NONFINITE = "nonfinite"  # step, outcome, in_a_row
     SPIKE = "spike"  # step, loss
     ROLLBACK = "rollback"  # step, to_step, skipped_batches

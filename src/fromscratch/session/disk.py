@@ -102,7 +102,7 @@ def checkpoint_bytes(
         adapt: changes the model for fine-tuning.
     """
     with torch.device("meta"):
-        model = build_model(config.model)
+        model = build_model(config.train.last_model(config.model))
     if adapt:
         adapt(model)
     trained = trained_parameters(model)

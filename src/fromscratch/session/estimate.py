@@ -48,6 +48,11 @@ class Science:
         return self.config.train.batch_sizes.before(self.num_steps) * self.config.model.context_length
 
     @property
+    def parameters_at_end(self) -> int:
+        """Parameters of the model at the end, whose head may have been untied by then."""
+        return model_costs(self.config.train.last_model(self.config.model)).parameters
+
+    @property
     def chinchilla_tokens(self) -> int:
         """The budget that Hoffmann et al. 2022 find optimal, about 20 tokens per parameter."""
         return CHINCHILLA_TOKENS_PER_PARAMETER * self.costs.parameters

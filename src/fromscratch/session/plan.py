@@ -57,6 +57,13 @@ class PlannedRun:
         train = self.config.train
         return train.batch_sizes.before(step) * self.objective.tokens_per_step // train.global_batch
 
+    def parameters_at(self, step: int) -> int:
+        """Parameters of the model that has taken ``step`` steps."""
+        train, untie_step = self.config.train, self.config.train.untie_step(self.num_steps)
+        if untie_step is None or step <= untie_step:
+            return self.costs.parameters
+        return model_costs(train.last_model(self.config.model)).parameters
+
     def store_names(self) -> dict[str, str]:
         """Returns where the run's stores are on this machine, by key of the run file."""
         opened = {"data.store": (self.config.data.store, self.store)}
@@ -180,8 +187,14 @@ def budget_tokens(budget: int | str, parameters: int) -> int:
 
 
 def check_schedule(config: RunConfig, num_steps: int, where: str) -> None:
-    """Raises UsageError if the schedule needs more steps than the run has."""
+    """Raises UsageError if the schedule, or what happens part-way, needs more steps than the run has."""
     needed = config.train.schedule.min_steps()
+    untie_step = config.train.untie_step(num_steps)
+    if untie_step is not None and untie_step >= num_steps:
+        raise UsageError(
+            f"{where}: train.untie_head_at = {config.train.untie_head_at}, but the run has only {num_steps} steps; "
+            "lower it, or remove it"
+        )
     if needed > num_steps:
         raise UsageError(
             f"{where}: train.schedule needs {needed} steps (warmup_steps and decay_steps together), but the run has "

@@ -171,7 +171,7 @@ def summarise(
     return RunSummary(
         outcome=outcome,
         run=str(run.path),
-        parameters=plan.costs.parameters,
+        parameters=plan.parameters_at(state.step),
         first_step=first_step,
         step=state.step,
         num_steps=training.num_steps,

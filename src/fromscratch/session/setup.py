@@ -12,13 +12,14 @@ from torch import nn
 from fromscratch.errors import DataError, UsageError
 from fromscratch.files import MANIFEST, read_json_object, write_atomically
 from fromscratch.finetuning.adaptation import trained_parameters
-from fromscratch.formats.checkpoints import TrainingState, mask_version, read_state
+from fromscratch.formats.checkpoints import MODEL_FILE, TrainingState, mask_version, read_state
+from fromscratch.formats.tensor_files import tensor_names
 from fromscratch.machine.acceleration import accelerate
 from fromscratch.machine.allocator import keep_freed_memory, use_expandable_segments
 from fromscratch.machine.precision import Precision
 from fromscratch.models.dropout import MASK_VERSION
 from fromscratch.models.factory import build_empty
-from fromscratch.optim.composite import as_composite
+from fromscratch.optim.composite import CompositeOptimizer, as_composite
 from fromscratch.processes.restarts import check_crashes
 from fromscratch.processes.stopping import StopRequest
 from fromscratch.processes.world import World
@@ -110,7 +111,8 @@ def prepare_training(
     runtime = Runtime(device, placement.micro_batch, Precision(config.train.precision, device), world)
     stepper = _build_stepper(plan, placement, runtime)
     journal = Journal(run, observers, writes=world.is_main)
-    state = _begin_or_resume(plan, journal, stepper, session)
+    untie_head = partial(stepper.untie_head, partial(_build_optimizer, plan, stepper.model))
+    state, is_untied = _begin_or_resume(plan, journal, stepper, session, untie_head)
     _check_not_past_the_end(plan, state)
     learning_rate = config.train.optimizer.learning_rate
     schedule = config.train.schedule.rate_factor(learning_rate)
@@ -130,6 +132,8 @@ def prepare_training(
         evaluate=partial(_evaluate, objective, runtime) if objective.is_evaluated else None,
         weights=config.eval.weights,
         sample=objective.sample,
+        untie_head_at=None if is_untied else config.train.untie_step(plan.num_steps),
+        untie_head=untie_head,
         probes_memory=world.size > 1 or device.type == "cuda",
         stop=stop or StopRequest(),
     )
@@ -158,7 +162,7 @@ def _build_stepper(plan: PlannedRun, placement: Placement, runtime: Runtime) -> 
     batches = objective.batches(runtime)
     stepper = Stepper(
         model,
-        as_composite(train.optimizer.build(trained_parameters(model))),
+        _build_optimizer(plan, model),
         batches,
         loss=accelerate(model, objective.loss, placement.acceleration),
         rules=GradientRules(train.clip.build(), train.nonfinite.build(), train.seed),
@@ -175,8 +179,18 @@ def _build_stepper(plan: PlannedRun, placement: Placement, runtime: Runtime) -> 
     return stepper
 
 
-def _begin_or_resume(plan: PlannedRun, journal: Journal, stepper: Stepper, session: SessionConfig) -> TrainingState:
-    """Initialises the weights, or loads the checkpoint that the main process selects. Returns the state."""
+def _build_optimizer(plan: PlannedRun, model: nn.Module) -> CompositeOptimizer:
+    return as_composite(plan.config.train.optimizer.build(trained_parameters(model)))
+
+
+def _begin_or_resume(
+    plan: PlannedRun, journal: Journal, stepper: Stepper, session: SessionConfig, untie_head: Callable[[], None]
+) -> tuple[TrainingState, bool]:
+    """Initialises the weights, or loads the checkpoint that the main process selects.
+
+    Returns:
+        The state, and whether the head of the checkpoint was untied during the run.
+    """
     name, world = "", stepper.parallelism.world
     with world.main_first():
         if world.is_main:
@@ -184,11 +198,16 @@ def _begin_or_resume(plan: PlannedRun, journal: Journal, stepper: Stepper, sessi
             check_crashes(journal.run, step=step_of(Path(name)) if name else 0, num_steps=plan.num_steps)
     name = world.broadcast(name)
     if name:
-        return stepper.load(journal.run.checkpoints / name)
+        checkpoint = journal.run.checkpoints / name
+        names = {name for name, _ in stepper.model.named_parameters()}
+        is_untied = plan.config.train.untie_head_at is not None and names != tensor_names(checkpoint / MODEL_FILE)
+        if is_untied:
+            untie_head()
+        return stepper.load(checkpoint), is_untied
     set_first_weights(
         stepper, plan.config.model, seed=plan.config.train.seed, parent=plan.parent, is_adapted=bool(plan.adapt)
     )
-    return TrainingState()
+    return TrainingState(), False
 
 
 def _checkpoint_to_resume(plan: PlannedRun, journal: Journal, session: SessionConfig) -> str:

@@ -86,6 +86,13 @@ class WeightAverages:
                 torch._foreach_lerp_(averages, weights, rule.share(count))
         state.averaged = counts
 
+    def add(self, name: str, weight: nn.Parameter, *, like: str) -> None:
+        """Takes in a new weight that has been the same as another until now."""
+        if self.rules:
+            self.weights[name] = weight.detach()
+        for tensors in self.averages.values():
+            tensors[name] = tensors[like].clone()
+
     def begun(self, state: TrainingState) -> dict[str, dict[str, Tensor]]:
         """The averages that hold something."""
         return {name: tensors for name, tensors in self.averages.items() if state.averaged.get(name)}

@@ -61,6 +61,9 @@ class Training:
     """The weights that are sampled and whose held-out loss counts: those of training, or an average once it begins."""
     sample: Callable[[nn.Module], list[str]] | None = None
     """Texts sampled from the model, prompts included."""
+    untie_head_at: int | None = None
+    """Step before which the head gets a matrix of its own; None where it stays as it is, or has one already."""
+    untie_head: Callable[[], None] = lambda: None
     probes_memory: bool = False
     """Whether to try before the first step that a micro-batch fits into memory."""
     patience_steps: int = 0
@@ -133,12 +136,23 @@ def train(training: Training, *, stop_after: int | None = None) -> RunState:
                     continue
                 if is_over:
                     return _end(training)
+                untie_head_where_due(training)
                 take_step(training, recorder, memory)
                 training.checkpointing.collect(wait=False)
         finally:
             with training.spent.on(Purpose.CHECKPOINTS):
                 training.checkpointing.close()
             journal.end()
+
+
+def untie_head_where_due(training: Training) -> None:
+    """Gives a tied head a matrix of its own, once, before the step at which the run file says so."""
+    if training.untie_head_at is None or training.state.step < training.untie_head_at:
+        return
+    training.untie_head_at = None
+    training.untie_head()
+    parameters = sum(parameter.numel() for parameter in training.model.parameters())
+    training.journal.record_event(Event.HEAD_UNTIED, step=training.state.step, parameters=parameters)
 
 
 def take_step(training: Training, recorder: StepRecorder, memory: MemoryRetry) -> None:

@@ -52,6 +52,7 @@ class SilentObserver:
 EVENT_LINES = {
     Event.EVALUATION: "step {step}: held-out loss {loss:.4f}",
     Event.SAMPLE: "step {step}: {text!r}",
+    Event.HEAD_UNTIED: "step {step}: the head now has a matrix of its own; the model has {parameters:,} parameters",
     Event.NONFINITE: "step {step}: gradients were not finite; the step was skipped",
     Event.SMALLER_MICRO_BATCH: "step {step}: out of memory; now {pieces} micro-batches per step, with the same result",
     Event.SPIKE: "step {step}: loss {loss:.3f} is a spike",

@@ -9,9 +9,11 @@ from torch import Tensor, nn
 
 from fromscratch.errors import DataError
 from fromscratch.formats.checkpoints import Contents, TrainingState
+from fromscratch.formats.weights import head_name
 from fromscratch.machine.memory import is_memory_error
 from fromscratch.machine.precision import Precision
 from fromscratch.models.dropout import set_sequence_keys
+from fromscratch.models.language_model import LanguageModel
 from fromscratch.optim.composite import CompositeOptimizer
 from fromscratch.training.averages import Average, WeightAverages
 from fromscratch.training.gradients import Clip, Gradients, Outcome, classify
@@ -146,6 +148,24 @@ class Stepper:
         """Keeps averages of the weights that are trained, one by each rule; they are saved and loaded with them."""
         trained = ((name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad)
         self.averages = WeightAverages.of(rules, trained)
+
+    def untie_head(self, build_optimizer: Callable[[], CompositeOptimizer]) -> None:
+        """Gives a tied head a matrix, optimiser state and averages of its own: copies of the embedding's.
+
+        Args:
+            build_optimizer: builds an optimiser without state over all parameters of the model.
+        """
+        model = self.model
+        assert isinstance(model, LanguageModel)
+        embedding = head_name(model)  # the name under which the model lists the shared matrix
+        states = self.optimizer.state_tensors(model.named_parameters())
+        model.untie_head()
+        head, self.optimizer = head_name(model), build_optimizer()
+        of_embedding = {key: state for key, state in states.items() if key.rpartition("/")[0] == embedding}
+        states |= {f"{head}/{key.rpartition('/')[2]}": state.clone() for key, state in of_embedding.items()}
+        self.optimizer.load_state_tensors(model.named_parameters(), states, "the tied head")
+        self.averages.add(head, model.get_parameter(head), like=embedding)
+        self._wrapped = self.parallelism.wrap(self.loss_module)
 
     def contents(self, state: TrainingState) -> Contents | None:
         """Everything that a checkpoint holds, in the main process; None in the others. All processes call it."""

@@ -133,7 +133,9 @@ def test_the_verb_prints_the_line_and_remembers(tmp_path: Path, home: Path) -> N
     refused(*command, "0.001", code=2, says="--memory")
     assert not home.exists()
     little = run_command(*command, "0.02")
-    assert little.code == 1 and "not even one sequence fits into 20 MiB" in little.err
+    assert little.code == 1 and "not even one sequence fits into 20 MiB" in little.err and "--shard" not in little.err
+    two = run_command(*command, "0.02", "--processes", "2")
+    assert two.code == 1 and "2 processes that divide the model among them need about" in two.err
 
 
 def test_the_budget_is_a_part_of_what_is_free() -> None:

@@ -1,7 +1,7 @@
 """Options and arguments that several commands share."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -61,6 +61,14 @@ PricePerHour = Annotated[
         min=0.0,
         envvar="FROMSCRATCH_DOLLARS_PER_HOUR",
         help="Price of all machines of the run together, for 'fromscratch runs cost'.",
+    ),
+]
+ShardChoice = Annotated[
+    Literal["auto", "on", "off"],
+    typer.Option(
+        "--shard",
+        help="Divide weights, gradients and optimiser state among the processes (FSDP2); by default where a copy of "
+        "the model does not fit into the memory of a GPU. The result is the same to rounding.",
     ),
 ]
 Checkpointing = Annotated[

@@ -133,9 +133,10 @@ def _print_machines(machines: "list[MachineForecast]") -> None:
 def _row(one: "MachineForecast") -> tuple[str, ...]:
     unknown = "unknown"
     price = unknown if one.dollars_per_hour is None else f"{dollar_range(one.dollars_per_hour)}/h ({one.price_source})"
+    divided = " (divided model)" if one.is_divided else ""
     return (
         one.name,
-        unknown if one.micro_batch is None else f"{one.micro_batch:,}" if one.micro_batch else "does not fit",
+        unknown if one.micro_batch is None else f"{one.micro_batch:,}{divided}" if one.micro_batch else "does not fit",
         unknown if one.tokens_per_second is None else f"{one.tokens_per_second:,.0f}",
         unknown if one.hours is None else f"{one.hours:,.1f}",
         dollar_range(one.dollars),

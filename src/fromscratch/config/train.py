@@ -22,7 +22,14 @@ from fromscratch.config.batch_sizes import BatchRamp, BatchSizes
 M = TypeVar("M", bound=Table)
 
 
-class AdamW(Slot):
+class Optimizer(Slot):
+    """What every optimiser has."""
+
+    needs_whole_matrices: ClassVar[bool] = False
+    """Whether a process can update its part of a matrix only with the other parts at hand."""
+
+
+class AdamW(Optimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
 
     builds: ClassVar[str] = "fromscratch.optim.adamw:build_adamw"
@@ -40,11 +47,12 @@ class AdamW(Slot):
     """Whether a weight decays only where the update does not move it away from zero (Chen et al. 2025)."""
 
 
-class Muon(Slot):
+class Muon(Optimizer):
     """Muon for matrices inside of the model, AdamW for embeddings, head, norms and biases (Jordan et al. 2024)."""
 
     builds: ClassVar[str] = "fromscratch.optim.muon:build_muon"
     kind: Literal["muon"] = "muon"
+    needs_whole_matrices: ClassVar[bool] = True
     learning_rate: float = Field(default=0.02, gt=0.0)
     """The full rate of the matrices: the length of an update of a square matrix in spectral norm."""
     momentum: float = Field(default=0.95, ge=0.0, lt=1.0)
@@ -63,7 +71,7 @@ class Muon(Slot):
     """Whether a weight decays only where the update does not move it away from zero (Chen et al. 2025)."""
 
 
-class Lion(Slot):
+class Lion(Optimizer):
     """The sign of an average of gradients (Chen et al. 2023, "Symbolic Discovery of Optimization Algorithms")."""
 
     builds: ClassVar[str] = "fromscratch.optim.lion:build_lion"
@@ -80,7 +88,7 @@ class Lion(Slot):
     beta2: float = Field(default=0.99, ge=0.0, lt=1.0)
 
 
-class SGD(Slot):
+class SGD(Optimizer):
     """Stochastic gradient descent with momentum: the plainest baseline."""
 
     builds: ClassVar[str] = "fromscratch.optim.sgd:build_sgd"

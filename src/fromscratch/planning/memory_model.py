@@ -89,6 +89,20 @@ class MemoryForecast:
         last = max(self.simulated)
         return self.at(last + 1).total - self.at(last).total
 
+    def divided(self, processes: int) -> "MemoryForecast":
+        """Returns the forecast of a model that processes divide among them; its weights are gathered once, at most."""
+
+        def part(one: Bytes) -> Bytes:
+            return replace(
+                one,
+                weights=one.weights / processes + one.weights,
+                gradients=one.gradients / processes,
+                optimizer=one.optimizer / processes,
+                averages=one.averages / processes,
+            )
+
+        return replace(self, simulated={size: part(one) for size, one in self.simulated.items()})
+
     def max_micro_batch(self, budget_bytes: float) -> int:
         """Returns the largest micro-batch within a budget; 0 if not even one sequence fits."""
         low, high = 0, 1

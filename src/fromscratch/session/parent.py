@@ -10,9 +10,9 @@ from fromscratch.errors import UsageError
 from fromscratch.finetuning.adaptation import set_adapted_weights
 from fromscratch.formats.checkpoints import RAW, STATE_FILE
 from fromscratch.formats.model_sources import LoadedModel, open_model, split_source
-from fromscratch.formats.weights import fill, model_tensors
+from fromscratch.formats.weights import model_tensors
 from fromscratch.machine.hardware import find_hardware
-from fromscratch.models.factory import initialise
+from fromscratch.models.factory import build_empty, initialise
 from fromscratch.models.language_model import LanguageModel
 from fromscratch.tokenizers.base import Tokenizer
 from fromscratch.training.step import Stepper
@@ -38,7 +38,7 @@ class Parent:
         if self.with_optimizer:
             stepper.load(self.loaded.checkpoint)
         else:
-            fill(stepper.model, model_tensors(self.loaded.model), self.loaded.checkpoint)
+            stepper.parallelism.fill(stepper.model, model_tensors(self.loaded.model), self.loaded.checkpoint)
 
 
 def open_parent(
@@ -108,7 +108,11 @@ def set_first_weights(
         base, model = model_tensors(parent.loaded.model), stepper.model
         assert isinstance(model, LanguageModel)
         set_adapted_weights(model, base, seed=seed, where=parent.loaded.checkpoint)
-    elif parent is None:
+    elif parent is None and stepper.parallelism.computes_alone:
         initialise(stepper.model, config, seed=seed)  # type: ignore[arg-type]
+    elif parent is None:  # drawn whole, of which each process keeps its part
+        whole = build_empty(config, "cpu")
+        initialise(whole, config, seed=seed)
+        stepper.parallelism.fill(stepper.model, model_tensors(whole), Path("the first weights"))
     else:
         parent.fill(stepper)

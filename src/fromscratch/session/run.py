@@ -92,6 +92,7 @@ def run_training(
     with ExitStack() as stack:
         stack.enter_context(stop.listening())
         world = stack.enter_context(joined_world(placement.hardware.device))
+        placement = placement.agreed(world)
         run, session = stack.enter_context(_locked_by_main(open_run, path, world))
         costs = CostRecorder(run, placement, billing, spent)
         observers = [ConfigRecorder(run, session), SamplesFile(run), costs, *observers]

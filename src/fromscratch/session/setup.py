@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from fromscratch.errors import DataError, UsageError
 from fromscratch.files import MANIFEST, read_json_object, write_atomically
-from fromscratch.finetuning.adaptation import trained_parameters
 from fromscratch.formats.checkpoints import MODEL_FILE, TrainingState, mask_version, read_state
 from fromscratch.formats.tensor_files import tensor_names
 from fromscratch.machine.acceleration import accelerate
@@ -44,7 +44,7 @@ from fromscratch.training.journal import Journal
 from fromscratch.training.loop import Cadence, Training
 from fromscratch.training.objective import Objective, Runtime
 from fromscratch.training.observers import Observer
-from fromscratch.training.parallelism import choose_parallelism
+from fromscratch.training.parallelism import Parallelism, choose_parallelism
 from fromscratch.training.step import GradientRules, Stepper
 
 LOG = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ def prepare_training(
     runtime = Runtime(device, placement.micro_batch, Precision(config.train.precision, device), world)
     stepper = _build_stepper(plan, placement, runtime)
     journal = Journal(run, observers, writes=world.is_main)
-    untie_head = partial(stepper.untie_head, partial(_build_optimizer, plan, stepper.model))
+    untie_head = partial(stepper.untie_head, partial(_build_optimizer, plan, stepper.parallelism, stepper.model))
     state, is_untied = _begin_or_resume(plan, journal, stepper, session, untie_head)
     _check_not_past_the_end(plan, state)
     learning_rate = config.train.optimizer.learning_rate
@@ -134,7 +134,7 @@ def prepare_training(
         sample=objective.sample,
         untie_head_at=None if is_untied else config.train.untie_step(plan.num_steps),
         untie_head=untie_head,
-        probes_memory=world.size > 1 or device.type == "cuda",
+        probes_memory=(world.size > 1 or device.type == "cuda") and stepper.parallelism.computes_alone,
         stop=stop or StopRequest(),
     )
 
@@ -157,12 +157,12 @@ def _build_stepper(plan: PlannedRun, placement: Placement, runtime: Runtime) -> 
     model = build_empty(plan.config.model, runtime.device)
     if plan.adapt:
         plan.adapt(model)
-    parallelism = choose_parallelism(runtime.world)
+    parallelism = choose_parallelism(runtime.world, is_sharded=placement.is_sharded)
     parallelism.prepare(model)
     batches = objective.batches(runtime)
     stepper = Stepper(
         model,
-        _build_optimizer(plan, model),
+        _build_optimizer(plan, parallelism, model),
         batches,
         loss=accelerate(model, objective.loss, placement.acceleration),
         rules=GradientRules(train.clip.build(), train.nonfinite.build(), train.seed),
@@ -179,8 +179,9 @@ def _build_stepper(plan: PlannedRun, placement: Placement, runtime: Runtime) -> 
     return stepper
 
 
-def _build_optimizer(plan: PlannedRun, model: nn.Module) -> CompositeOptimizer:
-    return as_composite(plan.config.train.optimizer.build(trained_parameters(model)))
+def _build_optimizer(plan: PlannedRun, parallelism: Parallelism, model: nn.Module) -> CompositeOptimizer:
+    trained = [(name, weight) for name, weight in parallelism.named_parameters(model) if weight.requires_grad]
+    return as_composite(plan.config.train.optimizer.build(trained))
 
 
 def _begin_or_resume(
@@ -250,7 +251,9 @@ def record_session(plan: PlannedRun, run: RunDirectory, placement: Placement, *,
             path.parent.mkdir(exist_ok=True)
             write_atomically(path, text)
     _tell_other_masks(plan, run, step)
-    sizes = {"world_size": placement.world_size, "micro_batch": placement.micro_batch}
+    sizes: dict[str, Any] = {"world_size": placement.world_size, "micro_batch": placement.micro_batch}
+    if placement.is_sharded:
+        sizes["sharded"] = True
     machine = {**placement.hardware.to_dict(), **sizes, **asdict(placement.acceleration), CODE: code_hash()}
     if run.machine.is_file():
         earlier = {key: value for key, value in read_json_object(run.machine).items() if key != STORES}

@@ -5,7 +5,7 @@ They read the weights after every step and change nothing that training reads. S
 Optima and Better Generalization".
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from fromscratch.formats.checkpoints import RAW, TrainingState, average_file
 from fromscratch.formats.tensor_files import read_tensors
 from fromscratch.formats.weights import fill_tensors
+
+LocalParts = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 
 
 class Average(Protocol):
@@ -113,8 +115,12 @@ class WeightAverages:
             average.copy_(self.weights[key])
             self.weights[key].copy_(kept)
 
-    def load(self, checkpoint: Path, state: TrainingState) -> None:
-        """Puts back what a checkpoint holds. Raises DataError where it is of another model."""
+    def load(self, checkpoint: Path, state: TrainingState, local_parts: LocalParts) -> None:
+        """Puts back what a checkpoint holds. Raises DataError where it is of another model.
+
+        Args:
+            local_parts: from whole tensors by name to what this process holds of them.
+        """
         for name, tensors in self.begun(state).items():
             path = checkpoint / average_file(name)
-            fill_tensors(tensors, read_tensors(path), path)
+            fill_tensors(tensors, local_parts(read_tensors(path)), path)

@@ -45,7 +45,8 @@ class Checkpointing:
         state = self.state
         best = state.best_step, state.best_loss
         self.collect(wait=True)
-        if state.step in (0, self.saver.saved_step):
+        # only the main process knows what was written, and all take part in gathering
+        if self.stepper.parallelism.world.broadcast(state.step in (0, self.saver.saved_step)):
             return ""
         if best[0] == state.step:
             state.best_step, state.best_loss = best  # its save just failed and is tried once more

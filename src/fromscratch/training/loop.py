@@ -4,7 +4,8 @@ Evaluate, sample and save where they are due; take a step; record it. The loop e
 when it is asked to stop, or when it diverges. ``TrainingState`` is all that changes; observers only read.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -234,8 +235,8 @@ def _evaluate(training: Training) -> float | None:
     assert training.evaluate is not None
     averages, state, losses = training.stepper.averages, training.state, dict[str, float]()
     for name in (RAW, *averages.begun(state)):
-        with training.spent.on(Purpose.EVALUATION), averages.in_place_of_weights(name):
-            loss = training.evaluate(training.model, training.stop)
+        with training.spent.on(Purpose.EVALUATION), _model_with(training, name) as model:
+            loss = training.evaluate(model, training.stop)
         if loss is None:
             return None
         losses[name] = loss
@@ -247,9 +248,15 @@ def _evaluate(training: Training) -> float | None:
 
 def _sample(training: Training) -> None:
     assert training.sample is not None
-    if training.world.is_main:
-        averages = training.stepper.averages
-        with training.spent.on(Purpose.SAMPLING), averages.in_place_of_weights(training.weights_now):
-            texts = training.sample(training.model)
-        for text in texts:
-            training.journal.record_event(Event.SAMPLE, step=training.state.step, text=text)
+    with training.spent.on(Purpose.SAMPLING), _model_with(training, training.weights_now) as model:
+        texts = training.sample(model) if training.world.is_main else []
+    for text in texts:
+        training.journal.record_event(Event.SAMPLE, step=training.state.step, text=text)
+
+
+@contextmanager
+def _model_with(training: Training, name: str) -> Iterator[nn.Module]:
+    """Yields the model with the weights of this name; each process can use it alone."""
+    stepper = training.stepper
+    with stepper.averages.in_place_of_weights(name), stepper.parallelism.whole_model(stepper.model) as model:
+        yield model

@@ -98,6 +98,11 @@ class Stepper:
         self.loss_module = LossModule(model, loss)
         self._wrapped = self.parallelism.wrap(self.loss_module)
 
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What this process holds of every parameter."""
+        return [parameter for _, parameter in self.parallelism.named_parameters(self.model)]
+
     def take(self, step: int, rate_factor: float, *, is_spike: Callable[[float], bool] | None = None) -> StepResult:
         """Trains on the global batch of one step, each parameter group at its own rate times ``rate_factor``.
 
@@ -115,7 +120,7 @@ class Stepper:
             self.precision.unscale(optimizer)
         on_cuda = loss.device.type == "cuda"
         gradients = Gradients.of(
-            self.model.parameters(),
+            self.parameters,
             self.parallelism.reduce_norm,
             defers_scale=on_cuda and self.optimizer.takes_divisor,
         )
@@ -141,12 +146,13 @@ class Stepper:
             raise DataError(f"{checkpoint}: carries {shapes[0] or 'nothing'} between batches, the model {shapes[1]}")
         self.carry = {name: tensor.to(self.carry[name].device) for name, tensor in carry.items()}
         self.precision.load_state(state.scaler)
-        self.averages.load(checkpoint, state)
+        self.averages.load(checkpoint, state, self.parallelism.local_parts)
         return state
 
     def keep_averages(self, rules: dict[str, Average]) -> None:
         """Keeps averages of the weights that are trained, one by each rule; they are saved and loaded with them."""
-        trained = ((name, weight) for name, weight in self.model.named_parameters() if weight.requires_grad)
+        named = self.parallelism.named_parameters(self.model)
+        trained = ((name, weight) for name, weight in named if weight.requires_grad)
         self.averages = WeightAverages.of(rules, trained)
 
     def untie_head(self, build_optimizer: Callable[[], CompositeOptimizer]) -> None:
@@ -170,7 +176,9 @@ class Stepper:
     def contents(self, state: TrainingState) -> Contents | None:
         """Everything that a checkpoint holds, in the main process; None in the others. All processes call it."""
         contents = self.parallelism.gather(self.model, self.optimizer, self.carry, state)
-        return contents and replace(contents, averages=self.averages.begun(state))
+        begun = self.averages.begun(state)
+        averages = {name: self.parallelism.gather_tensors(tensors) for name, tensors in begun.items()}
+        return contents and replace(contents, averages=averages)
 
     def probe_memory(self, step: int) -> bool:
         """Whether the largest micro-batch of a step fits into memory beside everything else that a step keeps there.
@@ -195,7 +203,7 @@ class Stepper:
 
     def hold_gradients(self) -> None:
         """Gives parameters gradients of zero, which take the memory of accumulated ones."""
-        for parameter in self.model.parameters():
+        for parameter in self.parameters:
             if parameter.requires_grad and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
 
@@ -226,13 +234,14 @@ class Stepper:
                 results.append(result._replace(total=total.detach()))
                 self.parallelism.world.heartbeat()
         except RuntimeError as error:
-            if not is_memory_error(error):
-                raise
+            if not (is_memory_error(error) and self.parallelism.computes_alone):
+                raise  # where passes wait for other processes, they cannot be asked
             is_short = True  # keeps no reference to the error, which would keep the memory
         if self.parallelism.world.any(is_short):
             raise GlobalOutOfMemoryError("out of memory in at least one process")
         self.parallelism.sync_next_backward()
         self._backward(total, step)
+        self.parallelism.collect_gradients()
         set_sequence_keys(self.model, None)
         return self._gather_losses(results, step), _joined([result.carry for result in results])
 
@@ -283,7 +292,7 @@ class Stepper:
         local = torch.stack([totals.sum(), means.min(), means.max(), counts.sum()])
         summed, lowest, highest, counted = self.parallelism.gather_losses(local).unbind(1)
         count = counted.sum().clamp(min=1.0)
-        torch._foreach_mul_(Gradients.of(self.model.parameters()).tensors, self.batches.targets_in(step) / count)
+        torch._foreach_mul_(Gradients.of(self.parameters).tensors, self.batches.targets_in(step) / count)
         return summed.sum() / count, lowest.min(), highest.max()
 
     def _commit_carry(self, carry: Carry, *, unless: Tensor) -> None:

@@ -16,6 +16,8 @@ from tests.processes.world_cases import SICK_RANK, Case, digest
 
 ON, OFF = Sharding.ON, Sharding.OFF
 STOP = 4
+OTHER_SCIENCE = {"ramp": "train.batch_ramp={start = 2, increment = 2, steps = 3}", "untied": "train.untie_head_at=5"}
+"""What changes during a run, and must with several processes too."""
 
 
 def interrupted(file: Path, world: World, name: str, first: Sharding, then: Sharding) -> None:
@@ -60,13 +62,16 @@ def main(file: Path) -> None:
     with joined_world(torch.device("cpu")) as world:
         case = Case(file, world, "divided", shard=ON)
         held = sum(parameter.numel() for parameter in case.stepper.parameters)
-        found = {"held": held, "line": case.placement().is_sharded, **case.outcome()}
-        Case(file, world, "copies").outcome()
+        case.outcome()
+        found: dict[str, Any] = {"held": held}
         Case(file, world, "values", 'train.clip={kind = "value", max_value = 0.01}', shard=ON).outcome()
         interrupted(file, world, "divided-divided", ON, ON)
         interrupted(file, world, "divided-copies", ON, OFF)
         interrupted(file, world, "copies-divided", OFF, ON)
         Case(file, world, "divided-alone", shard=ON).outcome(stop_after=STOP)
         Case(file, world, "alone-divided", shard=ON).outcome()
+        for name, override in OTHER_SCIENCE.items():
+            Case(file, world, f"{name}-copies", override).outcome()
+        Case(file, world, "ramp-divided", OTHER_SCIENCE["ramp"], shard=ON).outcome()
         found["not_finite"] = not_finite(file, world)
         (file.parent / f"rank-{world.rank}.json").write_text(json.dumps(found))

@@ -14,6 +14,7 @@ from fromscratch.planning import sharding
 from fromscratch.planning.sharding import Sharding, choose_sharding
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import read_records
+from fromscratch.runs.retention import LATEST
 from fromscratch.session.placement import MachineOptions, place_run
 from fromscratch.session.plan import plan_run
 from fromscratch.training.gradients import Outcome
@@ -31,10 +32,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runs of both processes, and of one alone."""
     folder = tmp_path_factory.mktemp("sharding")
     train = {**SMALL_RUN["train"], "averages": {"ema": 0.9}, "sample_every": 10, "checkpoint_every": 10}
-    file = write_run_file(folder, train=train, data={"tokens": 10 * 8 * 16})
+    file = write_run_file(folder, train=train, data={"tokens": 10 * 8 * 16}, eval={"tokens": 128, "sample_tokens": 4})
     run_small(file, name="alone", micro_batch=2)
     run_small(file, name="alone-divided", stop_after=sharding_cases.STOP, micro_batch=2)
     run_small(file, name="values-alone", overrides=['train.clip={kind = "value", max_value = 0.01}'])
+    for name, override in sharding_cases.OTHER_SCIENCE.items():
+        run_small(file, name=f"{name}-alone", overrides=[override])
     torchrun = Fork(Command(agent, (["--nproc-per-node=2"], sharding_cases.main, Path("small.toml")), folder, TIMEOUT))
     assert torchrun.wait() == 0, torchrun.stderr
     run_small(file, name="divided-alone")
@@ -53,7 +56,7 @@ def last_tensors(run: RunDirectory) -> dict[str, Tensor]:
     return {
         f"{file}: {name}": tensor
         for file in FILES
-        for name, tensor in load_file(run.checkpoints / "step-00000010" / f"{file}.safetensors").items()
+        for name, tensor in load_file(run.checkpoints / LATEST / f"{file}.safetensors").items()
     }
 
 
@@ -80,12 +83,14 @@ def assert_close(one: RunDirectory, other: RunDirectory) -> None:
     ("name", "wanted"),
     [
         ("divided", "alone"),
-        ("divided", "copies"),
         ("divided-copies", "alone"),
         ("copies-divided", "alone"),
         ("divided-alone", "alone"),
         ("alone-divided", "alone"),
         ("values", "values-alone"),
+        ("ramp-copies", "ramp-alone"),
+        ("ramp-divided", "ramp-alone"),
+        ("untied-copies", "untied-alone"),
     ],
 )
 def test_the_result_is_that_of_one_process_and_of_copies(folder: Path, name: str, wanted: str) -> None:
@@ -104,7 +109,7 @@ def test_each_process_holds_half_and_both_are_told_of_it(folder: Path) -> None:
     held = [one["held"] for one in found(folder)]
     assert sum(held) == whole and max(held) < 0.55 * whole
     machine = json.loads(run_of(folder, "divided").machine.read_text())
-    assert machine["sharded"] is True and "sharded" not in json.loads(run_of(folder, "copies").machine.read_text())
+    assert machine["sharded"] is True and "sharded" not in json.loads(run_of(folder, "ramp-copies").machine.read_text())
     samples = [
         [e["text"] for e in read_records(run_of(folder, name).events) if e["event"] == "sample"]
         for name in ("divided", "alone")

@@ -30,7 +30,8 @@ def choose_sharding(
     Raises:
         UsageError: the user wants it, and this run cannot.
     """
-    if wish == Sharding.OFF or (wish == Sharding.AUTO and (world_size == 1 or not is_gpu(hardware))):
+    may_divide = world_size > 1 and is_gpu(hardware) and not config.tune
+    if wish == Sharding.OFF or (wish == Sharding.AUTO and not may_divide):
         return False
     problem = "fine-tuning has no divided models; use --shard off" if config.tune else ""
     problem = problem or sharding_problem(config.train, world_size)

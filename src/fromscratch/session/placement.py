@@ -148,7 +148,7 @@ def _place(
     deterministic = _wants_determinism(run, machine, fresh=fresh)
     if deterministic:
         make_deterministic()
-    processes_here = world_size or started_local_world_size()
+    starts_processes, processes_here = world_size is not None, world_size or started_local_world_size()
     world_size = world_size or started_world_size()
     smallest = plan.config.train.batch_sizes.at(0)
     if plan.config.train.batch_ramp and world_size > smallest:
@@ -180,8 +180,15 @@ def _place(
     threads = Threads(recorded.get("threads") if hardware.device.type == "cpu" else None)
     placement = Placement(hardware, micro_batch, world_size, acceleration, is_default, compile_problem, threads)
     wish = Sharding.ON if machine.shard == Sharding.AUTO and recorded.get("sharded") else machine.shard
-    checkpointing = machine.activation_checkpointing
-    if not choose_sharding(wish, plan.config, hardware, world_size=world_size, activation_checkpointing=checkpointing):
+    if starts_processes and wish == Sharding.AUTO:
+        return placement  # each process decides by the memory of its own device
+    if not choose_sharding(
+        wish,
+        plan.config,
+        hardware,
+        world_size=world_size,
+        activation_checkpointing=machine.activation_checkpointing,
+    ):
         return placement
     if machine.compile:
         raise UsageError("--compile: a divided model is not compiled; leave it out, or use --shard off")

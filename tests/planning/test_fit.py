@@ -124,6 +124,8 @@ def test_an_answer_is_remembered_and_used_for_this_model_only(tmp_path: Path, ho
     assert place_run(plan, run, MachineOptions(device="cpu", micro_batch=8)).micro_batch == 8
     wider = plan_run(file, ["model.embedding_dim=32"])
     assert place_run(wider, run, machine).micro_batch == 8 and place_run(wider, run, machine).is_default_micro_batch
+    for larger in ("train.averages.ema=0.9", "train.untie_head_at=0.5"):
+        assert place_run(plan_run(file, [larger]), run, machine).is_default_micro_batch, larger
     cache_file(CACHE).write_text("{damaged")
     assert place_run(plan, run, machine).micro_batch == 8
 

@@ -267,8 +267,7 @@ def _checkpoint_of(run: RunDirectory, which: str, source: str) -> Path:
     found = [path for path in available if step and path.name == f"step-{int(step.group(1)):08}"]
     if not found:
         raise UsageError(
-            f"model {source}: no checkpoint '{which}'; the run has {_steps(available)}, and latest and best, each "
-            "also as an average of the weights, such as latest+ema"
+            f"model {source}: no checkpoint '{which}'; the run has {_steps(available)}, and latest and best"
         )
     return found[0]
 

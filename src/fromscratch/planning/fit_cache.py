@@ -69,7 +69,8 @@ def _key(workload: Workload, hardware: Hardware, acceleration: Acceleration) -> 
     machine = {name: properties[name] for name in ("device", "device_name", "memory_bytes", "torch")}
     if hardware.device.type == "cpu":
         machine["threads"] = properties["threads"]
-    model = workload.model.model_dump(mode="json", exclude={"preset", "init"})
+    model = workload.largest_model.model_dump(mode="json", exclude={"preset", "init"})
     train = workload.train.model_dump(mode="json", include={"precision", "optimizer", "clip"})
-    text = json.dumps([machine, model, train, asdict(acceleration)], sort_keys=True)
+    averages = sorted(workload.train.average_rules())  # none, as before there were any, adds nothing to the key
+    text = json.dumps([machine, model, train, asdict(acceleration), *averages], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]

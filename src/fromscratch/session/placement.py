@@ -107,8 +107,9 @@ class Placement:
 
     def sharded(self) -> "Placement":
         """Returns the same placement with a divided model, which is not compiled."""
+        why_not = "a divided model is not compiled" if self.acceleration.compile else self.compile_problem
         acceleration = replace(self.acceleration, compile=False)
-        return replace(self, is_sharded=True, acceleration=acceleration, compile_problem="divided models are not")
+        return replace(self, is_sharded=True, acceleration=acceleration, compile_problem=why_not)
 
     def num_micro_batches(self, global_batch: int) -> int:
         """Returns the number of forward passes per step in the process with the largest local batch."""

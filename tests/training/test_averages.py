@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from fromscratch.config.loading import parse_run_config
-from fromscratch.errors import UsageError
+from fromscratch.errors import DataError, UsageError
 from fromscratch.evaluation.saving import save_evaluation
+from fromscratch.formats.checkpoints import read_state
 from fromscratch.formats.model_sources import open_model
 from fromscratch.formats.weights import model_tensors
 from fromscratch.machine.hardware import find_hardware
@@ -125,6 +126,12 @@ def test_an_average_starts_another_run_without_its_optimizer_state(tmp_path: Pat
     start = {"model": "parent@latest+ema", "optimizer": True}
     with pytest.raises(UsageError, match="belongs to the raw weights, not to their average 'ema'"):
         plan_run(write_run_file(tmp_path, train={**SMALL_RUN["train"], "start_from": start}))
+
+
+def test_a_state_that_counts_no_steps_is_malformed(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text('{"averaged": {"ema": "many"}}')
+    with pytest.raises(DataError, match=r"state.json: malformed at averaged"):
+        read_state(tmp_path)
 
 
 def test_memory_disk_and_other_tools_know_them(tmp_path: Path) -> None:

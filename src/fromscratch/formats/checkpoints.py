@@ -124,6 +124,8 @@ def read_state(checkpoint: Path) -> TrainingState:
     for name, value in values.items():
         if not _has_type_of(getattr(TrainingState(), name), value):
             raise DataError(f"{path}: malformed at {name} ({type(value).__name__} {str(value)[:40]!r})")
+    if not all(type(count) is int for count in state.averaged.values()):
+        raise DataError(f"{path}: malformed at averaged ({str(state.averaged)[:40]!r}); it counts steps by average")
     return state
 
 

@@ -367,7 +367,7 @@ class TrainConfig(Table):
             return self
         if ramp.start >= self.global_batch or (self.global_batch - ramp.start) % ramp.increment:
             raise ValueError(
-                f"batch_ramp: from start = {ramp.start}, steps of increment = {ramp.increment} do not reach "
+                f"batch_ramp from start = {ramp.start} in stages of increment = {ramp.increment} does not reach "
                 f"global_batch = {self.global_batch}; choose an increment that divides {self.global_batch - ramp.start}"
                 if ramp.start < self.global_batch
                 else f"batch_ramp.start = {ramp.start} must be below global_batch = {self.global_batch}"

@@ -51,12 +51,10 @@ class SharedTokens:
     world: World
     max_steps: int = 2**31
 
-    @property
-    def targets_per_step(self) -> int:
+    def targets_in(self, step: int) -> int:
         return self.global_batch * self.context_length
 
-    @property
-    def num_micro_batches(self) -> int:
+    def num_micro_batches(self, step: int) -> int:
         return -(-self.global_batch // (self.world.size * self.micro_batch))
 
     def smaller(self) -> None:

@@ -27,7 +27,9 @@ def write(folder: Path, precision: str, **optimizer: Any) -> Path:
     return write_run_file(folder, train=train)
 
 
-@pytest.mark.parametrize("kind", [{"kind": "muon", "adamw_learning_rate": 0.01}, {"kind": "lion"}, {"kind": "sgd"}])
+@pytest.mark.parametrize(
+    "kind", [{"kind": "muon", "adamw_learning_rate": 0.01, "cautious": True}, {"kind": "lion"}, {"kind": "sgd"}]
+)
 def test_every_kind_learns_and_resumes_to_the_bit(tmp_path: Path, kind: dict[str, Any]) -> None:
     file = write(tmp_path, "fp32", **{"learning_rate": 0.02 if kind["kind"] != "sgd" else 0.5, **kind})
     untouched, summary = run_small(file, name="untouched")

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from fromscratch.config.model import GPTConfig
-from fromscratch.config.train import SGD, Lion, Muon
+from fromscratch.config.train import SGD, AdamW, Lion, Muon
 from fromscratch.models.factory import build_empty, initialise
 from fromscratch.optim.composite import CompositeOptimizer, as_composite
 
@@ -87,10 +87,41 @@ def test_lion_is_its_published_program(cautious: bool) -> None:
             update = torch.sign(0.8 * momenta[name] + 0.2 * gradient)
             decays = torch.full_like(gradient, 0.5 if parameter.dim() >= 2 else 0.0)
             if cautious:
-                decays = torch.where(update * weights[name] > 0, decays, 0.0)
+                decays = torch.where(update * weights[name] >= 0, decays, 0.0)
             weights[name] = weights[name] - 0.01 * (update + decays * weights[name])
             momenta[name] = 0.6 * momenta[name] + 0.4 * gradient
             torch.testing.assert_close(parameter.detach(), weights[name])
+
+
+@pytest.mark.parametrize("kind", [AdamW, Muon])
+def test_cautious_decay_of_other_optimisers_is_the_papers(kind: type[AdamW] | type[Muon]) -> None:
+    settings: dict[str, Any] = {"learning_rate": 0.01}
+    if kind is Muon:
+        settings |= {"adamw_learning_rate": 0.002}
+    cautious, plain = named_parameters(), named_parameters()
+    decays: dict[str, Any] = {"weight_decay": 0.5, **({"adamw_weight_decay": 0.5} if kind is Muon else {})}
+    one = as_composite(kind(**settings, **decays, cautious=True).build(cautious))
+    without_decay: dict[str, Any] = dict.fromkeys(decays, 0.0)
+    other = as_composite(kind(**settings, **without_decay).build(plain))
+    rates = rates_by_name(other, plain)
+    kept = 0
+    for step in range(3):
+        for optimizer, named in ((one, cautious), (other, plain)):
+            set_gradients(named, step)
+            named[0][1].grad[3:] = 0.0  # rows of an embedding that no token used
+            optimizer.set_rate_factor(0.5)
+        before = [parameter.detach().clone() for _, parameter in cautious]
+        for old, (_, parameter) in zip(before, plain, strict=True):
+            parameter.data.copy_(old)
+        one.step_unless(torch.tensor(False))
+        other.step_unless(torch.tensor(False))
+        for old, (name, parameter), (_, without) in zip(before, cautious, plain, strict=True):
+            update = old - without.detach()
+            decays_here = (update * old >= 0) & (parameter.dim() >= 2)
+            wanted = without.detach() - 0.5 * rates[name][1] * 0.5 * old * decays_here
+            torch.testing.assert_close(parameter.detach(), wanted, rtol=1e-6, atol=1e-8)
+            kept += int((~decays_here).sum())
+    assert kept > 1000, "some weights do not decay"
 
 
 def test_sgd_by_hand() -> None:
@@ -106,7 +137,7 @@ def test_sgd_by_hand() -> None:
         torch.testing.assert_close(parameter.detach(), weight)
 
 
-@pytest.mark.parametrize("slot", [Muon(), Lion(), SGD()])
+@pytest.mark.parametrize("slot", [Muon(), Muon(cautious=True), AdamW(cautious=True), Lion(cautious=True), SGD()])
 def test_a_held_step_changes_nothing(slot: Any) -> None:
     named = named_parameters()
     optimizer = as_composite(slot.build(named))

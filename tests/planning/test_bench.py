@@ -102,7 +102,7 @@ def test_the_references_dropout_is_torchs_own(recipe: str, monkeypatch: pytest.M
     keys = []
     monkeypatch.setattr(step_module, "set_sequence_keys", lambda _model, *given: keys.append(given[0]))
     stepper.take(0, 0.1)
-    assert bool(keys[0]) == (recipe == ENGINE) and stepper.batches.targets_per_step == 2 * 16
+    assert bool(keys[0]) == (recipe == ENGINE) and stepper.batches.targets_in(0) == 2 * 16
 
 
 @pytest.mark.parametrize(

@@ -124,6 +124,8 @@ def test_an_answer_is_remembered_and_used_for_this_model_only(tmp_path: Path, ho
     assert place_run(plan, run, MachineOptions(device="cpu", micro_batch=8)).micro_batch == 8
     wider = plan_run(file, ["model.embedding_dim=32"])
     assert place_run(wider, run, machine).micro_batch == 8 and place_run(wider, run, machine).is_default_micro_batch
+    for larger in ("train.averages.ema=0.9", "train.untie_head_at=0.5"):
+        assert place_run(plan_run(file, [larger]), run, machine).is_default_micro_batch, larger
     cache_file(CACHE).write_text("{damaged")
     assert place_run(plan, run, machine).micro_batch == 8
 
@@ -133,7 +135,9 @@ def test_the_verb_prints_the_line_and_remembers(tmp_path: Path, home: Path) -> N
     refused(*command, "0.001", code=2, says="--memory")
     assert not home.exists()
     little = run_command(*command, "0.02")
-    assert little.code == 1 and "not even one sequence fits into 20 MiB" in little.err
+    assert little.code == 1 and "not even one sequence fits into 20 MiB" in little.err and "--shard" not in little.err
+    two = run_command(*command, "0.02", "--processes", "2")
+    assert two.code == 1 and "2 processes that divide the model among them need about" in two.err
 
 
 def test_the_budget_is_a_part_of_what_is_free() -> None:

@@ -133,6 +133,28 @@ def forecast(machine: Machine, **options: Any) -> Any:
     return forecast_machine("m", machine, WORKLOAD, **given)
 
 
+def test_devices_divide_a_model_of_which_no_copy_fits() -> None:
+    gib = 2**30
+    forecast = MemoryForecast("cuda", {n: Bytes(8 * gib, 8 * gib, 16 * gib, n * gib, n * gib) for n in (1, 2)})
+    one = forecast.divided(8).at(2)
+    assert (one.weights, one.gradients, one.optimizer, one.activations) == (9 * gib, gib, 2 * gib, 2 * gib)
+    workload = Workload(GPTConfig(vocab_size=50_257), TrainConfig(global_batch=64))
+    machine = Machine(device="NVIDIA A100", devices=8)
+
+    def micro_batch(workload: Workload, machine: Machine, budget: float) -> tuple[int | None, bool]:
+        found = forecast_machine(
+            "a", machine, workload, tokens=1, speeds=[], memory=lambda _: forecast, budget_bytes=budget
+        )
+        return found.micro_batch, found.is_divided
+
+    assert micro_batch(workload, machine, 38 * gib) == (3, False)
+    assert micro_batch(workload, machine, 20 * gib) == (4, True)
+    assert micro_batch(workload, machine, 12 * gib) == (0, True)
+    assert micro_batch(workload, Machine(device="NVIDIA A100", devices=1), 20 * gib) == (0, False)
+    muon = Workload(workload.model, TrainConfig.model_validate({"global_batch": 64, "optimizer": {"kind": "muon"}}))
+    assert micro_batch(muon, machine, 20 * gib) == (0, False)
+
+
 def test_hours_and_dollars_from_an_assumed_share_of_the_peak() -> None:
     one = forecast(Machine.model_validate({"device": "A100", "devices": 8, "dollars_per_hour": [2, 4]}), mfu=0.5)
     hours = 10**9 * WORKLOAD.flops_per_token / (8 * 312e12 * 0.5) / 3600

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fromscratch.errors import DivergedError, FromScratchError
 from fromscratch.formats.checkpoints import TrainingState, save_checkpoint
+from fromscratch.planning.sharding import Sharding
 from fromscratch.processes.world import World, joined_world
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import read_records
@@ -48,8 +49,8 @@ POLICIES = {
 class Case:
     """One training of the world, from the run file with some keys changed."""
 
-    def __init__(self, file: Path, world: World, name: str, *overrides: str) -> None:
-        self.world = world
+    def __init__(self, file: Path, world: World, name: str, *overrides: str, shard: Sharding = Sharding.OFF) -> None:
+        self.world, self.shard = world, shard
         self.path = file.resolve().parent / "runs" / name
         plan = plan_run(file, list(overrides))
         self.plan = plan
@@ -64,7 +65,7 @@ class Case:
 
     def placement(self) -> Placement:
         """What a start would choose now."""
-        return place_run(self.plan, RunDirectory(self.path), MachineOptions(device="cpu"))
+        return place_run(self.plan, RunDirectory(self.path), MachineOptions(device="cpu", shard=self.shard))
 
     @property
     def stepper(self) -> Stepper:
@@ -72,7 +73,7 @@ class Case:
 
     def weights(self) -> str:
         """A digest of all weights."""
-        return digest(list(self.training.model.parameters()))
+        return digest([*self.stepper.parameters])
 
     def moments(self) -> str:
         """A digest of the optimiser's state."""
@@ -85,9 +86,9 @@ class Case:
     def events(self, kind: str) -> list[dict[str, Any]]:
         return [e for e in read_records(self.training.journal.run.events) if e["event"] == kind]
 
-    def outcome(self) -> dict[str, Any]:
-        """Trains to the end."""
-        train(self.training)
+    def outcome(self, *, stop_after: int | None = None) -> dict[str, Any]:
+        """Trains to the end, or to a step."""
+        train(self.training, stop_after=stop_after)
         self.world.barrier()
         found: dict[str, Any] = {"weights": self.weights(), "step": self.training.state.step, "path": str(self.path)}
         if self.world.is_main:
@@ -215,12 +216,12 @@ def memory(file: Path, world: World) -> dict[str, Any]:
         case = Case(file, world, f"memory-{name}")
         if world.rank == SICK_RANK:
             case.stepper.loss_module.loss = lacking(case.training.state, first_step)
-        found[name] = {**case.outcome(), "pieces": case.stepper.batches.num_micro_batches}
+        found[name] = {**case.outcome(), "pieces": case.stepper.batches.num_micro_batches(0)}
         found[name]["next"] = case.placement().micro_batch
     case = Case(file, world, "memory-backward")
     no_memory = torch.OutOfMemoryError("made up")
 
-    def backward(objective: Tensor) -> None:
+    def backward(objective: Tensor, step: int) -> None:
         raise no_memory
 
     case.stepper._backward = backward  # type: ignore[method-assign]
@@ -252,7 +253,7 @@ def carry(file: Path, world: World) -> dict[str, Any]:
 def recorder_of(training: Training) -> StepRecorder:
     """One that tells nobody."""
     quiet = Journal(training.journal.run, [], writes=False)
-    return StepRecorder(training.state, training.stepper.rules.policy, training.spikes, quiet, tokens_per_step=1)
+    return StepRecorder(training.state, training.stepper.rules.policy, training.spikes, quiet, tokens_before=int)
 
 
 def main(file: Path) -> None:

@@ -133,7 +133,7 @@ def test_loss_chart_shows_band_held_out_and_best() -> None:
 
 
 def test_the_best_epoch_is_named() -> None:
-    axes = drawn(lambda axes: draw_loss(axes, [record(1)], [(50, 4.6), (75, 4.1)], {50.0: 2.0, 75.0: 3.0}))
+    axes = drawn(lambda axes: draw_loss(axes, [record(1)], [(50, 4.6), (75, 4.1)], epochs={50.0: 2.0, 75.0: 3.0}))
     assert labels(axes)[-1] == "best: 4.100 at step 75, epoch 3"
 
 

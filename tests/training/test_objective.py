@@ -75,10 +75,11 @@ class TinyBatches:
     masked: bool = False
     world: World = ALONE
     max_steps: int = 1_000
-    targets_per_step: int = SEQUENCES * TIME
 
-    @property
-    def num_micro_batches(self) -> int:
+    def targets_in(self, step: int) -> int:
+        return SEQUENCES * TIME
+
+    def num_micro_batches(self, step: int) -> int:
         return math.ceil(len(self.world.local_shard(range(SEQUENCES))) / self.micro_batch)
 
     def smaller(self) -> "Batches | None":

@@ -39,11 +39,12 @@ class RandomBatches:
     """Eight sequences a step, divided as told."""
 
     micro_batch: int
-    targets_per_step: int = 64
     max_steps: int = 1_000
 
-    @property
-    def num_micro_batches(self) -> int:
+    def targets_in(self, step: int) -> int:
+        return 64
+
+    def num_micro_batches(self, step: int) -> int:
         return -(-8 // self.micro_batch)
 
     def smaller(self) -> None:

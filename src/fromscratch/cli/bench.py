@@ -180,7 +180,7 @@ def predicted_hours(plan: "PlannedRun | None", rows: "list[Row]", *, devices: in
     best = fastest(rows, plan.config.train.precision) if plan else None
     if plan is None or best is None or not best.tokens_per_second:
         return None
-    return plan.num_steps * plan.objective.tokens_per_step / (devices * best.tokens_per_second) / 3600
+    return plan.tokens_before(plan.num_steps) / (devices * best.tokens_per_second) / 3600
 
 
 def report(rows: "list[Row]", conditions: dict[str, Any], *, as_json: bool) -> None:

@@ -16,6 +16,7 @@ from fromscratch.cli.options import (
     QuietFlag,
 )
 from fromscratch.cli.output import note, print_json, print_table
+from fromscratch.errors import FromScratchError
 
 if TYPE_CHECKING:
     from fromscratch.planning.fit import Fit
@@ -46,7 +47,9 @@ def fit(
     from fromscratch.machine.acceleration import choose_acceleration
     from fromscratch.machine.hardware import find_hardware
     from fromscratch.planning.bench import Workload
+    from fromscratch.planning.fit import DoesNotFitError
     from fromscratch.planning.fit_cache import find_and_cache_fit
+    from fromscratch.planning.sharding import advice_to_divide
     from fromscratch.session.placement import local_batch_of
     from fromscratch.session.plan import plan_run
 
@@ -60,14 +63,18 @@ def fit(
         activation_checkpointing=activation_checkpointing,
     )
     local_batch = local_batch_of(workload.train.global_batch, processes or 1)
-    result = find_and_cache_fit(
-        workload,
-        hardware,
-        acceleration,
-        local_batch=local_batch,
-        on_probe=lambda probe: note(probe.describe(), quiet=quiet),
-        budget_bytes=round(memory_gib * 2**30) if memory_gib else None,
-    )
+    try:
+        result = find_and_cache_fit(
+            workload,
+            hardware,
+            acceleration,
+            local_batch=local_batch,
+            on_probe=lambda probe: note(probe.describe(), quiet=quiet),
+            budget_bytes=round(memory_gib * 2**30) if memory_gib else None,
+        )
+    except DoesNotFitError as error:
+        advice = advice_to_divide(workload, hardware, processes=processes or 1)
+        raise FromScratchError(f"{error}{advice}") from None
     report(result, hardware.name, local_batch, as_json=as_json)
 
 

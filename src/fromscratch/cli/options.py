@@ -1,7 +1,7 @@
 """Options and arguments that several commands share."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -18,7 +18,7 @@ ModelArgument = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="A run, RUN@latest, RUN@step-N, a checkpoint, an exported or imported folder, "
+        help="A run, RUN@latest, RUN@step-N, RUN@ema, RUN@latest+tail, a checkpoint, an exported or imported folder, "
         "owner/name on the Hugging Face Hub, or gpt2, gpt2-medium, gpt2-large, gpt2-xl.",
     ),
 ]
@@ -61,6 +61,14 @@ PricePerHour = Annotated[
         min=0.0,
         envvar="FROMSCRATCH_DOLLARS_PER_HOUR",
         help="Price of all machines of the run together, for 'fromscratch runs cost'.",
+    ),
+]
+ShardChoice = Annotated[
+    Literal["auto", "on", "off"],
+    typer.Option(
+        "--shard",
+        help="Divide weights, gradients and optimiser state among the processes (FSDP2); by default where a copy of "
+        "the model does not fit into the memory of a GPU. The result is the same to rounding.",
     ),
 ]
 Checkpointing = Annotated[

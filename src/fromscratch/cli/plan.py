@@ -60,6 +60,7 @@ def to_dict(estimate: "Estimate") -> dict[str, Any]:
     return {
         "parameters": costs.parameters,
         "active_parameters": costs.active_parameters,
+        "parameters_at_end": science.parameters_at_end,
         "parameters_by_part": costs.parameters_by_part,
         "vocab_size": science.config.model.vocab_size,
         "vocabulary_is_assumed": science.vocabulary_is_assumed,
@@ -78,7 +79,7 @@ def to_dict(estimate: "Estimate") -> dict[str, Any]:
         "tokens_per_step": science.tokens_per_step,
         "steps": science.num_steps,
         "chinchilla_tokens": science.chinchilla_tokens,
-        "chinchilla_tokens_rounded": science.chinchilla_steps * science.tokens_per_step,
+        "chinchilla_tokens_rounded": science.chinchilla_tokens_rounded,
         "chinchilla_steps": science.chinchilla_steps,
         "memory_bytes": {kind: {**asdict(one), "total": one.total} for kind, one in estimate.memory.items()},
         "memory_bytes_per_sequence": estimate.memory_per_sequence,
@@ -91,21 +92,26 @@ def to_dict(estimate: "Estimate") -> dict[str, Any]:
 
 def _print_science(science: "Science") -> None:
     costs, per_step = science.costs, science.tokens_per_step
-    rounded = science.chinchilla_steps * per_step
+    at_end = science.parameters_at_end
+    ramp = "up to " if science.config.train.batch_ramp else ""
     hoffmann = costs.hoffmann_flops_per_token
     print_table(
         [
             ("parameters", costs.parameters),
             *([("active parameters", costs.active_parameters)] if costs.active_parameters < costs.parameters else []),
+            *([("  at the end, with a head of its own", at_end)] if at_end != costs.parameters else []),
             *((f"  {part}", count) for part, count in costs.parameters_by_part.items()),
             ("FLOPs per token, 6N", costs.six_n_flops_per_token),
             ("FLOPs per token, Hoffmann et al. 2022, F", hoffmann if hoffmann is not None else "has no attention"),
             ("FLOPs per token, visible positions only", costs.training_flops_per_token),
             ("FLOPs of the run, 6N", f"{costs.six_n_flops_per_token * science.tokens:.3g}"),
             ("FLOPs of the run, Hoffmann", None if hoffmann is None else f"{hoffmann * science.tokens:.3g}"),
-            ("tokens of the run", f"{science.tokens:,} in {science.num_steps:,} steps of {per_step:,}"),
+            ("tokens of the run", f"{science.tokens:,} in {science.num_steps:,} steps of {ramp}{per_step:,}"),
             ("Chinchilla tokens, 20 per parameter", science.chinchilla_tokens),
-            ("  in whole global batches", f"{rounded:,} in {science.chinchilla_steps:,} steps"),
+            (
+                "  in whole global batches",
+                f"{science.chinchilla_tokens_rounded:,} in {science.chinchilla_steps:,} steps",
+            ),
         ]
     )
 
@@ -129,9 +135,10 @@ def _print_machines(machines: "list[MachineForecast]") -> None:
 def _row(one: "MachineForecast") -> tuple[str, ...]:
     unknown = "unknown"
     price = unknown if one.dollars_per_hour is None else f"{dollar_range(one.dollars_per_hour)}/h ({one.price_source})"
+    divided = " (divided model)" if one.is_divided else ""
     return (
         one.name,
-        unknown if one.micro_batch is None else f"{one.micro_batch:,}" if one.micro_batch else "does not fit",
+        unknown if one.micro_batch is None else f"{one.micro_batch:,}{divided}" if one.micro_batch else "does not fit",
         unknown if one.tokens_per_second is None else f"{one.tokens_per_second:,.0f}",
         unknown if one.hours is None else f"{one.hours:,.1f}",
         dollar_range(one.dollars),

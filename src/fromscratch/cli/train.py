@@ -23,6 +23,7 @@ from fromscratch.cli.options import (
     Processes,
     QuietFlag,
     RunsDir,
+    ShardChoice,
     StopAfter,
 )
 from fromscratch.cli.output import note, print_json, print_table
@@ -58,6 +59,7 @@ def train(
     compile_model: CompileChoice = None,
     activation_checkpointing: Checkpointing = False,
     deterministic: Deterministic = None,
+    shard: ShardChoice = "auto",
     profile: ProfiledSteps = None,
     stop_after: StopAfter = None,
     fresh: Fresh = False,
@@ -73,6 +75,7 @@ def train(
 
     Example: fromscratch train baseline.toml --set train.seed=7 --name baseline-7
     """
+    from fromscratch.planning.sharding import Sharding
     from fromscratch.runs.directory import check_run_name
     from fromscratch.session.billing import Billing
     from fromscratch.session.placement import MachineOptions
@@ -81,7 +84,8 @@ def train(
     billing = Billing(dollars_per_hour)
     path = runs_dir / check_run_name(runfile.stem if name is None else name)
     plan = plan_run(runfile, overrides)
-    machine = MachineOptions(device, micro_batch, compile_model, activation_checkpointing, deterministic)
+    wish = Sharding(shard)
+    machine = MachineOptions(device, micro_batch, compile_model, activation_checkpointing, deterministic, wish)
     options = SessionOptions(processes, profile, stop_after, fresh, allow_change or (), as_json, quiet)
     train_plan(plan, path, machine, options, billing)
 
@@ -173,7 +177,7 @@ def make_observers(plan: "PlannedRun", path: Path, profiled_steps: int | None, *
     from fromscratch.training.observers import terminal_observer
     from fromscratch.training.profiling import TRACE_FILE, StepProfiler
 
-    observers: list[Observer] = [] if quiet else [terminal_observer()]
+    observers: list[Observer] = [] if quiet else [terminal_observer(plan.tokens_before(plan.num_steps))]
     observers += reporters(plan.config.train.report_to, RunDirectory(path), lambda text: note(f"notice: {text}"))
     if profiled_steps is not None:
         observers.append(StepProfiler(path / TRACE_FILE, profiled_steps))
@@ -197,13 +201,17 @@ def describe(plan: "PlannedRun", placement: "Placement", path: Path) -> str:
     from fromscratch.machine.emulation import needs_emulation
 
     train_config, tokens_per_step = plan.config.train, plan.objective.tokens_per_step
+    step = train_config.untie_step(plan.num_steps)
+    untied = f" ({plan.parameters_at(plan.num_steps):,} after step {step:,}, with a head of its own)" if step else ""
+    ramp = f"{plan.tokens_before(1):,} to " if train_config.batch_ramp else ""
     passes = placement.num_micro_batches(train_config.global_batch)
-    processes = f"{placement.world_size} processes, " if placement.world_size > 1 else ""
+    divided = " that divide the model" if placement.is_sharded else ""
+    processes = f"{placement.world_size} processes{divided}, " if placement.world_size > 1 else ""
     is_emulated = needs_emulation(train_config.precision, placement.hardware.device)
     emulated = " (computed in fp32: this processor has no 16-bit instructions)" if is_emulated else ""
     return (
-        f"{path}: {plan.costs.parameters:,} parameters, {plan.num_steps:,} steps of {tokens_per_step:,} tokens "
-        f"({plan.num_steps * tokens_per_step:,} in total)\n"
+        f"{path}: {plan.costs.parameters:,} parameters{untied}, {plan.num_steps:,} steps of {ramp}{tokens_per_step:,} "
+        f"tokens ({plan.tokens_before(plan.num_steps):,} in total)\n"
         f"on {placement.hardware.device} ({placement.hardware.name}), {train_config.precision}{emulated}, global batch "
         f"{train_config.global_batch} as {processes}{passes} x {placement.micro_batch}, "
         f"{placement.acceleration}{f' ({placement.compile_problem})' if placement.compile_problem else ''}"

@@ -90,6 +90,9 @@ Positive = Annotated[int, Field(gt=0, le=LARGEST_WHOLE_NUMBER)]
 NonNegative = Annotated[int, Field(ge=0, le=LARGEST_WHOLE_NUMBER)]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 
+Switch = Annotated[bool, Field(exclude_if=lambda on: not on)]
+"""A switch that is off by default. Off is not written out, so runs from before there was one keep their identity."""
+
 
 def tables_in(annotation: Any) -> Iterator[type[BaseModel]]:
     """The tables and slots that a field's annotation names, in order."""

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import re
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -61,6 +61,9 @@ class EvalConfig(Table):
     """Index of the first token to evaluate."""
     tokens: Positive = 65_536
     """Maximum number of tokens to evaluate; a shorter split is used completely."""
+    weights: Literal["raw", "ema", "tail"] = Field(default="raw", exclude_if=lambda name: name == "raw")
+    """Whose held-out loss decides which checkpoint is the best, and which weights are sampled and opened where a
+    command names only the run: those of training (``raw``), or an average of ``[train] averages``."""
     prompts: tuple[str, ...] = Field(default=("Every effort moves you",), strict=False)
     """Prompts of the sampled texts."""
     sample_tokens: Positive = 48
@@ -76,6 +79,29 @@ class RunConfig(Table):
     eval: EvalConfig = EvalConfig()
     tune: Annotated[Instruct | Classify | None, SLOT] = None
     """Fine-tuning; without it, the run learns the next token of a token store."""
+
+    @model_validator(mode="after")
+    def _evaluates_weights_that_exist(self) -> Self:
+        if self.eval.weights != "raw" and getattr(self.train.averages, self.eval.weights, None) is None:
+            raise ValueError(
+                f'eval.weights = "{self.eval.weights}" needs train.averages.{self.eval.weights}; set it, or remove '
+                "eval.weights"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _unties_a_tied_head(self) -> Self:
+        if self.train.untie_head_at is not None and (self.tune or not getattr(self.model, "tied_head", False)):
+            raise ValueError(
+                "train.untie_head_at is for pre-training a model with model.tied_head = true; set that, or remove it"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _ramps_in_pretraining_only(self) -> Self:
+        if self.tune and self.train.batch_ramp:
+            raise ValueError("train.batch_ramp is for pre-training; remove it from a run with [tune]")
+        return self
 
     def resolved(self, *, vocab_size: int, tokens: int) -> Self:
         """Returns a copy with the values that depend on the store and the model: vocabulary size and token budget."""

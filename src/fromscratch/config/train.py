@@ -2,14 +2,34 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from fromscratch.config.base import SLOT, NonNegative, Positive, Slot, SlotMarker, Table
+from fromscratch.config.averages import Averages
+from fromscratch.config.base import (
+    LARGEST_WHOLE_NUMBER,
+    SLOT,
+    NonNegative,
+    Positive,
+    Slot,
+    SlotMarker,
+    Switch,
+    Table,
+)
+from fromscratch.config.batch_sizes import BatchRamp, BatchSizes
+
+M = TypeVar("M", bound=Table)
 
 
-class AdamW(Slot):
+class Optimizer(Slot):
+    """What every optimiser has."""
+
+    needs_whole_matrices: ClassVar[bool] = False
+    """Whether a process can update its part of a matrix only with the other parts at hand."""
+
+
+class AdamW(Optimizer):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
 
     builds: ClassVar[str] = "fromscratch.optim.adamw:build_adamw"
@@ -23,13 +43,16 @@ class AdamW(Slot):
     beta1: float = Field(default=0.9, ge=0.0, lt=1.0)
     beta2: float = Field(default=0.95, ge=0.0, lt=1.0)
     eps: float = Field(default=1e-8, gt=0.0)
+    cautious: Switch = False
+    """Whether a weight decays only where the update does not move it away from zero (Chen et al. 2025)."""
 
 
-class Muon(Slot):
+class Muon(Optimizer):
     """Muon for matrices inside of the model, AdamW for embeddings, head, norms and biases (Jordan et al. 2024)."""
 
     builds: ClassVar[str] = "fromscratch.optim.muon:build_muon"
     kind: Literal["muon"] = "muon"
+    needs_whole_matrices: ClassVar[bool] = True
     learning_rate: float = Field(default=0.02, gt=0.0)
     """The full rate of the matrices: the length of an update of a square matrix in spectral norm."""
     momentum: float = Field(default=0.95, ge=0.0, lt=1.0)
@@ -44,9 +67,11 @@ class Muon(Slot):
     beta1: float = Field(default=0.9, ge=0.0, lt=1.0)
     beta2: float = Field(default=0.95, ge=0.0, lt=1.0)
     eps: float = Field(default=1e-8, gt=0.0)
+    cautious: Switch = False
+    """Whether a weight decays only where the update does not move it away from zero (Chen et al. 2025)."""
 
 
-class Lion(Slot):
+class Lion(Optimizer):
     """The sign of an average of gradients (Chen et al. 2023, "Symbolic Discovery of Optimization Algorithms")."""
 
     builds: ClassVar[str] = "fromscratch.optim.lion:build_lion"
@@ -58,12 +83,12 @@ class Lion(Slot):
     decay: Literal["matrices", "all"] = "matrices"
     """What decays: matrices and embeddings only, or every parameter."""
     cautious: bool = False
-    """Whether a weight decays only where the update also shrinks it (Chen et al. 2025, cautious weight decay)."""
+    """Whether a weight decays only where the update does not move it away from zero (Chen et al. 2025)."""
     beta1: float = Field(default=0.9, ge=0.0, lt=1.0)
     beta2: float = Field(default=0.99, ge=0.0, lt=1.0)
 
 
-class SGD(Slot):
+class SGD(Optimizer):
     """Stochastic gradient descent with momentum: the plainest baseline."""
 
     builds: ClassVar[str] = "fromscratch.optim.sgd:build_sgd"
@@ -264,6 +289,14 @@ class StartFrom(Table):
     """Whether to load its optimiser state too. Only checkpoints of runs have one."""
 
 
+def _check_place(value: Any) -> Any:
+    """Runs before the union is validated, so that a wrong value gives one error and not one per branch."""
+    is_step = isinstance(value, int) and not isinstance(value, bool) and 0 < value <= LARGEST_WHOLE_NUMBER
+    if not is_step and not (isinstance(value, float) and 0.0 < value < 1.0):
+        raise ValueError("must be a number of steps above 0, or a share of the run between 0 and 1, such as 0.5")
+    return value
+
+
 def _name_alone(value: Any) -> Any:
     return {"model": value} if isinstance(value, str) else value
 
@@ -273,6 +306,9 @@ class TrainConfig(Table):
 
     global_batch: Positive = 96
     """Sequences per optimiser step, whatever the machine."""
+    batch_ramp: BatchRamp | None = None
+    """Smaller global batches at the beginning. The learning rate's schedule, evaluations and checkpoints count steps,
+    whatever their size; ``data.tokens`` counts tokens. Without it, all steps take ``global_batch`` sequences."""
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = "bf16"
     """Arithmetic of matrix products; weights and optimiser state are always fp32."""
     seed: NonNegative = 42
@@ -290,6 +326,11 @@ class TrainConfig(Table):
     Needs a checkpoint at every evaluation. With ``[tune]``, use ``tune.patience``."""
     keep_checkpoints: Positive = 2
     """Number of newest checkpoints that are kept, beside the best one."""
+    untie_head_at: Annotated[int | float | None, BeforeValidator(_check_place)] = None
+    """From here on a tied head has a matrix of its own, which begins as a copy of the embedding, with its optimiser
+    state: a number of steps, or a share of the run such as 0.5. Without it, a tied head stays tied."""
+    averages: Averages | None = None
+    """Averages of the weights beside the weights themselves, such as ``{ ema = 0.999, tail = 0.2 }``."""
     report_to: tuple[Literal["tensorboard", "trackio", "wandb"], ...] = Field(default=(), strict=False, exclude=True)
     """Other tools that receive the metrics, each installed by you. They do not change the run or its identity."""
     optimizer: Annotated[AdamW | Muon | Lion | SGD, SlotMarker("adamw")] = AdamW()
@@ -297,6 +338,48 @@ class TrainConfig(Table):
     clip: Annotated[NoClip | ClipByNorm | ClipByValue, SLOT] = NoClip()
     nonfinite: Annotated[SkipNonfinite | RaiseNonfinite | RandomStepNonfinite | ApplyNonfinite, SLOT] = SkipNonfinite()
     spike: Annotated[NoSpikes | WarnOfSpikes | SkipSpikes | RollBackSpikes, SLOT] = NoSpikes()
+
+    @property
+    def batch_sizes(self) -> BatchSizes:
+        """The number of sequences of every step."""
+        return BatchSizes(self.global_batch, self.batch_ramp)
+
+    def untie_step(self, num_steps: int) -> int | None:
+        """Returns the number of steps with a tied head, of a run of ``num_steps``; None where it stays as it is."""
+        place = self.untie_head_at
+        return max(1, round(place * num_steps)) if isinstance(place, float) else place
+
+    def last_model(self, model: M) -> M:
+        """Returns the model as it is at the end of the run, when it has the most parameters."""
+        return model if self.untie_head_at is None else model.model_copy(update={"tied_head": False})
+
+    def average_rules(self) -> dict[str, Any]:
+        """Returns the rules of ``averages`` by name; empty without it."""
+        return self.averages.build() if self.averages else {}
+
+    @model_validator(mode="after")
+    def _never_goes_back_to_a_tied_head(self) -> Self:
+        if self.untie_head_at is not None and isinstance(self.spike, RollBackSpikes):
+            raise ValueError('spike = "rollback" could go back behind untie_head_at; use spike = "skip", or remove one')
+        return self
+
+    @model_validator(mode="after")
+    def _ramp_reaches_the_global_batch(self) -> Self:
+        ramp = self.batch_ramp
+        if ramp is None:
+            return self
+        if ramp.start >= self.global_batch or (self.global_batch - ramp.start) % ramp.increment:
+            raise ValueError(
+                f"batch_ramp from start = {ramp.start} in stages of increment = {ramp.increment} does not reach "
+                f"global_batch = {self.global_batch}; choose an increment that divides {self.global_batch - ramp.start}"
+                if ramp.start < self.global_batch
+                else f"batch_ramp.start = {ramp.start} must be below global_batch = {self.global_batch}"
+            )
+        if isinstance(self.spike, RollBackSpikes):
+            raise ValueError(
+                'spike = "rollback" skips batches, which batch_ramp cannot count; use spike = "skip", or remove one'
+            )
+        return self
 
     @model_validator(mode="after")
     def _minimum_below_maximum(self) -> Self:

@@ -7,6 +7,7 @@ from typing import Any
 
 from fromscratch.errors import DataError
 from fromscratch.files import read_json_object, to_strict_json, write_atomically
+from fromscratch.formats.checkpoints import RAW
 from fromscratch.formats.model_sources import LoadedModel
 
 
@@ -23,6 +24,8 @@ def save_evaluation(
     if loaded.run is None:
         return None
     loaded.run.evaluations.mkdir(exist_ok=True)
+    if loaded.weights != RAW:
+        name, values = f"{name}-{loaded.weights}", {"weights": loaded.weights, **values}
     path = next(path for path in _paths(loaded.run.evaluations, name) if _is_free(path, values, question))
     write_atomically(path, to_strict_json({"step": loaded.step, **values}, indent=1))
     return path

@@ -79,16 +79,14 @@ class PaddedBatches:
     """Maximum number of targets of one example."""
     world: World = ALONE
 
-    @property
-    def targets_per_step(self) -> int:
+    def targets_in(self, step: int) -> int:
         return self.order.global_batch * self.targets_per_example
 
     @property
     def max_steps(self) -> int:
         return self.order.num_steps
 
-    @property
-    def num_micro_batches(self) -> int:
+    def num_micro_batches(self, step: int) -> int:
         return -(-len(self.world.local_shard(range(self.order.global_batch))) // self.micro_batch)
 
     def micro_batches(self, step: int) -> Iterator[MicroBatch]:
@@ -96,7 +94,7 @@ class PaddedBatches:
         width = max(self.order.lengths[index] for index in whole)
         local, kernel_seed = self.world.local_shard(whole), derive_seed(self.order.seed, "attention-dropout", step)
         first = split_evenly(len(whole), self.world.size)[self.world.rank][0]
-        for begin, end in split_evenly(len(local), self.num_micro_batches):
+        for begin, end in split_evenly(len(local), self.num_micro_batches(step)):
             indices = local[begin:end]
             inputs, targets = (tensor.to(self.device) for tensor in self.collate(indices, width))
             keys = tuple(derive_seed(self.order.seed, "dropout", step, index) for index in indices)

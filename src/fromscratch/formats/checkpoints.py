@@ -1,7 +1,8 @@
 """Checkpoints: folders with checksums that hold everything a resume needs, as safetensors and JSON.
 
 The files are ``model.safetensors``, ``optimizer.safetensors``, ``state.json`` and a manifest with checksums.
-Models that carry state from batch to batch add ``carry.safetensors``. ``runs.retention`` decides which
+Models that carry state from batch to batch add ``carry.safetensors``, averages of the weights ``ema.safetensors`` and
+``tail.safetensors``. ``runs.retention`` decides which
 checkpoints are kept.
 """
 
@@ -21,6 +22,10 @@ MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 CARRY_FILE = "carry.safetensors"
 STATE_FILE = "state.json"
+RAW = "raw"
+"""The name of the weights that are trained, beside those of their averages."""
+AVERAGES = ("ema", "tail")
+"""The names of averages of the weights."""
 MASKS = "mask_version"
 """The version of the dropout masks that a checkpoint was trained with, in its manifest; earlier ones name none."""
 
@@ -52,6 +57,9 @@ class TrainingState:
     skipped_batches: int = 0
     """Number of global batches skipped after spikes. Step s trains on batch s + skipped_batches."""
 
+    averaged: dict[str, int] = field(default_factory=dict)
+    """Number of steps whose weights each average holds, by its name; averages that have not begun are left out."""
+
     @property
     def mean_recent_loss(self) -> float | None:
         """Returns the mean training loss since the last scheduled checkpoint; None without losses."""
@@ -71,12 +79,20 @@ class Contents:
     state: TrainingState
     carry: dict[str, Tensor] = field(default_factory=dict)
     """State that the model carries from batch to batch; one row per sequence of the global batch."""
+    averages: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    """The trained weights as each average has them, by the average's name."""
 
     @property
     def files(self) -> dict[str, dict[str, Tensor]]:
         """Returns the tensors of each file, by file name."""
         files = {MODEL_FILE: self.model, OPTIMIZER_FILE: self.optimizer}
+        files |= {average_file(name): tensors for name, tensors in self.averages.items()}
         return {**files, CARRY_FILE: self.carry} if self.carry else files
+
+
+def average_file(name: str) -> str:
+    """The file of a checkpoint that holds an average of the weights."""
+    return f"{name}.safetensors"
 
 
 def save_checkpoint(folder: Path, contents: Contents, **metadata: Any) -> Path:
@@ -108,6 +124,8 @@ def read_state(checkpoint: Path) -> TrainingState:
     for name, value in values.items():
         if not _has_type_of(getattr(TrainingState(), name), value):
             raise DataError(f"{path}: malformed at {name} ({type(value).__name__} {str(value)[:40]!r})")
+    if not all(type(count) is int for count in state.averaged.values()):
+        raise DataError(f"{path}: malformed at averaged ({str(state.averaged)[:40]!r}); it counts steps by average")
     return state
 
 

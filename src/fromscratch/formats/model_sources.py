@@ -1,8 +1,9 @@
 """MODEL on the command line: a name of trained weights, opened as a model and its tokenizer.
 
-A name is a run (its best checkpoint), ``run@latest``, ``run@best``, ``run@step-617``, a checkpoint folder, a
-folder that ``fromscratch import``, ``publish`` or transformers wrote, a repository on the Hugging
-Face Hub, or OpenAI's ``gpt2``, ``gpt2-medium``, ``gpt2-large``, ``gpt2-xl``.
+A name is a run (its best checkpoint), ``run@latest``, ``run@best``, ``run@step-617``, a checkpoint folder, each with
+``@raw``, ``@ema`` or ``@tail`` (``run@ema``, ``run@latest+ema``) for the weights or an average of them, a folder that
+``fromscratch import``, ``publish`` or transformers wrote, a repository on the Hugging Face Hub, or OpenAI's ``gpt2``,
+``gpt2-medium``, ``gpt2-large``, ``gpt2-xl``.
 """
 
 import hashlib
@@ -12,24 +13,27 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import torch
+
 from fromscratch.config.loading import read_run_config
 from fromscratch.config.model import ModelConfig
 from fromscratch.config.prompts import PromptFormat
+from fromscratch.config.run import RunConfig
 from fromscratch.config.tune import Classify
 from fromscratch.errors import DataError, UsageError
 from fromscratch.files import MANIFEST, verify_folder
-from fromscratch.formats.checkpoints import MODEL_FILE, STATE_FILE, read_state
+from fromscratch.formats.checkpoints import AVERAGES, MODEL_FILE, RAW, STATE_FILE, average_file, read_state
 from fromscratch.formats.gpt2 import OPENAI_REPOSITORIES
 from fromscratch.formats.lora import merge_lora
 from fromscratch.formats.model_folder import is_model_folder
 from fromscratch.formats.prompt_files import read_prompt_format
 from fromscratch.formats.reading import HUB_CONFIG, read_model, tokenizer_of
-from fromscratch.formats.tensor_files import read_tensors
+from fromscratch.formats.tensor_files import read_tensors, tensor_names
 from fromscratch.formats.weights import fill, model_tensors
 from fromscratch.hub.downloads import download_model
 from fromscratch.hub.names import HUB_PREFIX, model_name
 from fromscratch.machine.hardware import Hardware
-from fromscratch.models.factory import build_empty, replace_head
+from fromscratch.models.factory import build_empty, build_model, replace_head
 from fromscratch.models.language_model import LanguageModel
 from fromscratch.runs.directory import RunDirectory, find_run
 from fromscratch.runs.retention import BEST, LATEST, checkpoints_in, damage_of, newest_valid
@@ -60,6 +64,8 @@ class LoadedModel:
     """Number of optimiser steps done; None without a run."""
     prompt_format: PromptFormat | None = None
     """The format of the prompts that it was tuned on; None if it was not tuned, or nobody knows."""
+    weights: str = RAW
+    """Which weights of a checkpoint: the trained ones (``raw``), or the average of this name."""
     classes: tuple[str, ...] = ()
     """The classes that a classifier scores, in the order of its scores; empty for a language model."""
 
@@ -112,9 +118,9 @@ def open_model(
 
 
 def _open(source: str, hardware: Hardware, runs_dir: Path) -> LoadedModel:
-    place = locate(source, runs_dir=runs_dir)
+    place, weights = _locate(source, runs_dir)
     if (place / STATE_FILE).is_file():
-        return _open_checkpoint(source, place, hardware)
+        return _open_checkpoint(source, place, hardware, weights)
     if (place / MANIFEST).is_file():
         verify_folder(place)
     found = read_model(place)
@@ -132,16 +138,19 @@ def _open(source: str, hardware: Hardware, runs_dir: Path) -> LoadedModel:
     )
 
 
-def _open_checkpoint(source: str, checkpoint: Path, hardware: Hardware) -> LoadedModel:
+def _open_checkpoint(source: str, checkpoint: Path, hardware: Hardware, weights: str) -> LoadedModel:
     run = find_run(checkpoint.parent.parent)
     verify_folder(checkpoint)
     step = read_state(checkpoint).step
     run_config = read_run_config(run.config_at(step))
-    config, tune = run_config.model, run_config.tune
+    config, tune = _model_of(run_config, checkpoint), run_config.tune
     model = build_empty(config, hardware.device)
     if isinstance(tune, Classify):
         replace_head(model, len(tune.classes))
+    weights = _present_weights(source, checkpoint, weights, default=run_config.eval.weights)
     tensors = read_tensors(checkpoint / MODEL_FILE)
+    if weights != RAW:
+        tensors |= read_tensors(checkpoint / average_file(weights))  # of frozen weights there is no average
     if tune and tune.lora:
         tensors = merge_lora(tensors, tune.lora, model)
     fill(model, tensors, checkpoint / MODEL_FILE)
@@ -149,23 +158,58 @@ def _open_checkpoint(source: str, checkpoint: Path, hardware: Hardware) -> Loade
     if run_config.data.document_mask:
         model.document_end = tokenizer.end_of_text
     prompt_format, classes = getattr(tune, "prompt", None), getattr(tune, "classes", ())
-    return LoadedModel(source, model.eval(), config, tokenizer, checkpoint, run, step, prompt_format, classes)
+    return LoadedModel(
+        source, model.eval(), config, tokenizer, checkpoint, run, step, prompt_format, weights=weights, classes=classes
+    )
+
+
+def _model_of(run_config: RunConfig, checkpoint: Path) -> ModelConfig:
+    """Returns the config of a checkpoint's model, whose head may have been untied by then."""
+    tied, last = run_config.model, run_config.train.last_model(run_config.model)
+    if last == tied:
+        return tied
+    with torch.device("meta"):
+        names = {name for name, _ in build_model(tied).named_parameters()}
+    return tied if names == tensor_names(checkpoint / MODEL_FILE) else last
+
+
+def _present_weights(source: str, checkpoint: Path, wanted: str, *, default: str) -> str:
+    """Returns which weights of a checkpoint are meant: those wanted, else the run's default, if they are there."""
+    present = [RAW, *(name for name in AVERAGES if (checkpoint / average_file(name)).is_file())]
+    if not wanted and default not in present:
+        LOG.warning(
+            "notice: model %s: taking the raw weights of %s, because the average '%s' had not begun there",
+            *(source, checkpoint.name, default),
+        )
+        return RAW
+    if (wanted or default) not in present:
+        raise UsageError(
+            f"model {source}: {checkpoint.name} has no average '{wanted}' of the weights; it has {', '.join(present)} "
+            "([train] averages asks for them)"
+        )
+    return wanted or default
 
 
 def locate(source: str, *, runs_dir: Path = RUNS_DIR) -> Path:
     """Returns the folder of a model's weights; downloads it from the Hub. Raises UsageError or DataError."""
+    return _locate(source, runs_dir)[0]
+
+
+def _locate(source: str, runs_dir: Path) -> tuple[Path, str]:
+    """Returns the folder of a model's weights, and which weights of a checkpoint the name asks for, if it does."""
     place, which = split_source(source)
     for name, wanted in ((source, ""), (place, which)):
         for path in (Path(name).expanduser(), runs_dir / Path(name).expanduser()):
             if path.exists():
-                return _in_folder(path, wanted, source)
+                checkpoint, weights = _split_weights(wanted)
+                return _in_folder(path, checkpoint, source, weights), weights
     hub_name = OPENAI_REPOSITORIES.get(source, source)
     is_hub_name = hub_name != source or source.startswith(HUB_PREFIX) or not Path(place).expanduser().parent.is_dir()
     if model_name(hub_name) and is_hub_name:
-        return _download_once(hub_name)
+        return _download_once(hub_name), ""
     raise UsageError(
         f"model {source}: no such run or checkpoint, here or in {runs_dir}; give a run directory, a run's name, "
-        "RUN@latest, RUN@step-N, an exported or imported folder, owner/name on the Hub, or one of "
+        "RUN@latest, RUN@step-N, RUN@ema, an exported or imported folder, owner/name on the Hub, or one of "
         f"{', '.join(OPENAI_REPOSITORIES)}"
     )
 
@@ -177,12 +221,19 @@ def split_source(source: str) -> tuple[str, str]:
     return (f"{folder}{slash}{name}", which) if at else (source, "")
 
 
-def _in_folder(path: Path, which: str, source: str) -> Path:
+def _split_weights(which: str) -> tuple[str, str]:
+    """Splits ``latest+ema`` into checkpoint and weights; either may be absent."""
+    checkpoint, _, weights = which.rpartition("+")
+    return (checkpoint, weights) if weights in (RAW, *AVERAGES) else (which, "")
+
+
+def _in_folder(path: Path, which: str, source: str, weights: str) -> Path:
     if RunDirectory(path).exists():
         return _checkpoint_of(RunDirectory(path), which, source)
-    if which:
-        raise UsageError(f"model {source}: {path} is not a run directory, so it has no '{which}'")
-    if (path / STATE_FILE).is_file():
+    is_checkpoint = (path / STATE_FILE).is_file()
+    if which or (weights and not is_checkpoint):
+        raise UsageError(f"model {source}: {path} is not a run directory, so it has no '{which or weights}'")
+    if is_checkpoint:
         return path.resolve()
     if path.is_dir() and (is_model_folder(path) or (path / HUB_CONFIG).is_file()):
         return path

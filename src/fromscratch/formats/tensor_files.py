@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -47,6 +47,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Reads the tensors of a safetensors file. Raises DataError when it is not readable."""
     try:
         return dict(load_file(path))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DataError(f"{path}: not a readable safetensors file ({error})") from error
+
+
+def tensor_names(path: Path) -> set[str]:
+    """Reads the names of the tensors in a safetensors file. Raises DataError when it is not readable."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return set(file.keys())
     except (SafetensorError, OSError, ValueError) as error:
         raise DataError(f"{path}: not a readable safetensors file ({error})") from error
 

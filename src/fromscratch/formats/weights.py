@@ -2,7 +2,7 @@
 
 import pickle
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -135,10 +135,14 @@ def first_head_weights(name: str, shape: torch.Size, generator: torch.Generator)
     return torch.zeros(shape) if name.endswith("bias") else torch.ones(shape)
 
 
-@torch.no_grad()
 def fill(model: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
     """Copies tensors into a model. Raises DataError where names or shapes differ."""
-    targets = dict(model.named_parameters())
+    fill_tensors(dict(model.named_parameters()), tensors, where)
+
+
+@torch.no_grad()
+def fill_tensors(targets: Mapping[str, Tensor], tensors: dict[str, Tensor], where: Path) -> None:
+    """Copies tensors into others of the same names. Raises DataError where names or shapes differ."""
     missing, unexpected = sorted(targets.keys() - tensors.keys()), sorted(tensors.keys() - targets.keys())
     if missing or unexpected:
         raise DataError(f"{where}: missing tensors {missing or 'none'}, unexpected tensors {unexpected or 'none'}")

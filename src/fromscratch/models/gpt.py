@@ -123,6 +123,11 @@ class GPT(LanguageModel):
         self.sizes = replace(self.sizes, tied_head=False)
         self.head = LinearHead(replace(self.sizes, vocab_size=num_outputs))
 
+    def untie_head(self) -> None:
+        """Gives a tied head a matrix of its own, with the embedding's values."""
+        self.sizes = replace(self.sizes, tied_head=False)
+        self.head.weight = nn.Parameter(self.token_embedding.weight.detach().clone())
+
     def reset(self, init: Init) -> None:
         """Sets all parameters, from the embeddings to the head."""
         init.embedding(self.token_embedding.weight)

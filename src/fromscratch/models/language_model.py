@@ -107,5 +107,9 @@ class LanguageModel(nn.Module):
         """Makes ``forward`` and ``losses_of`` score so many classes instead of tokens, by an own head, not set yet."""
         raise NotImplementedError
 
+    def untie_head(self) -> None:
+        """Gives a tied head a matrix of its own, with the same values; every other parameter stays the same object."""
+        raise NotImplementedError
+
     def tie_parameters(self) -> None:
         """Makes modules share the parameters that they share; called again after ``to_empty``, which separates them."""

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from fromscratch.optim.cautious import decay_cautiously
+
 FUSED_DEVICES = {"cuda", "cpu", "mps"}  # where torch has a single-kernel AdamW
 
 
@@ -18,20 +20,25 @@ def build_adamw(
     beta1: float,
     beta2: float,
     eps: float,
+    cautious: bool = False,
 ) -> torch.optim.Optimizer:
     """torch's AdamW, fused where the device has it.
 
-    ``decay`` is ``"matrices"`` (parameters of two dimensions or more) or ``"all"``.
+    ``decay`` is ``"matrices"`` (parameters of two dimensions or more) or ``"all"``; ``cautious`` is explained in
+    ``cautious.py``.
     Source: Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization", algorithm 2.
     """
     groups = decay_groups([parameter for _, parameter in named_parameters], weight_decay, decay)
-    return torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         groups,
         lr=learning_rate,
         betas=(beta1, beta2),
         eps=eps,
         fused=all(p.device.type in FUSED_DEVICES for group in groups for p in group["params"]),
     )
+    if cautious:
+        decay_cautiously(optimizer)
+    return optimizer
 
 
 def decay_groups(parameters: list[nn.Parameter], weight_decay: float, decay: str) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fromscratch.optim.adamw import build_adamw
+from fromscratch.optim.cautious import decay_cautiously
 from fromscratch.optim.composite import CompositeOptimizer
 
 NEWTON_SCHULZ_STEPS = 5
@@ -31,6 +32,7 @@ def build_muon(
     beta1: float,
     beta2: float,
     eps: float,
+    cautious: bool = False,
 ) -> CompositeOptimizer:
     """``torch.optim.Muon`` over hidden matrices, and AdamW with rates of its own over the rest."""
     hidden, embeddings, others = [], [], []
@@ -42,15 +44,27 @@ def build_muon(
             embeddings.append((name, parameter))
         else:
             hidden.append(parameter)
-    adamw = partial(build_adamw, weight_decay=adamw_weight_decay, decay="matrices", beta1=beta1, beta2=beta2, eps=eps)
-    muon = partial(
-        torch.optim.Muon,
+    adamw = partial(
+        build_adamw,
+        weight_decay=adamw_weight_decay,
+        decay="matrices",
+        beta1=beta1,
+        beta2=beta2,
+        eps=eps,
+        cautious=cautious,
+    )
+    rates = ((embeddings, embedding_learning_rate or adamw_learning_rate), (others, adamw_learning_rate))
+    parts = [adamw(group, learning_rate=rate) for group, rate in rates if group]
+    if not hidden:
+        return CompositeOptimizer(*parts)
+    muon = torch.optim.Muon(
+        hidden,
         lr=learning_rate,
         momentum=momentum,
         weight_decay=weight_decay,
         ns_steps=NEWTON_SCHULZ_STEPS,
         adjust_lr_fn="original",
     )
-    rates = ((embeddings, embedding_learning_rate or adamw_learning_rate), (others, adamw_learning_rate))
-    parts = [adamw(group, learning_rate=rate) for group, rate in rates if group]
-    return CompositeOptimizer(*([muon(hidden)] if hidden else []), *parts)
+    if cautious:
+        decay_cautiously(muon)
+    return CompositeOptimizer(muon, *parts)

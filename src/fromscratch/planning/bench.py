@@ -59,9 +59,15 @@ class Workload:
 
     def key(self) -> list[Any]:
         """What determines speed and memory, apart from the machine; strict JSON."""
-        model = self.model.model_dump(mode="json", exclude={"preset", "init"})
+        model = self.largest_model.model_dump(mode="json", exclude={"preset", "init"})
         train = self.train.model_dump(mode="json", include={"precision", "optimizer", "clip"})
-        return [model, train, *(["document_mask"] if self.document_mask else [])]
+        averages = sorted(self.train.average_rules())  # none, as before there were any, adds nothing
+        return [model, train, *averages, *(["document_mask"] if self.document_mask else [])]
+
+    @property
+    def largest_model(self) -> ModelConfig:
+        """The model as it is when it takes the most memory."""
+        return self.train.last_model(self.model)
 
     @property
     def flops_per_token(self) -> int:
@@ -177,7 +183,7 @@ def run_worker(
             and the activations of an evaluation batch.
     """
     request = {
-        "model": workload.model.model_dump(mode="json", exclude_none=True),
+        "model": workload.largest_model.model_dump(mode="json", exclude_none=True),
         "train": workload.train.model_dump(mode="json", exclude_none=True),
         "document_mask": workload.document_mask,
         "case": asdict(measurement.case),

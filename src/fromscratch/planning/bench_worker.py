@@ -53,9 +53,8 @@ class BatchesWithoutKeys:
 
     batches: Batches
 
-    @property
-    def targets_per_step(self) -> int:
-        return self.batches.targets_per_step
+    def targets_in(self, step: int) -> int:
+        return self.batches.targets_in(step)
 
     @property
     def micro_batch(self) -> int:
@@ -65,9 +64,8 @@ class BatchesWithoutKeys:
     def max_steps(self) -> int:
         return self.batches.max_steps
 
-    @property
-    def num_micro_batches(self) -> int:
-        return self.batches.num_micro_batches
+    def num_micro_batches(self, step: int) -> int:
+        return self.batches.num_micro_batches(step)
 
     def micro_batches(self, step: int) -> Iterator[MicroBatch]:
         return (replace(batch, sequence_keys=(), kernel_key=None) for batch in self.batches.micro_batches(step))
@@ -112,7 +110,7 @@ def build_stepper(
     batches = objective.batches(runtime)
     parameters, rate = list(model.named_parameters()), train.optimizer.learning_rate
     unfused = torch.optim.AdamW(model.parameters(), lr=rate) if reference else None
-    return Stepper(
+    stepper = Stepper(
         model,
         as_composite(unfused or train.optimizer.build(parameters)),
         BatchesWithoutKeys(batches) if reference else batches,
@@ -121,6 +119,8 @@ def build_stepper(
         precision=runtime.precision,
         carry=objective.initial_carry(model, runtime.micro_batch),
     )
+    stepper.keep_averages(train.average_rules())
+    return stepper
 
 
 def time_steps(

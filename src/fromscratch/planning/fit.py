@@ -28,6 +28,10 @@ HALVINGS = 2  # of the largest useful size; the speed of these sizes is measured
 FREE_MEMORY_FRACTION = 0.92  # the rest is a reserve for fragmentation and, on a CPU, for other programs
 
 
+class DoesNotFitError(FromScratchError):
+    """Not even one sequence fits."""
+
+
 @dataclass(frozen=True)
 class Probe:
     """The result of a memory probe: training steps at one micro-batch size."""
@@ -95,7 +99,7 @@ def find_fit(probe: Callable[[int], Probe], *, budget_bytes: int, local_batch: i
             larger size is tried. For devices with memory of their own, where too large a size harms nothing else.
 
     Raises:
-        FromScratchError: not even one sequence fits.
+        DoesNotFitError: not even one sequence fits.
     """
     search = _Search(probe, budget_bytes)
     if share_first and search.probe(local_batch).fits:
@@ -137,10 +141,10 @@ class _Search:
         return [p for p in self.probes.values() if p.peak_memory_bytes is not None]
 
     def probe_first_sizes(self) -> None:
-        """Probes one sequence, then larger sizes until memory clearly grows. Raises FromScratchError."""
+        """Probes one sequence, then larger sizes until memory clearly grows. Raises DoesNotFitError."""
         one = self.probe(1)
         if not one.fits:
-            raise FromScratchError(
+            raise DoesNotFitError(
                 f"not even one sequence fits into {self.budget_bytes / 2**20:,.0f} MiB; use "
                 "--activation-checkpointing, a shorter model.context_length, or a smaller model"
             )

@@ -39,7 +39,8 @@ def find_and_cache_fit(
         budget_bytes: memory that training may use; None means most of the free memory.
 
     Raises:
-        FromScratchError: not even one sequence fits, or a probe failed.
+        DoesNotFitError: not even one sequence fits.
+        FromScratchError: a probe failed.
     """
     budget_bytes = budget_bytes or memory_budget_bytes(hardware)
     run_probe = probe_in_process(workload, hardware, acceleration, budget_bytes=budget_bytes)

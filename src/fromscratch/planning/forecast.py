@@ -8,6 +8,7 @@ from fromscratch.planning.bench import Workload
 from fromscratch.planning.fit import FREE_MEMORY_FRACTION
 from fromscratch.planning.machines import Machine
 from fromscratch.planning.memory_model import MemoryForecast
+from fromscratch.planning.sharding import sharding_problem
 from fromscratch.planning.speeds import Speed
 from fromscratch.processes.world import max_local_shard
 
@@ -36,6 +37,8 @@ class MachineForecast:
     """Predicted peak per device at that micro-batch, or at one sequence."""
     dollars_per_hour: tuple[float, float] | None
     price_source: str
+    is_divided: bool = False
+    """Whether the devices divide the model among them, because a copy does not fit into one."""
 
 
 def forecast_machine(
@@ -66,6 +69,10 @@ def forecast_machine(
     forecast = memory("cpu" if machine.device == "cpu" else "cuda")
     share = max_local_shard(workload.train.global_batch, machine.devices)
     micro_batch = None if budget_bytes is None else min(share, forecast.max_micro_batch(budget_bytes))
+    is_divided = micro_batch == 0 and not sharding_problem(workload.train, machine.devices)
+    if is_divided and budget_bytes is not None:
+        forecast = forecast.divided(machine.devices)
+        micro_batch = min(share, forecast.max_micro_batch(budget_bytes))
     return MachineForecast(
         name=name,
         devices=machine.devices,
@@ -78,6 +85,7 @@ def forecast_machine(
         memory_bytes=forecast.at(max(1, micro_batch or 1)).total,
         dollars_per_hour=price,
         price_source=", ".join(filter(None, (machine.source, machine.date))),
+        is_divided=is_divided,
     )
 
 

@@ -24,6 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fromscratch.config.model import ModelConfig
+from fromscratch.formats.tensor_files import bytes_of
 from fromscratch.machine.precision import Precision
 from fromscratch.models.attention import FusedAttention
 from fromscratch.models.factory import build_model
@@ -56,6 +57,8 @@ class Bytes:
     """What the layers keep for the backward pass."""
     logits: float
     """What the head and the loss take beside that, with the temporary memory of the largest operation."""
+    averages: float = 0.0
+    """Averages of the weights."""
     other: float = 0.0
     """On a CPU: the process itself, and the heap's losses."""
 
@@ -87,6 +90,20 @@ class MemoryForecast:
         last = max(self.simulated)
         return self.at(last + 1).total - self.at(last).total
 
+    def divided(self, processes: int) -> "MemoryForecast":
+        """Returns the forecast of a model that processes divide among them; its weights are gathered once, at most."""
+
+        def part(one: Bytes) -> Bytes:
+            return replace(
+                one,
+                weights=one.weights / processes + one.weights,
+                gradients=one.gradients / processes,
+                optimizer=one.optimizer / processes,
+                averages=one.averages / processes,
+            )
+
+        return replace(self, simulated={size: part(one) for size, one in self.simulated.items()})
+
     def max_micro_batch(self, budget_bytes: float) -> int:
         """Returns the largest micro-batch within a budget; 0 if not even one sequence fits."""
         low, high = 0, 1
@@ -108,7 +125,7 @@ def forecast_memory(
         device_type: ``cpu``, ``cuda`` or ``mps``.
         process_bytes: on a CPU, what a process takes that has imported torch and built nothing.
     """
-    config, is_gpu = workload.model, device_type != "cpu"
+    config, is_gpu = workload.largest_model, device_type != "cpu"
     forecast = {}
     for batch in _micro_batches_to_simulate(config, workload.train.global_batch):
         parts = Bytes(*_at_full_depth(workload, batch, is_gpu, activation_checkpointing))
@@ -136,7 +153,7 @@ def _micro_batches_to_simulate(config: ModelConfig, global_batch: int) -> list[i
 
 def _at_full_depth(workload: Workload, batch: int, is_gpu: bool, activation_checkpointing: bool) -> list[float]:
     """Simulates a model of few layers as it is, and extends the line through two depths to a deeper one."""
-    config = workload.model
+    config = workload.largest_model
     num_layers, (few, more) = getattr(config, "num_layers", 0), SIMULATED_LAYERS
     if num_layers <= more:
         return _simulate(workload, config, batch, is_gpu, activation_checkpointing)
@@ -161,7 +178,7 @@ def _larger_chunks(config: ModelConfig, precision: str) -> int:
 def _simulate(
     workload: Workload, config: ModelConfig, batch: int, is_gpu: bool, activation_checkpointing: bool
 ) -> list[float]:
-    """Returns weights, gradients, optimiser, activations and logits, in bytes, at the peak of a step."""
+    """Returns weights, gradients, optimiser, activations, logits and averages, in bytes, at the peak of a step."""
     train, cpu = workload.train, torch.device("cpu")
     with FakeTensorMode(), _Allocations() as memory:
         with cpu:
@@ -185,6 +202,7 @@ def _simulate(
             precision=precision,
             carry=model.initial_carry(batch),
         )
+        stepper.keep_averages(train.average_rules())
         model.train()
         stepper.hold_gradients()
         with optimizer.temporary_state():
@@ -192,9 +210,10 @@ def _simulate(
             of_optimizer = sum(t.nbytes for state in optimizer.state.values() for t in state.values() if t is not None)
         weights = sum(tensor.nbytes for tensor in itertools.chain(model.parameters(), model.buffers()))
         gradients = sum(parameter.nbytes for parameter in model.parameters() if parameter.requires_grad)
-        fixed = weights + gradients + of_optimizer
+        of_averages = sum(bytes_of(tensors) for tensors in stepper.averages.averages.values())
+        fixed = weights + gradients + of_optimizer + of_averages
         activations = max(at_head, default=memory.peak) - fixed
-        return [weights, gradients, of_optimizer, activations, memory.peak - fixed - activations]
+        return [weights, gradients, of_optimizer, activations, memory.peak - fixed - activations, of_averages]
 
 
 class _Allocations(TorchDispatchMode):
@@ -236,11 +255,12 @@ class _ShapesOfBatches:
     config: ModelConfig
     micro_batch: int
     max_steps = 1
-    num_micro_batches = 2
 
-    @property
-    def targets_per_step(self) -> int:
-        return self.num_micro_batches * self.micro_batch * self.config.context_length
+    def targets_in(self, step: int) -> int:
+        return self.num_micro_batches(step) * self.micro_batch * self.config.context_length
+
+    def num_micro_batches(self, step: int) -> int:
+        return 2
 
     def micro_batches(self, step: int) -> Iterator[MicroBatch]:
         tokens = torch.zeros(self.micro_batch, self.config.context_length, dtype=torch.long)

@@ -11,6 +11,7 @@ from fromscratch.config.loading import read_toml
 from fromscratch.config.model import GPTConfig
 from fromscratch.errors import DataError
 from fromscratch.files import read_json_object
+from fromscratch.formats.checkpoints import RAW
 from fromscratch.formats.model_sources import LoadedModel
 from fromscratch.publishing.native import GPT2_KINDS, not_gpt2
 from fromscratch.runs.directory import RunDirectory
@@ -80,7 +81,7 @@ def _model_properties(loaded: LoadedModel) -> dict[str, Any]:
             "parameters": f"{parameters:,}",
             "context": f"{config.context_length:,} tokens",
             "vocabulary": f"{config.vocab_size:,} ids, tokenizer {loaded.tokenizer.name}",
-            "steps": "unknown" if loaded.step is None else f"{loaded.step:,}",
+            "steps": _steps(loaded),
         }
     return {
         "parameters": f"{parameters:,}",
@@ -91,8 +92,13 @@ def _model_properties(loaded: LoadedModel) -> dict[str, Any]:
         "vocabulary": f"{config.vocab_size:,} ids, tokenizer {loaded.tokenizer.name}",
         "head": "tied to the embedding" if config.tied_head else "a separate matrix",
         "query/key/value bias": "yes" if config.attention_bias else "no",
-        "steps": "unknown" if loaded.step is None else f"{loaded.step:,}",
+        "steps": _steps(loaded),
     }
+
+
+def _steps(loaded: LoadedModel) -> str:
+    steps = "unknown" if loaded.step is None else f"{loaded.step:,}"
+    return f"{steps}; the weights are their average '{loaded.weights}'" if loaded.weights != RAW else steps
 
 
 def _sections(folder: Path, run: RunDirectory, *, step: int) -> str:
@@ -128,7 +134,8 @@ def _datasets(run: RunDirectory) -> str:
 def _evaluation_row(found: dict[str, Any]) -> str:
     values = [found.get(key) for key in METRICS]
     shown = [f"{v:,.4f}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else "unknown" for v in values]
-    return f"| {found.get('split', '')} | {' | '.join(shown)} |"
+    split, weights = found.get("split", ""), found.get("weights")
+    return f"| {f'{split}, weights {weights}' if weights else split} | {' | '.join(shown)} |"
 
 
 def _rows(values: dict[str, Any]) -> str:

@@ -4,6 +4,7 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from fromscratch.errors import UsageError
@@ -24,6 +25,7 @@ MAX_STEP = 1e15
 PNG_SIGNATURE, MAX_PNG_METADATA_BYTES = b"\x89PNG\r\n\x1a\n", 4_096
 SOFTWARE, PROGRAM = "Software", "fromscratch"  # a text of the PNG file
 INK, BAND, ACCENT, WARNING = "#1f4e79", "#9dc3e6", "#c55a11", "#c00000"
+WEIGHTS = {"raw": ACCENT, "ema": "#548235", "tail": "#7030a0"}  # colours of held-out losses
 
 OUTCOME_MARKS = {  # label, marker, height as a share of the axis, colour
     StepOutcome.NONFINITE: ("not finite", "x", 0.97, WARNING),
@@ -40,9 +42,10 @@ def draw_charts(run: RunDirectory, *, clip_norm: float | None = None) -> list[Pa
     """Writes ``charts/loss.png``, ``gradient-norm.png`` and ``learning-rate.png``; returns their paths."""
     metrics = read_thinned(run.metrics, MAX_POINTS)
     held_out, epochs = _held_out(run), dict(_of_evaluations(run, "epoch"))
+    by_weights = {name: _of_evaluations(run, f"loss_{name}") for name in WEIGHTS}
     run.charts.mkdir(exist_ok=True)
     charts: dict[str, Callable[[Axes], None]] = {
-        "loss": lambda axes: draw_loss(axes, metrics, held_out, epochs),
+        "loss": lambda axes: draw_loss(axes, metrics, held_out, by_weights, epochs),
         "gradient norm": lambda axes: draw_gradient_norm(axes, metrics, clip_norm, read_outcomes(run.metrics)),
         "learning rate": lambda axes: draw_learning_rate(axes, metrics),
     }
@@ -50,12 +53,17 @@ def draw_charts(run: RunDirectory, *, clip_norm: float | None = None) -> list[Pa
 
 
 def draw_loss(
-    axes: "Axes", metrics: list[dict[str, Any]], held_out: Series, epochs: Mapping[float, float] | None = None
+    axes: "Axes",
+    metrics: list[dict[str, Any]],
+    held_out: Series,
+    by_weights: Mapping[str, Series] = MappingProxyType({}),
+    epochs: Mapping[float, float] = MappingProxyType({}),
 ) -> None:
     """Draws the training loss with the range of its micro-batches, the held-out loss and its minimum.
 
     Args:
         epochs: the epoch of each step with a held-out loss, in a run in epochs.
+        by_weights: the held-out losses of the trained weights and of their averages, by name.
     """
     low, high = _points(metrics, "loss_min"), dict(_points(metrics, "loss_max"))
     band = [(step, lowest, high[step]) for step, lowest in low if step in high]
@@ -71,8 +79,11 @@ def draw_loss(
     if held_out:
         # points without a line: nothing is known between them, and the loss does not fall in straight lines
         _mark_points(axes, held_out, marker="o", markersize=5, label="held out")
+        for name, points in by_weights.items():
+            if points and points != held_out:
+                axes.plot(*_columns(points), color=WEIGHTS[name], marker=".", linestyle=":", label=f"held out, {name}")
         step, loss = min(held_out, key=lambda point: point[1])
-        epoch = (epochs or {}).get(step)
+        epoch = epochs.get(step)
         where = f"step {step:,.0f}" if epoch is None else f"step {step:,.0f}, epoch {epoch:.4g}"
         _mark_points(axes, [(step, loss)], marker="*", markersize=13, label=f"best: {loss:.3f} at {where}")
     _mark(axes, _nonfinite_steps(metrics, "loss"), StepOutcome.NONFINITE)
@@ -90,30 +101,33 @@ def draw_comparison(path: Path, runs: Mapping[str, RunDirectory]) -> None:
 
 
 def _draw_losses(axes: "Axes", runs: Mapping[str, RunDirectory]) -> None:
+    from numpy import interp
+
     for number, (label, run) in enumerate(runs.items()):
         metrics, colour = read_thinned(run.metrics, MAX_POINTS), f"C{number}"
-        last = next((r for r in reversed(metrics) if _step(r) and to_float(r.get("tokens"))), None)
-        tokens_per_step = last["tokens"] / last["step"] if last else 1.0
+        tokens_by_step = _columns([(0.0, 0.0), *_points(metrics, "tokens")])
         losses = _points(metrics, "loss")
         has_median = len(losses) > 100
         training = (running_median(losses), f"{label}, running median") if has_median else (losses, label)
         for (points, name), style in ((training, "-"), ((_held_out(run), f"{label}, held out"), "--")):
             if points:
                 steps, values = _columns(points)
-                tokens = [step * tokens_per_step for step in steps]
-                axes.plot(tokens, values, color=colour, linestyle=style, linewidth=1.4, label=name)
+                axes.plot(
+                    interp(steps, *tokens_by_step), values, color=colour, linestyle=style, linewidth=1.4, label=name
+                )
     axes.set_xlabel("tokens")
     axes.set_ylabel("loss (nats per token)")
 
 
 def _held_out(run: RunDirectory) -> Series:
-    """Returns the held-out losses by step; of a step that was evaluated again, the last one."""
-    return sorted(dict(_of_evaluations(run, "loss")).items())
+    """Returns the held-out losses by step."""
+    return _of_evaluations(run, "loss")
 
 
 def _of_evaluations(run: RunDirectory, key: str) -> Series:
+    """Returns a value of the evaluations by step; of a step that was evaluated again, the last one."""
     evaluations = [record for record in read_records(run.events) if record.get("event") == Event.EVALUATION]
-    return _points(evaluations, key)
+    return sorted(dict(_points(evaluations, key)).items())
 
 
 def draw_gradient_norm(

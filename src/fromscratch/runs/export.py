@@ -10,7 +10,7 @@ from fromscratch.errors import UsageError
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import read_records, to_count, to_float
 from fromscratch.runs.sinks import numbers_in, open_sink
-from fromscratch.runs.states import Event
+from fromscratch.runs.states import Event, losses_by_weights
 
 HELD_OUT = "held_out_loss"
 
@@ -18,16 +18,22 @@ HELD_OUT = "held_out_loss"
 def numbers_by_step(run: RunDirectory) -> Iterator[dict[str, Any]]:
     """Yields the metrics in order, with the held-out loss where a step was evaluated; also steps with that alone."""
     evaluations = (record for record in read_records(run.events) if record.get("event") == Event.EVALUATION)
-    held_out = {step: to_float(record.get("loss")) for record in evaluations if (step := _step(record)) is not None}
+    held_out = {step: held_out_losses(record) for record in evaluations if (step := _step(record)) is not None}
     for record in read_records(run.metrics):
         step = _step(record)
         if step is None:
             continue
         for earlier in sorted(one for one in held_out if one < step):
-            yield {"step": earlier, HELD_OUT: held_out.pop(earlier)}
-        yield {**record, HELD_OUT: held_out.pop(step, None)}
+            yield {"step": earlier, **held_out.pop(earlier)}
+        yield {**record, **held_out.pop(step, {HELD_OUT: None})}
     for later in sorted(held_out):
-        yield {"step": later, HELD_OUT: held_out[later]}
+        yield {"step": later, **held_out[later]}
+
+
+def held_out_losses(evaluation: dict[str, Any]) -> dict[str, float | None]:
+    """The losses of an ``evaluation`` event by the names they have in other tools."""
+    others = {f"{HELD_OUT}_{name}": to_float(loss) for name, loss in losses_by_weights(evaluation).items()}
+    return {HELD_OUT: to_float(evaluation.get("loss")), **others}
 
 
 def export_csv(run: RunDirectory, out: Path) -> int:

@@ -1,6 +1,7 @@
 """States of a run, events, and outcomes of a step; the files of a run hold these values."""
 
 from enum import StrEnum
+from typing import Any
 
 
 class RunState(StrEnum):
@@ -38,8 +39,11 @@ class Event(StrEnum):
     CONFIG_CHANGED = "config-changed"  # changes, identities
     MACHINE_CHANGED = "machine-changed"  # earlier: the machine.json of the sessions before
     MASKS_CHANGED = "masks-changed"  # step, earlier, now: versions of the dropout masks
-    EVALUATION = "evaluation"  # step, loss; epoch of a run in epochs
+    EVALUATION = (
+        "evaluation"  # step, loss; epoch of a run in epochs; loss_raw, loss_ema, loss_tail with averages of weights
+    )
     SAMPLE = "sample"  # step, text
+    HEAD_UNTIED = "head-untied"  # step, parameters: of the model from then on
     NONFINITE = "nonfinite"  # step, outcome, in_a_row
     SPIKE = "spike"  # step, loss
     ROLLBACK = "rollback"  # step, to_step, skipped_batches
@@ -61,3 +65,9 @@ class StepOutcome(StrEnum):
     NONFINITE = "nonfinite"
     SCALE_OVERFLOW = "scale-overflow"
     SPIKE = "spike"
+
+
+def losses_by_weights(evaluation: dict[str, Any]) -> dict[str, Any]:
+    """The held-out losses of an ``evaluation`` by the weights they belong to; empty without averages of the weights."""
+    prefix = "loss_"
+    return {key.removeprefix(prefix): loss for key, loss in evaluation.items() if key.startswith(prefix)}

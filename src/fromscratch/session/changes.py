@@ -21,7 +21,7 @@ from fromscratch.session.plan import PlannedRun
 from fromscratch.training.observers import SilentObserver
 
 STORES = ("data.store", "eval.store")
-HARD_KEYS = ("train.optimizer.kind", "train.start_from")
+HARD_KEYS = ("train.optimizer.kind", "train.start_from", "train.untie_head_at")
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def checkpoint_bytes(
         adapt: changes the model for fine-tuning.
     """
     with torch.device("meta"):
-        model = build_model(config.model)
+        model = build_model(config.train.last_model(config.model))
     if adapt:
         adapt(model)
     trained = trained_parameters(model)
@@ -114,7 +114,9 @@ def checkpoint_bytes(
     carry = initial_carry(model, config.train.global_batch)
     contents = SingleProcess().gather(model, optimizer, carry, TrainingState())
     assert contents is not None
-    return sum(map(file_bytes, contents.files.values())) + BYTES_OF_STATE
+    of_averages = file_bytes({name: parameter.detach() for name, parameter in trained})
+    num_averages = len(config.train.average_rules())
+    return sum(map(file_bytes, contents.files.values())) + num_averages * of_averages + BYTES_OF_STATE
 
 
 def _existing(path: Path) -> Path:

@@ -40,11 +40,17 @@ class Science:
 
     @property
     def tokens_per_step(self) -> int:
+        """Of a whole global batch; a batch ramp begins with less."""
         return self.config.train.global_batch * self.config.model.context_length
 
     @property
     def tokens(self) -> int:
-        return self.num_steps * self.tokens_per_step
+        return self.config.train.batch_sizes.before(self.num_steps) * self.config.model.context_length
+
+    @property
+    def parameters_at_end(self) -> int:
+        """Parameters of the model at the end, whose head may have been untied by then."""
+        return model_costs(self.config.train.last_model(self.config.model)).parameters
 
     @property
     def chinchilla_tokens(self) -> int:
@@ -54,7 +60,12 @@ class Science:
     @property
     def chinchilla_steps(self) -> int:
         """The steps of that budget, rounded up to whole global batches."""
-        return -(-self.chinchilla_tokens // self.tokens_per_step)
+        return _steps_for(self.chinchilla_tokens, self.config)
+
+    @property
+    def chinchilla_tokens_rounded(self) -> int:
+        """The tokens of those steps."""
+        return self.config.train.batch_sizes.before(self.chinchilla_steps) * self.config.model.context_length
 
 
 @dataclass(frozen=True)
@@ -143,7 +154,6 @@ def read_science(run_file: RunFile, file: Path) -> Science:
     else:
         vocab_size = config.model.vocab_size or GPT2_VOCABULARY_SIZE
     costs = model_costs(config.model.model_copy(update={"vocab_size": vocab_size}))
-    tokens_per_step = config.train.global_batch * config.model.context_length
     if not problem:
         num_steps = planned_steps(config.data.tokens, training_sequences(config, store), costs)
     elif config.data.tokens == "all":
@@ -152,14 +162,21 @@ def read_science(run_file: RunFile, file: Path) -> Science:
             "number: --set data.tokens=20x"
         )
     else:
-        num_steps = -(-budget_tokens(config.data.tokens, costs.parameters) // tokens_per_step)
+        num_steps = _steps_for(budget_tokens(config.data.tokens, costs.parameters), config)
     return Science(
-        config=config.resolved(vocab_size=vocab_size, tokens=num_steps * tokens_per_step),
+        config=config.resolved(
+            vocab_size=vocab_size, tokens=config.train.batch_sizes.before(num_steps) * config.model.context_length
+        ),
         costs=costs,
         num_steps=num_steps,
         store_problem=problem,
         vocabulary_is_assumed=bool(problem) and config.model.vocab_size is None,
     )
+
+
+def _steps_for(tokens: int, config: RunConfig) -> int:
+    """Returns the steps of a budget, rounded up to whole global batches."""
+    return config.train.batch_sizes.steps_for(-(-tokens // config.model.context_length))
 
 
 def _why_not_opened(store: str, folder: Path) -> str:

@@ -8,11 +8,11 @@ from fromscratch.config.model import ModelConfig
 from fromscratch.config.train import StartFrom
 from fromscratch.errors import UsageError
 from fromscratch.finetuning.adaptation import set_adapted_weights
-from fromscratch.formats.checkpoints import STATE_FILE
+from fromscratch.formats.checkpoints import RAW, STATE_FILE
 from fromscratch.formats.model_sources import LoadedModel, open_model, split_source
-from fromscratch.formats.weights import fill, model_tensors
+from fromscratch.formats.weights import model_tensors
 from fromscratch.machine.hardware import find_hardware
-from fromscratch.models.factory import initialise
+from fromscratch.models.factory import build_empty, initialise
 from fromscratch.models.language_model import LanguageModel
 from fromscratch.tokenizers.base import Tokenizer
 from fromscratch.training.step import Stepper
@@ -38,7 +38,7 @@ class Parent:
         if self.with_optimizer:
             stepper.load(self.loaded.checkpoint)
         else:
-            fill(stepper.model, model_tensors(self.loaded.model), self.loaded.checkpoint)
+            stepper.parallelism.fill(stepper.model, model_tensors(self.loaded.model), self.loaded.checkpoint)
 
 
 def open_parent(
@@ -87,6 +87,11 @@ def open_base(start: StartFrom, folder: Path, run_file: str, *, may_encode: bool
     is_local = local.exists() or Path(split_source(str(local))[0]).exists()
     source, cpu = str(local) if is_local else start.model, find_hardware("cpu")
     loaded = open_model(source, cpu, runs_dir=folder / "runs", may_encode=may_encode)
+    if start.optimizer and loaded.weights != RAW:
+        raise UsageError(
+            f"{run_file}: train.start_from = {start.model}: the optimiser's state belongs to the raw weights, "
+            f"not to their average '{loaded.weights}'; name @raw, or remove optimizer = true"
+        )
     if start.optimizer and not (loaded.checkpoint / STATE_FILE).is_file():
         raise UsageError(
             f"{run_file}: train.start_from = {start.model}: it has no optimiser state, because it is not a checkpoint "
@@ -103,7 +108,11 @@ def set_first_weights(
         base, model = model_tensors(parent.loaded.model), stepper.model
         assert isinstance(model, LanguageModel)
         set_adapted_weights(model, base, seed=seed, where=parent.loaded.checkpoint)
-    elif parent is None:
+    elif parent is None and stepper.parallelism.computes_alone:
         initialise(stepper.model, config, seed=seed)  # type: ignore[arg-type]
+    elif parent is None:  # drawn whole, of which each process keeps its part
+        whole = build_empty(config, "cpu")
+        initialise(whole, config, seed=seed)
+        stepper.parallelism.fill(stepper.model, model_tensors(whole), Path("the first weights"))
     else:
         parent.fill(stepper)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,9 @@ from fromscratch.machine.hardware import Hardware, find_hardware, processor_kind
 from fromscratch.machine.memory import default_micro_batch
 from fromscratch.planning.bench import Workload
 from fromscratch.planning.fit_cache import cached_micro_batch, find_and_cache_fit
+from fromscratch.planning.sharding import Sharding, choose_sharding
 from fromscratch.processes.world import (
+    World,
     max_local_shard,
     started_local_rank,
     started_local_world_size,
@@ -42,6 +44,8 @@ class MachineOptions:
     """Whether backward recomputes activations instead of keeping them."""
     deterministic: bool | None = None
     """Whether to use deterministic kernels only; None keeps what the run used before, by default the fastest."""
+    shard: Sharding = Sharding.AUTO
+    """Whether the processes divide the model among them."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,18 @@ class Placement:
     """What prevents compilation; empty if compilation is possible or not wanted."""
     threads: Threads = field(default_factory=lambda: Threads(None))
     """CPU threads of the earlier session."""
+    is_sharded: bool = False
+    """Whether the processes divide the model among them, instead of having a copy each."""
+
+    def agreed(self, world: World) -> "Placement":
+        """Returns the placement that all processes share: one that lacks memory for a copy decides for all."""
+        return self.sharded() if world.any(self.is_sharded) else self
+
+    def sharded(self) -> "Placement":
+        """Returns the same placement with a divided model, which is not compiled."""
+        why_not = "a divided model is not compiled" if self.acceleration.compile else self.compile_problem
+        acceleration = replace(self.acceleration, compile=False)
+        return replace(self, is_sharded=True, acceleration=acceleration, compile_problem=why_not)
 
     def num_micro_batches(self, global_batch: int) -> int:
         """Returns the number of forward passes per step in the process with the largest local batch."""
@@ -117,7 +133,8 @@ def place_run(
         on_progress: receives the progress of a search; None disables the search.
 
     Raises:
-        UsageError: a device does not exist, or the micro-batch does not divide the global batch.
+        UsageError: a device does not exist, the micro-batch does not divide the global batch, or the model cannot be
+            divided as wanted.
     """
     placement = _place(plan, run, machine, world_size=world_size, fresh=fresh)
     if on_progress is not None and _should_search(plan, placement):
@@ -132,8 +149,13 @@ def _place(
     deterministic = _wants_determinism(run, machine, fresh=fresh)
     if deterministic:
         make_deterministic()
-    processes_here = world_size or started_local_world_size()
+    starts_processes, processes_here = world_size is not None, world_size or started_local_world_size()
     world_size = world_size or started_world_size()
+    smallest = plan.config.train.batch_sizes.at(0)
+    if plan.config.train.batch_ramp and world_size > smallest:
+        raise UsageError(
+            f"{world_size} processes, but train.batch_ramp.start = {smallest} sequences; use at most {smallest}"
+        )
     hardware = find_hardware(machine.device, local_rank=started_local_rank(), processes_here=processes_here)
     micro_batch = choose_micro_batch(
         machine.micro_batch,
@@ -157,7 +179,21 @@ def _place(
         is_default = not known
         micro_batch = min(known or micro_batch, max_local_shard(plan.config.train.global_batch, world_size))
     threads = Threads(recorded.get("threads") if hardware.device.type == "cpu" else None)
-    return Placement(hardware, micro_batch, world_size, acceleration, is_default, compile_problem, threads)
+    placement = Placement(hardware, micro_batch, world_size, acceleration, is_default, compile_problem, threads)
+    wish = Sharding.ON if machine.shard == Sharding.AUTO and recorded.get("sharded") else machine.shard
+    if starts_processes and wish == Sharding.AUTO:
+        return placement  # each process decides by the memory of its own device
+    if not choose_sharding(
+        wish,
+        plan.config,
+        hardware,
+        world_size=world_size,
+        activation_checkpointing=machine.activation_checkpointing,
+    ):
+        return placement
+    if machine.compile:
+        raise UsageError("--compile: a divided model is not compiled; leave it out, or use --shard off")
+    return placement.sharded()
 
 
 def _wants_determinism(run: RunDirectory, machine: MachineOptions, *, fresh: bool) -> bool:
@@ -205,7 +241,7 @@ def local_batch_of(global_batch: int, world_size: int) -> int:
 def _should_search(plan: PlannedRun, placement: Placement) -> bool:
     """Whether to search for the fastest micro-batch: on a GPU, once, before a run of more than a few minutes."""
     is_gpu = placement.hardware.device.type == "cuda" and plan.config.tune is None
-    flops = plan.num_steps * plan.objective.tokens_per_step * plan.costs.training_flops_per_token
+    flops = plan.tokens_before(plan.num_steps) * plan.costs.training_flops_per_token
     return placement.is_default_micro_batch and is_gpu and started_world_size() == 1 and flops > MIN_FLOPS_FOR_SEARCH
 
 

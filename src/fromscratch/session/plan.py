@@ -62,6 +62,18 @@ class PlannedRun:
         """The token id at which attention ends; None where documents are not separated."""
         return self.tokenizer.end_of_text if self.config.data.document_mask else None
 
+    def tokens_before(self, step: int) -> int:
+        """Tokens of all steps before a step, which counts from 0."""
+        train = self.config.train
+        return train.batch_sizes.before(step) * self.objective.tokens_per_step // train.global_batch
+
+    def parameters_at(self, step: int) -> int:
+        """Parameters of the model that has taken ``step`` steps."""
+        train, untie_step = self.config.train, self.config.train.untie_step(self.num_steps)
+        if untie_step is None or step <= untie_step:
+            return self.costs.parameters
+        return model_costs(train.last_model(self.config.model)).parameters
+
     def store_names(self) -> dict[str, str]:
         """Returns where the run's stores are on this machine, by key of the run file."""
         opened = {"data.store": (self.config.data.store, self.store)}
@@ -110,7 +122,8 @@ def plan_run(file: Path, overrides: list[str] | None = None) -> PlannedRun:
     config, notices = _with_held_out(config, store)
     sequences = training_sequences(config, store)
     num_steps = planned_steps(config.data.tokens, sequences, costs)
-    config = config.resolved(vocab_size=vocab_size, tokens=num_steps * sequences.tokens_per_step)
+    tokens = sequences.sizes.before(num_steps) * sequences.context_length
+    config = config.resolved(vocab_size=vocab_size, tokens=tokens)
     if isinstance(sequences, LaneBatches):
         config = once_per_epoch(config, sequences.steps_per_epoch, samples=True)
         notices += _lane_notices(sequences)
@@ -171,7 +184,8 @@ def training_sequences(config: RunConfig, store: TokenStore) -> SequenceBatches:
     split = store.split(TRAINING_SPLIT)
     if config.model.reads_lanes:
         return LaneBatches(split, **settings, validation_share=lane_share(config, store))
-    return SequenceBatches(split, **settings, shuffle_seed=config.train.seed if config.data.shuffle else None)
+    shuffle_seed = config.train.seed if config.data.shuffle else None
+    return SequenceBatches(split, **settings, shuffle_seed=shuffle_seed, ramp=config.train.batch_ramp)
 
 
 def _holds_text_out(store: TokenStore) -> bool:
@@ -251,8 +265,14 @@ def budget_tokens(budget: int | str, parameters: int) -> int:
 
 
 def check_schedule(config: RunConfig, num_steps: int, where: str) -> None:
-    """Raises UsageError if the schedule needs more steps than the run has."""
+    """Raises UsageError if the schedule, or what happens part-way, needs more steps than the run has."""
     needed = config.train.schedule.min_steps()
+    untie_step = config.train.untie_step(num_steps)
+    if untie_step is not None and untie_step >= num_steps:
+        raise UsageError(
+            f"{where}: train.untie_head_at = {config.train.untie_head_at}, but the run has only {num_steps} steps; "
+            "lower it, or remove it"
+        )
     if needed > num_steps:
         raise UsageError(
             f"{where}: train.schedule needs {needed} steps (warmup_steps and decay_steps together), but the run has "

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from fromscratch.runs.directory import RunDirectory
-from fromscratch.runs.export import HELD_OUT
+from fromscratch.runs.export import held_out_losses
 from fromscratch.runs.sinks import Sink, numbers_in, open_sink
 from fromscratch.runs.states import Event
 from fromscratch.training.observers import Observer, SilentObserver
@@ -41,7 +41,7 @@ class Reporter(SilentObserver):
 
     def on_event(self, event: Event, facts: dict[str, Any]) -> None:
         if event == Event.EVALUATION:
-            self._put(facts["step"], numbers_in({HELD_OUT: facts["loss"]}))
+            self._put(facts["step"], numbers_in(held_out_losses(facts)))
 
     def end(self) -> None:
         thread, self._thread = self._thread, None

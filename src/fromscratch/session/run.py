@@ -92,6 +92,7 @@ def run_training(
     with ExitStack() as stack:
         stack.enter_context(stop.listening())
         world = stack.enter_context(joined_world(placement.hardware.device))
+        placement = placement.agreed(world)
         run, session = stack.enter_context(_locked_by_main(open_run, path, world))
         costs = CostRecorder(run, placement, billing, spent)
         observers = [ConfigRecorder(run, session), SamplesFile(run), costs, *observers]
@@ -160,7 +161,7 @@ def summarise(
 ) -> RunSummary:
     """Summarises a run from its state and its records."""
     state = training.state
-    tokens = state.step * training.tokens_per_step
+    tokens = plan.tokens_before(state.step)
     speed = tokens / state.seconds if state.seconds else None
     peak = known_peak_flops(placement.hardware, plan.config.train.precision)
     run = training.journal.run
@@ -171,7 +172,7 @@ def summarise(
     return RunSummary(
         outcome=outcome,
         run=str(run.path),
-        parameters=plan.costs.parameters,
+        parameters=plan.parameters_at(state.step),
         first_step=first_step,
         step=state.step,
         num_steps=training.num_steps,

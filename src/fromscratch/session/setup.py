@@ -6,19 +6,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from fromscratch.errors import DataError, UsageError
 from fromscratch.files import MANIFEST, read_json_object, write_atomically
-from fromscratch.finetuning.adaptation import trained_parameters
-from fromscratch.formats.checkpoints import TrainingState, mask_version, read_state
+from fromscratch.formats.checkpoints import MODEL_FILE, TrainingState, mask_version, read_state
+from fromscratch.formats.tensor_files import tensor_names
 from fromscratch.machine.acceleration import accelerate
 from fromscratch.machine.allocator import keep_freed_memory, use_expandable_segments
 from fromscratch.machine.precision import Precision
 from fromscratch.models.dropout import MASK_VERSION
 from fromscratch.models.factory import build_empty
-from fromscratch.optim.composite import as_composite
+from fromscratch.optim.composite import CompositeOptimizer, as_composite
 from fromscratch.processes.restarts import check_crashes
 from fromscratch.processes.stopping import StopRequest
 from fromscratch.processes.world import World
@@ -43,7 +44,7 @@ from fromscratch.training.journal import Journal
 from fromscratch.training.loop import Cadence, Training
 from fromscratch.training.objective import Objective, Runtime
 from fromscratch.training.observers import Observer
-from fromscratch.training.parallelism import choose_parallelism
+from fromscratch.training.parallelism import Parallelism, choose_parallelism
 from fromscratch.training.step import GradientRules, Stepper
 
 LOG = logging.getLogger(__name__)
@@ -110,7 +111,8 @@ def prepare_training(
     runtime = Runtime(device, placement.micro_batch, Precision(config.train.precision, device), world)
     stepper = _build_stepper(plan, placement, runtime)
     journal = Journal(run, observers, writes=world.is_main)
-    state = _begin_or_resume(plan, journal, stepper, session)
+    untie_head = partial(stepper.untie_head, partial(_build_optimizer, plan, stepper.parallelism, stepper.model))
+    state, is_untied = _begin_or_resume(plan, journal, stepper, session, untie_head)
     _check_not_past_the_end(plan, state)
     learning_rate = config.train.optimizer.learning_rate
     schedule = config.train.schedule.rate_factor(learning_rate)
@@ -121,7 +123,7 @@ def prepare_training(
         state=state,
         checkpointing=Checkpointing(journal, stepper, state, plan.identity, plan.num_steps, keep),
         num_steps=plan.num_steps,
-        tokens_per_step=objective.tokens_per_step,
+        tokens_before=plan.tokens_before,
         learning_rate=learning_rate,
         rate_factor=lambda step: schedule(step=step, num_steps=plan.num_steps),
         spikes=config.train.spike.build(),
@@ -129,8 +131,11 @@ def prepare_training(
         steps_per_epoch=plan.steps_per_epoch,
         cadence=Cadence(config.train.evaluate_every, config.train.sample_every, config.train.checkpoint_every),
         evaluate=partial(_evaluate, objective, runtime) if objective.is_evaluated else None,
+        weights=config.eval.weights,
         sample=objective.sample,
-        probes_memory=world.size > 1 or device.type == "cuda",
+        untie_head_at=None if is_untied else config.train.untie_step(plan.num_steps),
+        untie_head=untie_head,
+        probes_memory=(world.size > 1 or device.type == "cuda") and stepper.parallelism.computes_alone,
         stop=stop or StopRequest(),
     )
 
@@ -154,12 +159,12 @@ def _build_stepper(plan: PlannedRun, placement: Placement, runtime: Runtime) -> 
     model.document_end = plan.document_end
     if plan.adapt:
         plan.adapt(model)
-    parallelism = choose_parallelism(runtime.world)
+    parallelism = choose_parallelism(runtime.world, is_sharded=placement.is_sharded)
     parallelism.prepare(model)
     batches = objective.batches(runtime)
-    return Stepper(
+    stepper = Stepper(
         model,
-        as_composite(train.optimizer.build(trained_parameters(model))),
+        _build_optimizer(plan, parallelism, model),
         batches,
         loss=accelerate(model, objective.loss, placement.acceleration),
         rules=GradientRules(train.clip.build(), train.nonfinite.build(), train.seed),
@@ -167,10 +172,28 @@ def _build_stepper(plan: PlannedRun, placement: Placement, runtime: Runtime) -> 
         parallelism=parallelism,
         carry=parallelism.local_carry(objective.initial_carry(model, train.global_batch)),
     )
+    if stepper.carry and train.batch_ramp:
+        raise UsageError(
+            "train.batch_ramp: this kind of model carries state from batch to batch, so all batches have the same "
+            "sequences; remove it"
+        )
+    stepper.keep_averages(train.average_rules())
+    return stepper
 
 
-def _begin_or_resume(plan: PlannedRun, journal: Journal, stepper: Stepper, session: SessionConfig) -> TrainingState:
-    """Initialises the weights, or loads the checkpoint that the main process selects. Returns the state."""
+def _build_optimizer(plan: PlannedRun, parallelism: Parallelism, model: nn.Module) -> CompositeOptimizer:
+    trained = [(name, weight) for name, weight in parallelism.named_parameters(model) if weight.requires_grad]
+    return as_composite(plan.config.train.optimizer.build(trained))
+
+
+def _begin_or_resume(
+    plan: PlannedRun, journal: Journal, stepper: Stepper, session: SessionConfig, untie_head: Callable[[], None]
+) -> tuple[TrainingState, bool]:
+    """Initialises the weights, or loads the checkpoint that the main process selects.
+
+    Returns:
+        The state, and whether the head of the checkpoint was untied during the run.
+    """
     name, world = "", stepper.parallelism.world
     with world.main_first():
         if world.is_main:
@@ -178,11 +201,16 @@ def _begin_or_resume(plan: PlannedRun, journal: Journal, stepper: Stepper, sessi
             check_crashes(journal.run, step=step_of(Path(name)) if name else 0, num_steps=plan.num_steps)
     name = world.broadcast(name)
     if name:
-        return stepper.load(journal.run.checkpoints / name)
+        checkpoint = journal.run.checkpoints / name
+        names = {name for name, _ in stepper.model.named_parameters()}
+        is_untied = plan.config.train.untie_head_at is not None and names != tensor_names(checkpoint / MODEL_FILE)
+        if is_untied:
+            untie_head()
+        return stepper.load(checkpoint), is_untied
     set_first_weights(
         stepper, plan.config.model, seed=plan.config.train.seed, parent=plan.parent, is_adapted=bool(plan.adapt)
     )
-    return TrainingState()
+    return TrainingState(), False
 
 
 def _checkpoint_to_resume(plan: PlannedRun, journal: Journal, session: SessionConfig) -> str:
@@ -225,7 +253,9 @@ def record_session(plan: PlannedRun, run: RunDirectory, placement: Placement, *,
             path.parent.mkdir(exist_ok=True)
             write_atomically(path, text)
     _tell_other_masks(plan, run, step)
-    sizes = {"world_size": placement.world_size, "micro_batch": placement.micro_batch}
+    sizes: dict[str, Any] = {"world_size": placement.world_size, "micro_batch": placement.micro_batch}
+    if placement.is_sharded:
+        sizes["sharded"] = True
     machine = {**placement.hardware.to_dict(), **sizes, **asdict(placement.acceleration), CODE: code_hash()}
     if run.machine.is_file():
         earlier = {key: value for key, value in read_json_object(run.machine).items() if key != STORES}

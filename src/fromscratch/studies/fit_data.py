@@ -165,7 +165,7 @@ def _add_runs(results: Results, runs: Iterable[RunDirectory]) -> list[RunDirecto
         if config.tune:
             results.notes.append(f"run {run.name} left out: it tunes a model; fits are of pre-training")
             continue
-        tokens = status.num_steps * config.train.global_batch * config.model.context_length
+        tokens = config.train.batch_sizes.before(status.num_steps) * config.model.context_length
         parameters = model_costs(config.model).parameters
         results.add(
             run.name,

@@ -105,7 +105,7 @@ class Checkpointing:
         """Begins to write a checkpoint; ``collect`` returns how that ended."""
         stepper = self.stepper
         self.state.scaler = stepper.precision.state()
-        contents = stepper.parallelism.gather(stepper.model, stepper.optimizer, stepper.carry, self.state)
+        contents = stepper.contents(self.state)
         if contents is not None:
             # Metrics are flushed first, so that a checkpoint is never ahead of them.
             self.saver.begin(contents, SaveRequest(self.identity, previous_best, self.journal.flush))

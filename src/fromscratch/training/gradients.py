@@ -49,7 +49,7 @@ class Gradients:
         defers_scale: bool = False,
     ) -> "Gradients":
         """The gradients that parameters have."""
-        tensors = [p.grad for p in parameters if p.grad is not None]
+        tensors = [p.grad for p in parameters if p.grad is not None and p.grad.numel()]
         return cls(tensors, reduce_norm, defers_scale=defers_scale)
 
     @cached_property

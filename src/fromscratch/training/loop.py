@@ -4,13 +4,14 @@ Evaluate, sample and save where they are due; take a step; record it. The loop e
 when it is asked to stop, or when it diverges. ``TrainingState`` is all that changes; observers only read.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from torch import nn
 
 from fromscratch.errors import FromScratchError
-from fromscratch.formats.checkpoints import TrainingState
+from fromscratch.formats.checkpoints import RAW, TrainingState
 from fromscratch.processes.stopping import StopRequest
 from fromscratch.processes.world import World
 from fromscratch.runs.states import Event, RunState
@@ -47,7 +48,8 @@ class Training:
     state: TrainingState
     checkpointing: Checkpointing
     num_steps: int
-    tokens_per_step: int
+    tokens_before: Callable[[int], int]
+    """Tokens of all steps before a step, which counts from 0."""
     learning_rate: float
     """The base rate that records show, times the factor."""
     rate_factor: Callable[[int], float]
@@ -56,10 +58,15 @@ class Training:
     cadence: Cadence
     evaluate: Callable[[nn.Module, Callable[[], bool]], float | None] | None = None
     """Held-out loss, or None where it was interrupted; the attribute is None where nothing is held out."""
+    weights: str = RAW
+    """The weights that are sampled and whose held-out loss counts: those of training, or an average once it begins."""
     sample: Callable[[nn.Module], list[str]] | None = None
     """Texts sampled from the model, prompts included."""
     steps_per_epoch: int | None = None
     """Of a run in epochs: its evaluations are recorded with the epoch."""
+    untie_head_at: int | None = None
+    """Step before which the head gets a matrix of its own; None where it stays as it is, or has one already."""
+    untie_head: Callable[[], None] = lambda: None
     probes_memory: bool = False
     """Whether to try before the first step that a micro-batch fits into memory."""
     patience_steps: int = 0
@@ -71,6 +78,11 @@ class Training:
     @property
     def model(self) -> nn.Module:
         return self.stepper.model
+
+    @property
+    def weights_now(self) -> str:
+        """As ``weights``; those of training before the average has begun."""
+        return self.weights if self.weights in self.stepper.averages.begun(self.state) else RAW
 
     @property
     def has_stopped_early(self) -> bool:
@@ -101,7 +113,7 @@ def train(training: Training, *, stop_after: int | None = None) -> RunState:
     """
     state, stop, journal, num_steps = training.state, training.stop, training.journal, training.num_steps
     policy, memory = training.stepper.rules.policy, MemoryRetry(training.stepper, journal)
-    recorder = StepRecorder(state, policy, training.spikes, journal, tokens_per_step=training.tokens_per_step)
+    recorder = StepRecorder(state, policy, training.spikes, journal, tokens_before=training.tokens_before)
     stop.on_forced_exit = lambda name: journal.write_status(
         RunState.FAILED, step=state.step, num_steps=num_steps, reason=f"ended at once by another {name}"
     )
@@ -112,7 +124,8 @@ def train(training: Training, *, stop_after: int | None = None) -> RunState:
         try:
             if training.probes_memory and state.step < num_steps:
                 with training.spent.on(Purpose.PROBE):
-                    memory.probe(state.step, data_step=state.step + state.skipped_batches)
+                    largest = max(state.step, num_steps - 1, key=training.stepper.batches.targets_in)
+                    memory.probe(state.step, data_step=largest + state.skipped_batches)
                 recorder.start_clock()
             while True:
                 if stop_after is not None and state.step >= stop_after:
@@ -126,12 +139,23 @@ def train(training: Training, *, stop_after: int | None = None) -> RunState:
                     continue
                 if is_over:
                     return _end(training)
+                untie_head_where_due(training)
                 take_step(training, recorder, memory)
                 training.checkpointing.collect(wait=False)
         finally:
             with training.spent.on(Purpose.CHECKPOINTS):
                 training.checkpointing.close()
             journal.end()
+
+
+def untie_head_where_due(training: Training) -> None:
+    """Gives a tied head a matrix of its own, once, before the step at which the run file says so."""
+    if training.untie_head_at is None or training.state.step < training.untie_head_at:
+        return
+    training.untie_head_at = None
+    training.untie_head()
+    parameters = sum(parameter.numel() for parameter in training.model.parameters())
+    training.journal.record_event(Event.HEAD_UNTIED, step=training.state.step, parameters=parameters)
 
 
 def take_step(training: Training, recorder: StepRecorder, memory: MemoryRetry) -> None:
@@ -146,6 +170,7 @@ def take_step(training: Training, recorder: StepRecorder, memory: MemoryRetry) -
     data_step = state.step + state.skipped_batches
     result = memory.take(state.step, lambda: stepper.take(data_step, factor, is_spike=is_spike))
     state.step += 1
+    stepper.averages.update(state, training.num_steps)
     recorder.add(state.step, training.learning_rate * factor, result, loss_scale=loss_scale)
 
 
@@ -210,18 +235,32 @@ def _end(training: Training) -> RunState:
 
 def _evaluate(training: Training) -> float | None:
     assert training.evaluate is not None
-    with training.spent.on(Purpose.EVALUATION):
-        loss = training.evaluate(training.model, training.stop)
-    if loss is not None:
-        epoch = {"epoch": training.state.step / training.steps_per_epoch} if training.steps_per_epoch else {}
-        training.journal.record_event(Event.EVALUATION, step=training.state.step, loss=loss, **epoch)
+    averages, state, losses = training.stepper.averages, training.state, dict[str, float]()
+    for name in (RAW, *averages.begun(state)):
+        with training.spent.on(Purpose.EVALUATION), _model_with(training, name) as model:
+            loss = training.evaluate(model, training.stop)
+        if loss is None:
+            return None
+        losses[name] = loss
+    named = {f"loss_{name}": loss for name, loss in losses.items() if averages.rules}
+    if training.steps_per_epoch:
+        named["epoch"] = state.step / training.steps_per_epoch
+    loss = losses[training.weights_now]
+    training.journal.record_event(Event.EVALUATION, step=state.step, loss=loss, **named)
     return loss
 
 
 def _sample(training: Training) -> None:
     assert training.sample is not None
-    if training.world.is_main:
-        with training.spent.on(Purpose.SAMPLING):
-            texts = training.sample(training.model)
-        for text in texts:
-            training.journal.record_event(Event.SAMPLE, step=training.state.step, text=text)
+    with training.spent.on(Purpose.SAMPLING), _model_with(training, training.weights_now) as model:
+        texts = training.sample(model) if training.world.is_main else []
+    for text in texts:
+        training.journal.record_event(Event.SAMPLE, step=training.state.step, text=text)
+
+
+@contextmanager
+def _model_with(training: Training, name: str) -> Iterator[nn.Module]:
+    """Yields the model with the weights of this name; each process can use it alone."""
+    stepper = training.stepper
+    with stepper.averages.in_place_of_weights(name), stepper.parallelism.whole_model(stepper.model) as model:
+        yield model

@@ -53,7 +53,7 @@ class MemoryRetry:
         self._stepper.batches = smaller
         if self._journal.writes:
             self._journal.run.update_machine(micro_batch=smaller.micro_batch)
-        self._journal.record_event(Event.SMALLER_MICRO_BATCH, step=step, pieces=smaller.num_micro_batches)
+        self._journal.record_event(Event.SMALLER_MICRO_BATCH, step=step, pieces=smaller.num_micro_batches(step))
 
     def _end_for_restart(self) -> Never:
         """Ends this process. A restart takes the smaller micro-batch that is recorded here."""

@@ -87,24 +87,22 @@ class TokenBatches:
     prefetch: bool = False
     """Whether a background thread reads the next micro-batch while the device computes this one."""
 
-    @property
-    def targets_per_step(self) -> int:
-        return self.sequences.tokens_per_step
+    def targets_in(self, step: int) -> int:
+        return len(self.sequences.sequence_indices(step)) * self.sequences.context_length
 
     @property
     def max_steps(self) -> int:
         return self.sequences.max_steps
 
-    @property
-    def num_micro_batches(self) -> int:
-        return -(-len(self._local_shard(0)) // self.micro_batch)
+    def num_micro_batches(self, step: int) -> int:
+        return -(-len(self._local_shard(step)) // self.micro_batch)
 
     def micro_batches(self, step: int) -> Iterator[MicroBatch]:
         places = self._places(step)
         following = [*places[1:], *(self._places(step + 1)[:1] if step + 1 < self.max_steps else [None])]
         key = derive_seed(self.seed, "attention-dropout", step)
         begins_text = self.sequences.begins_text(step)
-        first, _ = split_evenly(self.sequences.global_batch, self.world.size)[self.world.rank]
+        first, _ = split_evenly(self.sequences.sizes.at(step), self.world.size)[self.world.rank]
         for place, then in zip(places, following, strict=True):
             batch = self._prefetcher.take(place, then) if self.prefetch else self._load(*place)
             yield replace(self._to_device(batch), kernel_key=(key, first), begins_text=begins_text)
@@ -121,7 +119,7 @@ class TokenBatches:
     def _places(self, step: int) -> list[tuple[int, Sequence[int]]]:
         """The step, and the sequence indices of each micro-batch."""
         indices = self._local_shard(step)
-        return [(step, indices[begin:end]) for begin, end in split_evenly(len(indices), self.num_micro_batches)]
+        return [(step, indices[begin:end]) for begin, end in split_evenly(len(indices), self.num_micro_batches(step))]
 
     def _local_shard(self, step: int) -> Sequence[int]:
         return self.world.local_shard(self.sequences.sequence_indices(step))

@@ -67,9 +67,8 @@ This is what ``torch.compile`` compiles.
 class Batches(Protocol):
     """The data of a run: position is a function of the step alone."""
 
-    @property
-    def targets_per_step(self) -> int:
-        """Targets in one global batch, those that do not count included."""
+    def targets_in(self, step: int) -> int:
+        """Targets in the global batch of a step, those that do not count included."""
 
     @property
     def micro_batch(self) -> int:
@@ -79,9 +78,8 @@ class Batches(Protocol):
     def max_steps(self) -> int:
         """Number of global batches in the data."""
 
-    @property
-    def num_micro_batches(self) -> int:
-        """Micro-batches in this process's shard of a global batch."""
+    def num_micro_batches(self, step: int) -> int:
+        """Micro-batches in this process's shard of the global batch of a step."""
 
     def micro_batches(self, step: int) -> Iterator[MicroBatch]:
         """Yields this process's shard of the global batch of a step, on the device."""
@@ -110,7 +108,7 @@ class Objective(Protocol):
 
     @property
     def tokens_per_step(self) -> int:
-        """Targets in one global batch."""
+        """Targets in one global batch; after a batch ramp where there is one."""
 
     @property
     def is_evaluated(self) -> bool:

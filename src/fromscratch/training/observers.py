@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from fromscratch.files import readable_seconds
-from fromscratch.runs.states import Event
+from fromscratch.runs.states import Event, losses_by_weights
 
 SECONDS_BETWEEN_LINES = 10.0
 WINDOW_STEPS = 50
@@ -52,6 +52,7 @@ class SilentObserver:
 EVENT_LINES = {
     Event.EVALUATION: "step {step}: held-out loss {loss:.4f}",
     Event.SAMPLE: "step {step}: {text!r}",
+    Event.HEAD_UNTIED: "step {step}: the head now has a matrix of its own; the model has {parameters:,} parameters",
     Event.NONFINITE: "step {step}: gradients were not finite; the step was skipped",
     Event.SMALLER_MICRO_BATCH: "step {step}: out of memory; now {pieces} micro-batches per step, with the same result",
     Event.SPIKE: "step {step}: loss {loss:.3f} is a spike",
@@ -70,7 +71,10 @@ EVENT_LINES = {
 
 def describe_event(event: Event, facts: dict[str, Any]) -> str:
     """One line for the terminal; empty for events that are not shown."""
-    return EVENT_LINES.get(event, "").format(**facts)
+    line = EVENT_LINES.get(event, "").format(**facts)
+    if event == Event.EVALUATION and (losses := losses_by_weights(facts)):
+        line += f" ({', '.join(f'{name} {loss:.4f}' for name, loss in losses.items())})"
+    return line
 
 
 def describe_start(step: int, num_steps: int) -> str:
@@ -79,10 +83,14 @@ def describe_start(step: int, num_steps: int) -> str:
 
 
 class Pace:
-    """Speed and time left, over the last ``WINDOW_STEPS`` steps of a session."""
+    """Speed and time left, over the last ``WINDOW_STEPS`` steps of a session.
 
-    def __init__(self, num_steps: int) -> None:
-        self._num_steps = num_steps
+    Args:
+        total_tokens: of the whole run; without it, the steps that are left are taken to be as long as the last ones.
+    """
+
+    def __init__(self, num_steps: int, total_tokens: int | None = None) -> None:
+        self._num_steps, self._total_tokens = num_steps, total_tokens
         self._seconds: deque[float] = deque(maxlen=WINDOW_STEPS)
         self._tokens: deque[float] = deque(maxlen=WINDOW_STEPS)
 
@@ -92,6 +100,8 @@ class Pace:
         self._tokens.append(record["seconds"] * record["tokens_per_second"])
         seconds = sum(self._seconds)
         left = (self._num_steps - record["step"]) * seconds / len(self._seconds)
+        if self._total_tokens is not None:
+            left = (self._total_tokens - record["tokens"]) * seconds / sum(self._tokens)
         loss = "not finite" if record["loss"] is None else f"{record['loss']:.3f}"
         return f"loss {loss}, {sum(self._tokens) / seconds:,.0f} tokens/s, about {readable_seconds(left)} left"
 
@@ -99,7 +109,8 @@ class Pace:
 class ProgressBar(SilentObserver):
     """A progress bar with loss, tokens/s and time left, for a terminal."""
 
-    def __init__(self) -> None:
+    def __init__(self, total_tokens: int | None = None) -> None:
+        self._total_tokens = total_tokens
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=None),
@@ -109,7 +120,7 @@ class ProgressBar(SilentObserver):
         )
 
     def begin(self, *, step: int, num_steps: int) -> None:
-        self._pace = Pace(num_steps)
+        self._pace = Pace(num_steps, self._total_tokens)
         if step:
             self._bar.console.print(describe_start(step, num_steps), markup=False, highlight=False)
         self._bar.start()
@@ -129,12 +140,13 @@ class ProgressBar(SilentObserver):
 class ProgressLines(SilentObserver):
     """A line every ten seconds and one for each event, for log files and pipes."""
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, stream: TextIO | None = None, total_tokens: int | None = None) -> None:
+        self._total_tokens = total_tokens
         self._stream = stream or sys.stderr
         self._printed_at = time.monotonic()
 
     def begin(self, *, step: int, num_steps: int) -> None:
-        self._num_steps, self._pace = num_steps, Pace(num_steps)
+        self._num_steps, self._pace = num_steps, Pace(num_steps, self._total_tokens)
         self._print(describe_start(step, num_steps))
 
     def on_step(self, record: dict[str, Any]) -> None:
@@ -151,6 +163,11 @@ class ProgressLines(SilentObserver):
         print(line, file=self._stream, flush=True)
 
 
-def terminal_observer() -> Observer:
-    """Returns a progress bar for a terminal, lines for a file or a pipe."""
-    return ProgressBar() if Console(stderr=True).is_terminal else ProgressLines()
+def terminal_observer(total_tokens: int | None = None) -> Observer:
+    """Returns a progress bar for a terminal, lines for a file or a pipe.
+
+    Args:
+        total_tokens: of the whole run, for the time left of a run with a batch ramp.
+    """
+    is_terminal = Console(stderr=True).is_terminal
+    return ProgressBar(total_tokens) if is_terminal else ProgressLines(total_tokens=total_tokens)

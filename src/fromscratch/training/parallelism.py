@@ -22,7 +22,7 @@ from fromscratch.formats.checkpoints import (
     read_state,
 )
 from fromscratch.formats.tensor_files import read_tensors
-from fromscratch.formats.weights import fill, model_tensors
+from fromscratch.formats.weights import fill_tensors
 from fromscratch.optim.composite import CompositeOptimizer
 from fromscratch.processes.world import ALONE, World, split_evenly
 from fromscratch.training.objective import Carry
@@ -35,11 +35,18 @@ GPT-2 small has 20 parts."""
 class SingleProcess:
     """One process with the whole model. The base of the other kinds."""
 
+    computes_alone = True
+    """Whether a forward pass of training waits for no other process, so that one can fail and tell the others."""
+
     def __init__(self, world: World = ALONE) -> None:
         self.world = world
 
     def prepare(self, model: nn.Module) -> None:
         """Called once, before the optimiser is built: a kind that shards parameters replaces them here."""
+
+    def named_parameters(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+        """The parameters as the optimiser sees them: what this process holds of each, by the model's names."""
+        return list(model.named_parameters())
 
     def wrap(self, module: nn.Module) -> nn.Module:
         """Returns the module to call in forward passes; its ``forward`` computes the loss."""
@@ -56,6 +63,13 @@ class SingleProcess:
 
     def sync_next_backward(self) -> None:
         """Synchronises gradients in the next backward pass, whose forward pass ran under ``no_sync``."""
+
+    def collect_gradients(self) -> None:
+        """Called after the last backward pass of a step: gives the gradients to ``named_parameters``."""
+
+    def whole_model(self, model: nn.Module) -> AbstractContextManager[nn.Module]:
+        """Yields the model for evaluation: its passes wait for no other process. All processes enter it together."""
+        return nullcontext(model)
 
     def reduce_norm(self, local: Tensor, order: float) -> Tensor:
         """The norm over all processes, from the norm of the gradients that this process holds."""
@@ -78,9 +92,25 @@ class SingleProcess:
     ) -> Contents | None:
         """Everything that a checkpoint holds, in the main process; None in the others. All processes call it."""
         whole = self.gather_carry(carry)
-        if not self.world.is_main:
-            return None
-        return Contents(model_tensors(model), optimizer.state_tensors(model.named_parameters()), state, whole)
+        named = self.named_parameters(model)
+        weights = self.gather_tensors({name: parameter.detach().contiguous() for name, parameter in named})
+        states = self.gather_tensors(optimizer.state_tensors(named))
+        return Contents(weights, states, state, whole) if self.world.is_main else None
+
+    def gather_tensors(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The whole of tensors like ``named_parameters``, in the main process. All processes call it.
+
+        Their names are ``<parameter>`` or ``<parameter>/<key>``.
+        """
+        return tensors
+
+    def local_parts(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What this process holds of whole tensors, by the same names as in ``gather_tensors``."""
+        return tensors
+
+    def fill(self, model: nn.Module, tensors: dict[str, Tensor], where: Path) -> None:
+        """Copies whole tensors into the weights. Raises DataError where names or shapes differ."""
+        fill_tensors(dict(self.named_parameters(model)), self.local_parts(tensors), where)
 
     def load(self, checkpoint: Path, model: nn.Module, optimizer: CompositeOptimizer) -> tuple[TrainingState, Carry]:
         """Verifies a checkpoint and puts weights and optimiser state back.
@@ -92,37 +122,20 @@ class SingleProcess:
             DataError: damaged, or of another model.
         """
         verify_folder(checkpoint)
-        fill(model, read_tensors(checkpoint / MODEL_FILE), checkpoint / MODEL_FILE)
+        self.fill(model, read_tensors(checkpoint / MODEL_FILE), checkpoint / MODEL_FILE)
         where = checkpoint / OPTIMIZER_FILE
-        optimizer.load_state_tensors(model.named_parameters(), read_tensors(where), str(where))
+        states = self.local_parts(read_tensors(where))
+        optimizer.load_state_tensors(self.named_parameters(model), states, str(where))
         carry = read_tensors(checkpoint / CARRY_FILE) if (checkpoint / CARRY_FILE).is_file() else {}
         return read_state(checkpoint), self.local_carry(carry)
 
 
-class DataParallel(SingleProcess):
-    """A copy of the model in every process; gradients are summed (torch's DistributedDataParallel)."""
-
-    def __init__(self, world: World) -> None:
-        super().__init__(world)
-        self._wrapper: DistributedDataParallel | None = None
-
-    def wrap(self, module: nn.Module) -> nn.Module:
-        self._wrapper = DistributedDataParallel(module, gradient_as_bucket_view=True, bucket_cap_mb=BUCKET_MIB)
-        return self._wrapper
+class Distributed(SingleProcess):
+    """What the kinds for several processes share: each has a part of every global batch."""
 
     @property
     def gradient_scale(self) -> float:
-        return float(self.world.size)  # DistributedDataParallel takes the mean
-
-    def no_sync(self) -> AbstractContextManager[None]:
-        assert self._wrapper is not None
-        return self._wrapper.no_sync()
-
-    def sync_next_backward(self) -> None:
-        # The wrapper would decide this in forward. A rank that runs out of memory after that forward pass,
-        # and so never runs its backward pass, would leave the others waiting.
-        assert self._wrapper is not None
-        self._wrapper.reducer.prepare_for_backward([])
+        return float(self.world.size)  # torch's wrappers take the mean
 
     def gather_losses(self, values: Tensor) -> Tensor:
         everywhere = [torch.empty_like(values) for _ in range(self.world.size)]
@@ -137,10 +150,40 @@ class DataParallel(SingleProcess):
         return {name: carry[name][begin:end] for name, (begin, end) in shards.items()}
 
 
+class DataParallel(Distributed):
+    """A copy of the model in every process; gradients are summed (torch's DistributedDataParallel)."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
+        self._wrapper: DistributedDataParallel | None = None
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        self._wrapper = DistributedDataParallel(module, gradient_as_bucket_view=True, bucket_cap_mb=BUCKET_MIB)
+        return self._wrapper
+
+    def no_sync(self) -> AbstractContextManager[None]:
+        assert self._wrapper is not None
+        return self._wrapper.no_sync()
+
+    def sync_next_backward(self) -> None:
+        # The wrapper would decide this in forward. A rank that runs out of memory after that forward pass,
+        # and so never runs its backward pass, would leave the others waiting.
+        assert self._wrapper is not None
+        self._wrapper.reducer.prepare_for_backward([])
+
+
 Parallelism = SingleProcess
 """The interface: what ``SingleProcess`` offers, which every kind inherits."""
 
 
-def choose_parallelism(world: World) -> Parallelism:
-    """The kind that suits the world."""
+def choose_parallelism(world: World, *, is_sharded: bool = False) -> Parallelism:
+    """The kind that suits the world.
+
+    Args:
+        is_sharded: whether the processes divide the model, instead of having a copy each.
+    """
+    if is_sharded:
+        from fromscratch.training.sharding import FullySharded  # which imports this module
+
+        return FullySharded(world)
     return DataParallel(world) if world.size > 1 else SingleProcess(world)

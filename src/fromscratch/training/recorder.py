@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -43,13 +44,13 @@ class StepRecorder:
         spikes: SpikePolicy | Warn,
         journal: Journal,
         *,
-        tokens_per_step: int,
+        tokens_before: Callable[[int], int],
     ) -> None:
         self._state = state
         self._policy = policy
         self._spikes = spikes
         self._journal = journal
-        self._tokens_per_step = tokens_per_step
+        self._tokens_before = tokens_before
         self._pending: _Pending | None = None
         self._clock = time.perf_counter()
         self.spike_step: int | None = None
@@ -107,7 +108,7 @@ class StepRecorder:
         self._journal.record_step(
             {
                 "step": step,
-                "tokens": step * self._tokens_per_step,
+                "tokens": self._tokens_before(step),
                 "loss": _known(loss),
                 "loss_min": _known(loss_min),
                 "loss_max": _known(loss_max),
@@ -116,7 +117,7 @@ class StepRecorder:
                 "clipped": bool(clipped),
                 "nonfinite": bad,
                 "outcome": "spike" if spike else outcome.label,
-                "tokens_per_second": self._tokens_per_step / seconds,
+                "tokens_per_second": (self._tokens_before(step) - self._tokens_before(step - 1)) / seconds,
                 "seconds": seconds,
                 **auxiliary,
             }

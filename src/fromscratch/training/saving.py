@@ -20,7 +20,14 @@ from torch import Tensor
 
 from fromscratch.errors import FromScratchError
 from fromscratch.files import point_link
-from fromscratch.formats.checkpoints import CARRY_FILE, MODEL_FILE, OPTIMIZER_FILE, Contents, save_checkpoint
+from fromscratch.formats.checkpoints import (
+    CARRY_FILE,
+    MODEL_FILE,
+    OPTIMIZER_FILE,
+    Contents,
+    average_file,
+    save_checkpoint,
+)
 from fromscratch.formats.tensor_files import bytes_of
 from fromscratch.runs.retention import BEST, plan_retention, remove_checkpoint
 
@@ -121,7 +128,11 @@ class CheckpointSaver:
             self._buffers, copies, is_copy = HostBuffers(), tensors, False
         by_file = {file: {n: t for (f, n), t in copies.items() if f == file} for file in contents.files}
         copied = Contents(
-            by_file[MODEL_FILE], by_file[OPTIMIZER_FILE], deepcopy(contents.state), by_file.get(CARRY_FILE, {})
+            by_file[MODEL_FILE],
+            by_file[OPTIMIZER_FILE],
+            deepcopy(contents.state),
+            by_file.get(CARRY_FILE, {}),
+            {name: by_file[average_file(name)] for name in contents.averages},
         )
         self._in_flight = self._thread.submit(self._write, copied, request, time.perf_counter() - began_at)
         if not is_copy:

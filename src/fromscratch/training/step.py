@@ -1,18 +1,21 @@
 """One optimiser step: losses and gradients of a global batch, then one careful update."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from fromscratch.errors import DataError
-from fromscratch.formats.checkpoints import TrainingState
+from fromscratch.formats.checkpoints import Contents, TrainingState
+from fromscratch.formats.weights import head_name
 from fromscratch.machine.memory import is_memory_error
 from fromscratch.machine.precision import Precision
 from fromscratch.models.dropout import set_sequence_keys
+from fromscratch.models.language_model import LanguageModel
 from fromscratch.optim.composite import CompositeOptimizer
+from fromscratch.training.averages import Average, WeightAverages
 from fromscratch.training.gradients import Clip, Gradients, Outcome, classify
 from fromscratch.training.nonfinite import NonfinitePolicy
 from fromscratch.training.objective import Batches, Carry, Loss, LossSum, MicroBatch
@@ -92,9 +95,15 @@ class Stepper:
         self.rules = rules
         self.precision = precision
         self.carry = self._initial_carry = carry or {}
+        self.averages = WeightAverages()
         self.parallelism = parallelism or SingleProcess()
         self.loss_module = LossModule(model, loss)
         self._wrapped = self.parallelism.wrap(self.loss_module)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """What this process holds of every parameter."""
+        return [parameter for _, parameter in self.parallelism.named_parameters(self.model)]
 
     def take(self, step: int, rate_factor: float, *, is_spike: Callable[[float], bool] | None = None) -> StepResult:
         """Trains on the global batch of one step, each parameter group at its own rate times ``rate_factor``.
@@ -113,7 +122,7 @@ class Stepper:
             self.precision.unscale(optimizer)
         on_cuda = loss.device.type == "cuda"
         gradients = Gradients.of(
-            self.model.parameters(),
+            self.parameters,
             self.parallelism.reduce_norm,
             defers_scale=on_cuda and self.optimizer.takes_divisor,
         )
@@ -139,7 +148,39 @@ class Stepper:
             raise DataError(f"{checkpoint}: carries {shapes[0] or 'nothing'} between batches, the model {shapes[1]}")
         self.carry = {name: tensor.to(self.carry[name].device) for name, tensor in carry.items()}
         self.precision.load_state(state.scaler)
+        self.averages.load(checkpoint, state, self.parallelism.local_parts)
         return state
+
+    def keep_averages(self, rules: dict[str, Average]) -> None:
+        """Keeps averages of the weights that are trained, one by each rule; they are saved and loaded with them."""
+        named = self.parallelism.named_parameters(self.model)
+        trained = ((name, weight) for name, weight in named if weight.requires_grad)
+        self.averages = WeightAverages.of(rules, trained)
+
+    def untie_head(self, build_optimizer: Callable[[], CompositeOptimizer]) -> None:
+        """Gives a tied head a matrix, optimiser state and averages of its own: copies of the embedding's.
+
+        Args:
+            build_optimizer: builds an optimiser without state over all parameters of the model.
+        """
+        model = self.model
+        assert isinstance(model, LanguageModel)
+        embedding = head_name(model)  # the name under which the model lists the shared matrix
+        states = self.optimizer.state_tensors(model.named_parameters())
+        model.untie_head()
+        head, self.optimizer = head_name(model), build_optimizer()
+        of_embedding = {key: state for key, state in states.items() if key.rpartition("/")[0] == embedding}
+        states |= {f"{head}/{key.rpartition('/')[2]}": state.clone() for key, state in of_embedding.items()}
+        self.optimizer.load_state_tensors(model.named_parameters(), states, "the tied head")
+        self.averages.add(head, model.get_parameter(head), like=embedding)
+        self._wrapped = self.parallelism.wrap(self.loss_module)
+
+    def contents(self, state: TrainingState) -> Contents | None:
+        """Everything that a checkpoint holds, in the main process; None in the others. All processes call it."""
+        contents = self.parallelism.gather(self.model, self.optimizer, self.carry, state)
+        begun = self.averages.begun(state)
+        averages = {name: self.parallelism.gather_tensors(tensors) for name, tensors in begun.items()}
+        return contents and replace(contents, averages=averages)
 
     def probe_memory(self, step: int) -> bool:
         """Whether the largest micro-batch of a step fits into memory beside everything else that a step keeps there.
@@ -151,9 +192,9 @@ class Stepper:
             self._create_optimizer_state()
             self.hold_gradients()
             with self.optimizer.temporary_state(), self.parallelism.no_sync():
-                if self.batches.num_micro_batches == 1:
+                if self.batches.num_micro_batches(step) == 1:
                     self.optimizer.zero_grad()
-                self._backward(self._forward(next(batches), 0).objective)
+                self._backward(self._forward(next(batches), 0).objective, step)
         except RuntimeError as error:
             if not is_memory_error(error):
                 raise
@@ -164,7 +205,7 @@ class Stepper:
 
     def hold_gradients(self) -> None:
         """Gives parameters gradients of zero, which take the memory of accumulated ones."""
-        for parameter in self.model.parameters():
+        for parameter in self.parameters:
             if parameter.requires_grad and parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
 
@@ -192,22 +233,23 @@ class Stepper:
                     self.carry = self._initial_carry  # also where the step is held back or taken again
                 with self.parallelism.no_sync():
                     result = self._forward(batch, first)
-                    if place < self.batches.num_micro_batches:
-                        self._backward(result.objective)
+                    if place < self.batches.num_micro_batches(step):
+                        self._backward(result.objective, step)
                 first += len(batch.inputs)
                 objective = result.objective
                 results.append(_detached(result))
                 self.parallelism.world.heartbeat()
         except RuntimeError as error:
-            if not is_memory_error(error):
-                raise
+            if not (is_memory_error(error) and self.parallelism.computes_alone):
+                raise  # where passes wait for other processes, they cannot be asked
             is_short = True  # keeps no reference to the error, which would keep the memory
         if self.parallelism.world.any(is_short):
             raise GlobalOutOfMemoryError("out of memory in at least one process")
         self.parallelism.sync_next_backward()
-        self._backward(objective)
+        self._backward(objective, step)
+        self.parallelism.collect_gradients()
         set_sequence_keys(self.model, None)
-        return *self._gather_losses(results), _joined([result.carry for result in results])
+        return *self._gather_losses(results, step), _joined([result.carry for result in results])
 
     def _create_optimizer_state(self) -> None:
         """Allocates the optimisers' state before the first step, so that no step can run out of memory half-way.
@@ -234,11 +276,13 @@ class Stepper:
             result: LossSum = self._wrapped(batch, carry)
         return result
 
-    def _backward(self, objective: Tensor) -> None:
+    def _backward(self, objective: Tensor, step: int) -> None:
         """Adds a micro-batch's part to the gradients."""
-        self.precision.backward(objective * (self.parallelism.gradient_scale / self.batches.targets_per_step))
+        self.precision.backward(objective * (self.parallelism.gradient_scale / self.batches.targets_in(step)))
 
-    def _gather_losses(self, results: list[LossSum]) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, Tensor]]:
+    def _gather_losses(
+        self, results: list[LossSum], step: int
+    ) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, Tensor]]:
         """Loss, lowest and highest mean of a micro-batch, and auxiliary losses, over all processes: one collective.
 
         Backward divided by all targets of the global batch. Where some do not count, this corrects the
@@ -251,7 +295,7 @@ class Stepper:
             means = torch.stack([result.total / result.num_targets for result in results])
             local = torch.stack([totals.sum(), means.min(), means.max(), *auxiliary])
             summed, lowest, highest, *others = self.parallelism.gather_losses(local).unbind(1)
-            num_targets = self.batches.targets_per_step
+            num_targets = self.batches.targets_in(step)
             means_of = {name: sums.sum() / num_targets for name, sums in zip(names, others, strict=True)}
             return (summed.sum() / num_targets, lowest.min(), highest.max()), means_of
         counts = torch.stack([totals.new_zeros(()) + result.num_targets for result in results])
@@ -260,7 +304,7 @@ class Stepper:
         local = torch.stack([totals.sum(), means.min(), means.max(), counts.sum(), *auxiliary])
         summed, lowest, highest, counted, *others = self.parallelism.gather_losses(local).unbind(1)
         count = counted.sum().clamp(min=1.0)
-        torch._foreach_mul_(Gradients.of(self.model.parameters()).tensors, self.batches.targets_per_step / count)
+        torch._foreach_mul_(Gradients.of(self.parameters).tensors, self.batches.targets_in(step) / count)
         means_of = {name: sums.sum() / count for name, sums in zip(names, others, strict=True)}
         return (summed.sum() / count, lowest.min(), highest.max()), means_of
 

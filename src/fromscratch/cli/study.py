@@ -12,6 +12,7 @@ from fromscratch.cli.output import note, print_columns, print_json
 from fromscratch.cli.study_past import compare, tried
 from fromscratch.cli.study_status import RunsDir, StudyArgument, print_verdicts, status
 from fromscratch.errors import EXIT_CRASH, EXIT_STOPPED, UsageError
+from fromscratch.files import readable_dollars
 
 if TYPE_CHECKING:
     from fromscratch.studies.definition import Arm
@@ -168,13 +169,11 @@ def _print_missing(
 
 def figures(total: "Total") -> tuple[str, str, str]:
     """Steps, hours and dollars in a table; ``unknown`` where nothing was measured or no price is known."""
-    from fromscratch.studies.worth import in_dollars
-
     unknown = "unknown"
     return (
         unknown if total.steps is None else f"{total.steps:,}",
         unknown if total.hours is None else f"{total.hours:,.2f}",
-        unknown if total.dollars is None else in_dollars(total.dollars),
+        unknown if total.dollars is None else readable_dollars(total.dollars),
     )
 
 

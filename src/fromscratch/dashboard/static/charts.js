@@ -1,0 +1,3 @@
+export function drawCharts() {}
+export function refreshCharts() {}
+export function redrawCharts() {}

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 from fromscratch.config.loading import read_run_config
@@ -131,3 +132,9 @@ def config_or_none(run: RunDirectory) -> RunConfig | None:
         return read_run_config(run.config)
     except UsageError:
         return None
+
+
+@cache
+def figures_of(site: Site) -> FiguresOfRuns:
+    """The figures that all pages of a site share."""
+    return FiguresOfRuns(site)

@@ -19,6 +19,8 @@ from fromscratch.runs.states import StepOutcome
 BLOCK_BYTES = 4 << 20
 MAX_CACHED_BYTES = 100 << 20
 MAX_COLUMNS = 24
+PREVIEW_LINES = 1_000
+MAX_PREVIEW_BYTES = 1 << 14
 KNOWN = ("loss", "loss_min", "loss_max", "grad_norm", "learning_rate", "tokens_per_second", "seconds", "tokens")
 OTHER_KEYS = ("step", "clipped", "nonfinite", "outcome")
 OUTCOMES = tuple(StepOutcome)
@@ -95,6 +97,21 @@ class MetricsCache:
             return run.metrics.stat().st_size - (file.offset if file else 0)
         except OSError:
             return 0
+
+    def preview(self, run: RunDirectory) -> Metrics:
+        """Steps at equal distances in the file, found without reading the rest."""
+        try:
+            with run.metrics.open("rb") as opened:
+                size = run.metrics.stat().st_size
+                found = []
+                for place in range(PREVIEW_LINES):
+                    opened.seek(size * place // PREVIEW_LINES)
+                    if place:
+                        opened.readline(MAX_PREVIEW_BYTES)
+                    found.append(opened.readline(MAX_PREVIEW_BYTES))
+        except OSError:
+            return EMPTY
+        return _joined([parse(b"".join(line for line in found if line.endswith(b"\n")))])
 
     def _drop_oldest(self) -> None:
         with self._lock:

@@ -5,13 +5,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from fromscratch.dashboard.figures import FiguresOfRuns
+from fromscratch.dashboard.figures import figures_of
 from fromscratch.dashboard.site import Part, Site
 
 
 def part(site: Site) -> Part:
     """The first page."""
-    figures = FiguresOfRuns(site)
+    figures = figures_of(site)
 
     async def show(request: Request) -> Response:
         runs = await run_in_threadpool(figures.all)

@@ -123,11 +123,14 @@ def check_contents(folder: Path, root: Path) -> None:
                 continue  # it has just been deleted
 
 
-def address(kind: str, name: str, **query: str) -> str:
+def address(kind: str, name: str) -> str:
     """The address of a page of a run or study, such as ``/runs/study/arm-seed-1``."""
-    path = f"/{kind}/{quote(name, safe='/', errors='surrogateescape')}"
-    items = "&".join(f"{key}={quote(value, safe='', errors='surrogateescape')}" for key, value in query.items())
-    return f"{path}?{items}" if items else path
+    return f"/{kind}/{quote(name, safe='/', errors='surrogateescape')}"
+
+
+def live_address(*names: str) -> str:
+    """The address of the stream of changes of runs and studies."""
+    return "/live?" + "&".join(f"of={quote(name, safe='', errors='surrogateescape')}" for name in names)
 
 
 def json_response(value: Any, *, status: int = 200) -> Response:

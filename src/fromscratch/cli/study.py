@@ -16,8 +16,8 @@ from fromscratch.files import readable_dollars
 
 if TYPE_CHECKING:
     from fromscratch.studies.definition import Arm
+    from fromscratch.studies.forecasts import Total
     from fromscratch.studies.jobs import StudyFolder
-    from fromscratch.studies.prices import Total
     from fromscratch.studies.runner import Outcome
 
 app = typer.Typer(no_args_is_help=True, help="Change one thing, run it with several seeds, and get a verdict.")
@@ -121,7 +121,8 @@ def _print_missing(
 ) -> None:
     from fromscratch.cli.plan import dollar_range
     from fromscratch.studies.agenda import Agenda
-    from fromscratch.studies.prices import Prices, remaining, total_of, totals_by_machine
+    from fromscratch.studies.forecasts import remaining, total_of
+    from fromscratch.studies.prices import Prices, totals_by_machine
 
     prices = Prices(folder, device=device, dollars_per_hour=dollars_per_hour)
     waiting, forecasts = Agenda(folder, prices).waiting(), prices.forecasts()

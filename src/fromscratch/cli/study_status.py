@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
     from rich.console import Group
 
+    from fromscratch.studies.forecasts import Forecast
     from fromscratch.studies.jobs import Job, StudyFolder
-    from fromscratch.studies.prices import Forecast, Prices
+    from fromscratch.studies.prices import Prices
     from fromscratch.studies.results import Judgement
 
 StudyArgument = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file (TOML).")]

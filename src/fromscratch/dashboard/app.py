@@ -11,11 +11,17 @@ from starlette.responses import Response
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
-from fromscratch.dashboard import live, overview, run_page
+from fromscratch.dashboard import compare_page, live, overview, run_page, study_page
 from fromscratch.dashboard.security import LOCAL_NAMES, Guard
 from fromscratch.dashboard.site import Part, RefusedRunError, Site
 
-PARTS: tuple[Callable[[Site], Part], ...] = (overview.part, run_page.part, live.part)
+PARTS: tuple[Callable[[Site], Part], ...] = (
+    overview.part,
+    run_page.part,
+    study_page.part,
+    compare_page.part,
+    live.part,
+)
 """Each adds pages; to add some, write a module with a function ``part`` and name it here."""
 
 

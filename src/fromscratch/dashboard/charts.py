@@ -99,7 +99,7 @@ def loss(data: RunData) -> Chart:
     if len(lost := data.metrics.steps_of(StepOutcome.NONFINITE)):
         shown.append(series.marks("not finite", lost, colour=4))
     limits, note = series.usual_range(values["loss"], held_out[1], *((low, high) if has_band else ()))
-    return _chart(shown, NATS, range=limits, notes=[note])
+    return make_chart(shown, NATS, range=limits, notes=[note])
 
 
 def gradient_norm(data: RunData) -> Chart:
@@ -114,13 +114,13 @@ def gradient_norm(data: RunData) -> Chart:
         for outcome, steps in found.items()
         if len(steps)
     ]
-    return _chart(shown, "gradient norm", log=True)
+    return make_chart(shown, "gradient norm", log=True)
 
 
 def learning_rate(data: RunData) -> Chart:
     """The learning rate of each step."""
     rates = series.line("learning rate", data.metrics.step, data.metrics.values["learning_rate"], colour=0, width=2)
-    return _chart([rates], "learning rate", zero=True)
+    return make_chart([rates], "learning rate", zero=True)
 
 
 def speed(data: RunData) -> Chart:
@@ -128,7 +128,8 @@ def speed(data: RunData) -> Chart:
     steps, speeds = data.metrics.step, data.metrics.values["tokens_per_second"]
     median = series.median_line("running median", steps, speeds, colour=2, width=2.2)
     faint = {"opacity": FAINT, "width": 1} if median["x"] else {"width": 1.6}
-    return _chart([series.line("each step", steps, speeds, colour=2, **faint), median], "tokens per second", zero=True)
+    each = series.line("each step", steps, speeds, colour=2, **faint)
+    return make_chart([each, median], "tokens per second", zero=True)
 
 
 def auxiliary(data: RunData) -> Chart:
@@ -137,7 +138,7 @@ def auxiliary(data: RunData) -> Chart:
         series.line(name, data.metrics.step, data.metrics.values[name], colour=number, width=1.6)
         for number, name in enumerate(data.metrics.auxiliary)
     ]
-    return _chart(shown, "value")
+    return make_chart(shown, "value")
 
 
 RUN_CHARTS: dict[str, Callable[[RunData], Chart]] = {
@@ -161,8 +162,9 @@ def overlaid(runs: Mapping[str, RunData], axis: str, column: str) -> Chart:
         if column == "loss" and data.held_out:
             held_out = data.held_out_points(axis)
             shown.append(series.points(f"{label}, held out", *held_out, colour=number, joined=True))
-    limits, note = series.usual_range(*values)
-    chart = _chart(shown, COLUMNS[column], range=limits, notes=[note], log=column == "grad_norm")
+    is_log = column == "grad_norm"
+    limits, note = (None, "") if is_log else series.usual_range(*values)
+    chart = make_chart(shown, COLUMNS[column], range=limits, notes=[note], log=is_log)
     chart["x"] = {"label": AXES[axis], "key": axis}
     if axis == "dollars" and not any(one["x"] for one in shown):
         chart["empty"] = "no price is on record; train with --dollars-per-hour"
@@ -177,7 +179,7 @@ COLUMNS = {
 }
 
 
-def _chart(
+def make_chart(
     shown: list[series.Series],
     label: str,
     *,

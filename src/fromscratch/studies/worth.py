@@ -6,7 +6,7 @@ from typing import Any
 
 from fromscratch.files import readable_dollars, readable_seconds
 from fromscratch.studies.definition import CONTROL
-from fromscratch.studies.prices import Forecast, Total, seeds_total
+from fromscratch.studies.forecasts import Forecast, Total, seeds_total
 from fromscratch.studies.results import Judgement
 from fromscratch.studies.verdicts import MAX_FURTHER_SEEDS, ArmResult, Verdict
 

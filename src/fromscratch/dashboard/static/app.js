@@ -30,11 +30,16 @@ document.addEventListener("click", async (event) => {
 
 function filterRows() {
   const wanted = (document.getElementById("filter")?.value ?? "").toLowerCase();
-  for (const row of document.querySelectorAll("#runs tbody tr")) {
+  for (const row of document.querySelectorAll(".runs tbody tr")) {
     row.hidden = !row.textContent.toLowerCase().includes(wanted);
   }
 }
 document.addEventListener("input", (event) => { if (event.target.id === "filter") filterRows(); });
+
+// A filter also opens the list of the studies' runs, where its matches may be.
+document.addEventListener("input", (event) => {
+  if (event.target.id === "filter" && event.target.value) document.getElementById("of-studies")?.setAttribute("open", "");
+});
 
 function showTimes() {
   const words = new Intl.RelativeTimeFormat("en", { numeric: "auto" });

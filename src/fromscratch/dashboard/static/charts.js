@@ -40,8 +40,9 @@ class Chart {
 
   async load({ again = false, full = false } = {}) {
     if (this.data && !again && !full) return;
-    if (this.loading) return;
+    if (this.loading) { this.isStale = again; return; }
     this.loading = true;
+    this.isStale = false;
     try {
       const address = new URL(this.figure.dataset.source, location.href);
       if (this.window) {
@@ -61,6 +62,7 @@ class Chart {
       this.loading = false;
     }
     if (this.data?.partial) await this.load({ full: true });
+    else if (this.isStale) await this.load({ again: true });
   }
 
   fail(message) {
@@ -106,13 +108,19 @@ class Chart {
   }
 
   buildLegend() {
-    const entries = (this.data.series ?? []).map((one) => {
+    // One entry per group: a line and its area are shown and hidden together.
+    this.entries = (this.data.series ?? []).filter((one) => one.kind !== "band" || !one.group);
+    const entries = this.entries.map((one) => {
       const sample = element("canvas", { width: 44, height: 20 });
       const made = element("button", { type: "button", title: "Show or hide" }, sample, one.label);
       made.setAttribute("aria-pressed", String(!one.hidden));
       made.onclick = () => {
-        one.hidden = !one.hidden;
-        this.hidden[one.hidden ? "add" : "delete"](one.label);
+        const hidden = !one.hidden;
+        for (const other of this.data.series) {
+          if (other !== one && (!one.group || other.group !== one.group)) continue;
+          other.hidden = hidden;
+          this.hidden[hidden ? "add" : "delete"](other.label);
+        }
         made.setAttribute("aria-pressed", String(!one.hidden));
         this.draw();
       };
@@ -150,7 +158,7 @@ class Chart {
     const paint = colours();
     this.paintOn(ctx, width, height, paint);
     if (this.scales) this.drawCursor(ctx, paint);
-    this.legend.querySelectorAll("canvas").forEach((sample, place) => drawSample(sample, this.data.series[place], paint));
+    this.legend.querySelectorAll("canvas").forEach((sample, place) => drawSample(sample, this.entries[place], paint));
   }
 
   paintOn(ctx, width, height, paint) {
@@ -236,7 +244,7 @@ class Chart {
 
   savePicture() {
     const { width, height } = this.plot.getBoundingClientRect();
-    const entries = (this.data.series ?? []).filter((one) => !one.hidden);
+    const entries = this.entries.filter((one) => !one.hidden);
     const top = 34 + 20 * entries.length;
     const canvas = element("canvas", { width: 2 * (width + 24), height: 2 * (height + top + 12) });
     const ctx = canvas.getContext("2d");

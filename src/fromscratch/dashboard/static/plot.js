@@ -40,10 +40,10 @@ function ticks(low, high, count) {
   return found;
 }
 
-function logTicks(low, high) {
+function logTicks(low, high, most) {
   const [first, last] = [Math.floor(Math.log10(low)), Math.ceil(Math.log10(high))];
-  const powers = last - first > 8 ? [1] : last - first > 2 ? [1, 3] : [1, 2, 5];
-  const stride = Math.ceil((last - first) / 8);
+  const powers = (last - first) * 2 > most ? [1] : (last - first) * 3 > most ? [1, 3] : [1, 2, 5];
+  const stride = Math.ceil((last - first) / most);
   const found = [];
   for (let power = first; power <= last; power += stride) {
     for (const factor of powers) {
@@ -90,7 +90,7 @@ export function scalesOf(chart, width, height, window) {
     const [low, high] = widen(y0, y1, 0.05);
     [y0, y1] = [chart.y.zero && y0 === 0 ? 0 : low, high];
   }
-  const yTicks = log ? logTicks(y0, y1) : ticks(y0, y1, Math.max(2, height / 60));
+  const yTicks = log ? logTicks(y0, y1, Math.max(2, height / 40)) : ticks(y0, y1, Math.max(2, height / 60));
   const left = 14 + 7 * Math.max(...yTicks.map((tick) => formatTick(tick).length), 2);
   const [top, bottom, right] = [26, height - 36, width - 12];
   const toLog = log ? Math.log : (value) => value;
@@ -104,7 +104,7 @@ export function drawLines(ctx, chart, scales, paint) {
   drawAxes(ctx, scales, chart, paint);
   ctx.save();
   ctx.beginPath();
-  ctx.rect(scales.left, scales.top - 4, scales.right - scales.left + 4, scales.bottom - scales.top + 8);
+  ctx.rect(scales.left - 6, scales.top - 6, scales.right - scales.left + 12, scales.bottom - scales.top + 12);
   ctx.clip();
   for (const one of chart.series) if (!one.hidden) drawSeries(ctx, one, scales, paint);
   ctx.restore();

@@ -78,8 +78,9 @@ class RunData:
         if axis == "step":
             return steps, losses
         known = np.searchsorted(self.metrics.step, steps, "right") - 1
-        places = np.concatenate([self.places(axis).astype(np.float64), [0.0]])  # step 0 has cost nothing
-        return places[known], losses
+        places = self.places(axis).astype(np.float64)
+        start = 0.0 if np.isfinite(places).any() else np.nan  # step 0 has cost nothing
+        return np.append(places, start)[known], losses
 
 
 def loss(data: RunData) -> Chart:

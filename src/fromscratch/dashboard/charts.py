@@ -99,7 +99,7 @@ def loss(data: RunData) -> Chart:
     shown.append(series.points("held out", *held_out, colour=1))
     if len(lost := data.metrics.steps_of(StepOutcome.NONFINITE)):
         shown.append(series.marks("not finite", lost, colour=4))
-    limits, note = series.usual_range(values["loss"], held_out[1], *((low, high) if has_band else ()))
+    limits, note = series.usual_range(values["loss"], held_out[1])
     return make_chart(shown, NATS, range=limits, notes=[note])
 
 

@@ -16,9 +16,9 @@ from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import record_in, to_count, to_float
 from fromscratch.runs.states import StepOutcome
 
-BLOCK_BYTES = 4 << 20
+BLOCK_BYTES = 1 << 20
 MAX_CACHED_BYTES = 100 << 20
-MAX_COLUMNS = 24
+MAX_COLUMNS, MAX_PARTS = 24, 32
 PREVIEW_LINES = 1_000
 MAX_PREVIEW_BYTES = 1 << 14
 KNOWN = ("loss", "loss_min", "loss_max", "grad_norm", "learning_rate", "tokens_per_second", "seconds", "tokens")
@@ -127,7 +127,7 @@ def _continue(path: Path, file: _File) -> None:
             if inode != file.inode or size < file.offset:  # a resume has written the file anew
                 file.inode, file.offset, file.is_in_long_line, file.found = inode, 0, False, EMPTY
             opened.seek(file.offset)
-            parts = [file.found]
+            parts, groups = [file.found], list[Metrics]()
             while block := opened.read(BLOCK_BYTES):
                 whole = block[: block.rfind(b"\n") + 1]
                 if not whole and len(block) < BLOCK_BYTES:
@@ -140,8 +140,10 @@ def _continue(path: Path, file: _File) -> None:
                 if file.is_in_long_line:
                     whole, file.is_in_long_line = whole[whole.find(b"\n") + 1 :], False
                 parts.append(parse(whole))
-            if len(parts) > 1:
-                file.found = _joined(parts)
+                if len(parts) > MAX_PARTS:  # many small arrays would leave gaps in memory
+                    groups, parts = [*groups, _joined(parts)], []
+            if groups or len(parts) > 1:
+                file.found = _joined([*groups, *parts])
     except OSError:
         return
 
@@ -155,6 +157,7 @@ def parse(lines: bytes) -> Metrics:
             BytesIO(lines),
             read_options=arrow_json.ReadOptions(use_threads=False, block_size=len(lines) + 1),
             parse_options=arrow_json.ParseOptions(explicit_schema=SCHEMA),
+            memory_pool=pa.system_memory_pool(),  # returns memory sooner than Arrow's own
         )
     except (pa.ArrowException, ValueError):
         return _parse_by_line(lines)
@@ -207,13 +210,15 @@ def _metrics(step: NDArray[np.int64], columns: dict[str, Floats], outcome: NDArr
 def _joined(parts: list[Metrics]) -> Metrics:
     names = list(dict.fromkeys(name for part in parts for name in part.values))[:MAX_COLUMNS]
     step = np.concatenate([part.step for part in parts])
-    values = {name: np.concatenate([_column(part, name) for part in parts]) for name in names}
+    # Each new part gives its columns up, so that they are not in memory twice; the first may be in use.
+    values = {name: np.concatenate([_column(part, name, keep=part is parts[0]) for part in parts]) for name in names}
     found = Metrics(step, values, np.concatenate([part.outcome for part in parts]), sum(part.skipped for part in parts))
     return found if (np.diff(step) > 0).all() else _in_order(found)
 
 
-def _column(part: Metrics, name: str) -> NDArray[np.floating]:
-    return part.values[name] if name in part.values else np.full(len(part.step), np.nan, np.float32)
+def _column(part: Metrics, name: str, *, keep: bool) -> NDArray[np.floating]:
+    found = part.values.get(name) if keep else part.values.pop(name, None)
+    return np.full(len(part.step), np.nan, np.float32) if found is None else found
 
 
 def _in_order(found: Metrics) -> Metrics:

@@ -4,6 +4,7 @@ A series is a dictionary that ``static/charts.js`` draws: ``kind`` (line, band, 
 ``colour`` (an index), ``x``, and ``y`` or ``low`` and ``high``.
 """
 
+from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -26,9 +27,9 @@ def numbers(values: NDArray[Any]) -> list[float | None]:
     return [float(f"{value:.{DIGITS}g}") if np.isfinite(value) else None for value in values.tolist()]
 
 
-def finite(x: NDArray[Any], *values: NDArray[Any]) -> tuple[Floats, ...]:
+def finite(*values: NDArray[Any]) -> tuple[Floats, ...]:
     """The points at which all values can be drawn."""
-    columns = [np.asarray(value, np.float64) for value in (x, *values)]
+    columns = [np.asarray(value, np.float64) for value in values]
     with np.errstate(invalid="ignore"):
         keep = np.logical_and.reduce([np.abs(column) < MAX_DRAWN for column in columns])
     return tuple(column[keep] for column in columns)
@@ -36,36 +37,35 @@ def finite(x: NDArray[Any], *values: NDArray[Any]) -> tuple[Floats, ...]:
 
 def line(label: str, x: NDArray[Any], y: NDArray[Any], **look: Any) -> Series:
     """A line through all points; of many, through the lowest and the highest of each bin, in order."""
-    x, y = finite(x, y)
     if len(x) > 2 * MAX_BINS:
-        bins = _bins(len(x))
-        lowest, highest = _binned(y, bins, np.argmin), _binned(y, bins, np.argmax)
-        keep = np.unique(np.concatenate([[0], lowest, highest, [len(x) - 1]]))
-        x, y = x[keep], y[keep]
+        parts = list(_by_bin(x, y))
+        keep = [np.unique([part[1].argmin(), part[1].argmax()]) for part in parts]
+        if parts:
+            keep[0], keep[-1] = np.unique([0, *keep[0]]), np.unique([*keep[-1], len(parts[-1][0]) - 1])
+        x, y = (_flat(part[column][kept] for part, kept in zip(parts, keep, strict=True)) for column in (0, 1))
+    x, y = finite(x, y)
     return {"kind": "line", "label": label, "x": numbers(x), "y": numbers(y), **look}
 
 
 def median_line(label: str, x: NDArray[Any], y: NDArray[Any], **look: Any) -> Series:
     """The running median of at least 100 points; of many, the median of all points of each bin. Else empty."""
-    x, y = finite(x, y)
-    if len(x) <= 2 * MAX_BINS:
+    if len(x) > 2 * MAX_BINS:
+        parts = list(_by_bin(x, y, max_bins=MAX_BINS // 2))
+        x, y = np.array([(part[0][0] + part[0][-1]) / 2 for part in parts]), np.array([np.median(p[1]) for p in parts])
+    else:
+        x, y = finite(x, y)
         found = running_median(list(zip(x.tolist(), y.tolist(), strict=True))) if len(x) >= 100 else []
         x, y = np.array([place for place, _ in found]), np.array([median for _, median in found])
-    else:
-        bins = _bins(len(x), max_bins=MAX_BINS // 2)
-        y = np.array([np.median(y[begin:end]) for begin, end in bins])
-        x = np.array([(x[begin] + x[end - 1]) / 2 for begin, end in bins])
     return {"kind": "line", "label": label, "x": numbers(x), "y": numbers(y), **look}
 
 
 def band(label: str, x: NDArray[Any], low: NDArray[Any], high: NDArray[Any], **look: Any) -> Series:
     """An area between two lines; of many points, from the lowest to the highest of each bin."""
-    x, low, high = finite(x, low, high)
     if len(x) > MAX_BINS:
-        bins = _bins(len(x))
-        begins = np.array([begin for begin, _ in bins])
-        x = (x[begins] + x[[end - 1 for _, end in bins]]) / 2
-        low, high = np.minimum.reduceat(low, begins), np.maximum.reduceat(high, begins)
+        parts = list(_by_bin(x, low, high))
+        x = np.array([(part[0][0] + part[0][-1]) / 2 for part in parts])
+        low, high = np.array([part[1].min() for part in parts]), np.array([part[2].max() for part in parts])
+    x, low, high = finite(x, low, high)
     return {"kind": "band", "label": label, "x": numbers(x), "low": numbers(low), "high": numbers(high), **look}
 
 
@@ -88,7 +88,7 @@ def level(label: str, y: float, **look: Any) -> Series:
 
 def usual_range(*values: NDArray[Any]) -> tuple[list[float] | None, str]:
     """Where the axis should end if few values are far above the others, and a note that says so; else None."""
-    (all_values,) = finite(np.concatenate([np.asarray(one, np.float64).ravel() for one in values] or [np.empty(0)]))
+    (all_values,) = finite(np.concatenate([np.empty(0, np.float32), *values]))
     if len(all_values) <= 50:
         return None, ""
     bottom, top = np.quantile(all_values, [0.0, 0.995])
@@ -99,11 +99,14 @@ def usual_range(*values: NDArray[Any]) -> tuple[list[float] | None, str]:
     return [float(bottom - margin), float(top + margin)], f"values up to {highest:,.4g} lie above the axis"
 
 
-def _bins(count: int, *, max_bins: int = MAX_BINS) -> list[tuple[int, int]]:
-    """Begin and end of bins of nearly equal size."""
-    edges = np.linspace(0, count, min(max_bins, count) + 1).astype(int).tolist()
-    return [(begin, end) for begin, end in pairwise(edges) if end > begin]
+def _by_bin(*columns: NDArray[Any], max_bins: int = MAX_BINS) -> Iterator[tuple[Floats, ...]]:
+    """Yields the points of bins of nearly equal size that can be drawn; bin by bin, so that little memory is taken."""
+    edges = np.linspace(0, len(columns[0]), max_bins + 1).astype(int).tolist()
+    for begin, end in pairwise(edges):
+        part = finite(*(column[begin:end] for column in columns))
+        if len(part[0]):
+            yield part
 
 
-def _binned(y: Floats, bins: list[tuple[int, int]], choose: Any) -> NDArray[np.int64]:
-    return np.array([begin + choose(y[begin:end]) for begin, end in bins], np.int64)
+def _flat(parts: Iterable[Floats]) -> Floats:
+    return np.concatenate([np.empty(0), *parts])

@@ -90,7 +90,7 @@ def overview(run: RunDirectory) -> Overview:
 
 def recent_speed(run: RunDirectory) -> tuple[float | None, float | None]:
     """Medians of the last steps: tokens per second, and seconds per step; None where none is on record."""
-    records = recent_records(run.metrics)[-RECENT_STEPS:]
+    records = recent_records(run.metrics, RECENT_STEPS)
     speeds = [value for one in records if (value := to_float(one.get("tokens_per_second"))) is not None]
     seconds = [value for one in records if (value := to_float(one.get("seconds"))) is not None]
     return median(speeds) if speeds else None, median(seconds) if seconds else None

@@ -16,6 +16,7 @@ from fromscratch.runs.states import StepOutcome
 OUTCOME = b'"outcome": "'
 NORMAL = OUTCOME + StepOutcome.NORMAL.encode() + b'"'
 MAX_OUTCOME_BYTES = 40
+DECODER = json.JSONDecoder(parse_constant=lambda _: None)
 STEP = re.compile(rb'"step": (\d{1,15})\b')
 BLOCK_BYTES = 1 << 18
 TAIL_BYTES = 1 << 16  # at least a hundred records
@@ -77,12 +78,9 @@ def last_record(path: Path) -> dict[str, Any]:
     return next((record for line in reversed(_tail(path)) if (record := record_in(line)) is not None), {})
 
 
-def recent_records(path: Path) -> list[dict[str, Any]]:
-    """Returns the records at the end of a file in order, without reading the rest; at least a hundred if it has them.
-
-    A line cut at the beginning is left out.
-    """
-    return [record for line in _tail(path) if (record := record_in(line)) is not None]
+def recent_records(path: Path, max_records: int) -> list[dict[str, Any]]:
+    """Returns the last records of a file in order, up to a hundred or so, without reading the rest."""
+    return [record for line in _tail(path)[-max_records:] if (record := record_in(line)) is not None]
 
 
 def _tail(path: Path) -> list[bytes]:
@@ -136,7 +134,7 @@ def read_outcomes(path: Path) -> dict[str, list[int]]:
 def record_in(line: bytes) -> dict[str, Any] | None:
     """Parses a line; None if it is not a JSON object. NaN and Infinity, which JSON lacks, become None."""
     try:
-        record = json.loads(line, parse_constant=lambda _: None)
+        record = DECODER.decode(line.decode("utf-8", "surrogatepass"))
     except (ValueError, RecursionError):
         return None
     return record if isinstance(record, dict) else None

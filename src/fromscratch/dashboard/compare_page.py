@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -34,8 +33,8 @@ def part(site: Site) -> Part:
 
     async def show(request: Request) -> Response:
         names, by, column = _asked(request)
-        values = await run_in_threadpool(read, names)
-        rest = sorted(await run_in_threadpool(_others, names), key=lambda one: one.name)
+        values = await site.in_thread(read, names)
+        rest = sorted(await site.in_thread(_others, names), key=lambda one: one.name)
         return site.page(
             request,
             "compare.html",
@@ -60,7 +59,7 @@ def part(site: Site) -> Part:
         return overlaid({name: one.within(*window) for name, one in data.items()}, by, column)
 
     async def chart(request: Request) -> Response:
-        return json_response(await run_in_threadpool(chart_of, request))
+        return json_response(await site.in_thread(chart_of, request))
 
     return Part(
         (

@@ -16,7 +16,7 @@ from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import record_in, to_count, to_float
 from fromscratch.runs.states import StepOutcome
 
-BLOCK_BYTES = 1 << 20
+BLOCK_BYTES = 1 << 19
 MAX_CACHED_BYTES = 100 << 20
 MAX_COLUMNS, MAX_PARTS = 24, 32
 PREVIEW_LINES = 1_000

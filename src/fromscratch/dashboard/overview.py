@@ -1,6 +1,5 @@
 """The first page: what is going on, in runs and studies."""
 
-from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -19,7 +18,7 @@ def part(site: Site) -> Part:
         return figures.all(), sorted(views, key=lambda view: not view.is_running)
 
     async def show(request: Request) -> Response:
-        runs, views = await run_in_threadpool(read)
+        runs, views = await site.in_thread(read)
         ended = [one for one in runs if not one.is_running]
         return site.page(
             request,

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
@@ -49,7 +48,7 @@ def part(site: Site) -> Part:
 
     async def show(request: Request) -> Response:
         name = request.path_params["name"]
-        values = await run_in_threadpool(read, name)
+        values = await site.in_thread(read, name)
         return site.page(request, "run.html", charts=_charts(name, values["run"]), live=live_address(name), **values)
 
     def chart_of(name: str, chart: str, window: tuple[float | None, float | None], full: bool) -> dict[str, Any]:
@@ -64,17 +63,17 @@ def part(site: Site) -> Part:
     async def chart(request: Request) -> Response:
         name, kind = request.path_params["name"], request.path_params["chart"]
         full = "full" in request.query_params
-        return json_response(await run_in_threadpool(chart_of, name, kind, window_of(request), full))
+        return json_response(await site.in_thread(chart_of, name, kind, window_of(request), full))
 
     async def confusion(request: Request) -> Response:
-        run = await run_in_threadpool(site.run, request.path_params["name"])
+        run = await site.in_thread(site.run, request.path_params["name"])
         found = confusion_of(run)
         if found is None:
             raise HTTPException(404, "this run has no measured classifier")
         return json_response(found)
 
     async def metrics(request: Request) -> Response:
-        data, _ = await run_in_threadpool(reader.read, request.path_params["name"])
+        data, _ = await site.in_thread(reader.read, request.path_params["name"])
         headers = {"Content-Disposition": 'attachment; filename="metrics.csv"'}
         return StreamingResponse(_as_csv(data.metrics), media_type="text/csv", headers=headers)
 

@@ -88,7 +88,9 @@ def level(label: str, y: float, **look: Any) -> Series:
 
 def usual_range(*values: NDArray[Any]) -> tuple[list[float] | None, str]:
     """Where the axis should end if few values are far above the others, and a note that says so; else None."""
-    (all_values,) = finite(np.concatenate([np.empty(0, np.float32), *values]))
+    all_values = np.concatenate([np.empty(0, np.float32), *(one.astype(np.float32) for one in values)])
+    with np.errstate(invalid="ignore"):
+        all_values = all_values[np.abs(all_values) < MAX_DRAWN]
     if len(all_values) <= 50:
         return None, ""
     bottom, top = np.quantile(all_values, [0.0, 0.995])

@@ -16,7 +16,7 @@ from fromscratch.dashboard.security import LOCAL_NAMES
 from fromscratch.errors import UsageError
 from fromscratch.runs.directory import RunDirectory
 
-NICENESS = 10
+NICENESS = 5
 MAX_CONNECTIONS = 512
 MAX_HEADER_BYTES = 65_536
 

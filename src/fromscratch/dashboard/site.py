@@ -3,13 +3,14 @@
 import asyncio
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -20,8 +21,11 @@ from fromscratch.files import to_strict_json
 from fromscratch.runs.directory import RunDirectory
 
 MAX_NAME_BYTES = 255
+MAX_THREADS = 2
 MAX_DEPTH = 2
 """Runs are in the folder of runs, or in the folder of their study."""
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -45,11 +49,17 @@ class Site:
         self.entries: list[tuple[str, str]] = []
         self.closing = asyncio.Event()
         """Set when the server ends: streams end too."""
+        self._slots = asyncio.Semaphore(MAX_THREADS)
         self._templates = Environment(
             loader=PackageLoader("fromscratch.dashboard"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
         )
         self._templates.filters |= words.FILTERS
         self._templates.globals |= {"address": address}
+
+    async def in_thread(self, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Calls a function that reads files in a thread. There are few: each keeps memory of its own."""
+        async with self._slots:
+            return await run_in_threadpool(function, *arguments)
 
     def page(self, request: Request, template: str, *, status: int = 200, **values: Any) -> Response:
         """Renders a template as a page. Every value is escaped; what is not Unicode is shown by its escapes."""

@@ -1,6 +1,5 @@
 """The pages of studies: ``/studies/NAME``."""
 
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
@@ -16,7 +15,7 @@ def part(site: Site) -> Part:
 
     async def show(request: Request) -> Response:
         name = request.path_params["name"]
-        view = await run_in_threadpool(studies.view, name)
+        view = await site.in_thread(studies.view, name)
         if view.recorded is None and not view.runs:
             raise HTTPException(404, view.problem)
         charts = [(kind, title, address(f"study-chart/{kind}", name)) for kind, title in CHARTS.items()]
@@ -26,7 +25,7 @@ def part(site: Site) -> Part:
         kind = request.path_params["chart"]
         if kind not in CHARTS:
             raise HTTPException(404, f"there is no chart {kind[:80]!r}")
-        return json_response(await run_in_threadpool(studies.chart, request.path_params["name"], kind))
+        return json_response(await site.in_thread(studies.chart, request.path_params["name"], kind))
 
     return Part(
         (

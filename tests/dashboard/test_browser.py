@@ -9,6 +9,7 @@ import pytest
 
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.states import Event
+from fromscratch.studies.recorded import DEFINITION
 from tests.dashboard.conftest import Watched
 from tests.processes.forked import Command, Fork, fromscratch
 from tests.small import write_run_file
@@ -86,6 +87,7 @@ def test_pages_follow_a_training_and_a_study(
         training.send(signal.SIGTERM)
         ended = training.wait(), study.wait()
     assert ended == (75, 0), training.stderr + study.stderr
+    assert (runs / "study" / DEFINITION).is_file()
     for page in pages:
         page.locator("h1 .state-stopped").wait_for(timeout=WAIT_MILLISECONDS)
         page.get_by_role("link", name="Runs").click()

@@ -1,4 +1,4 @@
-"""Series of a chart, thinned for the screen: extremes are kept, and medians are those of all points.
+"""Series of a chart, thinned for the screen: extremes are kept, and medians are taken over all points.
 
 A series is a dictionary that ``static/charts.js`` draws: ``kind`` (line, band, points, marks, level), ``label``,
 ``colour`` (an index), ``x``, and ``y`` or ``low`` and ``high``.
@@ -48,14 +48,19 @@ def line(label: str, x: NDArray[Any], y: NDArray[Any], **look: Any) -> Series:
 
 
 def median_line(label: str, x: NDArray[Any], y: NDArray[Any], **look: Any) -> Series:
-    """The running median of at least 100 points; of many, the median of all points of each bin. Else empty."""
-    if len(x) > 2 * MAX_BINS:
-        parts = list(_by_bin(x, y, max_bins=MAX_BINS // 2))
-        x, y = np.array([(part[0][0] + part[0][-1]) / 2 for part in parts]), np.array([np.median(p[1]) for p in parts])
+    """The running median over 2% of the points on each side; of many points, at some places. Empty below 100 points."""
+    count = len(x)
+    if count > 2 * MAX_BINS:
+        side = count // 50
+        places = np.linspace(side // 3, count - 1 - side // 3, MAX_BINS // 2).astype(int)
+        sides = np.minimum(side, np.minimum(places, count - 1 - places))
+        windows = (finite(y[at - own : at + own + 1])[0] for at, own in zip(places, sides, strict=True))
+        x, y = x[places], np.array([np.median(window) if len(window) else np.nan for window in windows])
     else:
         x, y = finite(x, y)
         found = running_median(list(zip(x.tolist(), y.tolist(), strict=True))) if len(x) >= 100 else []
         x, y = np.array([place for place, _ in found]), np.array([median for _, median in found])
+    x, y = finite(x, y)
     return {"kind": "line", "label": label, "x": numbers(x), "y": numbers(y), **look}
 
 
@@ -101,9 +106,9 @@ def usual_range(*values: NDArray[Any]) -> tuple[list[float] | None, str]:
     return [float(bottom - margin), float(top + margin)], f"values up to {highest:,.4g} lie above the axis"
 
 
-def _by_bin(*columns: NDArray[Any], max_bins: int = MAX_BINS) -> Iterator[tuple[Floats, ...]]:
+def _by_bin(*columns: NDArray[Any]) -> Iterator[tuple[Floats, ...]]:
     """Yields the points of bins of nearly equal size that can be drawn; bin by bin, so that little memory is taken."""
-    edges = np.linspace(0, len(columns[0]), max_bins + 1).astype(int).tolist()
+    edges = np.linspace(0, len(columns[0]), MAX_BINS + 1).astype(int).tolist()
     for begin, end in pairwise(edges):
         part = finite(*(column[begin:end] for column in columns))
         if len(part[0]):

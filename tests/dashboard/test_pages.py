@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,11 @@ from fromscratch.dashboard.charts import AXES, COLUMNS, RUN_CHARTS
 from fromscratch.dashboard.studies import CHARTS
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.states import Event
-from fromscratch.studies.recorded import record_definition
+from fromscratch.studies.forecasts import Forecast, Total
+from fromscratch.studies.jobs import StudyFolder
+from fromscratch.studies.measures import CLASSIFIER_MEASURES, LOSS, Measure
+from fromscratch.studies.noise import Spread
+from fromscratch.studies.recorded import open_recorded, record_definition
 from tests.command import run_command
 from tests.dashboard.conftest import open_client
 from tests.studies.planted import finish, open_folder, write_study
@@ -135,6 +140,18 @@ def test_a_study_is_judged_as_the_command_line_judges_it(planted: Path) -> None:
     assert "baseline-seed-9" in page and "$2.00" in page
     first = client.get("/").text
     assert ">study</a>" in first and 'class="strip verdict-better"' in first and "Next run worth paying for" in first
+
+
+@pytest.mark.parametrize("measure", [LOSS, CLASSIFIER_MEASURES["accuracy"]])
+def test_a_definition_gives_the_study_back(tmp_path: Path, measure: Measure) -> None:
+    folder = open_folder(write_study(tmp_path))
+    study = replace(folder.study, measure=measure, tune=tmp_path / "tune.toml" if measure.is_tuned else None)
+    forecasts = {"no-dropout": Forecast(Total(1, 20, 0.5, None), 1e9, "measured")}
+    record_definition(StudyFolder(study, folder.path.parent), forecasts, Spread(0.01, 5.0))
+    found = open_recorded(folder.path)
+    assert found.folder.study.all_arms == study.all_arms and found.folder.study.config == study.config
+    assert found.folder.study.measure == measure and bool(found.folder.study.tune) == measure.is_tuned
+    assert found.costs.untrained["no-dropout"] == forecasts["no-dropout"] and found.borrowed == Spread(0.01, 5.0)
 
 
 def test_a_study_without_a_definition_is_judged_by_its_runs(planted: Path, tmp_path: Path) -> None:

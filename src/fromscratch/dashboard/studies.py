@@ -25,7 +25,14 @@ from fromscratch.studies.forecasts import Forecast, remaining
 from fromscratch.studies.jobs import RECORD, Job, StudyFolder, is_lost, missing
 from fromscratch.studies.past import finding_in
 from fromscratch.studies.recorded import DEFINITION, RecordedStudy, is_study, open_recorded
-from fromscratch.studies.results import Judgement, curves_by_arm, evidence_by_round, judge, validation_losses
+from fromscratch.studies.results import (
+    Judgement,
+    curves_by_arm,
+    evidence_by_round,
+    held_out_name,
+    judge,
+    validation_losses,
+)
 from fromscratch.studies.verdicts import ArmResult
 from fromscratch.studies.worth import Worth, dollars_saved, in_words, why, worth_of
 
@@ -49,7 +56,7 @@ class ArmRow:
     dollars: str
     changes: tuple[str, ...]
     differences: list[float]
-    """Each run's loss minus the baseline's."""
+    """Each run's figure minus the baseline's."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +100,8 @@ class StudyView:
     runs: tuple[tuple[Job, Figures | None], ...] = ()
     next_runs: tuple[tuple[Job, str], ...] = ()
     """Waiting runs, the most valuable first, each with what it takes."""
+    measured_on: str = ""
+    """The texts of the figures."""
     reported: tuple[str, str] | None = None
     """When a report was written, and on which texts."""
 
@@ -153,14 +162,14 @@ class Studies:
             recorded = open_recorded(path)
             figures = figures_of(self._site)
             jobs = recorded.folder.jobs()
-            runs = tuple((job, figures.of(job.run) if job.run.exists() else None) for job in jobs)
+            runs = tuple((job, figures.of(job.current) if job.run.exists() else None) for job in jobs)
         except (FromScratchError, RefusedRunError, OSError) as error:
             return StudyView(name, str(error))
         finding = finding_in(path / "report.json")
         forecasts = _forecasts(recorded)
         reported = (str(finding.get("at"))[:40], str(finding.get("measured_on"))[:80]) if finding else None
+        folder = recorded.folder
         try:
-            folder = recorded.folder
             judgement = judge(folder, validation_losses(folder), borrowed=recorded.borrowed)
             rows = tuple(_row(recorded, judgement, arm, forecasts) for arm in judgement.result.arms)
             problem = ""
@@ -170,7 +179,8 @@ class Studies:
             ahead = _next_runs(recorded, judgement, forecasts)
         except (FromScratchError, OSError, ArithmeticError):
             ahead = ()
-        return StudyView(name, problem, recorded, judgement, rows, runs, ahead, reported)
+        measured_on = held_out_name(folder.study)
+        return StudyView(name, problem, recorded, judgement, rows, runs, ahead, measured_on, reported)
 
     def _draw(self, view: StudyView, kind: str) -> dict[str, Any]:
         if view.recorded is None:
@@ -262,9 +272,11 @@ def _effects(view: StudyView) -> dict[str, Any]:
         for row in view.rows
     ]
     lost = sum(len(row.result.runs.diverged) for row in view.rows)
-    notes = [f"shaded: effects below {view.judgement.margin:.4f} nats, which do not matter here"]
-    notes += [f"{lost} runs diverged or were stopped: they have no loss"] if lost else []
-    return {"kind": "forest", "margin": view.judgement.margin, "rows": rows, "notes": notes}
+    measure = view.judgement.result.measure
+    label = f"effect on the {measure.name}, {measure.scale} ({measure.better_side} of 0 is better)"
+    notes = [f"shaded: effects below {measure.amount(view.judgement.margin)}, which do not matter here"]
+    notes += [f"{lost} runs diverged or were stopped: they have no {measure.name}"] if lost else []
+    return {"kind": "forest", "margin": view.judgement.margin, "rows": rows, "label": label, "notes": notes}
 
 
 def _curves(folder: StudyFolder) -> dict[str, Any]:

@@ -52,6 +52,7 @@ class Prices(PastCosts):
         basis = basis + _without_tuning(folder) if speed else NOT_MEASURED
         return Forecast(Total(1, science.num_steps, hours, None), flops, basis)
 
+
 def _without_tuning(folder: StudyFolder) -> str:
     return ", without the tuning" if folder.study.tune else ""
 

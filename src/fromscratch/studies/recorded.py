@@ -19,6 +19,7 @@ from fromscratch.runs.records import to_count, to_float
 from fromscratch.studies.definition import CONTROL, Arm, Study, StudyConfig
 from fromscratch.studies.forecasts import Forecast, PastCosts, Total
 from fromscratch.studies.jobs import StudyFolder
+from fromscratch.studies.measures import Measure
 from fromscratch.studies.noise import Spread
 
 DEFINITION = "definition.json"
@@ -44,6 +45,8 @@ def record_definition(folder: StudyFolder, untrained: Mapping[str, Forecast], bo
         "format_version": FORMAT_VERSION,
         "study": study.name,
         "config": study.config.model_dump(mode="json"),
+        "is_tuned": study.tune is not None,
+        "measure": asdict(study.measure),
         "arms": [asdict(arm) for arm in study.all_arms],
         "borrowed": None if borrowed is None else asdict(borrowed),
         "one_run": {name: asdict(forecast) for name, forecast in untrained.items()},
@@ -69,7 +72,9 @@ def open_recorded(path: Path) -> RecordedStudy:
             raise DataError(f"{path / DEFINITION}: is of format {values['format_version']!r}, not {FORMAT_VERSION}")
         arms = tuple(_arm(one) for one in values["arms"])
         config = StudyConfig.model_validate(values["config"])
-        study = Study(path.name, None, path / f"{arms[0].name}.toml", config, arms[0], arms[1:])
+        tune = path / "tune.toml" if values["is_tuned"] else None  # only whether there is one matters here
+        baseline, measure = path / f"{arms[0].name}.toml", Measure(**values["measure"])
+        study = Study(path.name, None, baseline, config, arms[0], arms[1:], tune, measure)
         borrowed = Spread(**values["borrowed"]) if values["borrowed"] else None
         untrained = {**_unknown(study), **{name: _forecast(one) for name, one in values["one_run"].items()}}
     except (KeyError, TypeError, AttributeError, IndexError, ValidationError, UsageError) as error:

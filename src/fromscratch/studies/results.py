@@ -47,7 +47,7 @@ class Judgement:
         return share_of_training(effect, *zip(*self.curve, strict=True))
 
     def differences(self, arm: ArmResult) -> list[float]:
-        """Each run's loss minus the baseline's: of the same seed where the verdict compares pairs, else their mean."""
+        """Each run's figure minus the baseline's: of its seed where the verdict compares pairs, else their mean."""
         base = self.result.control.losses
         mean = fmean(base.values()) if base else 0.0
         return [loss - (base.get(seed, mean) if arm.paired else mean) for seed, loss in arm.runs.losses.items()]

@@ -225,7 +225,7 @@ export function drawForest(ctx, chart, width, height, paint) {
     ctx.strokeRect(Math.round(x(tick)) + 0.5, top, 0, bottom - top);
   }
   ctx.textAlign = "right";
-  ctx.fillText("effect on the loss, nats per token (left of 0 is better)", width - 12, bottom + 22);
+  ctx.fillText(chart.label, width - 12, bottom + 22);
   ctx.strokeStyle = paint.dim;
   ctx.strokeRect(Math.round(x(0)) + 0.5, top, 0, bottom - top);
   chart.rows.forEach((row, place) => drawArm(ctx, row, top + (place + 0.5) * rowHeight, { x, left, right, verdicts }, paint));

@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
-from fromscratch.dashboard import compare_page, live, overview, run_page, study_page
+from fromscratch.dashboard import compare_page, live, overview, playground, run_page, study_page
 from fromscratch.dashboard.security import LOCAL_NAMES, Guard
 from fromscratch.dashboard.site import Part, RefusedRunError, Site
 
@@ -20,6 +20,7 @@ PARTS: tuple[Callable[[Site], Part], ...] = (
     run_page.part,
     study_page.part,
     compare_page.part,
+    playground.part,
     live.part,
 )
 """Each adds pages; to add some, write a module with a function ``part`` and name it here."""

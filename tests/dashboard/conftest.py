@@ -17,8 +17,13 @@ from starlette.types import ASGIApp, Message, Scope
 
 from fromscratch.dashboard.app import create_app
 from fromscratch.dashboard.server import make_server
+from fromscratch.formats.model_folder import write_model_folder
 from fromscratch.runs.directory import RunDirectory
+from fromscratch.tokenizers.bytes import BytesTokenizer
+from tests.command import run_command
+from tests.finetuning.small import make_base, tune
 from tests.goldens.cases import DATA
+from tests.publishing.models import make_model
 from tests.small import run_small, write_run_file
 
 MAX_START_SECONDS = 30.0
@@ -163,3 +168,19 @@ def watched(browser: Any, serve: object) -> Iterator[Callable[..., Watched]]:
 def copy_of_stopped_run(folder: Path) -> RunDirectory:
     """The run directory that an earlier version wrote, stopped at step 20 of 30."""
     return RunDirectory(Path(shutil.copytree(DATA / "stopped-run", folder, symlinks=True)))
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs: a base model, one tuned on instructions, a classifier; and an imported model."""
+    folder = tmp_path_factory.mktemp("playground")
+    make_base(folder)
+    tune(folder, "tuned", "data.epochs=1")
+    rows = [f"{name},{number} {name}" for name in ("cat", "dog") for number in range(30)]
+    (folder / "texts.csv").write_text("\n".join(["label,text", *rows]))
+    classify = ("finetune", "classify", folder / "runs" / "base", "--data", folder / "texts.csv", "--name", "classes")
+    fast = ("--runs-dir", folder / "runs", "--device", "cpu", "--quiet", "--set", "train.precision=fp32", "--epochs", 1)
+    ended = run_command(*map(str, (*classify, *fast)))
+    assert ended.code == 0, ended.err
+    write_model_folder(folder / "runs" / "imported", *make_model(), BytesTokenizer(), {})
+    return folder / "runs"

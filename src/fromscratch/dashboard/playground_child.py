@@ -1,7 +1,7 @@
 """The process that opens models and answers the questions of the playground, one at a time.
 
-Reads questions and writes messages, one line of JSON each (``playground_process``). The dashboard loads torch here only.
-It uses the CPU and half of its cores: the accelerator and the other half are left to a training on this machine.
+Reads questions and writes messages, one line of JSON each (``playground_process``). Only here the dashboard loads
+torch. It uses the CPU and half of its cores: the accelerator and the other half are left to a training on this machine.
 """
 
 import json

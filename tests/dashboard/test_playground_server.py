@@ -15,7 +15,7 @@ import pytest
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Message, Scope
 
-from fromscratch.dashboard import playground_child, playground_process
+from fromscratch.dashboard import playground, playground_child, playground_process
 from fromscratch.dashboard.playground_child import Channel
 from fromscratch.dashboard.playground_process import ModelProcess
 from tests.dashboard.conftest import open_client, wait_until
@@ -147,8 +147,9 @@ def test_only_our_own_page_may_ask(shared_client: TestClient) -> None:
 
 
 def test_one_at_a_time_and_a_page_that_has_gone_stops_its_generation(
-    shared_client: TestClient, process: ModelProcess
+    shared_client: TestClient, process: ModelProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(playground, "MAX_WAIT_SECONDS", 0.0)
     asyncio.run(leave_early(shared_client.app, process))
 
 

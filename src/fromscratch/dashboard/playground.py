@@ -21,6 +21,8 @@ MAX_PROMPT_BYTES = 20_000
 MAX_TOKENS = 2_000
 MAX_NEW_TOKENS = 256
 MAX_TURNS = 100
+MAX_WAIT_SECONDS = 3.0
+"""A question that was cancelled ends within this time; the next one waits for it."""
 MAX_NAME = 2_000
 Text = Annotated[str, Field(max_length=MAX_PROMPT_BYTES)]
 
@@ -85,6 +87,7 @@ def part(site: Site) -> Part:
             return _refusal(403, str(error))
         if (size := len(question.text.encode())) > MAX_PROMPT_BYTES:
             return _refusal(413, f"the text has {size:,} bytes; the playground takes up to {MAX_PROMPT_BYTES:,}")
+        await process.wait_until_free(MAX_WAIT_SECONDS)
         try:
             exchange = process.ask({**question.model_dump(exclude={"model", "checkpoint"}), "source": source})
         except BusyError:

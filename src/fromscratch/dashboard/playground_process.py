@@ -26,6 +26,7 @@ COMMAND = (sys.executable, "-P", "-m", "fromscratch.dashboard.playground_child")
 MAX_SECONDS = 120.0
 GRACE_SECONDS = 2.0
 """A question that is given up may take so long to reach its next message; then the process is killed."""
+POLL_SECONDS = 0.05
 GO, STOP = "go", "stop"
 END, ERROR = "end", "error"
 """Keys of messages: the last one has a reason under ``end``; a failure also a sentence under ``error``."""
@@ -53,6 +54,12 @@ class ModelProcess:
         if not self._busy.acquire(blocking=False):
             raise BusyError
         return Exchange(self, question)
+
+    async def wait_until_free(self, max_seconds: float) -> None:
+        """Returns when no question is being answered, or after some seconds."""
+        ends_at = time.monotonic() + max_seconds
+        while self._busy.locked() and time.monotonic() < ends_at:
+            await asyncio.sleep(POLL_SECONDS)
 
     @property
     def is_running(self) -> bool:

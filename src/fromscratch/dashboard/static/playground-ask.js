@@ -1,8 +1,6 @@
 // Sends questions to the server and reads the messages of the answer as they come.
 import { askExample } from "./playground-example.js";
 
-const TRIES = 12, WAIT_MILLISECONDS = 300; // a question that was cancelled ends within seconds
-
 // Calls onMessage for each message. Throws an Error with a sentence for the user, or an AbortError when cancelled.
 export async function ask(question, onMessage, signal) {
   if (!question.model) return void askExample(question, onMessage);
@@ -24,24 +22,17 @@ export async function ask(question, onMessage, signal) {
 }
 
 async function send(question, signal) {
-  for (let number = 1; ; number++) {
-    let answer;
-    try {
-      answer = await fetch("/playground/ask", {
-        method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(question), signal,
-      });
-    } catch (error) {
-      if (error.name === "AbortError") throw error;
-      throw new Error("the dashboard cannot be reached; is it still running?");
-    }
-    if (answer.ok) return answer;
-    if (answer.status === 409 && number < TRIES) {
-      await new Promise((resolve) => setTimeout(resolve, WAIT_MILLISECONDS));
-      if (signal.aborted) throw new DOMException("cancelled", "AbortError");
-      continue;
-    }
-    throw new Error(await reasonOf(answer));
+  let answer;
+  try {
+    answer = await fetch("/playground/ask", {
+      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(question), signal,
+    });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Error("the dashboard cannot be reached; is it still running?");
   }
+  if (!answer.ok) throw new Error(await reasonOf(answer));
+  return answer;
 }
 
 async function reasonOf(answer) {

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from fromscratch.errors import DataError, UsageError
 from fromscratch.files import read_json_object
-from fromscratch.formats.classifiers import REPORT_FILE
+from fromscratch.runs.directory import CLASSIFICATION
 from fromscratch.runs.overview import lowest_evaluation
 from fromscratch.runs.records import read_outcomes, read_records, to_float
 from fromscratch.runs.states import Event, RunState
@@ -215,7 +215,7 @@ def classifier_result(job: Job, part: str, study: Study) -> float:
     Raises:
         DataError: the report of the run lacks it.
     """
-    path = job.current.path / REPORT_FILE
+    path = job.current.path / CLASSIFICATION
     measures = read_json_object(path).get(part)
     value = to_float(measures.get(study.measure.name.replace(" ", "_")) if isinstance(measures, dict) else None)
     if value is None:

@@ -51,6 +51,11 @@ def readable_seconds(seconds: float) -> str:
     return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
+def readable_dollars(amount: float) -> str:
+    """Returns dollars with cents; two digits of a part of a cent."""
+    return f"${amount:,.2f}" if amount >= 0.01 or amount == 0 else f"${amount:.2g}"
+
+
 def to_strict_json(value: Any, *, indent: int | None = None) -> str:
     """Returns JSON that every reader accepts: NaN and infinities become null, lone surrogates their escapes."""
     text = json.dumps(_finite(value), allow_nan=False, ensure_ascii=False, indent=indent)

@@ -13,6 +13,7 @@ from fromscratch.cli import (
     classify,
     compare,
     costs,
+    dashboard,
     data,
     evaluate,
     export,
@@ -83,6 +84,7 @@ runs.app.command(name="cost")(costs.cost)
 runs.app.command(name="export")(export.export)
 app.add_typer(runs.app, name="runs")
 app.command(name="compare")(compare.compare)
+app.command(name="dashboard")(dashboard.dashboard)
 app.command(name="generate")(generate.generate)
 app.command(name="chat")(chat.chat)
 app.add_typer(judge.app, name="judge")

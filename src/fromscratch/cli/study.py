@@ -12,11 +12,12 @@ from fromscratch.cli.output import note, print_columns, print_json
 from fromscratch.cli.study_past import compare, tried
 from fromscratch.cli.study_status import RunsDir, StudyArgument, print_verdicts, status
 from fromscratch.errors import EXIT_CRASH, EXIT_STOPPED, UsageError
+from fromscratch.files import readable_dollars
 
 if TYPE_CHECKING:
     from fromscratch.studies.definition import Arm
+    from fromscratch.studies.forecasts import Total
     from fromscratch.studies.jobs import StudyFolder
-    from fromscratch.studies.prices import Total
     from fromscratch.studies.runner import Outcome
 
 app = typer.Typer(no_args_is_help=True, help="Change one thing, run it with several seeds, and get a verdict.")
@@ -120,7 +121,8 @@ def _print_missing(
 ) -> None:
     from fromscratch.cli.plan import dollar_range
     from fromscratch.studies.agenda import Agenda
-    from fromscratch.studies.prices import Prices, remaining, total_of, totals_by_machine
+    from fromscratch.studies.forecasts import remaining, total_of
+    from fromscratch.studies.prices import Prices, totals_by_machine
 
     prices = Prices(folder, device=device, dollars_per_hour=dollars_per_hour)
     waiting, forecasts = Agenda(folder, prices).waiting(), prices.forecasts()
@@ -168,13 +170,11 @@ def _print_missing(
 
 def figures(total: "Total") -> tuple[str, str, str]:
     """Steps, hours and dollars in a table; ``unknown`` where nothing was measured or no price is known."""
-    from fromscratch.studies.worth import in_dollars
-
     unknown = "unknown"
     return (
         unknown if total.steps is None else f"{total.steps:,}",
         unknown if total.hours is None else f"{total.hours:,.2f}",
-        unknown if total.dollars is None else in_dollars(total.dollars),
+        unknown if total.dollars is None else readable_dollars(total.dollars),
     )
 
 

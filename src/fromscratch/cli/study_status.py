@@ -12,16 +12,16 @@ import typer
 from fromscratch.cli.options import JsonFlag
 from fromscratch.cli.output import note, print_columns, print_json
 from fromscratch.errors import UsageError
-from fromscratch.files import readable_seconds
+from fromscratch.files import readable_dollars, readable_seconds
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from rich.console import Group
 
-    from fromscratch.runs.directory import RunDirectory
+    from fromscratch.studies.forecasts import Forecast
     from fromscratch.studies.jobs import Job, StudyFolder
-    from fromscratch.studies.prices import Forecast, Prices
+    from fromscratch.studies.prices import Prices
     from fromscratch.studies.results import Judgement
 
 StudyArgument = Annotated[Path, typer.Argument(metavar="STUDY", help="The study file (TOML).")]
@@ -30,7 +30,6 @@ RunsDir = Annotated[Path, typer.Option(help="Folder of runs; those of the study 
 REFRESH_SECONDS = 2.0
 IDLE_SECONDS = 60.0
 """A live table ends when no run has been trained for so long: between two runs, none is."""
-RECENT_STEPS = 50
 RUN_HEADS = ("run", "state", "step", "loss", "held-out loss", "tokens/s", "time left", "dollars")
 VERDICT_HEADS = ("arm", "verdict", "effect", "of the training", "in dollars", "diverged or stopped", "why")
 
@@ -79,7 +78,7 @@ def status_rows(folder: "StudyFolder", prices: "Prices") -> list[dict[str, Any]]
 
 
 def _status_row(job: "Job", prices: "Prices", stopped: set[str]) -> dict[str, Any]:
-    from fromscratch.runs.overview import overview
+    from fromscratch.runs.overview import overview, recent_speed
     from fromscratch.runs.states import RunState
     from fromscratch.studies.jobs import held_out_losses, is_lost
 
@@ -89,7 +88,7 @@ def _status_row(job: "Job", prices: "Prices", stopped: set[str]) -> dict[str, An
         return {"run": job.name, "state": "missing", **dict.fromkeys(figures)}
     found, losses = overview(run), held_out_losses(run)
     is_counted = not is_lost(job, stopped)
-    speed, seconds_per_step = _speed(run)
+    speed, seconds_per_step = recent_speed(run)
     steps_left = None if found.step is None or found.num_steps is None else found.num_steps - found.step
     is_training = found.state == RunState.RUNNING
     return {
@@ -103,18 +102,6 @@ def _status_row(job: "Job", prices: "Prices", stopped: set[str]) -> dict[str, An
         "seconds_left": steps_left * seconds_per_step if is_training and steps_left and seconds_per_step else None,
         "dollars": prices.spent(job),
     }
-
-
-def _speed(run: "RunDirectory") -> tuple[float | None, float | None]:
-    """Medians of the last steps: tokens per second, and seconds per step."""
-    from statistics import median
-
-    from fromscratch.runs.records import recent_records, to_float
-
-    records = recent_records(run.metrics)[-RECENT_STEPS:]
-    speeds = [value for one in records if (value := to_float(one.get("tokens_per_second"))) is not None]
-    seconds = [value for one in records if (value := to_float(one.get("seconds"))) is not None]
-    return median(speeds) if speeds else None, median(seconds) if seconds else None
 
 
 def _is_training(rows: list[dict[str, Any]]) -> bool:
@@ -179,7 +166,6 @@ def _table(table: Any, heads: tuple[str, ...], rows: list[tuple[str, ...]]) -> A
 
 
 def _run_cells(row: "Mapping[str, Any]") -> tuple[str, ...]:
-    from fromscratch.studies.worth import in_dollars
 
     step = "-" if row["step"] is None else f"{row['step']:,}"
     of = "" if row["num_steps"] is None else f" of {row['num_steps']:,}"
@@ -191,7 +177,7 @@ def _run_cells(row: "Mapping[str, Any]") -> tuple[str, ...]:
         _cell(row["loss"], ".4f"),
         _cell(row["tokens_per_second"], ",.0f"),
         "-" if row["seconds_left"] is None else readable_seconds(row["seconds_left"]),
-        "-" if row["state"] == "missing" else "unknown" if row["dollars"] is None else in_dollars(row["dollars"]),
+        "-" if row["state"] == "missing" else "unknown" if row["dollars"] is None else readable_dollars(row["dollars"]),
     )
 
 

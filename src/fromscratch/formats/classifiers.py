@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fromscratch.errors import DataError
 from fromscratch.files import read_json_object
+from fromscratch.runs.directory import CLASSIFICATION
 
 if TYPE_CHECKING:
     from fromscratch.formats.model_sources import LoadedModel
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 CLASSIFIER_ENDING = "ForSequenceClassification"
 """The end of the name of a classifier's class in ``architectures``."""
 SCORE = "score.weight"
-REPORT_FILE = "classification.json"
+REPORT_FILE = CLASSIFICATION
 
 
 def classes_of(raw: dict[str, Any], where: Path) -> tuple[str, ...]:

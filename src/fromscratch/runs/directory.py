@@ -26,6 +26,8 @@ STORES = "stores"
 NAME_RULE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
+CLASSIFICATION = "classification.json"
+"""File with the measures of a tuned classifier."""
 RECORDS = ("run.toml", "configs", "machine.json", "status.json", "metrics.jsonl", "events.jsonl", "cost.json", "lock")
 RESULTS = ("checkpoints", "tokenizer", "evaluations", "charts", "samples.txt", "trace.json", "stacks", "split")
 RUN_FILES = frozenset(RECORDS + RESULTS)

@@ -4,12 +4,15 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import median
 
 from fromscratch.errors import DataError, UsageError
 from fromscratch.runs.directory import RunDirectory, RunStatus
-from fromscratch.runs.records import last_record, read_records, to_count, to_float, to_instant
+from fromscratch.runs.records import last_record, read_records, recent_records, to_count, to_float, to_instant
 from fromscratch.runs.retention import checkpoints_in, recorded_best
 from fromscratch.runs.states import ENDED, Event, RunState
+
+RECENT_STEPS = 50
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,14 @@ def overview(run: RunDirectory) -> Overview:
         began_at=to_instant(next(read_records(run.events), {}).get("at")),
         updated_at=to_instant(last_record(run.events).get("at")),
     )
+
+
+def recent_speed(run: RunDirectory) -> tuple[float | None, float | None]:
+    """Medians of the last steps: tokens per second, and seconds per step; None where none is on record."""
+    records = recent_records(run.metrics, RECENT_STEPS)
+    speeds = [value for one in records if (value := to_float(one.get("tokens_per_second"))) is not None]
+    seconds = [value for one in records if (value := to_float(one.get("seconds"))) is not None]
+    return median(speeds) if speeds else None, median(seconds) if seconds else None
 
 
 def observed_status(run: RunDirectory) -> RunStatus:

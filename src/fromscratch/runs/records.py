@@ -16,6 +16,7 @@ from fromscratch.runs.states import StepOutcome
 OUTCOME = b'"outcome": "'
 NORMAL = OUTCOME + StepOutcome.NORMAL.encode() + b'"'
 MAX_OUTCOME_BYTES = 40
+DECODER = json.JSONDecoder(parse_constant=lambda _: None)
 STEP = re.compile(rb'"step": (\d{1,15})\b')
 BLOCK_BYTES = 1 << 18
 TAIL_BYTES = 1 << 16  # at least a hundred records
@@ -68,21 +69,18 @@ class RecordWriter:
 def read_records(path: Path) -> Iterator[dict[str, Any]]:
     """Yields the records of a file in order; skips lines that are not a JSON object, as a crash may leave."""
     for line in _lines(path):
-        if (record := _record_in(line)) is not None:
+        if (record := record_in(line)) is not None:
             yield record
 
 
 def last_record(path: Path) -> dict[str, Any]:
     """Returns the last record, reading only the end of the file; an empty one if there is none."""
-    return next((record for line in reversed(_tail(path)) if (record := _record_in(line)) is not None), {})
+    return next((record for line in reversed(_tail(path)) if (record := record_in(line)) is not None), {})
 
 
-def recent_records(path: Path) -> list[dict[str, Any]]:
-    """Returns the records at the end of a file in order, without reading the rest; at least a hundred if it has them.
-
-    A line cut at the beginning is left out.
-    """
-    return [record for line in _tail(path) if (record := _record_in(line)) is not None]
+def recent_records(path: Path, max_records: int) -> list[dict[str, Any]]:
+    """Returns the last records of a file in order, up to a hundred or so, without reading the rest."""
+    return [record for line in _tail(path)[-max_records:] if (record := record_in(line)) is not None]
 
 
 def _tail(path: Path) -> list[bytes]:
@@ -109,13 +107,13 @@ def read_thinned(path: Path, max_records: int) -> list[dict[str, Any]]:
             num_nulls += sum(b"null" in line for line in block.split(b"\n"))
     stride, null_stride = max(1, num_lines // max_records), max(1, num_nulls // max_records)
     if num_nulls == 0:
-        return [record for line in _every(stride, _blocks(path)) if (record := _record_in(line)) is not None]
+        return [record for line in _every(stride, _blocks(path)) if (record := record_in(line)) is not None]
     taken, nulls_seen = [], 0
     for index, line in enumerate(_lines(path)):
         has_null = b"null" in line
         nulls_seen += has_null
         if index % stride == 0 or index == num_lines - 1 or (has_null and nulls_seen % null_stride == 0):
-            taken.append(_record_in(line))
+            taken.append(record_in(line))
     return [record for record in taken if record is not None]
 
 
@@ -131,6 +129,15 @@ def read_outcomes(path: Path) -> dict[str, list[int]]:
         if step is not None and len(outcome) <= MAX_OUTCOME_BYTES:
             found.setdefault(outcome.decode(errors="replace"), []).append(int(step[1]))
     return found
+
+
+def record_in(line: bytes) -> dict[str, Any] | None:
+    """Parses a line; None if it is not a JSON object. NaN and Infinity, which JSON lacks, become None."""
+    try:
+        record = DECODER.decode(line.decode("utf-8", "surrogatepass"))
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def _lines(path: Path) -> Iterator[bytes]:
@@ -158,15 +165,6 @@ def _every(stride: int, blocks: Iterator[bytes]) -> Iterator[bytes]:
         passed += len(lines)
     if last:
         yield last
-
-
-def _record_in(line: bytes) -> dict[str, Any] | None:
-    """Parses a line; None if it is not a JSON object. NaN and Infinity, which JSON lacks, become None."""
-    try:
-        record = json.loads(line, parse_constant=lambda _: None)
-    except (ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) else None
 
 
 def _end_last_line(path: Path) -> None:

@@ -1,21 +1,26 @@
 """What a study does next: the order of its runs from the verdicts so far and the prices, and the limit of dollars."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from fromscratch.errors import UsageError
 from fromscratch.runs.states import RunState
+from fromscratch.studies.definition import Study
+from fromscratch.studies.forecasts import Forecast, PastCosts, relative_costs, remaining_share
 from fromscratch.studies.jobs import Job, StudyFolder, missing
 from fromscratch.studies.order import train_order
-from fromscratch.studies.prices import Limit, Prices, remaining_share
 from fromscratch.studies.registry import borrowed_spread
 from fromscratch.studies.results import judge, validation_losses
 from fromscratch.studies.verdicts import StudyResult
+
+if TYPE_CHECKING:
+    from fromscratch.studies.prices import Limit
 
 
 class Agenda:
     """Reads the disk at every call, so that several runners agree on what is next."""
 
-    def __init__(self, folder: StudyFolder, prices: Prices, limit: Limit | None = None) -> None:
+    def __init__(self, folder: StudyFolder, prices: PastCosts, limit: "Limit | None" = None) -> None:
         self._folder, self._prices, self._limit = folder, prices, limit
         self._borrowed = borrowed_spread(folder.study)
 
@@ -30,14 +35,7 @@ class Agenda:
         left = [job for job in missing(self._folder) if job.name not in own and job.name not in without]
         if len(left) < 2:
             return left
-        costs = self._prices.relative_costs()
-        return train_order(
-            self._folder.study,
-            left,
-            self._under_way(own),
-            self._result(),
-            lambda job: costs[job.arm.name] * remaining_share(job),
-        )
+        return by_value(self._folder.study, left, self._under_way(own), self._result(), self._prices.forecasts())
 
     def refusal(self, job: Job, running: Iterable[Job]) -> str:
         """Why the run may not begin because of the limit; empty if it may."""
@@ -59,3 +57,15 @@ class Agenda:
             return judge(self._folder, validation_losses(self._folder), borrowed=self._borrowed).result
         except UsageError:
             return None  # no loss curve of the baseline yet
+
+
+def by_value(
+    study: Study,
+    waiting: list[Job],
+    under_way: Iterable[Job],
+    result: StudyResult | None,
+    forecasts: Mapping[str, Forecast],
+) -> list[Job]:
+    """Orders waiting runs by what they decide per cost: ``train_order`` with the predicted costs."""
+    costs = relative_costs(forecasts)
+    return train_order(study, waiting, under_way, result, lambda job: costs[job.arm.name] * remaining_share(job))

@@ -11,8 +11,7 @@ from fromscratch.config.loading import differences, load_run_file, read_run_conf
 from fromscratch.config.run import RunConfig
 from fromscratch.errors import UsageError
 from fromscratch.files import read_json_object, to_strict_json, write_atomically
-from fromscratch.formats.classifiers import REPORT_FILE
-from fromscratch.runs.directory import RunDirectory
+from fromscratch.runs.directory import CLASSIFICATION, RunDirectory
 from fromscratch.runs.overview import observed_status
 from fromscratch.runs.records import read_records, to_count, to_float
 from fromscratch.runs.states import Event, RunState
@@ -89,7 +88,7 @@ class Job:
     @property
     def is_measured(self) -> bool:
         """Whether the report of the classifier is there, where the study needs it."""
-        return not self.needs_report or (self.stages[-1].path / REPORT_FILE).is_file()
+        return not self.needs_report or (self.stages[-1].path / CLASSIFICATION).is_file()
 
 
 class StudyFolder:

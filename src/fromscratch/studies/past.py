@@ -16,8 +16,8 @@ from fromscratch.errors import DataError, UsageError
 from fromscratch.files import data_home, read_json_object, to_strict_json, write_atomically
 from fromscratch.runs.records import to_float
 from fromscratch.studies.definition import Study, load_study
+from fromscratch.studies.forecasts import Forecast
 from fromscratch.studies.jobs import StudyFolder
-from fromscratch.studies.prices import Forecast
 from fromscratch.studies.results import Judgement
 from fromscratch.studies.worth import to_dict
 
@@ -121,15 +121,20 @@ def find_studies(folder: Path) -> Iterator[dict[str, Any]]:
     paths = [*sorted(folder.rglob("report.json")), *(sorted(kept.glob("*.json")) if kept.is_dir() else [])]
     newest: dict[str, dict[str, Any]] = {}
     for path in paths:
-        try:
-            finding = read_json_object(path)
-        except DataError:
-            continue  # a file of something else
-        if finding.get("kind") == FORMAT and "identity" in finding:
+        if (finding := finding_in(path)) is not None:
             earlier = newest.get(str(finding["identity"]))
             if earlier is None or str(earlier.get("at")) <= str(finding.get("at")):
                 newest[str(finding["identity"])] = finding
     yield from newest.values()
+
+
+def finding_in(path: Path) -> dict[str, Any] | None:
+    """The finding of a file; None if the file is of something else."""
+    try:
+        finding = read_json_object(path)
+    except DataError:
+        return None
+    return finding if finding.get("kind") == FORMAT and "identity" in finding else None
 
 
 def studies_without_report(folder: Path, key: str, known: set[str]) -> Iterator[Path]:

@@ -11,11 +11,12 @@ from typing import Any
 from fromscratch.files import readable_seconds, to_strict_json, write_atomically
 from fromscratch.runs.costs import cost_of
 from fromscratch.studies.definition import CONTROL
+from fromscratch.studies.forecasts import Forecast
 from fromscratch.studies.jobs import StudyFolder
 from fromscratch.studies.past import finding_of, keep_finding
 from fromscratch.studies.pictures import evidence_over_time, forest_plot, loss_curves
 from fromscratch.studies.power import smallest_detectable_effect
-from fromscratch.studies.prices import Forecast, Prices
+from fromscratch.studies.prices import Prices
 from fromscratch.studies.results import Judgement, arm_jobs, held_out_name, outcomes_of, sums_of_members
 from fromscratch.studies.verdicts import ArmResult
 from fromscratch.studies.worth import Worth, dollars_saved, why, worth_of

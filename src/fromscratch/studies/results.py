@@ -9,18 +9,20 @@ from typing import TypeVar
 
 from fromscratch.errors import DataError, UsageError
 from fromscratch.files import read_json_object
-from fromscratch.formats.classifiers import REPORT_FILE
+from fromscratch.runs.directory import CLASSIFICATION
 from fromscratch.runs.overview import lowest_evaluation
 from fromscratch.runs.records import read_outcomes, read_records, to_float
 from fromscratch.runs.states import Event, RunState
 from fromscratch.studies.definition import CONTROL, Study
 from fromscratch.studies.effects import effect_of_share, share_of_training
-from fromscratch.studies.jobs import Job, StudyFolder, held_out_losses, is_lost
+from fromscratch.studies.jobs import Job, StudyFolder, held_out_by_share, held_out_losses, is_lost
 from fromscratch.studies.noise import Spread
-from fromscratch.studies.verdicts import StudyResult, judge_study
+from fromscratch.studies.verdicts import ArmResult, StudyResult, judge_study
 
 DEFAULT_SHARE = 0.01
 """Share of the baseline's training that the smallest effect of interest is worth, where the study names none."""
+MIN_P = 1e-6
+"""Smaller ones are not told apart."""
 Place = TypeVar("Place", int, float)
 Losses = dict[str, dict[int, float | None]]
 
@@ -43,6 +45,12 @@ class Judgement:
         if effect is None or len(self.curve) < 2:
             return None
         return share_of_training(effect, *zip(*self.curve, strict=True))
+
+    def differences(self, arm: ArmResult) -> list[float]:
+        """Each run's figure minus the baseline's: of its seed where the verdict compares pairs, else their mean."""
+        base = self.result.control.losses
+        mean = fmean(base.values()) if base else 0.0
+        return [loss - (base.get(seed, mean) if arm.paired else mean) for seed, loss in arm.runs.losses.items()]
 
 
 def held_out_name(study: Study) -> str:
@@ -106,6 +114,55 @@ def mean_curve(curves: list[dict[Place, float]]) -> list[tuple[Place, float]]:
     return [(step, fmean(curve[step] for curve in given)) for step in sorted(steps)]
 
 
+@dataclass(frozen=True)
+class ArmCurve:
+    """Held-out loss of an arm minus the baseline's mean, by share of the training; its runs that count only."""
+
+    arm: str
+    lost: int
+    """Runs that diverged or were stopped, which are left out."""
+    shares: list[float]
+    mean: list[float]
+    low: list[float]
+    high: list[float]
+    """Range of the seeds."""
+
+
+def curves_by_arm(folder: StudyFolder) -> list[ArmCurve]:
+    """The curves of all arms, the baseline first; empty where an arm has none in common with the baseline."""
+    stopped, found = folder.stopped_early(), []
+    base: dict[float, float] | None = None
+    for arm in folder.study.all_arms:
+        jobs = arm_jobs(folder, arm.name)
+        counted = [job for job in jobs if not is_lost(job, stopped)]
+        curves = [curve for job in counted if (curve := held_out_by_share(job.run))]
+        mean = mean_curve(curves)
+        base = dict(mean) if base is None else base
+        shares = [share for share, _ in mean if share in base and share > 0]
+        found.append(
+            ArmCurve(
+                arm.name,
+                len(jobs) - len(counted),
+                shares,
+                [loss - base[share] for share, loss in mean if share in shares],
+                [min(curve[share] for curve in curves) - base[share] for share in shares],
+                [max(curve[share] for curve in curves) - base[share] for share in shares],
+            )
+        )
+    return found
+
+
+def evidence_by_round(folder: StudyFolder, judgement: Judgement) -> dict[str, list[tuple[int, float]]]:
+    """1/p of each arm after each round of seeds that gave it a verdict: where it crosses 1/alpha, it is decided."""
+    found: dict[str, list[tuple[int, float]]] = {arm.name: [] for arm in folder.study.arms}
+    for number in range(1, max(len(arm.seeds) for arm in folder.study.arms) + 1):
+        look = judge(folder, losses_after(judgement.losses, number), borrowed=judgement.result.borrowed)
+        for one in look.result.arms:
+            if one.evidence is not None:
+                found[one.arm].append((number, 1 / max(one.evidence.p_different, MIN_P)))
+    return found
+
+
 def arm_jobs(folder: StudyFolder, arm: str) -> list[Job]:
     """The runs of an arm."""
     return [job for job in folder.jobs() if job.arm.name == arm]
@@ -158,7 +215,7 @@ def classifier_result(job: Job, part: str, study: Study) -> float:
     Raises:
         DataError: the report of the run lacks it.
     """
-    path = job.current.path / REPORT_FILE
+    path = job.current.path / CLASSIFICATION
     measures = read_json_object(path).get(part)
     value = to_float(measures.get(study.measure.name.replace(" ", "_")) if isinstance(measures, dict) else None)
     if value is None:

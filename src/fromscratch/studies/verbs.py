@@ -11,6 +11,7 @@ from fromscratch.studies.agenda import Agenda
 from fromscratch.studies.definition import CONTROL, load_study
 from fromscratch.studies.jobs import StudyFolder, check_runs
 from fromscratch.studies.prices import Limit, Prices
+from fromscratch.studies.recorded import record_definition
 from fromscratch.studies.registry import borrowed_spread, lend
 from fromscratch.studies.report import write_report
 from fromscratch.studies.results import Judgement, Losses, held_out_name, judge, losses_after, validation_losses
@@ -57,6 +58,7 @@ def train_missing(
     """
     prices = Prices(folder, device=device, dollars_per_hour=dollars_per_hour)
     agenda = Agenda(folder, prices, None if limit_dollars is None else Limit(limit_dollars, prices))
+    record_definition(folder, prices.untrained, borrowed_spread(folder.study))
     options = ["--quiet"] if quiet else []
     if device:
         options += ["--device", device]

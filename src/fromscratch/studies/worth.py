@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from fromscratch.files import readable_seconds
+from fromscratch.files import readable_dollars, readable_seconds
 from fromscratch.studies.definition import CONTROL
-from fromscratch.studies.prices import Forecast, Total, seeds_total
+from fromscratch.studies.forecasts import Forecast, Total, seeds_total
 from fromscratch.studies.results import Judgement
 from fromscratch.studies.verdicts import MAX_FURTHER_SEEDS, ArmResult, Verdict
 
@@ -38,12 +38,7 @@ def dollars_saved(worth: Worth) -> str:
     dollars = worth.dollars
     if dollars is None:
         return "-" if worth.share_of_training is None else "unknown"
-    return f"{'-' if dollars < 0 else '+'}{in_dollars(abs(dollars))}"
-
-
-def in_dollars(amount: float) -> str:
-    """Dollars with cents; two digits of a part of a cent."""
-    return f"${amount:,.2f}" if amount >= 0.01 or amount == 0 else f"${amount:.2g}"
+    return f"{'-' if dollars < 0 else '+'}{readable_dollars(abs(dollars))}"
 
 
 def why(arm: ArmResult, worth: Worth) -> str:
@@ -59,7 +54,7 @@ def why(arm: ArmResult, worth: Worth) -> str:
 def in_words(total: Total) -> str:
     """Hours and dollars, as ``3.2 hours, $7.50``."""
     time = "hours unknown" if total.hours is None else readable_seconds(3600 * total.hours)
-    return f"{time}, {'dollars unknown' if total.dollars is None else in_dollars(total.dollars)}"
+    return f"{time}, {'dollars unknown' if total.dollars is None else readable_dollars(total.dollars)}"
 
 
 def to_dict(judgement: Judgement, forecasts: Mapping[str, Forecast]) -> dict[str, Any]:

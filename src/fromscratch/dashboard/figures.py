@@ -1,0 +1,140 @@
+"""The figures of runs that pages show, read again only when a file of the run has changed."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, TypeVar
+
+from fromscratch.config.loading import read_run_config
+from fromscratch.config.run import RunConfig
+from fromscratch.dashboard.live import stamp_of
+from fromscratch.dashboard.site import RefusedRunError, Site, check_contents
+from fromscratch.errors import DataError, UsageError
+from fromscratch.runs.costs import cost_of
+from fromscratch.runs.directory import RunDirectory
+from fromscratch.runs.overview import Overview, overview, recent_speed
+from fromscratch.runs.records import last_record, to_count
+from fromscratch.runs.states import RunState
+
+MAX_REMEMBERED = 2_000
+Result = TypeVar("Result")
+
+
+class Memory:
+    """Remembers results by key, each with the stamp of what it was computed from."""
+
+    def __init__(self, max_remembered: int = MAX_REMEMBERED) -> None:
+        self._max_remembered = max_remembered
+        self._found: dict[Any, tuple[str, Any]] = {}
+        self._lock = threading.Lock()
+
+    def get(self, key: Any, stamp: str, compute: Callable[[], Result]) -> Result:
+        """The result of ``compute``, or the one that it had for the same key and stamp."""
+        known = self._found.get(key)
+        if known is not None and known[0] == stamp:
+            return known[1]
+        result = compute()
+        with self._lock:
+            self._found.pop(key, None)
+            self._found[key] = (stamp, result)
+            while len(self._found) > self._max_remembered:
+                del self._found[next(iter(self._found))]
+        return result
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One run in a table; None means unknown."""
+
+    name: str
+    """Path below the folder of runs."""
+    overview: Overview | None
+    """None if the run is not opened."""
+    refusal: str = ""
+    """Why it is not opened."""
+    tokens: int | None = None
+    tokens_per_second: float | None = None
+    seconds_left: float | None = None
+    total_seconds: float | None = None
+    dollars: float | None = None
+    study: str = ""
+    """Name of the study that it belongs to."""
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a process trains it."""
+        return self.overview is not None and self.overview.state == RunState.RUNNING
+
+    @property
+    def updated_at(self) -> str:
+        """Instant of the last event, for sorting."""
+        return (self.overview and self.overview.updated_at) or ""
+
+
+class FiguresOfRuns:
+    """Reads the figures of runs."""
+
+    def __init__(self, site: Site) -> None:
+        self._site = site
+        self._memory = Memory()
+
+    def of(self, run: RunDirectory) -> Figures:
+        """The figures of a run; never raises an error."""
+        if not self._site.is_inside(run.path):
+            return Figures(self._site.name_of(run.path), None, "is a link out of the folder of runs")
+        return self._memory.get(run.path, stamp_of(run), lambda: self._read(run))
+
+    def all(self) -> list[Figures]:
+        """Those of all runs: under way first, then by their last event."""
+        found = [self.of(run) for run in self._site.runs()]
+        return sorted(sorted(found, key=lambda one: one.updated_at, reverse=True), key=lambda one: not one.is_running)
+
+    def _read(self, run: RunDirectory) -> Figures:
+        name = self._site.name_of(run.path)
+        try:
+            check_contents(run.path, self._site.root)
+            found = overview(run)
+        except RefusedRunError as error:
+            return Figures(name, None, str(error))
+        except (OSError, ValueError, RuntimeError, RecursionError) as error:
+            return Figures(name, None, f"cannot be read ({error})")
+        speed, seconds_per_step = recent_speed(run)
+        left = None if found.step is None or found.num_steps is None else max(0, found.num_steps - found.step)
+        is_training = found.state == RunState.RUNNING
+        seconds, dollars = _costs(run)
+        return Figures(
+            name=name,
+            overview=found,
+            tokens=to_count(last_record(run.metrics).get("tokens")),
+            tokens_per_second=speed,
+            seconds_left=left * seconds_per_step if is_training and left and seconds_per_step else None,
+            total_seconds=seconds,
+            dollars=dollars,
+            study=name.rpartition("/")[0],
+        )
+
+
+def _costs(run: RunDirectory) -> tuple[float | None, float | None]:
+    """Seconds and dollars of a run, as ``cost.json`` has them since the last checkpoint."""
+    if not run.cost.is_file():
+        return None, None  # an earlier version wrote none; adding all its steps up takes long
+    try:
+        cost = cost_of(run)
+    except (DataError, TypeError, ValueError, OverflowError):
+        return None, None
+    return cost.total_seconds, cost.dollars
+
+
+def config_or_none(run: RunDirectory) -> RunConfig | None:
+    """The config of a run; None if it cannot be read."""
+    try:
+        return read_run_config(run.config)
+    except UsageError:
+        return None
+
+
+@cache
+def figures_of(site: Site) -> FiguresOfRuns:
+    """The figures that all pages of a site share."""
+    return FiguresOfRuns(site)

@@ -1,0 +1,33 @@
+"""The first page: what is going on, in runs and studies."""
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from fromscratch.dashboard.figures import Figures, figures_of
+from fromscratch.dashboard.site import Part, Site
+from fromscratch.dashboard.studies import StudyView, studies_of
+
+
+def part(site: Site) -> Part:
+    """The first page."""
+    figures, studies = figures_of(site), studies_of(site)
+
+    def read() -> tuple[list[Figures], list[StudyView]]:
+        views = [view for name in studies.names() if (view := studies.view(name)).recorded or view.problem]
+        return figures.all(), sorted(views, key=lambda view: not view.is_running)
+
+    async def show(request: Request) -> Response:
+        runs, views = await site.in_thread(read)
+        ended = [one for one in runs if not one.is_running]
+        return site.page(
+            request,
+            "overview.html",
+            exists=site.root.is_dir(),
+            running=[one for one in runs if one.is_running],
+            others=[one for one in ended if not one.study],
+            of_studies=[one for one in ended if one.study],
+            studies=views,
+        )
+
+    return Part((Route("/", show, methods=["GET"]),), entry=("/", "Runs"))

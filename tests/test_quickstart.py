@@ -21,7 +21,7 @@ from tests.command import run_command
 from tests.conftest import drawn_charts
 from tests.training.test_loop import SignalAt
 
-SMALL = Scale(packages=("pydantic", "not-installed"), vocabulary_size=512, tokens=110 * 1024)
+SMALL = Scale(packages=("pydantic", "not-installed"), vocabulary_size=512, tokens=66 * 2048, warmup_steps=10)
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +81,6 @@ def test_a_second_time_it_only_measures(finished: tuple[Path, QuickstartReport])
 def test_it_stops_when_asked_and_goes_on(tmp_path: Path) -> None:
     import signal
 
-    small = Scale(packages=("pydantic",), vocabulary_size=300, tokens=110 * 1024)
+    small = Scale(packages=("pydantic",), vocabulary_size=300, tokens=66 * 2048, warmup_steps=10)
     stopped = quickstart(tmp_path, observers=[SignalAt(2, signal.SIGINT)], scale=small)
     assert stopped.after is None and stopped.training.step < 10

@@ -44,10 +44,7 @@ RUN_FILE = """\
 # Try:  fromscratch train {name}.toml --set train.seed=7 --name another-seed
 
 [model]
-preset = "laptop-small"      # 4 layers, 6 heads, 192 wide, context 128
-dropout = 0.0                # one pass over the data does not overfit
-tied_head = false
-attention = "explicit"       # faster than fused kernels on a CPU at this short context
+preset = "modern-small"      # 4 layers, 96 wide, context 128: small, so that it sees more text in the same time
 init = {{ kind = "gpt2", std = 0.06 }}
 
 [data]
@@ -56,14 +53,14 @@ tokens = {tokens}
 shuffle = true               # the store orders the documents by package
 
 [train]
-global_batch = 8
+global_batch = 16
 precision = "{precision}"
 seed = 42
-evaluate_every = 375
+evaluate_every = 371
 sample_every = 500
-checkpoint_every = 375
-optimizer = {{ kind = "adamw", learning_rate = 4e-3 }}
-schedule = {{ kind = "linear", warmup_steps = 100 }}
+checkpoint_every = 371
+optimizer = {{ kind = "muon", learning_rate = 0.02, adamw_learning_rate = 4e-3, embedding_learning_rate = 1e-2 }}
+schedule = {{ kind = "linear", warmup_steps = {warmup_steps} }}
 clip = {{ kind = "norm", max_norm = 1.0 }}
 
 [eval]
@@ -79,8 +76,9 @@ class Scale:
     packages: tuple[str, ...] = ("stdlib", "torch", "numpy", "matplotlib", "pandas")
     """Packages whose documentation is the corpus; those not installed are skipped."""
     vocabulary_size: int = 2_048
-    tokens: int = 1_536_000
-    """Training tokens: 1,500 steps."""
+    tokens: int = 3_039_232
+    """Training tokens: 1,484 steps."""
+    warmup_steps: int = 100
 
 
 @dataclass(frozen=True)
@@ -173,7 +171,8 @@ def write_run_file(path: Path, scale: Scale, hardware: Hardware) -> Path:
     if not path.exists():
         prompts = "[" + ", ".join(f'"{prompt}"' for prompt in PROMPTS) + "]"
         precision = fast_16bit_precision(hardware.device)
-        text = RUN_FILE.format(name=RUN_NAME, precision=precision, prompts=prompts, tokens=f"{scale.tokens:_}")
+        sizes = {"tokens": f"{scale.tokens:_}", "warmup_steps": scale.warmup_steps}
+        text = RUN_FILE.format(name=RUN_NAME, precision=precision, prompts=prompts, **sizes)
         write_atomically(path, text)
     return path
 

@@ -12,6 +12,8 @@ from fromscratch.generation.packed import packing_pays, with_packed_weights
 from fromscratch.generation.sampling import Sampling
 from fromscratch.models.factory import build_empty, initialise
 from fromscratch.models.gpt import GPT
+from fromscratch.models.layers import LinearHead
+from fromscratch.models.mechanism import Sizes
 
 VOCABULARY, CONTEXT, END = 61, 16, 60
 PROMPTS = [[1, 2, 3], [4], list(range(20)), [7, 8, 9, 10, 11, 12, 13], []]
@@ -120,6 +122,17 @@ def test_packing_leaves_the_model_as_it_was() -> None:
     assert [id(p) for p in copied.parameters()] == [id(p) for p in model.parameters()]
     packed = [name for name, module in copied.named_modules() if "forward" in vars(module)]
     assert packed == [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+
+
+def test_a_packed_head_keeps_its_cap() -> None:
+    head, x = (
+        LinearHead(Sizes(32, 8, 1, 2, 48, dropout=0.0, attention_bias=False, tied_head=False), logit_cap=0.5),
+        torch.randn(1, 1, 48),
+    )
+    with torch.inference_mode():
+        expected, packed = head(x), with_packed_weights(head, rows=1)
+        torch.testing.assert_close(packed(x), expected, atol=1e-5, rtol=1e-5)
+        assert expected.abs().max() < 0.5 and "forward" in vars(packed)
 
 
 def test_packing_is_for_fp32_on_a_cpu() -> None:

@@ -39,3 +39,9 @@ PRESETS |= {
     for name, mechanisms in (("llama-like", LLAMA_LIKE), ("nanochat-like", NANOCHAT_LIKE))
     for size in ("small", "medium", "large", "xl")
 }
+PRESETS["modern-small"] = {
+    **{"num_layers": 4, "num_heads": 4, "embedding_dim": 96, "context_length": 128},
+    **{key: value for key, value in NANOCHAT_LIKE.items() if key != "head"},
+    "attention": {**NANOCHAT_LIKE["attention"], "kind": "explicit"},
+}
+"""What the study in ``studies/quickstart`` found best for two minutes of training on two cores."""

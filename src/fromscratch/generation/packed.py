@@ -12,6 +12,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from fromscratch.models.layers import LinearHead, soft_cap
+
 MAX_ROWS = 32
 MIN_STEPS = 16  # fewer products gain less than one copy costs
 Model = TypeVar("Model", bound=nn.Module)
@@ -37,7 +39,7 @@ def _copy_tree(module: Model, rows: int, done: dict[nn.Module, nn.Module]) -> Mo
         copied = copy.copy(module)
         done[module] = copied
         copied._modules = {name: child and _copy_tree(child, rows, done) for name, child in module._modules.items()}
-        if isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward:
+        if isinstance(module, nn.Linear) and type(module).forward in (nn.Linear.forward, LinearHead.forward):
             object.__setattr__(copied, "forward", _PackedProduct(module, rows))
     return done[module]  # type: ignore[return-value]
 
@@ -49,10 +51,12 @@ class _PackedProduct:
         self._weight = layer.weight
         self._bias = layer.bias
         self._rows = rows
+        self._logit_cap = layer.logit_cap if isinstance(layer, LinearHead) else None
         self._packed: Tensor | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]"""
         if self._packed is None:
             self._packed = torch.ops.mkldnn._reorder_linear_weight(self._weight, self._rows)
-        return torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
+        product = torch.ops.mkldnn._linear_pointwise(x, self._packed, self._bias, "none", [], "")
+        return soft_cap(product, self._logit_cap)

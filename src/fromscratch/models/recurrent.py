@@ -114,6 +114,7 @@ class BiasedHead(LinearHead):
 
     def __init__(self, hidden_dim: int, vocab_size: int) -> None:
         nn.Linear.__init__(self, hidden_dim, vocab_size)
+        self.logit_cap = self.z_loss = None
 
 
 class RecurrentState(Past):

@@ -35,7 +35,7 @@ B1_UNKNOWN_KEYS = [
     ),
     (
         "model.preset=gpt-small",
-        "nanochat-like-large, nanochat-like-xl; did you mean 'gpt2-small'?",
+        "nanochat-like-xl, modern-small; did you mean 'gpt2-small'?",
     ),
     ("model.preset=gpt2", "; did you mean 'gpt2-small'?"),
     (

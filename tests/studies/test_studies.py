@@ -6,7 +6,7 @@ import re
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -27,15 +27,6 @@ from tests.small import write_run_file
 from tests.studies.planted import NO_DROPOUT, finish, open_folder, write_study
 
 MAX_SECONDS = 240.0  # generous: two cores may be shared with other tests
-
-
-@pytest.fixture(autouse=True, scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The registry of noise of these tests."""
-    with pytest.MonkeyPatch.context() as patched:
-        folder = tmp_path_factory.mktemp("home")
-        patched.setenv("FROMSCRATCH_HOME", str(folder))
-        yield folder
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,6 @@ import json
 import math
 import re
 import shutil
-from collections.abc import Iterator
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -64,15 +63,6 @@ class Here:
 
     def close(self, folder: StudyFolder) -> None:
         """Nothing is open."""
-
-
-@pytest.fixture(autouse=True, scope="module")
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The registry of noise of these tests."""
-    with pytest.MonkeyPatch.context() as patched:
-        folder = tmp_path_factory.mktemp("home")
-        patched.setenv("FROMSCRATCH_HOME", str(folder))
-        yield folder
 
 
 @pytest.fixture(scope="module")

@@ -141,18 +141,18 @@ def head(hardware: Hardware, tiny: bool) -> Iterator[Row]:
     sizes = Sizes(vocabulary, time_steps, 1, 1, width, dropout=0.0, attention_bias=False, tied_head=False)
     hidden = torch.randn(batch, time_steps, width, device=hardware.device, dtype=torch.bfloat16, requires_grad=True)
     targets = torch.randint(0, vocabulary, (batch, time_steps), device=hardware.device)
-    chosen = head_module.ROWS_IN_CACHE
+    chosen = dict(head_module.MAX_ROWS)
     for compiled in (False, True) if not compile_problem(hardware.device, "bf16") else (False,):
-        for rows in (128, 256, 512, 1_024):
+        for rows in (512, 1_024, 4_096, 16_384):
             torch.compiler.reset()
-            head_module.ROWS_IN_CACHE = rows
+            head_module.MAX_ROWS.update(eager=rows, compiled=rows)
             module = head_module.ChunkedHead(sizes).to(hardware.device)
             if compiled:
                 module.compile_rows("inductor")
             seconds = seconds_of(lambda m=module: m.losses(hidden, targets).sum().backward(), hardware, tiny=tiny)  # type: ignore[misc]
             mode = "compiled" if compiled else "eager"
             yield {"what": f"head {mode}, {rows} tokens per chunk", "ms": 1e3 * seconds}
-    head_module.ROWS_IN_CACHE = chosen
+    head_module.MAX_ROWS.update(chosen)
 
 
 def training(hardware: Hardware, tiny: bool) -> Iterator[Row]:

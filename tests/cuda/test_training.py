@@ -26,12 +26,14 @@ from tests.small import write_run_file
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-@pytest.mark.parametrize(("head", "graphs"), [("linear", 1), ("chunked", 2)])
-def test_a_compiled_step_is_one_graph_with_the_head_apart(head: str, graphs: int, dropout: float) -> None:
+@pytest.mark.parametrize("head", ["linear", "chunked"])
+def test_only_the_chunked_head_breaks_the_graph_of_a_compiled_step(head: str, dropout: float) -> None:
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
     weights_after(make_stepper(compiled=True, model={"dropout": dropout, "head": head}), 3)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+    counters = torch._dynamo.utils.counters
+    assert head == "chunked" or counters["stats"]["unique_graphs"] == 1
+    assert all("ChunkedHead._chunked" in reason for reason in counters["graph_break"])
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 4])
@@ -46,6 +48,7 @@ def test_attention_with_a_bias_and_dropout_takes_a_step() -> None:
     assert torch.isfinite(weights).all()
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("policy", ["skip", "raise", "apply"])
 def test_steps_do_not_wait_for_the_device(policy: str, precision: str) -> None:
@@ -53,8 +56,8 @@ def test_steps_do_not_wait_for_the_device(policy: str, precision: str) -> None:
     stepper = make_stepper(precision=precision, train=settings, micro_batch=4)
     weights_after(stepper, 1)
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         for step in range(1, 4):
             stepper.take(step, 1.0)
     finally:
@@ -93,7 +96,7 @@ def test_out_of_memory_is_recognised_and_half_of_the_batch_then_fits() -> None:
     small = make_stepper(model={"vocab_size": 50_257, "context_length": 512}, micro_batch=1)
     weights_after(small, 1)
     torch.cuda.empty_cache()
-    used = torch.cuda.memory_allocated() + 250 * 2**20
+    used = torch.cuda.memory_allocated() + 600 * 2**20
     torch.cuda.set_per_process_memory_fraction(used / torch.cuda.get_device_properties(0).total_memory)
     try:
         with pytest.raises(GlobalOutOfMemoryError):

@@ -153,19 +153,21 @@ def test_no_fp32_tensor_has_the_size_of_all_logits(precision: str, monkeypatch: 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("rows", [1, 37])
-def test_both_row_functions_are_the_loss_and_its_gradient_in_fp64(precision: str, rows: int) -> None:
+@pytest.mark.parametrize("padding", [0, 19])
+def test_both_row_functions_are_the_loss_and_its_gradient_in_fp64(precision: str, padding: int, rows: int) -> None:
     dtype = DTYPES[precision]
-    logits = (5 * torch.randn(rows, VOCABULARY + 19)).to(dtype)[:, :VOCABULARY]  # rows are not adjacent in memory
+    logits = (5 * torch.randn(rows, VOCABULARY)).to(dtype)
     targets = torch.randint(0, VOCABULARY, (rows,))
     targets[0] = VOCABULARY - 1
     exact = logits.double().requires_grad_()
     wanted = torch.nn.functional.cross_entropy(exact, targets, reduction="none")
     wanted.sum().backward()
     for function in (head_module._losses_and_gradients_of_rows, head_module._fusible_losses_and_gradients):
-        found = torch.zeros(rows, VOCABULARY + 19, dtype=dtype)[:, :VOCABULARY].copy_(logits)
-        losses = function(found, targets, 256.0)
+        found = torch.nn.functional.pad(logits, (0, padding))
+        losses = function(found, targets, 256.0, VOCABULARY, None)
         torch.testing.assert_close(losses.double(), wanted.detach(), rtol=2e-6, atol=2e-6)
-        torch.testing.assert_close(found.double() / 256.0, exact.grad, rtol=2**-8, atol=2**-30)
+        torch.testing.assert_close(found[:, :VOCABULARY].double() / 256.0, exact.grad, rtol=2**-8, atol=2**-30)
+        assert not found[:, VOCABULARY:].any()
 
 
 def test_subtracting_targets_is_adding_minus_one_there() -> None:
@@ -189,10 +191,10 @@ def test_compiled_rows_give_the_gradients_of_eager_ones(monkeypatch: pytest.Monk
     torch.compiler.reset()
 
 
-def test_chunks_of_16_bit_logits_stay_in_a_gpus_cache() -> None:
-    assert head_module.chunk_rows("cuda", 50_257, is_16bit=True) == 256
-    assert head_module.chunk_rows("cuda", 50_257, is_16bit=False) == 1_280
-    assert head_module.chunk_rows("cpu", 50_257, is_16bit=True) == 166
+def test_tokens_per_chunk() -> None:
+    assert head_module.chunk_rows("cuda", 50_257, 4_096) == 4_096
+    assert head_module.chunk_rows("cuda", 50_257, None) == 1_280
+    assert head_module.chunk_rows("cpu", 50_257, 4_096) == 166
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -205,3 +207,15 @@ def test_a_batch_without_targets_has_gradients_of_zero(precision: str, settings:
         losses = chunked.penalised_losses(hidden, targets)[0] if settings else chunked.losses(hidden, targets)
     losses.sum().backward()
     assert losses.shape == (1, 0) and chunked.weight.grad is not None and not chunked.weight.grad.any()
+
+
+@pytest.mark.parametrize("shaping", [(None, 0.3), (0.5, 0.0), (2.0, 0.1)])
+def test_both_row_functions_agree_on_caps_and_penalties(shaping: tuple[float | None, float]) -> None:
+    logits, targets = torch.randn(9, VOCABULARY, dtype=torch.double).float(), torch.randint(0, VOCABULARY, (9,))
+    results = []
+    for function in (head_module._losses_and_gradients_of_rows, head_module._fusible_losses_and_gradients):
+        found = torch.nn.functional.pad(logits, (0, 5))
+        losses = function(found, targets, 2.0, VOCABULARY, head_module.Shaping(*shaping))
+        results.append((losses, found))
+    for wanted, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, wanted)

@@ -175,7 +175,8 @@ class GPT(LanguageModel):
             x = self.residual.begin(x)  # type: ignore[operator]
         if self.sizes.residual_dtype is not None:
             x = x.to(RESIDUAL_DTYPES[self.sizes.residual_dtype])
-        first, found = x, list[Auxiliaries]()
+        first = x
+        found: list[Auxiliaries] = []  # list[...]() would break the compiled graph
         for layer, block in enumerate(self.blocks):
             trunk = x if self.residual is None else self.residual(x, first, layer)
             x, auxiliary = self._through(block, trunk, positions, past, context)

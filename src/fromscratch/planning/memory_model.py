@@ -28,7 +28,7 @@ from fromscratch.formats.tensor_files import bytes_of
 from fromscratch.machine.precision import Precision
 from fromscratch.models.attention import FusedAttention
 from fromscratch.models.factory import build_model
-from fromscratch.models.head import CHUNK_ELEMENTS, ChunkedHead, chunk_rows
+from fromscratch.models.head import CHUNK_ELEMENTS, MAX_ROWS, ChunkedHead, chunk_rows
 from fromscratch.models.language_model import LanguageModel
 from fromscratch.optim.composite import as_composite
 from fromscratch.planning.bench import Workload
@@ -170,7 +170,8 @@ def _larger_chunks(config: ModelConfig, precision: str) -> int:
     assert config.vocab_size is not None
     with torch.device("meta"):
         has_chunks = any(isinstance(module, ChunkedHead) for module in build_model(config).modules())
-    rows = chunk_rows("cuda", config.vocab_size, is_16bit=precision in ("bf16", "fp16"))
+    max_rows = MAX_ROWS["eager"] if precision in ("bf16", "fp16") else None
+    rows = chunk_rows("cuda", config.vocab_size, max_rows)
     larger = max(0, rows * config.vocab_size - CHUNK_ELEMENTS["cpu"])
     return 4 * CHUNK_COPIES * larger if has_chunks else 0
 

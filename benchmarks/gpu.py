@@ -141,18 +141,19 @@ def head(hardware: Hardware, tiny: bool) -> Iterator[Row]:
     sizes = Sizes(vocabulary, time_steps, 1, 1, width, dropout=0.0, attention_bias=False, tied_head=False)
     hidden = torch.randn(batch, time_steps, width, device=hardware.device, dtype=torch.bfloat16, requires_grad=True)
     targets = torch.randint(0, vocabulary, (batch, time_steps), device=hardware.device)
-    chosen = dict(head_module.MAX_ROWS)
-    for compiled in (False, True) if not compile_problem(hardware.device, "bf16") else (False,):
-        for rows in (512, 1_024, 4_096, 16_384):
-            torch.compiler.reset()
-            head_module.MAX_ROWS.update(eager=rows, compiled=rows)
+    kernels = {"eager": None}
+    if hardware.device.type == "cuda" and not compile_problem(hardware.device, "bf16"):
+        from fromscratch.machine.head_kernel import triton_rows
+
+        kernels["kernel"] = triton_rows
+    for name, function in kernels.items():
+        for rows in (512, 4_096, 32_768):
             module = head_module.ChunkedHead(sizes).to(hardware.device)
-            if compiled:
-                module.compile_rows("inductor")
+            if function is not None:
+                module.use_kernel(function)
+            module.max_rows = rows
             seconds = seconds_of(lambda m=module: m.losses(hidden, targets).sum().backward(), hardware, tiny=tiny)  # type: ignore[misc]
-            mode = "compiled" if compiled else "eager"
-            yield {"what": f"head {mode}, {rows} tokens per chunk", "ms": 1e3 * seconds}
-    head_module.MAX_ROWS.update(chosen)
+            yield {"what": f"head {name}, {rows} tokens per chunk", "ms": 1e3 * seconds}
 
 
 def training(hardware: Hardware, tiny: bool) -> Iterator[Row]:

@@ -129,7 +129,7 @@ def test_the_peak_of_a_probe_is_that_of_a_run(tmp_path: Path) -> None:
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    assert run_command("train", file, *machine, "--quiet", "--stop-after", 5).code == 75
+    assert run_command("train", file, *machine, "--quiet").code == 0
     peak = torch.cuda.max_memory_allocated() - before
     assert probed.peak_memory_bytes == pytest.approx(peak, rel=0.05)
 
@@ -147,6 +147,7 @@ def test_two_processes_on_one_gpu_train_what_one_trains(tmp_path: Path) -> None:
     torch.testing.assert_close(found, wanted, atol=2e-4, rtol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:.*Profiler clears events")
 def test_a_profile_shows_fused_attention_and_no_backward_of_slices() -> None:
     stepper = make_stepper()
     weights_after(stepper, 1)

@@ -1,6 +1,9 @@
 """The chunked head is the linear head: same losses, same gradients, less memory."""
 
-import shutil
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -12,6 +15,8 @@ from fromscratch.models.factory import build_empty, initialise
 from fromscratch.models.head import ChunkedHead
 from fromscratch.models.layers import LinearHead
 from fromscratch.models.mechanism import Sizes
+from tests.conftest import REPOSITORY
+from tests.models.rows import check_rows
 
 EMBEDDING_DIM, VOCABULARY, BATCH, TIME = 24, 301, 3, 7
 SIZES = Sizes(VOCABULARY, TIME, 1, 1, EMBEDDING_DIM, dropout=0.0, attention_bias=True, tied_head=False)
@@ -151,44 +156,10 @@ def test_no_fp32_tensor_has_the_size_of_all_logits(precision: str, monkeypatch: 
     assert largest[1] <= 2 * VOCABULARY
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-@pytest.mark.parametrize("rows", [1, 37])
-@pytest.mark.parametrize("padding", [0, 19])
-def test_both_row_functions_are_the_loss_and_its_gradient_in_fp64(precision: str, padding: int, rows: int) -> None:
-    dtype = DTYPES[precision]
-    logits = (5 * torch.randn(rows, VOCABULARY)).to(dtype)
-    targets = torch.randint(0, VOCABULARY, (rows,))
-    targets[0] = VOCABULARY - 1
-    exact = logits.double().requires_grad_()
-    wanted = torch.nn.functional.cross_entropy(exact, targets, reduction="none")
-    wanted.sum().backward()
-    for function in (head_module._losses_and_gradients_of_rows, head_module._fusible_losses_and_gradients):
-        found = torch.nn.functional.pad(logits, (0, padding))
-        losses = function(found, targets, 256.0, VOCABULARY, None)
-        torch.testing.assert_close(losses.double(), wanted.detach(), rtol=2e-6, atol=2e-6)
-        torch.testing.assert_close(found[:, :VOCABULARY].double() / 256.0, exact.grad, rtol=2**-8, atol=2**-30)
-        assert not found[:, VOCABULARY:].any()
-
-
 def test_subtracting_targets_is_adding_minus_one_there() -> None:
     probabilities, targets = torch.rand(9, VOCABULARY), torch.randint(0, VOCABULARY, (9,))
     wanted = probabilities.scatter_add(1, targets[:, None], torch.full((9, 1), -1.0))
     assert torch.equal(head_module._subtract_targets(probabilities.clone(), targets), wanted)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
-def test_compiled_rows_give_the_gradients_of_eager_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.compiler.reset()
-    monkeypatch.setitem(head_module.CHUNK_ELEMENTS, "cpu", 10 * VOCABULARY)  # 10, 10 and 1 of 21 tokens
-    upstream = torch.full((BATCH, TIME), 0.3)
-    _, chunked = heads()
-    wanted = losses_and_gradients(chunked, "bf16", upstream)
-    chunked.weight.grad = None
-    chunked.compile_rows("inductor")
-    for one, other in zip(losses_and_gradients(chunked, "bf16", upstream), wanted, strict=True):
-        assert (one - other).norm() < 2e-3 * other.norm()
-    torch.compiler.reset()
 
 
 def test_tokens_per_chunk() -> None:
@@ -209,13 +180,13 @@ def test_a_batch_without_targets_has_gradients_of_zero(precision: str, settings:
     assert losses.shape == (1, 0) and chunked.weight.grad is not None and not chunked.weight.grad.any()
 
 
-@pytest.mark.parametrize("shaping", [(None, 0.3), (0.5, 0.0), (2.0, 0.1)])
-def test_both_row_functions_agree_on_caps_and_penalties(shaping: tuple[float | None, float]) -> None:
-    logits, targets = torch.randn(9, VOCABULARY, dtype=torch.double).float(), torch.randint(0, VOCABULARY, (9,))
-    results = []
-    for function in (head_module._losses_and_gradients_of_rows, head_module._fusible_losses_and_gradients):
-        found = torch.nn.functional.pad(logits, (0, 5))
-        losses = function(found, targets, 2.0, VOCABULARY, head_module.Shaping(*shaping))
-        results.append((losses, found))
-    for wanted, found in zip(*results, strict=True):
-        torch.testing.assert_close(found, wanted)
+def test_eager_rows_are_the_loss_and_its_gradient_in_fp64() -> None:
+    check_rows(head_module.eager_rows)
+
+
+def test_the_kernel_is_the_loss_and_its_gradient_in_fp64() -> None:
+    """In Triton's interpreter; tests/cuda has the same on a GPU."""
+    if find_spec("triton") is None:
+        pytest.skip("needs Triton, which torch's builds for CUDA bring")
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    subprocess.run([sys.executable, "-m", "tests.models.rows"], check=True, cwd=REPOSITORY, env=environment)

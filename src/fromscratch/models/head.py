@@ -33,8 +33,8 @@ ALIGNMENT = 64
 """Logits of 16 bits have rows of a multiple of so many entries: tensor cores read and write aligned rows, and
 GPT-2's vocabulary of 50,257 is odd (NVIDIA, "Matrix Multiplication Background User's Guide", section 3)."""
 ROWS_PER_TILE = 128  # of a matrix product on a GPU; a chunk of whole tiles leaves no multiprocessor idle
-MAX_ROWS = {"eager": 512, "compiled": 4_096}
-"""Most tokens per chunk of 16-bit logits on a GPU. Eager operations hold fp32 copies of a chunk, compiled ones none."""
+MAX_ROWS = {"eager": 512, "kernel": 4_096}
+"""Most tokens per chunk of 16-bit logits on a GPU. Eager operations hold fp32 copies of a chunk, a kernel none."""
 GRADIENT_FACTOR = {torch.bfloat16: 1.0, torch.float16: 2.0**8}
 """Kept gradients are multiplied by it: probabilities of 1 / 50,000 would lose digits in fp16, whose smallest
 number with all digits is 6e-5."""
@@ -55,13 +55,12 @@ class ChunkedHead(LinearHead):
 
     def __init__(self, sizes: Sizes, *, logit_cap: float | None = None, z_loss: float | None = None) -> None:
         super().__init__(sizes, logit_cap=logit_cap, z_loss=z_loss)
-        self._rows: RowFunction = _losses_and_gradients_of_rows
-        self._max_rows = MAX_ROWS["eager"]
+        self._rows: RowFunction = eager_rows
+        self.max_rows = MAX_ROWS["eager"]
 
-    def compile_rows(self, backend: str) -> None:
-        """Compiles what is computed between the matrix products of training in 16 bits."""
-        self._rows = torch.compile(_fusible_losses_and_gradients, dynamic=False, backend=backend)
-        self._max_rows = MAX_ROWS["compiled"]
+    def use_kernel(self, rows: RowFunction) -> None:
+        """Takes another function that does the same as ``eager_rows`` and needs no memory."""
+        self._rows, self.max_rows = rows, MAX_ROWS["kernel"]
 
     def losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Nats per target: hidden [B, T, D] and ids [B, T] -> fp32 [B, T]."""
@@ -86,7 +85,7 @@ class ChunkedHead(LinearHead):
         tokens = hidden.flatten(0, 1).to(dtype)
         with torch.autocast(kind, enabled=False):  # the function chooses its own types
             losses: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-                tokens, self.weight, targets.flatten(), self._rows, self._max_rows, shaping
+                tokens, self.weight, targets.flatten(), self._rows, self.max_rows, shaping
             )
         return losses
 
@@ -245,9 +244,7 @@ def _weighted(
     return of_hidden.mul_(upstream[:, None]), of_weight.mul_(largest)
 
 
-def _losses_and_gradients_of_rows(
-    logits: Tensor, targets: Tensor, factor: float, vocab_size: int, shaping: Shaping | None
-) -> Tensor:
+def eager_rows(logits: Tensor, targets: Tensor, factor: float, vocab_size: int, shaping: Shaping | None) -> Tensor:
     """Losses in fp32 [n] or [2, n] of logits [n, aligned V], which their gradients times ``factor`` overwrite."""
     logits = logits[:, :vocab_size]
     if shaping is not None:
@@ -258,30 +255,6 @@ def _losses_and_gradients_of_rows(
         gradient = _subtract_targets(values.softmax(dim=-1), targets)
     logits.copy_(gradient.mul_(factor))
     return losses
-
-
-def _fusible_losses_and_gradients(
-    logits: Tensor, targets: Tensor, factor: float, vocab_size: int, shaping: Shaping | None
-) -> Tensor:
-    """The same for a compiler: kernels of whole aligned rows, of which one reads the logits once for the sum of exp."""
-    cap, z_loss = shaping or Shaping(None, 0.0)
-    capped = soft_cap(logits.float(), cap)
-    columns = torch.arange(logits.shape[1], device=logits.device)
-    values = torch.where(columns < vocab_size, capped, -torch.inf)
-    highest = values.amax(dim=-1, keepdim=True)
-    log_sums = highest + (values - highest).exp().sum(dim=-1, keepdim=True).log()
-    losses = log_sums - values.gather(1, targets[:, None])
-    gradient = (values - log_sums).exp()
-    if z_loss:
-        gradient = gradient * (1.0 + 2.0 * z_loss * log_sums)
-    gradient = torch.where(columns == targets[:, None], gradient - 1.0, gradient)
-    if cap is not None:
-        gradient = gradient * (1.0 - (capped / cap).square())
-    logits.copy_(gradient * factor)
-    if shaping is None:
-        return losses.squeeze(1)
-    squares = log_sums.square()
-    return torch.stack([losses + z_loss * squares, squares]).squeeze(2)
 
 
 def _in_dtype(weight: Tensor, dtype: torch.dtype) -> Tensor:

@@ -97,11 +97,16 @@ def accelerate(model: LanguageModel, loss: Loss, acceleration: Acceleration, *, 
     if not acceleration.compile:
         return loss
     prepare_to_compile()
-    # torch itself reads .grad of such tensors where a graph breaks, and warns of it
-    warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
-    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)  # train.precision decides that
+    ignore_warnings_of_the_compiler()
     compiled: Loss = torch.compile(loss, dynamic=False, backend=backend)  # type: ignore[assignment]
     return compiled
+
+
+def ignore_warnings_of_the_compiler() -> None:
+    """Hides two warnings that a user can do nothing about."""
+    # torch itself reads .grad of such tensors where a graph breaks or begins, and warns of it
+    warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
+    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)  # train.precision decides that
 
 
 def _use_head_kernel(model: LanguageModel) -> None:

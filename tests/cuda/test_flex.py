@@ -16,7 +16,10 @@ from fromscratch.training.step import Stepper
 from tests.cuda.small import SHAPE, cuda, make_stepper, weights_after
 from tests.models.test_flex import KINDS
 
-pytestmark = pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch looks at it where a graph begins
+pytestmark = [  # torch looks at .grad where a graph begins; the mode that finds waiting calls itself a prototype
+    pytest.mark.filterwarnings("ignore:The .grad attribute"),
+    pytest.mark.filterwarnings("ignore:Synchronization debug mode"),
+]
 
 END = 0
 FLEX_SHAPE = {**SHAPE, "context_length": 384, "dropout": 0.0, "head": "linear"}
@@ -80,8 +83,8 @@ def test_a_compiled_step_is_one_graph_and_does_not_wait_for_the_device(name: str
     assert torch.isfinite(weights_after(stepper, 2)).all()
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         stepper.take(2, 1.0)
     finally:
         torch.cuda.set_sync_debug_mode("default")

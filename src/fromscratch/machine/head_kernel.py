@@ -44,7 +44,8 @@ def _kernel(  # noqa: PLR0913, PLR0917
     """One row: its loss, with a shaping its square, and the gradient in place of the logits."""
     index = tl.program_id(0).to(tl.int64)
     row, target = logits + index * stride, tl.load(targets + index)
-    of_target = _load(row, target, stride, vocab_size, cap, HAS_CAP)  # before the sums, whose barriers part it from the writes
+    # read before the sums, whose barriers separate it from the writes of other threads
+    of_target = _load(row, target, stride, vocab_size, cap, HAS_CAP)
     block = tl.arange(0, BLOCK)
     highest = tl.full([BLOCK], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK], tl.float32)

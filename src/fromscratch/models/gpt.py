@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from .cache import KeyValueCache, Past
@@ -163,8 +164,8 @@ class GPT(LanguageModel):
                 raise ValueError("this model has value embeddings, which need token ids, not embeddings alone")
             context = {"tokens": tokens}
         if separates and self.document_end is not None and tokens is not None:
-            ends = (tokens == self.document_end).int()
-            context = {**context, "documents": ends.cumsum(1) - ends}
+            ends = F.pad((tokens == self.document_end).int()[:, :-1], (1, 0))
+            context = {**context, "documents": ends.cumsum(1)}  # last the sum: FlexAttention loads its stored result
         return context
 
     def _run(self, x: Tensor, past: Past | None, context: dict[str, Any], *, looks_further: bool = False) -> Passed:

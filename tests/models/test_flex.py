@@ -5,6 +5,7 @@ kernel is replaced by torch's own uncompiled form, which has one. ``tests/cuda``
 """
 
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -65,8 +66,8 @@ def _uncompiled(on_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
 def _compiled(on_cpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
-    compiled = torch.compile(torch_flex.flex_attention, backend="aot_eager", dynamic=False, fullgraph=True)
-    monkeypatch.setattr(flex, "_compiled", lambda: compiled)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    monkeypatch.setattr(flex, "_compiled", cache(flex._compiled.__wrapped__))
 
 
 def model(kind: Kind, **changes: Any) -> gpt.GPT:
@@ -121,6 +122,15 @@ def test_compiled(acceleration: Acceleration, num_layers: int, graphs: int) -> N
     built.flex_attention = True
     assert_close(total_and_gradients(built, acceleration), wanted)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+
+
+@pytest.mark.usefixtures("compiled")
+def test_more_shapes_than_torch_compiles_by_default() -> None:
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for batch in (1, 2, 3):
+            x = torch.ones(batch, 1, 4, 16)
+            blocks = flex.visible_blocks(4, x.device, window=2, documents=None)
+            assert torch.equal(flex.attend_in_blocks(x, x, x, blocks, cap=None, bias=None), x)
 
 
 @pytest.mark.parametrize("window", [0, 1, 100, 128, 129, 256, 300])

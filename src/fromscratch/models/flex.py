@@ -89,15 +89,15 @@ def attend_in_blocks(
         from torch.nn.attention.flex_attention import flex_attention
 
         return flex_attention(query, key, value, **arguments)
-    compiled = _compiled()
-    with torch._dynamo.config.patch(recompile_limit=MAX_COMPILED):
-        return compiled(query, key, value, **arguments)
+    return _compiled()(query, key, value, **arguments)
 
 
 @cache
 def _compiled() -> Callable[..., Tensor]:
+    """The kernel by itself. Beyond the limit it would fail, so torch's limit of 8 is raised."""
     from torch.nn.attention.flex_attention import flex_attention
 
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, MAX_COMPILED)
     return torch.compile(flex_attention, dynamic=False, fullgraph=True)
 
 

@@ -15,14 +15,15 @@ from fromscratch.config.train import TrainConfig
 from fromscratch.machine.acceleration import Acceleration
 from fromscratch.machine.determinism import WORKSPACE
 from fromscratch.machine.hardware import find_hardware
+from fromscratch.machine.memory import default_micro_batch
 from fromscratch.planning.bench import Workload
 from fromscratch.planning.fit import probe_in_process
 from fromscratch.training.gradients import Outcome
 from fromscratch.training.saving import HostBuffers
 from fromscratch.training.step import GlobalOutOfMemoryError
 from tests.command import run_command
-from tests.cuda.small import SHAPE, make_stepper, weights_after
-from tests.small import write_run_file
+from tests.cuda.small import SHAPE, cuda, make_stepper, weights_after
+from tests.small import make_store, write_run_file
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
@@ -34,6 +35,15 @@ def test_only_the_chunked_head_breaks_the_graph_of_a_compiled_step(head: str, dr
     counters = torch._dynamo.utils.counters
     assert head == "chunked" or counters["stats"]["unique_graphs"] == 1
     assert all("ChunkedHead._chunked" in reason for reason in counters["graph_break"])
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_compiled_step_is_the_eager_one(dropout: float) -> None:
+    torch.compiler.reset()
+    model = {"dropout": dropout}
+    start, wanted = (weights_after(make_stepper(model=model), steps) for steps in (0, 2))
+    found = weights_after(make_stepper(model=model, compiled=True), 2)
+    assert (found - wanted).norm() < 0.05 * (wanted - start).norm()
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 4])
@@ -121,11 +131,17 @@ def test_a_saved_copy_is_unchanged_while_training_continues() -> None:
 
 
 def test_the_peak_of_a_probe_is_that_of_a_run(tmp_path: Path) -> None:
+    """With micro-batches as large as those of evaluations, which both then make."""
     shape = {**SHAPE, "vocab_size": 257, "num_layers": 8}
+    size = default_micro_batch(cuda(), shape["context_length"])
+    train = {"precision": "bf16", "global_batch": size, "evaluate_every": 2, "checkpoint_every": 0}
     workload = Workload(GPTConfig.model_validate(shape), TrainConfig.model_validate({"precision": "bf16"}))
-    probed = probe_in_process(workload, find_hardware("cuda"), Acceleration(), budget_bytes=2**60)(4)
-    file = write_run_file(tmp_path, model=shape, train={"precision": "bf16"})
-    machine = ("--device", "cuda", "--micro-batch", 4, "--no-compile", "--runs-dir", tmp_path / "runs")
+    probed = probe_in_process(workload, find_hardware("cuda"), Acceleration(), budget_bytes=2**60)(size)
+    make_store(tmp_path / "store", documents=8_000)
+    tokens = 4 * size * shape["context_length"]
+    data, held_out = {"tokens": tokens}, {"tokens": size * shape["context_length"]}
+    file = write_run_file(tmp_path, model=shape, train=train, data=data, eval=held_out)
+    machine = ("--device", "cuda", "--micro-batch", size, "--no-compile", "--runs-dir", tmp_path / "runs")
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()

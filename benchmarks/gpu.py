@@ -1,11 +1,13 @@
-"""Everything there is to measure on a GPU, in about twenty minutes: prints one table, writes JSON.
+"""Everything there is to measure on a GPU, in about twenty-five minutes: prints one table, writes JSON.
 
-    python benchmarks/gpu.py [--out gpu.json] [--tiny] [--parts kernels,head,training,run] [--device cuda]
+    python benchmarks/gpu.py [--out gpu.json] [--tiny] [--parts kernels,head,attention,training,run] [--device cuda]
 
 What is measured, each part after the other, so that an interruption leaves the earlier ones:
 
 - ``kernels``: TFLOP/s of the matrix products of a layer and of the head, and of attention by torch's backends.
 - ``head``: ms of the vocabulary head, forward and backward, by tokens per chunk.
+- ``attention``: tokens/s and memory of two layers of GPT-2 small with a document mask, a window or capped scores, with
+  a full mask or the explicit form, and by FlexAttention. Documents have about 1,024 tokens.
 - ``training``: tokens/s, MFU and memory of GPT-2 small: dropout 0 and 0.1, the linear head, a residual stream in
   bf16, larger micro-batches, and the reference recipe.
 - ``run``: tokens/s of ``fromscratch train`` compared with ``bench``, the cost of ``--deterministic``, and whether a run
@@ -35,10 +37,13 @@ from fromscratch.config.model import GPTConfig
 from fromscratch.config.train import TrainConfig
 from fromscratch.machine.acceleration import compile_problem
 from fromscratch.machine.hardware import Hardware, find_hardware
+from fromscratch.machine.precision import Precision
 from fromscratch.models import head as head_module
 from fromscratch.models.mechanism import Sizes
 from fromscratch.planning.bench import REFERENCE, Case, Workload, measure, summarise
+from fromscratch.planning.bench_worker import build_stepper, random_objective, time_steps
 from fromscratch.planning.peak_flops import PeakFlops
+from fromscratch.training.objective import Runtime
 
 SMALL = {"preset": "gpt2-small", "vocab_size": 50_257, "attention_bias": False, "tied_head": False}
 TINY = {"vocab_size": 257, "context_length": 32, "num_layers": 1, "num_heads": 2, "embedding_dim": 32}
@@ -141,18 +146,57 @@ def head(hardware: Hardware, tiny: bool) -> Iterator[Row]:
     sizes = Sizes(vocabulary, time_steps, 1, 1, width, dropout=0.0, attention_bias=False, tied_head=False)
     hidden = torch.randn(batch, time_steps, width, device=hardware.device, dtype=torch.bfloat16, requires_grad=True)
     targets = torch.randint(0, vocabulary, (batch, time_steps), device=hardware.device)
-    chosen = head_module.ROWS_IN_CACHE
-    for compiled in (False, True) if not compile_problem(hardware.device, "bf16") else (False,):
-        for rows in (128, 256, 512, 1_024):
-            torch.compiler.reset()
-            head_module.ROWS_IN_CACHE = rows
+    kernels = {"eager": None}
+    if hardware.device.type == "cuda" and not compile_problem(hardware.device, "bf16"):
+        from fromscratch.machine.head_kernel import triton_rows
+
+        kernels["kernel"] = triton_rows
+    for name, function in kernels.items():
+        for rows in (512, 4_096, 32_768):
             module = head_module.ChunkedHead(sizes).to(hardware.device)
-            if compiled:
-                module.compile_rows("inductor")
+            if function is not None:
+                module.use_kernel(function)
+            module.max_rows = rows
             seconds = seconds_of(lambda m=module: m.losses(hidden, targets).sum().backward(), hardware, tiny=tiny)  # type: ignore[misc]
-            mode = "compiled" if compiled else "eager"
-            yield {"what": f"head {mode}, {rows} tokens per chunk", "ms": 1e3 * seconds}
-    head_module.ROWS_IN_CACHE = chosen
+            yield {"what": f"head {name}, {rows} tokens per chunk", "ms": 1e3 * seconds}
+
+
+def attention(hardware: Hardware, tiny: bool) -> Iterator[Row]:
+    """Whole training steps, each way compiled by itself."""
+    windowed, capped = {"kind": "sdpa", "window": 256}, {"kind": "explicit", "score_cap": 50.0}
+    shape = TINY if tiny else {**SMALL, "num_layers": 2, "vocab_size": 1_024}
+    for context in (128,) if tiny else (1_024, 8_192):
+        for name, slot in (("document mask", "sdpa"), ("window of 256", windowed), ("capped scores", capped)):
+            table = {**shape, "context_length": context, "position": "rope", "attention": slot, "dropout": 0.0}
+            row: Row = {"what": f"{name}, context {context}"}
+            for way in ("full", "flex"):
+                row |= _speed_of(GPTConfig.model_validate(table), hardware, tiny, way, document_mask=slot == "sdpa")
+            yield row
+
+
+def _speed_of(config: GPTConfig, hardware: Hardware, tiny: bool, way: str, *, document_mask: bool) -> Row:
+    """Tokens/s and peak memory of micro-batches of 8,192 tokens."""
+    is_gpu = hardware.device.type == "cuda"
+    if is_gpu:
+        torch.compiler.reset()
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+    runtime = Runtime(hardware.device, max(1, 8_192 // config.context_length), Precision("bf16", hardware.device))
+    case = Case(runtime.micro_batch, "bf16", is_gpu and not compile_problem(hardware.device, "bf16"))
+    objective = random_objective(config, runtime)
+    stepper = build_stepper(config, TrainConfig(), case, objective, runtime, document_mask=document_mask)
+    if is_gpu and not stepper.model.flex_attention:
+        return {"error": "FlexAttention is not used"}
+    stepper.model.flex_attention = is_gpu and way == "flex"
+    steps = 1 if tiny else 10
+    try:
+        found = time_steps(stepper, hardware, steps=steps, max_seconds=float("inf"), holds_gradients=False)
+    except RuntimeError as error:
+        return {f"{way}_error": str(error).splitlines()[0][:80]}
+    return {
+        f"{way}_tokens_per_second": case.micro_batch * config.context_length / statistics.median(found["step_seconds"]),
+        f"{way}_peak_mib": (hardware.peak_memory_bytes() or 0) / 2**20,
+    }
 
 
 def training(hardware: Hardware, tiny: bool) -> Iterator[Row]:
@@ -232,7 +276,7 @@ def _hash_of_weights(run_folder: Path) -> str:
     return hashlib.sha256((run_folder / "checkpoints" / "latest" / "model.safetensors").read_bytes()).hexdigest()
 
 
-PARTS = {"kernels": kernels, "head": head, "training": training, "run": run}
+PARTS = {"kernels": kernels, "head": head, "attention": attention, "training": training, "run": run}
 
 if __name__ == "__main__":
     main()

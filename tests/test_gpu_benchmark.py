@@ -22,7 +22,7 @@ def _benchmark() -> ModuleType:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", ["kernels", "head", "training", "run"])
+@pytest.mark.parametrize("part", ["kernels", "head", "attention", "training", "run"])
 def test_every_part_measures(benchmark: ModuleType, part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(REPOSITORY / "src"))
     assert part in benchmark.PARTS

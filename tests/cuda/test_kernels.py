@@ -8,10 +8,11 @@ from torch.nn import functional as F
 from fromscratch.models import flash
 from fromscratch.models.attention import FusedAttention
 from fromscratch.models.dropout import Dropout, set_sequence_keys
-from fromscratch.models.head import ChunkedHead
+from fromscratch.models.head import ChunkedHead, RowFunction
 from fromscratch.models.layers import LinearHead
 from fromscratch.models.mechanism import Sizes
 from tests.cuda.small import cuda
+from tests.models.rows import check_rows
 
 KEYS = (0, 5, 2**32 - 1, 2**63 + 77)
 
@@ -30,6 +31,13 @@ def test_masks_are_those_of_a_cpu(compiled: bool) -> None:
     found = call(x.to(cuda())).cpu()
     assert torch.equal(found == 0, wanted == 0)
     torch.testing.assert_close(found, wanted)
+
+
+def triton_rows() -> RowFunction:
+    """Imported late: machines without a GPU have no Triton."""
+    from fromscratch.machine import head_kernel
+
+    return head_kernel.triton_rows
 
 
 def attend(x: Tensor, sizes: list[int], *, p: float = 0.25, site: int = 3) -> Tensor:
@@ -79,15 +87,14 @@ def test_dropout_in_attention_divided(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-@pytest.mark.parametrize("compiled", [False, True])
-def test_the_head_against_fp64(precision: str, compiled: bool) -> None:
-    torch.compiler.reset()
+@pytest.mark.parametrize("kernel", [False, True])
+def test_the_head_against_fp64(precision: str, kernel: bool) -> None:
     sizes = Sizes(50_257, 512, 1, 1, 128, dropout=0.0, attention_bias=True, tied_head=False)
-    head, tokens = ChunkedHead(sizes).to(cuda()), 2 * 256 + 37  # two whole chunks and a ragged one
+    head, tokens = ChunkedHead(sizes).to(cuda()), 2 * 512 + 37  # eager: two whole chunks and a ragged one
     with torch.no_grad():
         head.weight.normal_(std=0.05)
-    if compiled:
-        head.compile_rows("inductor")
+    if kernel:
+        head.use_kernel(triton_rows())
     hidden = torch.randn(1, tokens, 128, device=cuda(), requires_grad=True)
     targets = torch.randint(0, 50_257, (1, tokens), device=cuda())
     dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
@@ -103,18 +110,25 @@ def test_the_head_against_fp64(precision: str, compiled: bool) -> None:
         assert (found.double() - other).norm() < tolerance * other.norm()
 
 
+def test_the_kernel_of_the_head_is_the_loss_and_its_gradient_in_fp64() -> None:
+    check_rows(triton_rows(), "cuda")
+
+
 def test_a_head_of_more_than_2_to_the_31_logits() -> None:
     if torch.cuda.mem_get_info()[0] < 16 * 2**30:
         pytest.skip("needs 16 GiB of free GPU memory")
     sizes = Sizes(50_257, 1_024, 1, 1, 64, dropout=0.0, attention_bias=True, tied_head=False)
     linear, head, batch = LinearHead(sizes).to(cuda()), ChunkedHead(sizes).to(cuda()), 44
     head.load_state_dict(linear.state_dict())
+    head.use_kernel(triton_rows())
     hidden = torch.randn(batch, 1_024, 64, device=cuda(), requires_grad=True)
     targets = torch.randint(0, 50_257, (batch, 1_024), device=cuda())
     with torch.autocast("cuda", torch.bfloat16):
         losses = head.losses(hidden, targets)
-        wanted = torch.cat([linear.losses(part, one) for part, one in zip(hidden[-2:], targets[-2:], strict=True)])
+        wanted = torch.cat(
+            [linear.losses(part[None], one[None]) for part, one in zip(hidden[-2:], targets[-2:], strict=True)]
+        )
     (gradient,) = torch.autograd.grad(losses.sum(), hidden)
     (other,) = torch.autograd.grad(wanted.sum(), hidden)
-    torch.testing.assert_close(losses[-2:].flatten(), wanted.flatten(), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(losses[-2:], wanted, rtol=1e-3, atol=1e-3)
     assert (gradient[-2:] - other[-2:]).norm() < 0.01 * other[-2:].norm()

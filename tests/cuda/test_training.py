@@ -15,23 +15,35 @@ from fromscratch.config.train import TrainConfig
 from fromscratch.machine.acceleration import Acceleration
 from fromscratch.machine.determinism import WORKSPACE
 from fromscratch.machine.hardware import find_hardware
+from fromscratch.machine.memory import default_micro_batch
 from fromscratch.planning.bench import Workload
 from fromscratch.planning.fit import probe_in_process
 from fromscratch.training.gradients import Outcome
 from fromscratch.training.saving import HostBuffers
 from fromscratch.training.step import GlobalOutOfMemoryError
 from tests.command import run_command
-from tests.cuda.small import SHAPE, make_stepper, weights_after
-from tests.small import write_run_file
+from tests.cuda.small import SHAPE, cuda, make_stepper, weights_after
+from tests.small import make_store, write_run_file
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
-@pytest.mark.parametrize(("head", "graphs"), [("linear", 1), ("chunked", 2)])
-def test_a_compiled_step_is_one_graph_with_the_head_apart(head: str, graphs: int, dropout: float) -> None:
+@pytest.mark.parametrize("head", ["linear", "chunked"])
+def test_only_the_chunked_head_breaks_the_graph_of_a_compiled_step(head: str, dropout: float) -> None:
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()
     weights_after(make_stepper(compiled=True, model={"dropout": dropout, "head": head}), 3)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
+    counters = torch._dynamo.utils.counters
+    assert head == "chunked" or counters["stats"]["unique_graphs"] == 1
+    assert all("ChunkedHead._chunked" in reason for reason in counters["graph_break"])
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_a_compiled_step_is_the_eager_one(dropout: float) -> None:
+    torch.compiler.reset()
+    model = {"dropout": dropout}
+    start, wanted = (weights_after(make_stepper(model=model), steps) for steps in (0, 2))
+    found = weights_after(make_stepper(model=model, compiled=True), 2)
+    assert (found - wanted).norm() < 0.05 * (wanted - start).norm()
 
 
 @pytest.mark.parametrize("micro_batch", [1, 3, 4])
@@ -46,6 +58,7 @@ def test_attention_with_a_bias_and_dropout_takes_a_step() -> None:
     assert torch.isfinite(weights).all()
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 @pytest.mark.parametrize("policy", ["skip", "raise", "apply"])
 def test_steps_do_not_wait_for_the_device(policy: str, precision: str) -> None:
@@ -53,8 +66,8 @@ def test_steps_do_not_wait_for_the_device(policy: str, precision: str) -> None:
     stepper = make_stepper(precision=precision, train=settings, micro_batch=4)
     weights_after(stepper, 1)
     torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         for step in range(1, 4):
             stepper.take(step, 1.0)
     finally:
@@ -93,7 +106,7 @@ def test_out_of_memory_is_recognised_and_half_of_the_batch_then_fits() -> None:
     small = make_stepper(model={"vocab_size": 50_257, "context_length": 512}, micro_batch=1)
     weights_after(small, 1)
     torch.cuda.empty_cache()
-    used = torch.cuda.memory_allocated() + 250 * 2**20
+    used = torch.cuda.memory_allocated() + 600 * 2**20
     torch.cuda.set_per_process_memory_fraction(used / torch.cuda.get_device_properties(0).total_memory)
     try:
         with pytest.raises(GlobalOutOfMemoryError):
@@ -118,15 +131,21 @@ def test_a_saved_copy_is_unchanged_while_training_continues() -> None:
 
 
 def test_the_peak_of_a_probe_is_that_of_a_run(tmp_path: Path) -> None:
+    """With micro-batches as large as those of evaluations, which both then make."""
     shape = {**SHAPE, "vocab_size": 257, "num_layers": 8}
+    size = default_micro_batch(cuda(), shape["context_length"])
+    train = {"precision": "bf16", "global_batch": size, "evaluate_every": 2, "checkpoint_every": 0}
     workload = Workload(GPTConfig.model_validate(shape), TrainConfig.model_validate({"precision": "bf16"}))
-    probed = probe_in_process(workload, find_hardware("cuda"), Acceleration(), budget_bytes=2**60)(4)
-    file = write_run_file(tmp_path, model=shape, train={"precision": "bf16"})
-    machine = ("--device", "cuda", "--micro-batch", 4, "--no-compile", "--runs-dir", tmp_path / "runs")
+    probed = probe_in_process(workload, find_hardware("cuda"), Acceleration(), budget_bytes=2**60)(size)
+    make_store(tmp_path / "store", documents=8_000)
+    tokens = 4 * size * shape["context_length"]
+    data, held_out = {"tokens": tokens}, {"tokens": size * shape["context_length"]}
+    file = write_run_file(tmp_path, model=shape, train=train, data=data, eval=held_out)
+    machine = ("--device", "cuda", "--micro-batch", size, "--no-compile", "--runs-dir", tmp_path / "runs")
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    assert run_command("train", file, *machine, "--quiet", "--stop-after", 5).code == 75
+    assert run_command("train", file, *machine, "--quiet").code == 0
     peak = torch.cuda.max_memory_allocated() - before
     assert probed.peak_memory_bytes == pytest.approx(peak, rel=0.05)
 
@@ -144,6 +163,7 @@ def test_two_processes_on_one_gpu_train_what_one_trains(tmp_path: Path) -> None:
     torch.testing.assert_close(found, wanted, atol=2e-4, rtol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:.*Profiler clears events")
 def test_a_profile_shows_fused_attention_and_no_backward_of_slices() -> None:
     stepper = make_stepper()
     weights_after(stepper, 1)

@@ -1,6 +1,7 @@
 """Document masks: a sequence of several documents is computed as each document alone."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from fromscratch.config.loading import parse_run_config
 from fromscratch.config.model import GPTConfig
+from fromscratch.config.train import TrainConfig
 from fromscratch.data.store import TokenStore
 from fromscratch.errors import UsageError
 from fromscratch.evaluation.loss import measure_loss
@@ -185,11 +187,32 @@ def test_a_mask_without_effect_is_refused(tables: dict[str, Any], tokenizer: Tok
 
 
 def test_what_fits_and_how_fast_it_is_are_asked_for_with_the_mask() -> None:
-    """With a mask, each layer keeps one more tensor [T, T] for backward; measurements of both are kept apart."""
+    """With a mask, each layer keeps one more tensor [T, T] for backward, where FlexAttention does not take its place.
+
+    Measurements of both are kept apart.
+    """
     table = {**SHAPE, "context_length": 256, "position": "rope"}
     config = parse_run_config({"model": table, "data": {"store": "s", "document_mask": True}}, where="f")
     masked = Workload.of(config)
     plain = Workload.of(config.model_copy(update={"data": config.data.model_copy(update={"document_mask": None})}))
     assert masked.document_mask and masked.key() == [*plain.key(), "document_mask"]
-    activations = [forecast_memory(workload, "cpu").at(1).activations for workload in (masked, plain)]
-    assert activations[0] - activations[1] >= SHAPE["num_layers"] * 256 * 256
+    masks = SHAPE["num_layers"] * 256 * 256
+
+    def more(device_type: str) -> float:
+        found = [forecast_memory(workload, device_type).at(1).activations for workload in (masked, plain)]
+        return found[0] - found[1]
+
+    assert more("cpu") >= masks
+    assert more("cuda") >= masks, "heads of 8 channels"
+
+
+@pytest.mark.parametrize("attention", [{"kind": "sdpa"}, {"kind": "explicit", "score_cap": 30.0, "key_value_heads": 1}])
+def test_flex_attention_needs_the_memory_of_causal_attention(attention: dict[str, Any]) -> None:
+    table = {**SHAPE, "context_length": 256, "embedding_dim": 64, "position": "rope", "dropout": 0.0}
+    masked = Workload(GPTConfig.model_validate({**table, "attention": attention}), TrainConfig(), document_mask=True)
+    causal = Workload(GPTConfig.model_validate(table), TrainConfig())
+    needed = [forecast_memory(one, "cuda").at(2).activations for one in (masked, causal)]
+    assert needed[0] == pytest.approx(needed[1], rel=0.15)
+    assert forecast_memory(masked, "cpu").at(2).activations > needed[0] + SHAPE["num_layers"] * 256 * 256
+    with_dropout = replace(masked, model=masked.model.model_copy(update={"dropout": 0.1}))
+    assert forecast_memory(with_dropout, "cuda").at(2).activations > needed[0] + SHAPE["num_layers"] * 256 * 256

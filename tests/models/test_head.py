@@ -1,6 +1,9 @@
 """The chunked head is the linear head: same losses, same gradients, less memory."""
 
-import shutil
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -12,6 +15,8 @@ from fromscratch.models.factory import build_empty, initialise
 from fromscratch.models.head import ChunkedHead
 from fromscratch.models.layers import LinearHead
 from fromscratch.models.mechanism import Sizes
+from tests.conftest import REPOSITORY
+from tests.models.rows import check_rows
 
 EMBEDDING_DIM, VOCABULARY, BATCH, TIME = 24, 301, 3, 7
 SIZES = Sizes(VOCABULARY, TIME, 1, 1, EMBEDDING_DIM, dropout=0.0, attention_bias=True, tied_head=False)
@@ -151,48 +156,16 @@ def test_no_fp32_tensor_has_the_size_of_all_logits(precision: str, monkeypatch: 
     assert largest[1] <= 2 * VOCABULARY
 
 
-@pytest.mark.parametrize("precision", ["bf16", "fp16"])
-@pytest.mark.parametrize("rows", [1, 37])
-def test_both_row_functions_are_the_loss_and_its_gradient_in_fp64(precision: str, rows: int) -> None:
-    dtype = DTYPES[precision]
-    logits = (5 * torch.randn(rows, VOCABULARY + 19)).to(dtype)[:, :VOCABULARY]  # rows are not adjacent in memory
-    targets = torch.randint(0, VOCABULARY, (rows,))
-    targets[0] = VOCABULARY - 1
-    exact = logits.double().requires_grad_()
-    wanted = torch.nn.functional.cross_entropy(exact, targets, reduction="none")
-    wanted.sum().backward()
-    for function in (head_module._losses_and_gradients_of_rows, head_module._fusible_losses_and_gradients):
-        found = torch.zeros(rows, VOCABULARY + 19, dtype=dtype)[:, :VOCABULARY].copy_(logits)
-        losses = function(found, targets, 256.0)
-        torch.testing.assert_close(losses.double(), wanted.detach(), rtol=2e-6, atol=2e-6)
-        torch.testing.assert_close(found.double() / 256.0, exact.grad, rtol=2**-8, atol=2**-30)
-
-
 def test_subtracting_targets_is_adding_minus_one_there() -> None:
     probabilities, targets = torch.rand(9, VOCABULARY), torch.randint(0, VOCABULARY, (9,))
     wanted = probabilities.scatter_add(1, targets[:, None], torch.full((9, 1), -1.0))
     assert torch.equal(head_module._subtract_targets(probabilities.clone(), targets), wanted)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(shutil.which("c++") is None, reason="needs a C++ compiler")
-def test_compiled_rows_give_the_gradients_of_eager_ones(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.compiler.reset()
-    monkeypatch.setitem(head_module.CHUNK_ELEMENTS, "cpu", 10 * VOCABULARY)  # 10, 10 and 1 of 21 tokens
-    upstream = torch.full((BATCH, TIME), 0.3)
-    _, chunked = heads()
-    wanted = losses_and_gradients(chunked, "bf16", upstream)
-    chunked.weight.grad = None
-    chunked.compile_rows("inductor")
-    for one, other in zip(losses_and_gradients(chunked, "bf16", upstream), wanted, strict=True):
-        assert (one - other).norm() < 2e-3 * other.norm()
-    torch.compiler.reset()
-
-
-def test_chunks_of_16_bit_logits_stay_in_a_gpus_cache() -> None:
-    assert head_module.chunk_rows("cuda", 50_257, is_16bit=True) == 256
-    assert head_module.chunk_rows("cuda", 50_257, is_16bit=False) == 1_280
-    assert head_module.chunk_rows("cpu", 50_257, is_16bit=True) == 166
+def test_tokens_per_chunk() -> None:
+    assert head_module.chunk_rows("cuda", 50_257, 4_096) == 4_096
+    assert head_module.chunk_rows("cuda", 50_257, None) == 1_280
+    assert head_module.chunk_rows("cpu", 50_257, 4_096) == 166
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -205,3 +178,15 @@ def test_a_batch_without_targets_has_gradients_of_zero(precision: str, settings:
         losses = chunked.penalised_losses(hidden, targets)[0] if settings else chunked.losses(hidden, targets)
     losses.sum().backward()
     assert losses.shape == (1, 0) and chunked.weight.grad is not None and not chunked.weight.grad.any()
+
+
+def test_eager_rows_are_the_loss_and_its_gradient_in_fp64() -> None:
+    check_rows(head_module.eager_rows)
+
+
+def test_the_kernel_is_the_loss_and_its_gradient_in_fp64() -> None:
+    """In Triton's interpreter; tests/cuda has the same on a GPU."""
+    if find_spec("triton") is None:
+        pytest.skip("needs Triton, which torch's builds for CUDA bring")
+    environment = {**os.environ, "TRITON_INTERPRET": "1"}
+    subprocess.run([sys.executable, "-m", "tests.models.rows"], check=True, cwd=REPOSITORY, env=environment)

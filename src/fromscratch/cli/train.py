@@ -198,6 +198,7 @@ def introduce(plan: "PlannedRun", placement: "Placement", path: Path, *, fresh: 
 
 def describe(plan: "PlannedRun", placement: "Placement", path: Path) -> str:
     """Returns the planned run as two lines: model and steps, then machine and micro-batches."""
+    from fromscratch.machine.attention import describe_attention
     from fromscratch.machine.emulation import needs_emulation
 
     train_config, tokens_per_step = plan.config.train, plan.objective.tokens_per_step
@@ -208,6 +209,7 @@ def describe(plan: "PlannedRun", placement: "Placement", path: Path) -> str:
     divided = " that divide the model" if placement.is_sharded else ""
     processes = f"{placement.world_size} processes{divided}, " if placement.world_size > 1 else ""
     is_emulated = needs_emulation(train_config.precision, placement.hardware.device)
+    attention = describe_attention(plan.config, placement.hardware.device)
     emulated = " (computed in fp32: this processor has no 16-bit instructions)" if is_emulated else ""
     return (
         f"{path}: {plan.costs.parameters:,} parameters{untied}, {plan.num_steps:,} steps of {ramp}{tokens_per_step:,} "
@@ -215,6 +217,7 @@ def describe(plan: "PlannedRun", placement: "Placement", path: Path) -> str:
         f"on {placement.hardware.device} ({placement.hardware.name}), {train_config.precision}{emulated}, global batch "
         f"{train_config.global_batch} as {processes}{passes} x {placement.micro_batch}, "
         f"{placement.acceleration}{f' ({placement.compile_problem})' if placement.compile_problem else ''}"
+        f"{attention and f', {attention}'}"
     )
 
 

@@ -80,7 +80,8 @@ def compile_problem(device: torch.device, precision: str) -> str:
 
 
 def accelerate(model: LanguageModel, loss: Loss, acceleration: Acceleration, *, backend: str = "inductor") -> Loss:
-    """Applies activation checkpointing to the model in place; returns the loss, compiled if so configured.
+    """Applies activation checkpointing and the head's kernel to the model in place; returns the loss, compiled if
+    so configured.
 
     Evaluation does not use the returned loss and stays eager, because its shapes differ. Kernels are compiled
     for fixed shapes, because they are faster; a batch of another size compiles again.
@@ -92,14 +93,27 @@ def accelerate(model: LanguageModel, loss: Loss, acceleration: Acceleration, *, 
         if model.gradient_checkpointing is None:
             raise UsageError(f"--activation-checkpointing: {type(model).__name__} models cannot recompute activations")
         model.gradient_checkpointing = True
+    _use_head_kernel(model)
     if not acceleration.compile:
         return loss
     prepare_to_compile()
-    # torch itself reads .grad of such tensors where a graph breaks, and warns of it
-    warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
-    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)  # train.precision decides that
-    for module in model.modules():
-        if isinstance(module, ChunkedHead):
-            module.compile_rows(backend)
+    ignore_warnings_of_the_compiler()
     compiled: Loss = torch.compile(loss, dynamic=False, backend=backend)  # type: ignore[assignment]
     return compiled
+
+
+def ignore_warnings_of_the_compiler() -> None:
+    """Hides two warnings that a user can do nothing about."""
+    # torch itself reads .grad of such tensors where a graph breaks or begins, and warns of it
+    warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
+    warnings.filterwarnings("ignore", "TensorFloat32 tensor cores", UserWarning)  # train.precision decides that
+
+
+def _use_head_kernel(model: LanguageModel) -> None:
+    """Gives chunked heads on a CUDA device their Triton kernel, where Triton can build it."""
+    heads = [module for module in model.modules() if isinstance(module, ChunkedHead) and module.weight.is_cuda]
+    if heads and not compile_problem(heads[0].weight.device, "fp32"):
+        from fromscratch.machine.head_kernel import triton_rows
+
+        for head in heads:
+            head.use_kernel(triton_rows)

@@ -45,5 +45,5 @@ def use_expandable_segments(device: torch.device) -> bool:
     is_configured = any(os.environ.get(name) for name in CUDA_TUNABLES)
     if device.type != "cuda" or not sys.platform.startswith("linux") or is_configured:
         return False
-    torch.cuda.memory._set_allocator_settings(CUDA_SETTINGS)
+    torch._C._accelerator_setAllocatorSettings(CUDA_SETTINGS)
     return True

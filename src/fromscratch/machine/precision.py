@@ -29,6 +29,11 @@ class Precision:
         """Whether 16-bit products are computed in fp32, because this processor has no 16-bit instructions."""
         self.scaler = torch.amp.GradScaler(device.type, enabled=kind == "fp16")
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the inputs of matrix products."""
+        return self._dtype or torch.float32
+
     @contextmanager
     def arithmetic(self) -> Iterator[None]:
         """Context in which torch computes in this precision. Restores the previous setting on exit."""

@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +20,13 @@ from .cache import Past, attention_mask, causal
 from .compiling import outside_compiled_code
 from .dropout import Dropout, zero_dropped
 from .flash import attend_with_dropout, takes
+from .flex import MIN_CHANNELS, attend_in_blocks, takes_channels
 from .layers import RMSNorm, soft_cap
 from .mechanism import Init, Sizes, flops_of_children
 from .positions import PositionInAttention
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 QUERIES_PER_BLOCK = 128
 GATE_CHANNELS = 32  # of the hidden state, which decide how much of a value embedding is added; nanochat's number
@@ -48,6 +52,8 @@ class CausalAttention(nn.Module):
 
     position: PositionInAttention = PositionInAttention()
     """What the model's position mechanism does in attention; the model sets it."""
+    score_cap: float | None = None
+    """A score s becomes ``cap tanh(s / cap)`` before the mask; None leaves it."""
 
     def __init__(
         self,
@@ -90,14 +96,16 @@ class CausalAttention(nn.Module):
         *,
         tokens: Tensor | None = None,
         documents: Tensor | None = None,
+        blocks: "dict[int, BlockMask] | None" = None,
     ) -> Tensor:
         """[B, T, D] and [B or 1, T] -> [B, T, D]; tokens see themselves and earlier ones, ``past`` included.
 
         Args:
             tokens: the ids [B, T], for value embeddings.
             documents: the number [B, T] of each token's document, which it does not see beyond; only without a past.
+            blocks: the masks of the layers that run by FlexAttention (``flex.py``), by window; only without a past.
         """
-        batch, time, embedding = x.shape
+        batch, time, _ = x.shape
         heads = self.query_key_value(x).view(batch, time, -1, self.head_channels).transpose(1, 2)
         groups = (self.num_heads, self.num_key_value_heads, self.num_key_value_heads)
         query, key, value = heads.split(groups, dim=1)  # [B, H, T, C] and twice [B, G, T, C]
@@ -108,6 +116,8 @@ class CausalAttention(nn.Module):
             added = self.value_embedding(tokens).view(batch, time, -1, self.head_channels) * gate[..., None]
             value = value + added.transpose(1, 2).to(value.dtype)
         query, key = self.encode_positions(query, key, positions)
+        if blocks is not None and self.window in blocks:
+            return self._joined(self.attend_in_blocks(query, key, value, blocks[self.window]))
         mask = None
         if past is not None:
             key, value, mask = past.extend(self.layer, key, value, None if self._sees_all_earlier else self.sees)
@@ -121,13 +131,45 @@ class CausalAttention(nn.Module):
         if self.num_key_value_heads < self.num_heads:
             key, value = (t.repeat_interleave(self.num_heads // self.num_key_value_heads, 1) for t in (key, value))
         mixed = self.attend(query, key, value, mask=mask, is_causal=past is None and mask is None)
-        return self.output(mixed.transpose(1, 2).reshape(batch, time, embedding))
+        return self._joined(mixed)
+
+    def _joined(self, mixed: Tensor) -> Tensor:
+        """The heads side by side, and the output projection: [B, H, T, C] -> [B, T, D]."""
+        return self.output(mixed.transpose(1, 2).flatten(2))
+
+    def attend_in_blocks(self, query: Tensor, key: Tensor, value: Tensor, blocks: "BlockMask") -> Tensor:
+        """As ``attend`` by FlexAttention, with the cap and the bias of the positions, and keys of G heads."""
+        bias = self.position.bias(query.device) if self.position.has_bias else None
+        return attend_in_blocks(query, key, value, blocks, cap=self.score_cap, bias=bias)
+
+    @property
+    def mechanisms(self) -> list[str]:
+        """What it does beside causal attention, for which torch's other fused kernels need a mask [T, S]."""
+        found = {"windows": self.window, "a bias on distance": self.position.has_bias, "capped scores": self.score_cap}
+        return [name for name, setting in found.items() if setting]
+
+    def flex_problem(self) -> str:
+        """What FlexAttention does not take; empty where it computes the same."""
+        if self.probability_dropout.active:
+            return "dropout in attention"
+        if not takes_channels(self.head_channels):
+            return f"heads of {self.head_channels} channels, but powers of two from {MIN_CHANNELS}"
+        is_known = type(self).sees is CausalAttention.sees and self.attends_as_flex
+        return "" if is_known else "this kind of attention"
+
+    @property
+    def attends_as_flex(self) -> bool:
+        """Whether ``attend`` computes what FlexAttention does; that of an unknown subclass may not."""
+        return False
 
     def _biased(self, mask: Tensor | None, positions: Tensor, key_positions: Tensor) -> Tensor:
         """The mask with the bias of the positions, as what is added to the scores: [B or 1, H, T, S]."""
         if mask is None:
             mask = attention_mask(self.sees, positions, key_positions)
-        return self.position.bias(positions, key_positions).masked_fill(~mask, float("-inf"))
+        heads = torch.arange(self.num_heads, device=positions.device)[:, None, None]
+        bias = self.position.bias(positions.device)
+        of_scores = bias(heads, positions[:, None, :, None], key_positions[:, None, None, :])
+        return of_scores.masked_fill(~mask, float("-inf"))
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None, is_causal: bool) -> Tensor:
         """Weighted means of the values: [B, H, T, C] and twice [B, H, S, C] -> [B, H, T, C].
@@ -171,6 +213,8 @@ class CausalAttention(nn.Module):
 class ExplicitAttention(CausalAttention):
     """The textbook form: scores, causal mask, softmax, dropout, weighted mean. Holds [B, H, T, S].
 
+    Where scores are capped, FlexAttention may take its place; without a cap, it stays what its name says.
+
     Args:
         score_cap: a score s becomes ``cap tanh(s / cap)`` before the mask (Gemma Team 2024, "Gemma 2", section 2).
     """
@@ -178,6 +222,10 @@ class ExplicitAttention(CausalAttention):
     def __init__(self, sizes: Sizes, layer: int, *, score_cap: float | None = None, **settings: Any) -> None:
         super().__init__(sizes, layer, **settings)
         self.score_cap = score_cap
+
+    @property
+    def attends_as_flex(self) -> bool:
+        return self.score_cap is not None and type(self).attend is ExplicitAttention.attend
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None, is_causal: bool) -> Tensor:
         scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])  # [B, H, T, S]
@@ -196,6 +244,10 @@ class FusedAttention(CausalAttention):
     call per sequence, seeded by its key. CPU kernels leave their fast path for dropout, and are slow in 16 bits
     (docs/speed.md), so there it is ``_BlockedAttention``.
     """
+
+    @property
+    def attends_as_flex(self) -> bool:
+        return type(self).attend is FusedAttention.attend
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, *, mask: Tensor | None, is_causal: bool) -> Tensor:
         dropout = self.probability_dropout

@@ -74,7 +74,10 @@ class Dropout(nn.Module):
             return x
         if self.keys is None:
             return nn.functional.dropout(x, self.probability)
-        dropped: Tensor = _Masked.apply(x, self.keep_mask(x.shape), self.probability)  # type: ignore[no-untyped-call]
+        keep = self.keep_mask(x.shape)
+        if torch.compiler.is_compiling():  # torch 2.11 compiles the function below into a gradient of zero
+            return x * keep.to(x.dtype) / (1.0 - self.probability)
+        dropped: Tensor = _Masked.apply(x, keep, self.probability)  # type: ignore[no-untyped-call]
         return dropped
 
     def keep_mask(self, shape: torch.Size, *, is_causal: bool = False) -> Tensor:

@@ -12,19 +12,21 @@ Sources: Radford et al. 2019, "Language Models are Unsupervised Multitask Learne
 """
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from .cache import KeyValueCache, Past
 from .dropout import Dropout, number_dropout_sites
+from .flex import visible_blocks
 from .language_model import LanguageModel, TrainingLosses
 from .layers import LinearHead
 from .mechanism import Auxiliaries, Init, Sizes, Slots, mean_over_layers
 
-NO_CONTEXT: dict[str, Tensor] = {}
+NO_CONTEXT: dict[str, Any] = {}
 RESIDUAL_DTYPES = {"bf16": torch.bfloat16}
 
 
@@ -42,7 +44,7 @@ class Block(nn.Module):
         self.feedforward_dropout = Dropout(sizes.dropout)
 
     def forward(
-        self, x: Tensor, positions: Tensor, past: Past | None = None, context: dict[str, Tensor] = NO_CONTEXT
+        self, x: Tensor, positions: Tensor, past: Past | None = None, context: dict[str, Any] = NO_CONTEXT
     ) -> tuple[Tensor, Auxiliaries]:
         """[B, T, D] and [B or 1, T] -> [B, T, D], and in training the layer's auxiliary losses.
 
@@ -85,6 +87,9 @@ class GPT(LanguageModel):
 
     gradient_checkpointing = False
     """Keeps only the input of each block in training; backward computes the rest again (Chen et al. 2016)."""
+    flex_attention = False
+    """Whether attention runs by FlexAttention, in sequences of the whole context, where it does more than causal
+    attention; see ``flex.py``."""
 
     def __init__(self, sizes: Sizes, slots: Slots) -> None:
         super().__init__()
@@ -99,8 +104,8 @@ class GPT(LanguageModel):
         self.multi_token: nn.Module | None = None if slots.multi_token is None else slots.multi_token(sizes, slots)
         self.blocks = nn.ModuleList(Block(sizes, layer, slots) for layer in range(sizes.num_layers))
         if (in_attention := getattr(self.position, "in_attention", None)) is not None:
-            for block in (module for module in self.modules() if isinstance(module, Block)):
-                block.attention.position = in_attention
+            for attention in self.attentions():
+                attention.position = in_attention
         self.final_norm = slots.norm(sizes, sizes.num_layers)
         self.head = slots.head(sizes)
         self.tie_parameters()
@@ -147,7 +152,7 @@ class GPT(LanguageModel):
         """
         return self._run(x, past, self.context_of(tokens)).hidden
 
-    def context_of(self, tokens: Tensor | None, *, separates: bool = False) -> dict[str, Tensor]:
+    def context_of(self, tokens: Tensor | None, *, separates: bool = False) -> dict[str, Any]:
         """What attention needs beside hidden states and positions, by keyword.
 
         The token ids, where it has value embeddings; and with ``separates`` the number of each token's document, where
@@ -159,23 +164,26 @@ class GPT(LanguageModel):
                 raise ValueError("this model has value embeddings, which need token ids, not embeddings alone")
             context = {"tokens": tokens}
         if separates and self.document_end is not None and tokens is not None:
-            ends = (tokens == self.document_end).int()
-            context = {**context, "documents": ends.cumsum(1) - ends}
+            ends = F.pad((tokens == self.document_end).int()[:, :-1], (1, 0))
+            context = {**context, "documents": ends.cumsum(1)}  # last the sum: FlexAttention loads its stored result
         return context
 
-    def _run(self, x: Tensor, past: Past | None, context: dict[str, Tensor], *, looks_further: bool = False) -> Passed:
+    def _run(self, x: Tensor, past: Past | None, context: dict[str, Any], *, looks_further: bool = False) -> Passed:
         """From token embeddings through the blocks; ``looks_further`` also runs those that predict further tokens."""
         time, before = x.shape[1], 0 if past is None else past.length
         if before + time > self.context_length:
             raise ValueError(f"{before + time} tokens, but the model's context is {self.context_length}")
         positions = torch.arange(time, device=x.device)[None] if past is None else past.positions(time)
+        if self.flex_attention and past is None and time == self.context_length:
+            context = {**context, "blocks": self._visible_blocks(x.device, context.get("documents"))}
         x = self.embedding_dropout(self.position(x, positions))
         dtype = x.dtype
         if self.residual is not None:
             x = self.residual.begin(x)  # type: ignore[operator]
         if self.sizes.residual_dtype is not None:
             x = x.to(RESIDUAL_DTYPES[self.sizes.residual_dtype])
-        first, found = x, list[Auxiliaries]()
+        first = x
+        found: list[Auxiliaries] = []  # written so that torch.compile keeps one graph: it cannot trace list[...]()
         for layer, block in enumerate(self.blocks):
             trunk = x if self.residual is None else self.residual(x, first, layer)
             x, auxiliary = self._through(block, trunk, positions, past, context)
@@ -191,8 +199,20 @@ class GPT(LanguageModel):
         hidden, *further = (self.final_norm(x if self.sizes.residual_dtype is None else x.to(dtype)) for x in outputs)
         return Passed(hidden, found, further)
 
+    def attentions(self) -> list[Any]:
+        """The attention of every block, those that predict further tokens included."""
+        return [module.attention for module in self.modules() if isinstance(module, Block)]
+
+    def _visible_blocks(self, device: torch.device, documents: Tensor | None) -> dict[int, Any]:
+        """The block masks that all layers share, by window; a layer whose window is not in it needs none."""
+        windows = {layer.window for layer in self.attentions() if layer.mechanisms or documents is not None}
+        return {
+            window: visible_blocks(self.context_length, device, window=window, documents=documents)
+            for window in sorted(windows)
+        }
+
     def _through(
-        self, block: nn.Module, x: Tensor, positions: Tensor, past: Past | None, context: dict[str, Tensor]
+        self, block: nn.Module, x: Tensor, positions: Tensor, past: Past | None, context: dict[str, Any]
     ) -> tuple[Tensor, Auxiliaries]:
         """Runs a block; with gradient checkpointing, backward runs it again and draws the same dropout masks."""
         if self.gradient_checkpointing and self.training:

@@ -17,7 +17,6 @@ Source of the idea: Wijmans et al. 2024, "Cut Your Losses in Large-Vocabulary La
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -34,12 +33,12 @@ ALIGNMENT = 64
 """Logits of 16 bits have rows of a multiple of so many entries: tensor cores read and write aligned rows, and
 GPT-2's vocabulary of 50,257 is odd (NVIDIA, "Matrix Multiplication Background User's Guide", section 3)."""
 ROWS_PER_TILE = 128  # of a matrix product on a GPU; a chunk of whole tiles leaves no multiprocessor idle
-ROWS_IN_CACHE = 256
-"""Tokens per chunk of 16-bit logits on a GPU: with GPT-2's vocabulary 26 MB, half of the L2 cache of an H100."""
+MAX_ROWS = {"eager": 512, "kernel": 4_096}
+"""Most tokens per chunk of 16-bit logits on a GPU. Eager operations hold fp32 copies of a chunk, a kernel none."""
 GRADIENT_FACTOR = {torch.bfloat16: 1.0, torch.float16: 2.0**8}
 """Kept gradients are multiplied by it: probabilities of 1 / 50,000 would lose digits in fp16, whose smallest
 number with all digits is 6e-5."""
-RowFunction = Callable[[Tensor, Tensor, float], Tensor]
+RowFunction = Callable[[Tensor, Tensor, float, int, "Shaping | None"], Tensor]
 VOCABULARY_PER_PRODUCT = {4: 512, 2: 2_048}
 """By bytes of a number, on a CPU, where one product for all 50,000 entries runs at half of the speed of many."""
 
@@ -56,13 +55,12 @@ class ChunkedHead(LinearHead):
 
     def __init__(self, sizes: Sizes, *, logit_cap: float | None = None, z_loss: float | None = None) -> None:
         super().__init__(sizes, logit_cap=logit_cap, z_loss=z_loss)
-        self._rows: RowFunction = _losses_and_gradients_of_rows
-        self._shaped_rows: Callable[..., Tensor] = _shaped_losses_and_gradients_of_rows
+        self._rows: RowFunction = eager_rows
+        self.max_rows = MAX_ROWS["eager"]
 
-    def compile_rows(self, backend: str) -> None:
-        """Compiles what is computed between the matrix products of training in 16 bits."""
-        self._rows = torch.compile(_fusible_losses_and_gradients, dynamic=False, backend=backend)
-        self._shaped_rows = torch.compile(_shaped_losses_and_gradients_of_rows, dynamic=False, backend=backend)
+    def use_kernel(self, rows: RowFunction) -> None:
+        """Takes another function that does the same as ``eager_rows`` and needs no memory."""
+        self._rows, self.max_rows = rows, MAX_ROWS["kernel"]
 
     def losses(self, hidden: Tensor, targets: Tensor) -> Tensor:
         """Nats per target: hidden [B, T, D] and ids [B, T] -> fp32 [B, T]."""
@@ -86,9 +84,8 @@ class ChunkedHead(LinearHead):
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype
         tokens = hidden.flatten(0, 1).to(dtype)
         with torch.autocast(kind, enabled=False):  # the function chooses its own types
-            rows = self._rows if shaping is None else partial(self._shaped_rows, shaping=shaping)
             losses: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-                tokens, self.weight, targets.flatten(), rows, shaping
+                tokens, self.weight, targets.flatten(), self._rows, self.max_rows, shaping
             )
         return losses
 
@@ -98,7 +95,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, rows: RowFunction, shaping: Shaping | None
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        rows: RowFunction,
+        max_rows: int,
+        shaping: Shaping | None,
     ) -> Tensor:
         ctx.save_for_backward(hidden, weight, targets)
         ctx.shaping = shaping
@@ -106,7 +109,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         if not any(ctx.needs_input_grad):
             return _losses(hidden, weight, targets, shaping)
         if hidden.dtype != torch.float32:
-            losses, *ctx.kept = _losses_and_kept_gradients(hidden, weight, targets, rows, shaping)
+            losses, *ctx.kept = _losses_and_kept_gradients(hidden, weight, targets, rows, max_rows, shaping)
             return losses
         if hidden.device.type != "cpu":
             return _losses(hidden, weight, targets, shaping)
@@ -114,28 +117,28 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return losses
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None]:
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         hidden, weight, targets = ctx.saved_tensors
         if ctx.shaping is not None:
             upstream = upstream[0]  # the squares have no gradient
         if hidden.dtype == torch.float32:
             unweighted, ctx.unweighted = ctx.unweighted, None
             if unweighted is not None and bool((upstream == upstream[0]).all()):  # the gradient of a sum or a mean
-                return *(gradient.mul_(upstream[0]) for gradient in unweighted), None, None, None
+                return *(gradient.mul_(upstream[0]) for gradient in unweighted), None, None, None, None
             del unweighted
-            return *_losses_and_gradients(hidden, weight, targets, upstream, ctx.shaping)[1:], None, None, None
+            return *_losses_and_gradients(hidden, weight, targets, upstream, ctx.shaping)[1:], None, None, None, None
         kept, ctx.kept = ctx.kept, None
         if kept is None:
             raise RuntimeError("the chunked head keeps its gradients for one backward pass, and this is the second")
         of_hidden, of_logits = kept
-        return *_weighted(of_hidden, of_logits, hidden, weight, upstream), None, None, None
+        return *_weighted(of_hidden, of_logits, hidden, weight, upstream), None, None, None, None
 
 
 def _losses(hidden: Tensor, weight: Tensor, targets: Tensor, shaping: Shaping | None) -> Tensor:
     """Nats per target, fp32 [N], or [2, N] with a shaping."""
     matrix = _in_dtype(weight, hidden.dtype)
     losses = _new_losses(hidden, shaping)
-    for rows in _chunks(hidden, weight):
+    for rows in _chunks(hidden, weight, MAX_ROWS["eager"]):
         logits = _logits(hidden[rows], matrix, None)[:, : len(weight)].float()
         if shaping is None:
             losses[rows] = F.cross_entropy(logits, targets[rows], reduction="none")
@@ -179,7 +182,7 @@ def _losses_and_gradients(
     """
     losses = _new_losses(hidden, shaping)
     of_hidden, of_weight = torch.empty_like(hidden), torch.empty_like(weight)
-    for rows in _chunks(hidden, weight):
+    for rows in _chunks(hidden, weight, MAX_ROWS["eager"]):
         logits = _logits(hidden[rows], weight, None)
         if shaping is None:
             losses[rows], gradient = _plain_losses_and_gradient(logits, targets[rows])
@@ -201,19 +204,24 @@ def _plain_losses_and_gradient(logits: Tensor, targets: Tensor) -> tuple[Tensor,
 
 
 def _losses_and_kept_gradients(
-    hidden: Tensor, weight: Tensor, targets: Tensor, rows_function: RowFunction, shaping: Shaping | None
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    rows_function: RowFunction,
+    max_rows: int,
+    shaping: Shaping | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Losses in fp32 [N] or [2, N], and in 16 bits the gradients of hidden [N, D] and of the logits [N, aligned V].
 
     Both gradients are multiplied by ``GRADIENT_FACTOR``. The columns beyond the vocabulary are zero.
     """
     matrix = _in_dtype(weight, hidden.dtype)
-    losses = _new_losses(hidden, shaping)
+    losses, factor = _new_losses(hidden, shaping), GRADIENT_FACTOR[hidden.dtype]
     of_hidden, of_logits = torch.empty_like(hidden), hidden.new_empty(len(hidden), len(matrix))
-    for rows in _chunks(hidden, weight):
+    for rows in _chunks(hidden, weight, max_rows):
         logits = _logits(hidden[rows], matrix, of_logits[rows])
-        losses[..., rows] = rows_function(logits[:, : len(weight)], targets[rows], GRADIENT_FACTOR[hidden.dtype])
-        torch.mm(of_logits[rows], matrix, out=of_hidden[rows])
+        losses[..., rows] = rows_function(logits, targets[rows], factor, len(weight), shaping)
+        torch.mm(logits, matrix, out=of_hidden[rows])
     return losses, of_hidden, of_logits
 
 
@@ -236,30 +244,17 @@ def _weighted(
     return of_hidden.mul_(upstream[:, None]), of_weight.mul_(largest)
 
 
-def _losses_and_gradients_of_rows(logits: Tensor, targets: Tensor, factor: float) -> Tensor:
-    """Losses in fp32 [n] of logits [n, V], which their gradients times ``factor`` overwrite."""
-    values = logits.float()
-    losses = F.cross_entropy(values, targets, reduction="none")
-    logits.copy_(_subtract_targets(values.softmax(dim=-1), targets).mul_(factor))
+def eager_rows(logits: Tensor, targets: Tensor, factor: float, vocab_size: int, shaping: Shaping | None) -> Tensor:
+    """Losses in fp32 [n] or [2, n] of logits [n, aligned V], which their gradients times ``factor`` overwrite."""
+    logits = logits[:, :vocab_size]
+    if shaping is not None:
+        losses, gradient = _shaped_losses_and_gradient(logits.float(), targets, shaping)
+    else:
+        values = logits.float()
+        losses = F.cross_entropy(values, targets, reduction="none")
+        gradient = _subtract_targets(values.softmax(dim=-1), targets)
+    logits.copy_(gradient.mul_(factor))
     return losses
-
-
-def _shaped_losses_and_gradients_of_rows(logits: Tensor, targets: Tensor, factor: float, *, shaping: Shaping) -> Tensor:
-    """The same with a shaping, [2, n], eager or compiled."""
-    losses, gradient = _shaped_losses_and_gradient(logits.float(), targets, shaping)
-    logits.copy_(gradient * factor)
-    return losses
-
-
-def _fusible_losses_and_gradients(logits: Tensor, targets: Tensor, factor: float) -> Tensor:
-    """The same for a compiler: one kernel that reads the logits twice and writes once."""
-    values = logits.float()
-    log_sums = values.logsumexp(dim=-1, keepdim=True)
-    losses = log_sums - values.gather(1, targets[:, None])
-    probabilities = (values - log_sums).exp()
-    is_target = torch.arange(logits.shape[1], device=logits.device) == targets[:, None]
-    logits.copy_(torch.where(is_target, probabilities - 1.0, probabilities) * factor)
-    return losses.squeeze(1)
 
 
 def _in_dtype(weight: Tensor, dtype: torch.dtype) -> Tensor:
@@ -290,18 +285,18 @@ def _subtract_targets(probabilities: Tensor, targets: Tensor) -> Tensor:
     return probabilities
 
 
-def _chunks(hidden: Tensor, weight: Tensor) -> list[slice]:
-    """The rows of each chunk, whose logits are held in fp32 together."""
-    size = chunk_rows(hidden.device.type, len(weight), is_16bit=hidden.dtype != torch.float32)
+def _chunks(hidden: Tensor, weight: Tensor, max_rows: int) -> list[slice]:
+    """The rows of each chunk."""
+    size = chunk_rows(hidden.device.type, len(weight), max_rows if hidden.dtype != torch.float32 else None)
     return [slice(begin, begin + size) for begin in range(0, len(hidden), size)]
 
 
-def chunk_rows(device_type: str, vocab_size: int, *, is_16bit: bool) -> int:
-    """Tokens per chunk."""
+def chunk_rows(device_type: str, vocab_size: int, max_rows_16bit: int | None) -> int:
+    """Tokens per chunk of fp32 logits, or of 16-bit logits where their most rows on a GPU are given."""
+    if device_type == "cuda" and max_rows_16bit is not None:
+        return max_rows_16bit
     size = max(1, CHUNK_ELEMENTS.get(device_type, CHUNK_ELEMENTS["cpu"]) // vocab_size)
-    if device_type != "cpu" and size > ROWS_PER_TILE:
-        size -= size % ROWS_PER_TILE
-    return min(size, ROWS_IN_CACHE) if device_type == "cuda" and is_16bit else size
+    return size - size % ROWS_PER_TILE if device_type != "cpu" and size > ROWS_PER_TILE else size
 
 
 def _vocabulary_blocks(hidden: Tensor, weight: Tensor) -> list[slice]:

@@ -30,6 +30,8 @@ import torch
 from torch import Tensor, nn
 
 Maker = Callable[..., nn.Module]
+ScoreBias = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""What is added to a score of attention: a function of head, query position and key position."""
 
 
 class Auxiliary(NamedTuple):

@@ -12,21 +12,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from .mechanism import Init, Sizes
+from .mechanism import Init, ScoreBias, Sizes
 
 
 class PositionInAttention:
     """What attention asks of positions. The base class encodes nothing."""
 
     has_bias = False
-    """Whether ``bias`` must be added to the scores, which needs a mask of floats."""
+    """Whether ``bias`` must be added to the scores."""
 
     def encode(self, query: Tensor, key: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Encodes positions [B or 1, T] into queries [B, H, T, C] and keys, before keys enter the cache."""
         return query, key
 
-    def bias(self, query_positions: Tensor, key_positions: Tensor) -> Tensor:
-        """What is added to the scores: positions [B or 1, T] and [B or 1, S] -> [B or 1, H, T, S]."""
+    def bias(self, device: torch.device) -> ScoreBias:
+        """What is added to a score: a function of head, query position and key position, whose shapes broadcast."""
         raise NotImplementedError(f"{type(self).__name__} has no bias")
 
 
@@ -131,9 +131,9 @@ class DistanceBias(PositionInAttention):
     num_heads: int
     has_bias = True
 
-    def bias(self, query_positions: Tensor, key_positions: Tensor) -> Tensor:
-        distances = query_positions[:, None, :, None] - key_positions[:, None, None, :]
-        return -self.slopes(query_positions.device)[:, None, None] * distances
+    def bias(self, device: torch.device) -> ScoreBias:
+        slopes = self.slopes(device)
+        return lambda head, query, key: -slopes[head] * (query - key)
 
     def slopes(self, device: torch.device) -> Tensor:
         """2^(-8h/H) for heads h = 1..H; where H is no power of two, also every other slope of twice as many heads."""

@@ -18,6 +18,7 @@ from fromscratch.data.batches import SequenceBatches
 from fromscratch.data.store import TokenSplit
 from fromscratch.machine.acceleration import Acceleration, accelerate
 from fromscratch.machine.allocator import keep_freed_memory, use_expandable_segments
+from fromscratch.machine.attention import choose_attention
 from fromscratch.machine.hardware import Hardware, find_hardware
 from fromscratch.machine.memory import default_micro_batch, is_memory_error
 from fromscratch.machine.precision import Precision
@@ -106,6 +107,7 @@ def build_stepper(
         use_expandable_segments(runtime.device)
     model = build_empty(model_config, runtime.device)
     model.document_end = 0 if document_mask else None
+    choose_attention(model, runtime.precision, runtime.device)
     initialise(model, model_config, seed=0)
     batches = objective.batches(runtime)
     parameters, rate = list(model.named_parameters()), train.optimizer.learning_rate

@@ -6,8 +6,8 @@ micro-batch, as soon as the activations are larger than what backward allocates 
 sequences determine the rest.
 
 The fake tensors are those of a CPU, because torch has fake CUDA tensors only where it has CUDA. For a GPU,
-attention keeps no mask of dropped probabilities (the kernel draws it again), and the head's larger chunks
-are added.
+attention keeps no mask of dropped probabilities (the kernel draws it again), FlexAttention keeps what causal
+attention keeps, and the head's larger chunks are added.
 """
 
 import itertools
@@ -20,15 +20,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fromscratch.config.model import ModelConfig
 from fromscratch.formats.tensor_files import bytes_of
+from fromscratch.machine.attention import plan_attention
 from fromscratch.machine.precision import Precision
 from fromscratch.models.attention import FusedAttention
 from fromscratch.models.factory import build_model
-from fromscratch.models.head import CHUNK_ELEMENTS, ChunkedHead, chunk_rows
+from fromscratch.models.gpt import GPT
+from fromscratch.models.head import CHUNK_ELEMENTS, MAX_ROWS, ChunkedHead, chunk_rows
 from fromscratch.models.language_model import LanguageModel
 from fromscratch.optim.composite import as_composite
 from fromscratch.planning.bench import Workload
@@ -128,7 +131,7 @@ def forecast_memory(
     config, is_gpu = workload.largest_model, device_type != "cpu"
     forecast = {}
     for batch in _micro_batches_to_simulate(config, workload.train.global_batch):
-        parts = Bytes(*_at_full_depth(workload, batch, is_gpu, activation_checkpointing))
+        parts = Bytes(*_at_full_depth(workload, batch, device_type, activation_checkpointing))
         if is_gpu:
             parts = replace(parts, logits=parts.logits + _larger_chunks(config, workload.train.precision))
         else:
@@ -151,14 +154,16 @@ def _micro_batches_to_simulate(config: ModelConfig, global_batch: int) -> list[i
     return sorted({1, min(2 * fills, largest), min(3 * fills, largest)})
 
 
-def _at_full_depth(workload: Workload, batch: int, is_gpu: bool, activation_checkpointing: bool) -> list[float]:
+def _at_full_depth(workload: Workload, batch: int, device_type: str, activation_checkpointing: bool) -> list[float]:
     """Simulates a model of few layers as it is, and extends the line through two depths to a deeper one."""
     config = workload.largest_model
     num_layers, (few, more) = getattr(config, "num_layers", 0), SIMULATED_LAYERS
     if num_layers <= more:
-        return _simulate(workload, config, batch, is_gpu, activation_checkpointing)
+        return _simulate(workload, config, batch, device_type, activation_checkpointing)
     ends = [
-        _simulate(workload, config.model_copy(update={"num_layers": depth}), batch, is_gpu, activation_checkpointing)
+        _simulate(
+            workload, config.model_copy(update={"num_layers": depth}), batch, device_type, activation_checkpointing
+        )
         for depth in SIMULATED_LAYERS
     ]
     share = (num_layers - few) / (more - few)
@@ -170,13 +175,14 @@ def _larger_chunks(config: ModelConfig, precision: str) -> int:
     assert config.vocab_size is not None
     with torch.device("meta"):
         has_chunks = any(isinstance(module, ChunkedHead) for module in build_model(config).modules())
-    rows = chunk_rows("cuda", config.vocab_size, is_16bit=precision in ("bf16", "fp16"))
+    max_rows = MAX_ROWS["eager"] if precision in ("bf16", "fp16") else None
+    rows = chunk_rows("cuda", config.vocab_size, max_rows)
     larger = max(0, rows * config.vocab_size - CHUNK_ELEMENTS["cpu"])
     return 4 * CHUNK_COPIES * larger if has_chunks else 0
 
 
 def _simulate(
-    workload: Workload, config: ModelConfig, batch: int, is_gpu: bool, activation_checkpointing: bool
+    workload: Workload, config: ModelConfig, batch: int, device_type: str, activation_checkpointing: bool
 ) -> list[float]:
     """Returns weights, gradients, optimiser, activations, logits and averages, in bytes, at the peak of a step."""
     train, cpu = workload.train, torch.device("cpu")
@@ -187,8 +193,10 @@ def _simulate(
         if model.gradient_checkpointing is not None:
             model.gradient_checkpointing = activation_checkpointing
         precision = Precision(train.precision, cpu)
-        if is_gpu:
+        if device_type != "cpu":
             precision.emulated = False
+            if device_type == "cuda" and plan_attention(model).uses_flex:
+                _keep_no_scores(model)
             _keep_no_probability_masks(model)
         at_head: list[int] = []
         _call_before(model, lambda: at_head.append(memory.live))
@@ -275,6 +283,19 @@ def _keep_no_probability_masks(model: LanguageModel) -> None:
     for module in model.modules():
         if isinstance(module, FusedAttention):
             module.probability_dropout.probability = 0.0
+
+
+def _keep_no_scores(model: LanguageModel) -> None:
+    """FlexAttention keeps queries, keys, values and its output only; a causal kernel that does so takes its place."""
+
+    def attend(query: Tensor, key: Tensor, value: Tensor, _blocks: object) -> Tensor:
+        key, value = (t.repeat_interleave(query.shape[1] // t.shape[1], 1) for t in (key, value))
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+
+    assert isinstance(model, GPT)
+    model.flex_attention = True
+    for layer in model.attentions():
+        layer.attend_in_blocks = attend
 
 
 def _call_before(model: LanguageModel, action: Callable[[], object]) -> None:

@@ -16,6 +16,7 @@ from fromscratch.formats.checkpoints import MODEL_FILE, TrainingState, mask_vers
 from fromscratch.formats.tensor_files import tensor_names
 from fromscratch.machine.acceleration import accelerate
 from fromscratch.machine.allocator import keep_freed_memory, use_expandable_segments
+from fromscratch.machine.attention import choose_attention
 from fromscratch.machine.precision import Precision
 from fromscratch.models.dropout import MASK_VERSION
 from fromscratch.models.factory import build_empty
@@ -159,6 +160,7 @@ def _build_stepper(plan: PlannedRun, placement: Placement, runtime: Runtime) -> 
     model.document_end = plan.document_end
     if plan.adapt:
         plan.adapt(model)
+    choose_attention(model, runtime.precision, runtime.device, has_fixed_length=plan.config.tune is None)
     parallelism = choose_parallelism(runtime.world, is_sharded=placement.is_sharded)
     parallelism.prepare(model)
     batches = objective.batches(runtime)

@@ -180,8 +180,9 @@ def test_what_is_published_is_the_model(slot: str, kind: type[Slot], tmp_path: P
     with torch.inference_mode():
         close(theirs(tokens).logits, loaded.model(tokens))
         close(theirs(tokens, attention_mask=mask).logits[0, 4:], loaded.model(tokens[:1, 4:])[0])
-        past = theirs(tokens[:, :8], attention_mask=mask[:, :8]).past_key_values
-        last = theirs(tokens[:, 8:], attention_mask=mask, past_key_values=past).logits
+        first = theirs(tokens[:, :8], attention_mask=mask[:, :8])
+        name = "cache" if "cache" in first else "past_key_values"  # transformers 5.24 renamed it
+        last = theirs(tokens[:, 8:], attention_mask=mask, **{name: first[name]}).logits
         close(last[0], loaded.model(tokens[:1, 4:])[0, 4:])
         close(last[1], loaded.model(tokens[1:])[0, 8:])
     settings = {"max_new_tokens": 9, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}

@@ -4,8 +4,10 @@ Needs ``transformers``, which is imported when such a model is built. Code from 
 Its dropout is off: it draws from torch's global generator, so a resumed run would differ.
 """
 
+import inspect
 import json
 from contextlib import ExitStack
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -90,11 +92,15 @@ class HuggingFaceModel(LanguageModel):
         positions = past.all_positions(past.length + tokens.shape[1])
         mask = (positions >= 0).expand(len(tokens), -1).long()
         new = positions[:, past.length :].clamp(min=0).expand(tokens.shape)
-        logits = self.inner(
-            input_ids=tokens, attention_mask=mask, position_ids=new, past_key_values=past.cache, use_cache=True
-        ).logits
+        arguments = {"input_ids": tokens, "attention_mask": mask, "position_ids": new, self._cache_name: past.cache}
+        logits = self.inner(**arguments, use_cache=True).logits
         past.advance(tokens.shape[1])
         return logits
+
+    @cached_property
+    def _cache_name(self) -> str:
+        """What the model calls its cache; version 5.24 of transformers renamed it."""
+        return "cache" if "cache" in inspect.signature(self.inner.forward).parameters else "past_key_values"
 
     def losses(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy in nats of every target: ids [B, T] and [B, T] -> fp32 [B, T]."""

@@ -27,7 +27,7 @@ class FromScratchConfig(PretrainedConfig):
     """The model's sizes, under the names that transformers expects. ``slots.py`` defines its mechanisms."""
 
     model_type = "fromscratch"
-    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012 (transformers reads a list)
+    keys_to_ignore_at_inference = ["cache", "past_key_values"]  # noqa: RUF012 (transformers reads a list)
     attribute_map = {  # noqa: RUF012
         "context_length": "max_position_embeddings",
         "embedding_dim": "hidden_size",

@@ -27,6 +27,9 @@ from .slots import SLOTS
 # Older versions of transformers copy only the files that this file itself imports.
 # MODEL FILES
 
+CACHE = "cache" if "cache" in {field.name for field in fields(CausalLMOutputWithPast)} else "past_key_values"
+"""What transformers calls the cache in outputs: version 5.24 renamed it. As an argument, both names are taken."""
+
 
 class HubPast(Past):
     """The keys and values of earlier positions, kept in a cache of transformers. Without a cache, only a mask."""
@@ -86,7 +89,7 @@ class FromScratchPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["Block"]  # noqa: RUF012
-    _skip_keys_device_placement = "past_key_values"
+    _skip_keys_device_placement = ["cache", "past_key_values"]  # noqa: RUF012
 
     def get_input_embeddings(self):
         return self.base_model.gpt.token_embedding
@@ -111,23 +114,25 @@ class FromScratchModel(FromScratchPreTrainedModel):
         past_key_values=None,
         inputs_embeds=None,
         use_cache=None,
+        cache=None,
         **_kwargs,
     ):
         """Computes hidden states [B, T, D] from ids [B, T] or embeddings [B, T, D]."""
+        cache = past_key_values if cache is None else cache
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         x = self.gpt.token_embedding(input_ids) if inputs_embeds is None else inputs_embeds
         recomputes = self.gpt.gradient_checkpointing and self.training
         use_cache = (self.config.use_cache if use_cache is None else use_cache) and not recomputes
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
+        if use_cache and cache is None:
+            cache = DynamicCache(config=self.config)
         if attention_mask is not None and attention_mask.dim() == 2 and bool(attention_mask.all()):
             attention_mask = None
         past = None
-        if past_key_values is not None or attention_mask is not None or position_ids is not None:
-            past = HubPast(past_key_values, attention_mask, position_ids, x.device)
+        if cache is not None or attention_mask is not None or position_ids is not None:
+            past = HubPast(cache, attention_mask, position_ids, x.device)
         hidden = self.gpt.transform(x, past, input_ids)
-        return BaseModelOutputWithPast(last_hidden_state=hidden, past_key_values=past_key_values)
+        return BaseModelOutputWithPast(last_hidden_state=hidden, **{CACHE: cache})
 
 
 class FromScratchForCausalLM(FromScratchPreTrainedModel, GenerationMixin):
@@ -157,17 +162,19 @@ class FromScratchForCausalLM(FromScratchPreTrainedModel, GenerationMixin):
         labels=None,
         use_cache=None,
         logits_to_keep=0,
+        cache=None,
         **kwargs,
     ):
         """Computes logits [B, T, V] of ids [B, T]; with ``labels`` (the same ids, -100 is ignored) also the loss."""
-        outputs = self.model(input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache)
+        cache = past_key_values if cache is None else cache
+        outputs = self.model(input_ids, attention_mask, position_ids, cache, inputs_embeds, use_cache)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
             kwargs = {key: value for key, value in kwargs.items() if key in ("num_items_in_batch", "shift_labels")}
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=outputs.past_key_values)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, **{CACHE: outputs.get(CACHE)})
 
 
 class FromScratchForSequenceClassification(FromScratchPreTrainedModel):

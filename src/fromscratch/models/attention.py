@@ -1,7 +1,7 @@
 """Causal multi-head self-attention: explicit for readers, and through torch's fused kernels.
 
 Letters: B batch, T time (new tokens), S tokens that they may see, D embedding, H heads, G heads of keys and values,
-C = D / H head channels.
+C head channels, D / H unless the model says otherwise.
 
 Sources: Vaswani et al. 2017, "Attention Is All You Need", section 3.2; Radford et al. 2019 (GPT-2).
 """
@@ -70,10 +70,11 @@ class CausalAttention(nn.Module):
         self.layer = layer
         self.num_heads = sizes.num_heads
         self.num_key_value_heads = key_value_heads or sizes.num_heads
-        self.head_channels = sizes.embedding_dim // sizes.num_heads
+        self.head_channels = sizes.head_channels
         width = (sizes.num_heads + 2 * self.num_key_value_heads) * self.head_channels
         self.query_key_value = nn.Linear(sizes.embedding_dim, width, bias=sizes.attention_bias)
-        self.output = nn.Linear(sizes.embedding_dim, sizes.embedding_dim, bias=output_bias is not False)
+        mixed = sizes.num_heads * self.head_channels
+        self.output = nn.Linear(mixed, sizes.embedding_dim, bias=output_bias is not False)
         self.probability_dropout = Dropout(sizes.dropout)
         self.query_norm = self.key_norm = None
         if query_key_norm is not None:

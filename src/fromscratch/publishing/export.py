@@ -153,6 +153,7 @@ def custom_config(config: GPTConfig) -> dict[str, Any]:
         "attention_bias": config.attention_bias,
         "tie_word_embeddings": config.tied_head,
         "residual_dtype": config.residual_dtype,
+        "head_dim": config.head_channels,
         "dtype": "float32",
         TABLE_KEY: config.model_dump(mode="json", exclude_none=True),
     }

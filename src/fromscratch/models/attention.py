@@ -203,8 +203,10 @@ class CausalAttention(nn.Module):
 
     def forward_flops(self, context_length: int) -> float:
         """The projections, and for each visible key a score and a term of the weighted mean."""
-        visible = (context_length + 1) / 2
-        if not self._sees_all_earlier:
+        if type(self).sees is CausalAttention.sees:
+            most = min(self.window or context_length, context_length)  # the first tokens see fewer
+            visible = most - most * (most - 1) / 2 / context_length
+        else:
             positions = torch.arange(context_length, device="cpu")
             blocks = positions.split(QUERIES_PER_BLOCK)  # never holds [T, T]
             visible = sum(int(self.sees(block[:, None], positions[None]).sum()) for block in blocks) / context_length

@@ -57,7 +57,7 @@ def test_every_default_is_written_out() -> None:
     assert plain["model"]["norm"] == {"kind": "layernorm", "eps": 1e-5}
     assert plain["data"] == {"store": "corpus", "tokens": "20x", "start_token": 0, "shuffle": False, "epochs": 1}
     assert set(plain) == {"model", "data", "train", "eval"}
-    absent = {"preset", "vocab_size", "residual_dtype", "residual", "multi_token"}
+    absent = {"preset", "vocab_size", "residual_dtype", "head_dim", "residual", "multi_token"}
     assert set(plain["model"]) == set(GPTConfig.model_fields) - absent
     assert set(plain["train"]) == set(train.TrainConfig.model_fields) - {
         "start_from",

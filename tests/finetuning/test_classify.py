@@ -41,20 +41,19 @@ def write_texts(folder: Path) -> None:
         csv.writer(file).writerows([("label", "text"), *rows, ("place", "a street " * 20)])
 
 
-def make_qwen3(folder: Path) -> None:
-    config = transformers.Qwen3Config(
+def make_olmo2(folder: Path) -> None:
+    config = transformers.Olmo2Config(
         vocab_size=257,
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=8,
         max_position_embeddings=96,
         tie_word_embeddings=True,
     )
     torch.manual_seed(1)
-    transformers.Qwen3ForCausalLM(config).save_pretrained(folder / "runs" / "base")
+    transformers.Olmo2ForCausalLM(config).save_pretrained(folder / "runs" / "base")
     write_tokenizer(BytesTokenizer(), folder / "runs" / "base", context_length=96)
 
 
@@ -88,7 +87,7 @@ def write_framed_tokenizer(folder: Path, *, first: str = "[CLS]", last: str = "[
     engine.save(str(folder / "tokenizer.json"))
 
 
-MAKERS = {"own": make_base, "qwen3": make_qwen3, "bert": make_bert}
+MAKERS = {"own": make_base, "olmo2": make_olmo2, "bert": make_bert}
 
 
 @pytest.fixture(scope="module", params=MAKERS)

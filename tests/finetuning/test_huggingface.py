@@ -27,16 +27,15 @@ transformers = pytest.importorskip("transformers")
 
 @pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
 def base(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
-    """A folder with a tiny Qwen3 of random weights in ``runs/base``, and records beside it."""
+    """A folder with a tiny StableLM of random weights in ``runs/base``, and records beside it."""
     folder = tmp_path_factory.mktemp("transformers")
-    config = transformers.Qwen3Config(
+    config = transformers.StableLmConfig(
         vocab_size=257,
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        head_dim=8,
         max_position_embeddings=96,
         tie_word_embeddings=request.param,
         attention_dropout=0.1,

@@ -59,6 +59,7 @@ VARIANTS: list[tuple[str, type[Slot]]] = [
     ("norm", with_settings(RMSNorm, scale=False)),
     ("position", with_settings(RotaryPosition, scaling="linear", factor=2.0)),
     ("position", with_settings(RotaryPosition, scaling="yarn", trained_context=12)),
+    ("position", with_settings(RotaryPosition, scaling="llama3", factor=2.0)),
     ("attention", with_settings(FusedAttention, key_value_heads=2)),
     ("attention", with_settings(FusedAttention, window=(5, 0))),
     ("attention", with_settings(FusedAttention, query_key_norm="scaled", output_bias=False)),

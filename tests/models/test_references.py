@@ -60,7 +60,8 @@ def as_theirs(model: GPT, ours: dict[str, Any]) -> dict[str, Any]:
     theirs["model.norm.weight"], theirs["lm_head.weight"] = ours["final_norm.weight"], ours["head.weight"]
     for layer, block in enumerate(model.blocks):
         to, of = f"model.layers.{layer}.", f"blocks.{layer}."
-        heads, groups, channels = block.attention.num_heads, block.attention.num_key_value_heads, 16
+        heads, groups = block.attention.num_heads, block.attention.num_key_value_heads
+        channels = block.attention.head_channels
         rows = ours[f"{of}attention.query_key_value.weight"].split([heads * channels, *[groups * channels] * 2])
         for name, tensor in zip(("q", "k", "v"), rows, strict=True):
             theirs[f"{to}self_attn.{name}_proj.weight"] = tensor
@@ -104,6 +105,26 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         "Qwen3",
         {"attention": {"kind": "explicit", "key_value_heads": 2, "output_bias": False, "query_key_norm": "scaled"}},
         {"head_dim": 16},
+    ),
+    "qwen3-wide-heads": (
+        "Qwen3",
+        {"head_dim": 24, "attention": {"kind": "sdpa", "output_bias": False, "query_key_norm": "scaled"}},
+        {"head_dim": 24, "num_key_value_heads": 4},
+    ),
+    "llama-narrow-heads-llama3": (
+        "Llama",
+        {"head_dim": 8, "position": {"kind": "rope", "scaling": "llama3", "factor": 4.0, "trained_context": 16}},
+        {
+            "head_dim": 8,
+            "rope_parameters": {
+                "rope_type": "llama3",
+                "rope_theta": 10_000.0,
+                "factor": 4.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 16,
+            },
+        },
     ),
     "mistral-window": (
         "Mistral",
@@ -156,6 +177,7 @@ def test_rotary_frequencies_are_those_of_transformers(channels: int, theta: floa
 
     def theirs(kind: str) -> Tensor:
         scaling = {"rope_theta": theta, "factor": factor, "original_max_position_embeddings": trained}
+        scaling |= {"low_freq_factor": 1.0, "high_freq_factor": 4.0}
         config = transformers.LlamaConfig(
             hidden_size=channels,
             num_attention_heads=1,
@@ -171,7 +193,7 @@ def test_rotary_frequencies_are_those_of_transformers(channels: int, theta: floa
         assert isinstance(module.in_attention, Rotation)
         return module.in_attention.frequencies(channels, torch.device("cpu"))
 
-    for kind in ("linear", "yarn"):
+    for kind in ("linear", "yarn", "llama3"):
         torch.testing.assert_close(ours(kind), theirs(kind), rtol=1e-5, atol=0.0)
     base = theta * factor ** (channels / (channels - 2))
     by_hand = torch.tensor([base ** (-pair / channels) for pair in range(0, channels, 2)])

@@ -50,6 +50,18 @@ def test_logits_agree(published: tuple[LoadedModel, Path]) -> None:
     assert isinstance(loaded.config, GPTConfig) and tied == loaded.config.tied_head
 
 
+def test_wide_heads_are_published_with_code(tmp_path: Path) -> None:
+    loaded, folder = publish(tmp_path, "custom", head_dim=12, position="rope", attention="explicit")
+    theirs = load(folder)
+    with torch.inference_mode():
+        torch.testing.assert_close(theirs(TOKENS).logits, loaded.model(TOKENS), atol=1e-4, rtol=0)
+    cached, plain = (
+        theirs.generate(TOKENS[:1, :8], max_new_tokens=8, do_sample=False, use_cache=use_cache, pad_token_id=0)
+        for use_cache in (True, False)
+    )
+    assert cached.tolist() == plain.tolist()
+
+
 def test_what_is_published_is_read_back_exactly(published: tuple[LoadedModel, Path]) -> None:
     loaded, folder = published
     again = open_model(str(folder), find_hardware("cpu"))

@@ -240,6 +240,8 @@ class TestGPT2:
             ({"vocab_size": 250}, r"wte.weight has 257 rows.* vocab_size = 250"),
             ({"tie_word_embeddings": True}, "the head is tied, but lm_head.weight differs"),
             ({"n_inner": 50}, "n_inner = 50"),
+            ({"is_causal": False}, "is_causal = False: only True can be read"),
+            ({"quantization_config": {"bits": 4}}, "the weights are quantised"),
         ],
     )
     def test_b28_variants_are_refused(self, folder: Path, change: dict[str, Any], message: str) -> None:

@@ -19,7 +19,7 @@ def publish(
         str | None,
         typer.Option(
             "--format",
-            help="native (GPT-2, Llama, Mistral, Mixtral, Qwen3; no custom code) or custom; native if possible.",
+            help="native (GPT-2, Llama, Mistral, Mixtral, Qwen2, Qwen3; no code) or custom; native if possible.",
         ),
     ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Upload; without it, only list the files.")] = (False),
@@ -74,8 +74,8 @@ def import_model(
 ) -> None:
     """Convert a model of another program into our format; compares the logits before and after.
 
-    Reads OpenAI's GPT-2, GPT2LMHeadModel folders, checkpoints of the book's model and nanoGPT's ckpt.pt.
-    Executes no code of them.
+    Reads OpenAI's GPT-2; GPT-2, Llama, Mistral, Mixtral, Qwen2 and Qwen3 as transformers saves them; checkpoints of
+    the book's model; nanoGPT's ckpt.pt. Executes no code of them.
 
     Example: fromscratch import gpt2 --out models/gpt2
     """

@@ -53,8 +53,9 @@ class RotaryPosition(Slot):
     kind: Literal["rope"] = "rope"
     theta: float = Field(default=10_000.0, gt=1.0)
     """Base of the angles' frequencies."""
-    scaling: Literal["linear", "ntk", "yarn"] | None = None
-    """Position interpolation (Chen et al. 2023), NTK-aware (bloc97 2023) or YaRN (Peng et al. 2023)."""
+    scaling: Literal["linear", "ntk", "yarn", "llama3"] | None = None
+    """Position interpolation (Chen et al. 2023), NTK-aware (bloc97 2023), YaRN (Peng et al. 2023) or Llama 3's (Meta
+    2024)."""
     factor: float | None = Field(default=None, ge=1.0)
     """How many times longer texts may be. Default: ``context_length`` divided by ``trained_context``."""
     trained_context: Positive | None = None
@@ -63,7 +64,7 @@ class RotaryPosition(Slot):
     @model_validator(mode="after")
     def _settings_have_an_effect(self) -> Self:
         if self.scaling is None and (self.factor is not None or self.trained_context is not None):
-            raise ValueError('factor and trained_context need scaling = "linear", "ntk" or "yarn"')
+            raise ValueError('factor and trained_context need scaling = "linear", "ntk", "yarn" or "llama3"')
         if self.scaling is not None and self.factor is None and self.trained_context is None:
             raise ValueError(f'scaling = "{self.scaling}" needs factor, or trained_context')
         return self
@@ -310,7 +311,7 @@ class GPTConfig(ModelConfig):
     """A named shape. Fields that the file gives override it."""
     num_layers: Positive = 12
     num_heads: Positive = 12
-    """Attention heads per layer; must divide embedding_dim."""
+    """Attention heads per layer; must divide embedding_dim, unless head_dim is set."""
     embedding_dim: Positive = 768
     """Width of the residual stream."""
     dropout: Probability = 0.1
@@ -321,6 +322,8 @@ class GPTConfig(ModelConfig):
     """Whether the output head shares the token embedding's matrix."""
     residual_dtype: Literal["bf16"] | None = None
     """Number format of the residual stream: ``bf16``, which moves less memory on a GPU; left out: fp32."""
+    head_dim: Positive | None = None
+    """Channels of each attention head (Qwen3 has more than its width gives). Default: embedding_dim / num_heads."""
     norm: Annotated[LayerNorm | RMSNorm, SlotMarker("layernorm")] = LayerNorm()
     position: Annotated[LearnedPosition | RotaryPosition | AlibiPosition | NoPosition, SlotMarker("learned")] = (
         LearnedPosition()
@@ -338,7 +341,7 @@ class GPTConfig(ModelConfig):
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:
-        if self.embedding_dim % self.num_heads:
+        if self.head_dim is None and self.embedding_dim % self.num_heads:
             raise ValueError(
                 f"embedding_dim = {self.embedding_dim} is not divisible by num_heads = {self.num_heads}; change either"
             )
@@ -359,12 +362,18 @@ class GPTConfig(ModelConfig):
                 f"position.trained_context = {trained} is not below context_length = {self.context_length}, so "
                 "scaling changes nothing; remove it, or give position.factor"
             )
-        if isinstance(position, RotaryPosition) and self.embedding_dim // self.num_heads % 2:
+        if isinstance(position, RotaryPosition) and self.head_channels % 2:
+            named = "embedding_dim / num_heads" if self.head_dim is None else "head_dim"
             raise ValueError(
-                f"position.kind = 'rope' needs an even number of channels per head; embedding_dim / num_heads = "
-                f"{self.embedding_dim // self.num_heads}; change either"
+                f"position.kind = 'rope' needs an even number of channels per head; {named} = {self.head_channels}; "
+                "change it"
             )
         return self
+
+    @property
+    def head_channels(self) -> int:
+        """Channels of each attention head."""
+        return self.head_dim or self.embedding_dim // self.num_heads
 
     def weight_settings(self) -> dict[str, Any]:
         """Positions without a table of vectors let the context grow."""

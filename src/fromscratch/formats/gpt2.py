@@ -17,6 +17,14 @@ from fromscratch.files import read_json_object
 from fromscratch.formats.classifiers import take_score
 from fromscratch.formats.imported import ImportedModel
 from fromscratch.formats.layouts import EMBEDDING, HEAD, Layout
+from fromscratch.formats.native_kinds import (
+    DIFFERING_TABLE,
+    beyond_native,
+    check_not_quantised,
+    first_set,
+    other_kind,
+    table_in,
+)
 from fromscratch.formats.weights import read_weights
 
 OPENAI_REPOSITORIES = {name: f"openai-community/{name}" for name in ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")}
@@ -40,8 +48,50 @@ LAYOUT = Layout(
     },
     transposed=True,
 )
-NEEDED_SETTINGS = {"scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False}
+KINDS: dict[str, tuple[str, ...]] = {
+    "norm": ("layernorm",),
+    "position": ("learned",),
+    "attention": ("multi-head",),
+    "feedforward": ("gelu-mlp", "exact-gelu-mlp"),
+    "head": ("linear",),
+}
+"""The kinds of each slot that a GPT2LMHeadModel computes too."""
+
+
+NEEDED_SETTINGS = {
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "add_cross_attention": False,
+    "is_causal": True,
+}
 ACTIVATIONS = {"gelu_new": GeluMLP, "gelu_pytorch_tanh": GeluMLP, "gelu": ExactGeluMLP}
+
+
+def not_gpt2(config: GPTConfig) -> str:
+    """Returns the first setting that GPT-2 does not have; an empty text if there is none."""
+    names = ("key_value_heads", "window", "query_key_norm", "output_bias")
+    head_dim = f"head_dim = {config.head_dim}" if config.head_dim else ""
+    return other_kind(config, KINDS) or first_set(config, "attention", *names) or head_dim or beyond_native(config)
+
+
+def gpt2_config(config: GPTConfig) -> dict[str, Any]:
+    """Returns the ``config.json`` of a ``GPT2LMHeadModel``; ``not_gpt2`` must be empty."""
+    assert isinstance(config.feedforward, GeluMLP | ExactGeluMLP)
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": config.vocab_size,
+        "n_positions": config.context_length,
+        "n_embd": config.embedding_dim,
+        "n_layer": config.num_layers,
+        "n_head": config.num_heads,
+        "n_inner": config.feedforward.ratio * config.embedding_dim,
+        "activation_function": "gelu" if isinstance(config.feedforward, ExactGeluMLP) else "gelu_new",
+        "layer_norm_epsilon": config.norm.eps,
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout),
+        "tie_word_embeddings": config.tied_head,
+        "dtype": "float32",
+    }
 
 
 def to_gpt2_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -67,6 +117,7 @@ def read_gpt2(folder: Path, *, classes: tuple[str, ...] = ()) -> ImportedModel:
         UsageError: an unsupported variant of GPT-2, or transposed matrices.
     """
     raw = read_json_object(folder / "config.json")
+    check_not_quantised(raw, folder / "config.json")
     config = _config(raw, folder)
     gelu = "none" if raw.get("activation_function") == "gelu" else "tanh"
     weights = read_weights(folder)
@@ -74,9 +125,24 @@ def read_gpt2(folder: Path, *, classes: tuple[str, ...] = ()) -> ImportedModel:
     if classes:
         config = config.model_copy(update={"tied_head": True})  # no language head is stored
     tensors = LAYOUT.select(weights, may_be_tied=config.tied_head)
+    config, tensors, notes = _as_published(raw, config, tensors, folder)
     model = replace(LAYOUT, gelu=gelu, norm_eps=config.norm.eps).read(tensors, config, folder)
     _check_layout(tensors, config, folder)
-    return replace(model, classes=classes, score=score)
+    return replace(model, classes=classes, score=score, notes=notes)
+
+
+def _as_published(
+    raw: dict[str, Any], config: GPTConfig, tensors: dict[str, Tensor], folder: Path
+) -> tuple[GPTConfig, dict[str, Tensor], list[str]]:
+    """The config that ``publish`` wrote, if the keys still say so; a missing attention bias is there as zeros."""
+    table = table_in(raw)
+    if table is None:
+        return config, tensors, []
+    if not not_gpt2(table) and _config(gpt2_config(table), folder) == config:
+        biases = [] if table.attention_bias else [name for name in tensors if name.endswith("attn.c_attn.bias")]
+        if not any(tensors[name].any() for name in biases):
+            return table, {name: tensor for name, tensor in tensors.items() if name not in biases}, []
+    return config, tensors, [DIFFERING_TABLE]
 
 
 def _config(raw: dict[str, Any], folder: Path) -> GPTConfig:

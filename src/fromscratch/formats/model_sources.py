@@ -124,6 +124,8 @@ def _open(source: str, hardware: Hardware, runs_dir: Path) -> LoadedModel:
     if (place / MANIFEST).is_file():
         verify_folder(place)
     found = read_model(place)
+    for line in found.notes:
+        LOG.warning("notice: model %s: %s", source, line)
     model = found.build(place)
     found.check(model)
     tokenizer = tokenizer_of(place, vocab_size=model.vocab_size)

@@ -1,12 +1,15 @@
 """Detects the format of a file or folder; reads its model and its tokenizer."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from fromscratch.errors import DataError, UsageError
 from fromscratch.files import read_json_object
-from fromscratch.formats import book, gpt2, huggingface, model_folder, nanogpt, published
+from fromscratch.formats import book, gpt2, huggingface, llama, model_folder, nanogpt, published
 from fromscratch.formats.classifiers import classes_of
 from fromscratch.formats.imported import ImportedModel
+from fromscratch.formats.llama_config import MODEL_TYPES, InexpressibleError
 from fromscratch.formats.weights import PICKLE_SUFFIXES, read_pickle, read_weights
 from fromscratch.tokenizers.base import Tokenizer
 from fromscratch.tokenizers.gpt2 import GPT2_VOCABULARY_SIZE, has_gpt2_files, load_gpt2
@@ -17,8 +20,8 @@ HUB_CONFIG = "config.json"
 NANOGPT_FILE = "ckpt.pt"
 MAX_PADDING = 1_024  # rows that programs add to a vocabulary, to round its size up
 SUPPORTED = (
-    "GPT2LMHeadModel folders, published folders, checkpoints of the book's model, nanoGPT's ckpt.pt, "
-    "and causal models and encoders of transformers where that is installed"
+    "GPT-2, Llama, Mistral, Mixtral, Qwen2 and Qwen3 folders of transformers, published folders, checkpoints of the "
+    "book's model, nanoGPT's ckpt.pt, and other causal models and encoders of transformers where that is installed"
 )
 
 
@@ -36,15 +39,8 @@ def read_model(path: Path, *, num_heads: int | None = None) -> ImportedModel:
     if path.is_file() and path.suffix in PICKLE_SUFFIXES and nanogpt.is_nanogpt(read_pickle(path)):
         return nanogpt.read_nanogpt(path)
     raw = read_json_object(path / HUB_CONFIG) if (path / HUB_CONFIG).is_file() else {}
-    classes = classes_of(raw, path / HUB_CONFIG)
-    if raw.get("model_type") == gpt2.MODEL_TYPE:
-        return gpt2.read_gpt2(path, classes=classes)
-    if raw.get("model_type") == published.MODEL_TYPE and published.TABLE_KEY in raw:
-        return published.read_published(path, classes=classes)
-    if huggingface.is_encoder_model(raw):
-        return huggingface.read_encoder(path, raw, classes=classes)
-    if huggingface.is_causal_model(raw):
-        return huggingface.read_huggingface(path, raw, classes=classes)
+    if (found := _read_transformers(path, raw)) is not None:
+        return found
     if any(name.endswith(book.LAYOUT.position_embedding) for name in read_weights(path)):
         return book.read_book(path, num_heads=num_heads)
     if "auto_map" in raw:
@@ -54,6 +50,33 @@ def read_model(path: Path, *, num_heads: int | None = None) -> ImportedModel:
         )
     kind = f" (model_type {raw['model_type']!r})" if "model_type" in raw else ""
     raise DataError(f"{path}: the format of the weights is not supported{kind}; supported are {SUPPORTED}")
+
+
+def _read_transformers(path: Path, raw: dict[str, Any]) -> ImportedModel | None:
+    """The model of a folder of transformers; None if it is of no architecture that is known."""
+    classes = classes_of(raw, path / HUB_CONFIG)
+    if raw.get("model_type") == gpt2.MODEL_TYPE:
+        return gpt2.read_gpt2(path, classes=classes)
+    if raw.get("model_type") == published.MODEL_TYPE and published.TABLE_KEY in raw:
+        return published.read_published(path, classes=classes)
+    if str(raw.get("model_type")) in MODEL_TYPES and "auto_map" not in raw:
+        return _read_llama(path, raw, classes)
+    if huggingface.is_encoder_model(raw):
+        return huggingface.read_encoder(path, raw, classes=classes)
+    return huggingface.read_huggingface(path, raw, classes=classes) if huggingface.is_causal_model(raw) else None
+
+
+def _read_llama(path: Path, raw: dict[str, Any], classes: tuple[str, ...]) -> ImportedModel:
+    """As a model of ours, or with its reason as one of transformers."""
+    try:
+        return llama.read_llama(path, raw, classes=classes)
+    except InexpressibleError as error:
+        if not huggingface.is_causal_model(raw):
+            raise UsageError(
+                f"{error}; where transformers is installed (the extra hf), such a model is read as kind 'huggingface'"
+            ) from None
+        found = huggingface.read_huggingface(path, raw, classes=classes)
+        return replace(found, notes=[f"read as a model of kind 'huggingface', because of {error}"])
 
 
 def tokenizer_of(path: Path, *, vocab_size: int, name: str | None = None) -> Tokenizer:

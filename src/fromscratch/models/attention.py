@@ -1,7 +1,7 @@
 """Causal multi-head self-attention: explicit for readers, and through torch's fused kernels.
 
 Letters: B batch, T time (new tokens), S tokens that they may see, D embedding, H heads, G heads of keys and values,
-C = D / H head channels.
+C head channels, D / H unless the model says otherwise.
 
 Sources: Vaswani et al. 2017, "Attention Is All You Need", section 3.2; Radford et al. 2019 (GPT-2).
 """
@@ -70,10 +70,11 @@ class CausalAttention(nn.Module):
         self.layer = layer
         self.num_heads = sizes.num_heads
         self.num_key_value_heads = key_value_heads or sizes.num_heads
-        self.head_channels = sizes.embedding_dim // sizes.num_heads
+        self.head_channels = sizes.head_channels
         width = (sizes.num_heads + 2 * self.num_key_value_heads) * self.head_channels
         self.query_key_value = nn.Linear(sizes.embedding_dim, width, bias=sizes.attention_bias)
-        self.output = nn.Linear(sizes.embedding_dim, sizes.embedding_dim, bias=output_bias is not False)
+        mixed = sizes.num_heads * self.head_channels
+        self.output = nn.Linear(mixed, sizes.embedding_dim, bias=output_bias is not False)
         self.probability_dropout = Dropout(sizes.dropout)
         self.query_norm = self.key_norm = None
         if query_key_norm is not None:
@@ -202,8 +203,10 @@ class CausalAttention(nn.Module):
 
     def forward_flops(self, context_length: int) -> float:
         """The projections, and for each visible key a score and a term of the weighted mean."""
-        visible = (context_length + 1) / 2
-        if not self._sees_all_earlier:
+        if type(self).sees is CausalAttention.sees:
+            most = min(self.window or context_length, context_length)  # the first tokens see fewer
+            visible = most - most * (most - 1) / 2 / context_length
+        else:
             positions = torch.arange(context_length, device="cpu")
             blocks = positions.split(QUERIES_PER_BLOCK)  # never holds [T, T]
             visible = sum(int(self.sees(block[:, None], positions[None]).sum()) for block in blocks) / context_length

@@ -77,6 +77,13 @@ class Sizes:
     """Whether the head's matrix is the token embedding's (Press and Wolf 2017)."""
     residual_dtype: str | None = None
     """``bf16`` keeps the residual stream between layers in it; None leaves it in the embedding's type."""
+    head_dim: int | None = None
+    """Channels of each attention head; None divides the width among the heads."""
+
+    @property
+    def head_channels(self) -> int:
+        """Channels of each attention head, C."""
+        return self.head_dim or self.embedding_dim // self.num_heads
 
 
 @dataclass(frozen=True)

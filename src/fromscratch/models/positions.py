@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from .mechanism import Init, ScoreBias, Sizes
 
+YARN_TURNS = (1.0, 32.0)  # within the trained context: the ends of the ramp between divided and kept pairs
+LLAMA3_TURNS = (1.0, 4.0)  # the same, as in every model of Llama 3.1 to 3.3
+
 
 class PositionInAttention:
     """What attention asks of positions. The base class encodes nothing."""
@@ -50,13 +53,14 @@ class RotaryPosition(NoPosition):
     ``linear`` divides positions by the factor (Chen et al. 2023, "Extending Context Window ...", section 2.3).
     ``ntk`` takes a larger base, so that the slowest pair is divided and the fastest is kept (bloc97 2023; Peng et al.
     2023, "YaRN", equation 16). ``yarn`` divides slow pairs and keeps fast ones (Peng et al. 2023, section 3.2).
+    ``llama3`` does so with another ramp, and without YaRN's temperature (Meta 2024, ``llama-models``, ``model.py``).
     """
 
     def __init__(
         self, sizes: Sizes, *, theta: float, scaling: str | None, factor: float | None, trained_context: int | None
     ) -> None:
         super().__init__(sizes)
-        channels = sizes.embedding_dim // sizes.num_heads
+        channels = sizes.head_channels
         trained_context = trained_context or sizes.context_length
         factor = factor or max(1.0, sizes.context_length / trained_context)
         if scaling == "linear":
@@ -65,7 +69,9 @@ class RotaryPosition(NoPosition):
             self.in_attention = Rotation(theta * factor ** (channels / max(1, channels - 2)))
         elif scaling == "yarn":
             ramp = yarn_ramp(channels, theta, trained_context)
-            self.in_attention = Rotation(theta, factor, ramp, scale=0.1 * math.log(factor) + 1.0)  # equation 25
+            self.in_attention = Rotation(theta, factor, ramp, scale=yarn_scale(factor))
+        elif scaling == "llama3":
+            self.in_attention = Rotation(theta, factor, trained_context=trained_context)
         else:
             self.in_attention = Rotation(theta)
 
@@ -82,6 +88,8 @@ class Rotation(PositionInAttention):
     """Pairs up to the first keep their frequency, those from the second on are divided, those between partly."""
     scale: float = 1.0
     """Factor on queries and keys (the temperature of YaRN)."""
+    trained_context: int | None = None
+    """Llama 3's ramp: pairs that turn up to once within so many tokens are divided, those from four times on kept."""
 
     def encode(self, query: Tensor, key: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
         angles = positions[:, None, :, None] * self.frequencies(query.shape[-1], query.device)  # [B or 1, 1, T, C/2]
@@ -92,10 +100,15 @@ class Rotation(PositionInAttention):
         """Radians per token of each pair [C/2]: theta^(-2c/C). Computed on the device, so nothing is copied to it."""
         pairs = torch.arange(channels // 2, dtype=torch.float32, device=device)
         plain = self.theta ** (pairs * (-2.0 / channels))
-        if self.ramp is None:
+        if self.trained_context is not None:
+            least, most = LLAMA3_TURNS
+            turns = plain * (self.trained_context / (2 * math.pi))
+            divided = ((most - turns) / (most - least)).clamp(0.0, 1.0)
+        elif self.ramp is not None:
+            low, high = self.ramp
+            divided = ((pairs - low) / max(high - low, 1e-3)).clamp(0.0, 1.0)
+        else:
             return plain / self.factor
-        low, high = self.ramp
-        divided = ((pairs - low) / max(high - low, 1e-3)).clamp(0.0, 1.0)
         return plain * (1.0 - divided) + plain / self.factor * divided
 
 
@@ -110,7 +123,13 @@ def yarn_ramp(channels: int, theta: float, trained_context: int) -> tuple[float,
     def pair_of(turns: float) -> float:
         return channels * math.log(trained_context / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
-    return max(math.floor(pair_of(32.0)), 0), min(math.ceil(pair_of(1.0)), channels - 1)
+    least, most = YARN_TURNS
+    return max(math.floor(pair_of(most)), 0), min(math.ceil(pair_of(least)), channels - 1)
+
+
+def yarn_scale(factor: float) -> float:
+    """YaRN's factor on queries and keys (equation 25)."""
+    return 0.1 * math.log(factor) + 1.0
 
 
 class AlibiPosition(NoPosition):

@@ -12,8 +12,8 @@ from fromscratch.config.model import GPTConfig
 from fromscratch.errors import DataError
 from fromscratch.files import read_json_object
 from fromscratch.formats.checkpoints import RAW
+from fromscratch.formats.gpt2 import KINDS, not_gpt2
 from fromscratch.formats.model_sources import LoadedModel
-from fromscratch.publishing.native import GPT2_KINDS, not_gpt2
 from fromscratch.runs.directory import RunDirectory
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
@@ -87,7 +87,7 @@ def _model_properties(loaded: LoadedModel) -> dict[str, Any]:
         "parameters": f"{parameters:,}",
         "architecture": f"{'GPT' if not_gpt2(config) else 'GPT-2'}: {config.num_layers} layers, "
         f"{config.num_heads} heads, {config.embedding_dim} wide",
-        "slots": ", ".join(f"{slot} {getattr(config, slot).kind}" for slot in GPT2_KINDS if slot != "head"),
+        "slots": ", ".join(f"{slot} {getattr(config, slot).kind}" for slot in KINDS if slot != "head"),
         "context": f"{config.context_length:,} tokens",
         "vocabulary": f"{config.vocab_size:,} ids, tokenizer {loaded.tokenizer.name}",
         "head": "tied to the embedding" if config.tied_head else "a separate matrix",

@@ -1,6 +1,6 @@
 """Exports a model as a folder that the transformers library loads, in one of two formats.
 
-``native`` is an architecture of transformers (GPT-2, Llama, Mistral, Mixtral, Qwen3), for every program that runs it.
+``native`` is an architecture of transformers (GPT-2, Llama, Mistral, Mixtral, Qwen2, Qwen3), without code.
 ``custom`` contains our own model files with an interface for transformers, for every architecture.
 """
 
@@ -15,14 +15,16 @@ from fromscratch.config.model import GPTConfig, HuggingFaceConfig, ModelConfig
 from fromscratch.errors import UsageError
 from fromscratch.files import check_replaceable, sealed_folder, to_strict_json
 from fromscratch.formats.classifiers import SCORE
+from fromscratch.formats.gpt2 import not_gpt2
 from fromscratch.formats.layouts import HEAD
+from fromscratch.formats.llama_config import not_llama
 from fromscratch.formats.model_sources import LoadedModel
 from fromscratch.formats.published import MODEL_TYPE, TABLE_KEY, to_published_tensors
 from fromscratch.formats.weights import SAFETENSORS, model_tensors
 from fromscratch.publishing.card import CardSettings, write_card
 from fromscratch.publishing.classifiers import classifier_settings, scores_of, write_huggingface_classifier
 from fromscratch.publishing.model_code import model_code_files
-from fromscratch.publishing.native import native_config, native_tensors, not_gpt2, not_llama
+from fromscratch.publishing.native import native_config, native_tensors
 from fromscratch.publishing.prompt_files import write_prompt_format
 from fromscratch.publishing.tokenizer_files import write_tokenizer
 
@@ -153,6 +155,7 @@ def custom_config(config: GPTConfig) -> dict[str, Any]:
         "attention_bias": config.attention_bias,
         "tie_word_embeddings": config.tied_head,
         "residual_dtype": config.residual_dtype,
+        "head_dim": config.head_channels,
         "dtype": "float32",
         TABLE_KEY: config.model_dump(mode="json", exclude_none=True),
     }

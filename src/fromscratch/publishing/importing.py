@@ -14,6 +14,7 @@ from fromscratch.formats.weights import WEIGHT_SUFFIXES
 from fromscratch.hub.downloads import download_model
 from fromscratch.hub.names import model_name
 from fromscratch.publishing.seed_runs import BEST_CHECKPOINT, MODEL_JSON, TRAIN_JSON, convert_settings
+from fromscratch.tokenizers.huggingface import HuggingFaceTokenizer
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,8 @@ def import_model(source: str, out: Path, *, tokenizer: str | None = None, num_he
         notes.append(
             f"the model's vocabulary is padded: {vocab_size} ids, but the tokenizer has {opened_tokenizer.vocab_size}"
         )
+    if isinstance(opened_tokenizer, HuggingFaceTokenizer) and any(opened_tokenizer.frame()):
+        notes.append("the tokenizer's special tokens at the beginning or end of every text are left out here")
     origin = {"source": source, "format": found.format, "files": _checksums(path), "notes": notes}
     write_model_folder(folder, found.config, model, opened_tokenizer, origin)
     if run_file is not None:

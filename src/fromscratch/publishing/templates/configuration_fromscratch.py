@@ -17,6 +17,7 @@ DEFAULTS = {
     "attention_bias": True,
     "tie_word_embeddings": True,
     "residual_dtype": None,
+    "head_dim": None,
     "use_cache": True,
     "initializer_range": 0.02,
     "fromscratch_model": None,

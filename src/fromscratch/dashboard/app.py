@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
-from fromscratch.dashboard import compare_page, live, overview, playground, run_page, study_page
+from fromscratch.dashboard import compare_page, judged_page, live, overview, playground, run_page, study_page
 from fromscratch.dashboard.security import LOCAL_NAMES, Guard
 from fromscratch.dashboard.site import Part, RefusedRunError, Site
 
@@ -19,6 +19,7 @@ PARTS: tuple[Callable[[Site], Part], ...] = (
     overview.part,
     run_page.part,
     study_page.part,
+    judged_page.part,
     compare_page.part,
     playground.part,
     live.part,

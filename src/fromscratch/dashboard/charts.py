@@ -180,6 +180,16 @@ COLUMNS = {
 }
 
 
+def forest(rows: list[dict[str, Any]], label: str, *, margin: float | None, first: str, notes: list[str]) -> Chart:
+    """Values with intervals, one row each; with ``margin`` they are effects, and small ones are shaded around 0.
+
+    A row has ``arm`` (its name), ``verdict``, ``effect``, ``low``, ``high`` and ``dots``. ``first`` says in a saved
+    table what the rows are.
+    """
+    heads = [first, "verdict", "effect" if margin is not None else "value", "low", "high", "differences of runs"]
+    return {"kind": "forest", "margin": margin, "rows": rows, "label": label, "heads": heads, "notes": notes}
+
+
 def make_chart(
     shown: list[series.Series],
     label: str,

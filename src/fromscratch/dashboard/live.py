@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from fromscratch.dashboard.site import Part, Site
+from fromscratch.dashboard.site import JUDGED_FILES, Part, Site
 from fromscratch.runs.directory import RunDirectory
 
 MIN_INTERVAL_SECONDS = 2.0
@@ -75,7 +75,8 @@ class Watch:
 
     def _look(self, name: str) -> str:
         if not name:
-            return stamp_of_all(self._site.runs(), [self._site.root])
+            judged = (path / file for path in self._site.judged() for file in JUDGED_FILES)
+            return stamp_of_all(self._site.runs(), [self._site.root, *judged])
         try:
             folder = self._site.folder(name)
         except HTTPException:
@@ -83,7 +84,7 @@ class Watch:
         if RunDirectory(folder).exists():
             return stamp_of_all([RunDirectory(folder)])
         inner = [run for path in self._site.folders(folder) if (run := RunDirectory(path)).exists()]
-        return stamp_of_all(inner, [folder / file for file in ("study.json", "definition.json", "report.json")])
+        return stamp_of_all(inner, [folder / file for file in ("study.json", "definition.json", *JUDGED_FILES)])
 
 
 def part(site: Site) -> Part:

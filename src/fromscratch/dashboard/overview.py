@@ -1,24 +1,26 @@
-"""The first page: what is going on, in runs and studies."""
+"""The first page: what is going on, in runs and studies, and what judges said."""
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from fromscratch.dashboard.figures import Figures, figures_of
+from fromscratch.dashboard.judged import JudgedView, judged_of, short
 from fromscratch.dashboard.site import Part, Site
 from fromscratch.dashboard.studies import StudyView, studies_of
+from fromscratch.judging.writing import shown
 
 
 def part(site: Site) -> Part:
     """The first page."""
-    figures, studies = figures_of(site), studies_of(site)
+    figures, studies, judged = figures_of(site), studies_of(site), judged_of(site)
 
-    def read() -> tuple[list[Figures], list[StudyView]]:
+    def read() -> tuple[list[Figures], list[StudyView], list[JudgedView]]:
         views = [view for name in studies.names() if (view := studies.view(name)).recorded or view.problem]
-        return figures.all(), sorted(views, key=lambda view: not view.is_running)
+        return figures.all(), sorted(views, key=lambda view: not view.is_running), judged.all()
 
     async def show(request: Request) -> Response:
-        runs, views = await site.in_thread(read)
+        runs, views, results = await site.in_thread(read)
         ended = [one for one in runs if not one.is_running]
         return site.page(
             request,
@@ -28,6 +30,9 @@ def part(site: Site) -> Part:
             others=[one for one in ended if not one.study],
             of_studies=[one for one in ended if one.study],
             studies=views,
+            judged=results,
+            shown=shown,
+            short=short,
         )
 
     return Part((Route("/", show, methods=["GET"]),), entry=("/", "Runs"))

@@ -24,6 +24,8 @@ MAX_NAME_BYTES = 255
 MAX_THREADS = 2
 MAX_DEPTH = 2
 """Runs are in the folder of runs, or in the folder of their study."""
+JUDGED_FILES = ("judge.json", "report.json", "replies.jsonl", "labels.jsonl")
+"""What a results folder of ``fromscratch judge`` holds; the first makes it one."""
 
 Result = TypeVar("Result")
 
@@ -84,6 +86,14 @@ class Site:
                 yield RunDirectory(path)
             elif self.is_inside(path):
                 yield from (run for inner in self.folders(path) if (run := RunDirectory(inner)).exists())
+
+    def judged(self) -> Iterator[Path]:
+        """The results folders of judges, in the folder of runs or one level below."""
+        for path in self.folders():
+            if not self.is_inside(path):
+                continue
+            inner = () if RunDirectory(path).exists() else self.folders(path)
+            yield from (one for one in (path, *inner) if (one / JUDGED_FILES[0]).is_file())
 
     def run(self, name: str) -> RunDirectory:
         """Finds a run by its path below the root. Raises HTTPException 404, and RefusedRunError."""

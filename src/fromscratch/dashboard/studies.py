@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fromscratch.dashboard import series
-from fromscratch.dashboard.charts import NATS, make_chart
+from fromscratch.dashboard.charts import NATS, forest, make_chart
 from fromscratch.dashboard.figures import Figures, Memory, figures_of
 from fromscratch.dashboard.live import stamp_of_all
 from fromscratch.dashboard.run_data import reader_of
@@ -276,7 +276,7 @@ def _effects(view: StudyView) -> dict[str, Any]:
     label = f"effect on the {measure.name}, {measure.scale} ({measure.better_side} of 0 is better)"
     notes = [f"shaded: effects below {measure.amount(view.judgement.margin)}, which do not matter here"]
     notes += [f"{lost} runs diverged or were stopped: they have no {measure.name}"] if lost else []
-    return {"kind": "forest", "margin": view.judgement.margin, "rows": rows, "label": label, "notes": notes}
+    return forest(rows, label, margin=view.judgement.margin, first="arm", notes=notes)
 
 
 def _curves(folder: StudyFolder) -> dict[str, Any]:

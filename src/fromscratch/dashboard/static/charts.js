@@ -137,7 +137,8 @@ class Chart {
   describe() {
     const { data } = this;
     if (data.kind === "forest") {
-      return `${this.title}. ${data.rows.map((row) => `${row.arm}: ${row.verdict}, effect ${format(row.effect)}`).join("; ")}`;
+      const rows = data.rows.map((row) => `${row.arm}: ${row.verdict && `${row.verdict}, `}${data.heads[2]} ${format(row.effect)}`);
+      return `${this.title}. ${rows.join("; ")}`;
     }
     if (data.kind === "matrix") return `${this.title}: ${data.classes.length} classes`;
     if (!data.series.length) return `${this.title}: ${data.empty}`;
@@ -277,8 +278,7 @@ class Chart {
     };
     let rows;
     if (data.kind === "forest") {
-      rows = [["arm", "verdict", "effect", "low", "high", "differences of runs"],
-        ...data.rows.map((row) => [row.arm, row.verdict, row.effect, row.low, row.high, row.dots.join(" ")])];
+      rows = [data.heads, ...data.rows.map((row) => [row.arm, row.verdict, row.effect, row.low, row.high, row.dots.join(" ")])];
     } else if (data.kind === "matrix") {
       rows = [["class", ...data.classes], ...data.counts.map((row, place) => [data.classes[place], ...row])];
     } else {

@@ -205,17 +205,20 @@ export function valuesAt(chart, x) {
 // Effects with intervals: one row per arm, a dot per run, a band for effects that do not matter.
 export function drawForest(ctx, chart, width, height, paint) {
   const reach = extent(chart.rows.map((row) => [...row.dots, row.low, row.high, row.effect]));
-  let [x0, x1] = widen(Math.min(reach[0], -chart.margin), Math.max(reach[1], chart.margin), 0.06);
-  const limit = 4 * Math.max(chart.margin, ...chart.rows.flatMap((row) => [...row.dots, row.effect ?? 0].map(Math.abs)));
-  [x0, x1] = [Math.max(x0, -limit), Math.min(x1, limit)];
+  const isEffect = chart.margin !== null;
+  let [x0, x1] = isEffect ? widen(Math.min(reach[0], -chart.margin), Math.max(reach[1], chart.margin), 0.06) : widen(...reach, 0.06);
+  if (isEffect) {
+    const limit = 4 * Math.max(chart.margin, ...chart.rows.flatMap((row) => [...row.dots, row.effect ?? 0].map(Math.abs)));
+    [x0, x1] = [Math.max(x0, -limit), Math.min(x1, limit)];
+  }
   ctx.font = FONT;
   const names = Math.min(width * 0.38, Math.max(...chart.rows.map((row) => ctx.measureText(row.arm).width), 30) + 14);
-  const verdicts = width > 560 ? 110 : 0;
+  const verdicts = isEffect && width > 560 ? 110 : 0;
   const [left, right, top, bottom] = [names, width - 12 - verdicts, 8, height - 38];
   const x = (value) => left + ((Math.min(Math.max(value, x0), x1) - x0) / (x1 - x0)) * (right - left);
   const rowHeight = (bottom - top) / Math.max(1, chart.rows.length);
   ctx.fillStyle = paint.soft;
-  ctx.fillRect(x(-chart.margin), top, x(chart.margin) - x(-chart.margin), bottom - top);
+  if (isEffect) ctx.fillRect(x(-chart.margin), top, x(chart.margin) - x(-chart.margin), bottom - top);
   ctx.strokeStyle = paint.line;
   ctx.fillStyle = paint.dim;
   ctx.textAlign = "center";
@@ -227,12 +230,12 @@ export function drawForest(ctx, chart, width, height, paint) {
   ctx.textAlign = "right";
   ctx.fillText(chart.label, width - 12, bottom + 22);
   ctx.strokeStyle = paint.dim;
-  ctx.strokeRect(Math.round(x(0)) + 0.5, top, 0, bottom - top);
+  if (isEffect) ctx.strokeRect(Math.round(x(0)) + 0.5, top, 0, bottom - top);
   chart.rows.forEach((row, place) => drawArm(ctx, row, top + (place + 0.5) * rowHeight, { x, left, right, verdicts }, paint));
 }
 
 function drawArm(ctx, row, y, { x, left, right, verdicts }, paint) {
-  const colour = { better: paint.good, worse: paint.bad, "no effect": paint.series[0] }[row.verdict] ?? paint.dim;
+  const colour = { better: paint.good, worse: paint.bad, "no effect": paint.series[0], "": paint.series[0] }[row.verdict] ?? paint.dim;
   ctx.textBaseline = "middle";
   ctx.textAlign = "right";
   ctx.fillStyle = paint.ink;

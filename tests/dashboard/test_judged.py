@@ -3,38 +3,19 @@
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from starlette.testclient import TestClient
 
-from fromscratch.judging import writing
-from tests.dashboard.conftest import open_client
+from tests.dashboard.conftest import MARKUP, open_client
 from tests.dashboard.test_pages import NASTY, chart_of, hostile
-from tests.judging.conftest import graded, judged, write_answers
-from tests.judging.server import JudgeServer
-
-MARKUP = "</pre><script>document.title='hit'</script>"
-
-
-@pytest.fixture(scope="module")
-def judged_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder of runs with two results folders: a batch and pairs."""
-    folder = tmp_path_factory.mktemp("judged")
-    plain = graded(2, 70)
-    files = write_answers(folder, 24, small=graded(1, 30), large=lambda number: f"{plain(number)} {MARKUP}")
-    with pytest.MonkeyPatch.context() as patch, JudgeServer() as server:
-        patch.setattr(writing, "draw_report", lambda *_, **__: None)
-        judged(server, files, folder / "runs" / "judged")
-        judged(server, files, folder / "runs" / "judges" / "by pairs", "--mode", "pairs")
-    yield folder / "runs"
 
 
 @pytest.fixture
-def folder(judged_once: Path, tmp_path: Path) -> Path:
+def folder(judged_runs: Path, tmp_path: Path) -> Path:
     """A copy that the test may change."""
-    return Path(shutil.copytree(judged_once, tmp_path / "runs"))
+    return Path(shutil.copytree(judged_runs, tmp_path / "runs"))
 
 
 @pytest.fixture

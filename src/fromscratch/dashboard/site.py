@@ -56,7 +56,7 @@ class Site:
             loader=PackageLoader("fromscratch.dashboard"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
         )
         self._templates.filters |= words.FILTERS
-        self._templates.globals |= {"address": address}
+        self._templates.globals |= {"address": address, "playground_address": playground_address}
 
     async def in_thread(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """Calls a function that reads files in a thread. There are few: each keeps memory of its own."""
@@ -146,6 +146,11 @@ def check_contents(folder: Path, root: Path) -> None:
 def address(kind: str, name: str) -> str:
     """The address of a page of a run or study, such as ``/runs/study/arm-seed-1``."""
     return f"/{kind}/{quote(name, safe='/', errors='surrogateescape')}"
+
+
+def playground_address(name: str) -> str:
+    """The address of the playground with a run as its model; the page itself percent-encodes names of models."""
+    return "/playground?model-a=" + quote(quote(name, safe="/", errors="surrogateescape"), safe="/")
 
 
 def live_address(*names: str) -> str:

@@ -274,9 +274,10 @@ def _effects(view: StudyView) -> dict[str, Any]:
     lost = sum(len(row.result.runs.diverged) for row in view.rows)
     measure = view.judgement.result.measure
     label = f"effect on the {measure.name}, {measure.scale} ({measure.better_side} of 0 is better)"
-    notes = [f"shaded: effects below {measure.amount(view.judgement.margin)}, which do not matter here"]
+    margin = view.judgement.margin
+    notes = [f"shaded: effects below {measure.amount(margin)}, which do not matter here"] if margin else []
     notes += [f"{lost} runs diverged or were stopped: they have no {measure.name}"] if lost else []
-    return forest(rows, label, margin=view.judgement.margin, first="arm", notes=notes)
+    return forest(rows, label, margin=margin, first="arm", notes=notes)
 
 
 def _curves(folder: StudyFolder) -> dict[str, Any]:
@@ -303,7 +304,7 @@ def _evidence(folder: StudyFolder, judgement: Judgement) -> dict[str, Any]:
         rounds, values = np.array([n for n, _ in found]), np.array([value for _, value in found])
         shown.append(series.points(arm, rounds, values, colour=number, joined=True))
     chart = make_chart(shown, "evidence that the arm differs, 1 / p", log=True)
-    return {**chart, "x": {"label": "seeds of each arm", "key": "seeds"}, "empty": "no verdicts yet"}
+    return {**chart, "x": {"label": "seeds of each arm", "key": "seeds", "whole": True}, "empty": "no verdicts yet"}
 
 
 @cache

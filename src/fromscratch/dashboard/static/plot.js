@@ -29,10 +29,10 @@ function formatTick(value) {
   return format(value);
 }
 
-function ticks(low, high, count) {
+function ticks(low, high, count, least = 0) {
   const rough = (high - low) / Math.max(1, count);
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = power * [1, 2, 5, 10].find((factor) => factor * power >= rough);
+  const step = Math.max(least, power * [1, 2, 5, 10].find((factor) => factor * power >= rough));
   const found = [];
   for (let place = Math.ceil(low / step - 1e-9); place * step <= high + step * 1e-9 && found.length < 50; place++) {
     found.push(Number((place * step).toPrecision(12)));
@@ -97,7 +97,7 @@ export function scalesOf(chart, width, height, window) {
   const x = (value) => left + ((value - x0) / (x1 - x0)) * (right - left);
   const y = (value) => bottom - ((toLog(value) - toLog(y0)) / (toLog(y1) - toLog(y0))) * (bottom - top);
   const fromX = (pixel) => x0 + ((pixel - left) / (right - left)) * (x1 - x0);
-  return { x, y, fromX, left, right, top, bottom, x0, x1, log, yTicks, xTicks: ticks(x0, x1, Math.max(2, width / 110)) };
+  return { x, y, fromX, left, right, top, bottom, x0, x1, log, yTicks, xTicks: ticks(x0, x1, Math.max(2, width / 110), chart.x.whole ? 1 : 0) };
 }
 
 export function drawLines(ctx, chart, scales, paint) {
@@ -223,7 +223,7 @@ export function drawForest(ctx, chart, width, height, paint) {
   ctx.fillStyle = paint.dim;
   ctx.textAlign = "center";
   ctx.textBaseline = "top";
-  for (const tick of ticks(x0, x1, Math.max(2, (right - left) / 90))) {
+  for (const tick of ticks(x0, x1, Math.max(3, (right - left) / 90))) {
     ctx.fillText(formatTick(tick), x(tick), bottom + 6);
     ctx.strokeRect(Math.round(x(tick)) + 0.5, top, 0, bottom - top);
   }

@@ -14,6 +14,7 @@ from starlette.staticfiles import StaticFiles
 from fromscratch.dashboard import compare_page, judged_page, live, overview, playground, run_page, study_page
 from fromscratch.dashboard.security import LOCAL_NAMES, Guard
 from fromscratch.dashboard.site import Part, RefusedRunError, Site
+from fromscratch.dashboard.stamps import watch_of
 
 PARTS: tuple[Callable[[Site], Part], ...] = (
     overview.part,
@@ -53,5 +54,5 @@ def create_app(root: Path, *, names: Iterable[str] = LOCAL_NAMES, token: str | N
         middleware=[Middleware(Guard, names=names, token=token)],
         exception_handlers={HTTPException: show_error, RefusedRunError: show_error},
     )
-    app.state.closing = site.closing
+    app.state.closing, app.state.watch = site.closing, watch_of(site)
     return app

@@ -1,46 +1,18 @@
 """The figures of runs that pages show, read again only when a file of the run has changed."""
 
-import threading
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import Any, TypeVar
 
 from fromscratch.config.loading import read_run_config
 from fromscratch.config.run import RunConfig
-from fromscratch.dashboard.live import stamp_of
 from fromscratch.dashboard.site import RefusedRunError, Site, check_contents
+from fromscratch.dashboard.stamps import Memory, stamp_of
 from fromscratch.errors import DataError, UsageError
 from fromscratch.runs.costs import cost_of
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.overview import Overview, overview, recent_speed
 from fromscratch.runs.records import last_record, to_count
 from fromscratch.runs.states import RunState
-
-MAX_REMEMBERED = 2_000
-Result = TypeVar("Result")
-
-
-class Memory:
-    """Remembers results by key, each with the stamp of what it was computed from."""
-
-    def __init__(self, max_remembered: int = MAX_REMEMBERED) -> None:
-        self._max_remembered = max_remembered
-        self._found: dict[Any, tuple[str, Any]] = {}
-        self._lock = threading.Lock()
-
-    def get(self, key: Any, stamp: str, compute: Callable[[], Result]) -> Result:
-        """The result of ``compute``, or the one that it had for the same key and stamp."""
-        known = self._found.get(key)
-        if known is not None and known[0] == stamp:
-            return known[1]
-        result = compute()
-        with self._lock:
-            self._found.pop(key, None)
-            self._found[key] = (stamp, result)
-            while len(self._found) > self._max_remembered:
-                del self._found[next(iter(self._found))]
-        return result
 
 
 @dataclass(frozen=True)

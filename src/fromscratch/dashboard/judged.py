@@ -11,9 +11,8 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.exceptions import HTTPException
 
 from fromscratch.dashboard.charts import forest, make_chart
-from fromscratch.dashboard.figures import Memory
-from fromscratch.dashboard.live import stamp_of_all
 from fromscratch.dashboard.site import JUDGED_FILES, RefusedRunError, Site, check_contents
+from fromscratch.dashboard.stamps import Memory, stamp_of_all
 from fromscratch.errors import DataError, FromScratchError, UsageError
 from fromscratch.files import readable_bytes
 from fromscratch.finetuning.records import RESPONSE, read_records

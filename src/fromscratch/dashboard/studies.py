@@ -13,18 +13,17 @@ from numpy.typing import NDArray
 
 from fromscratch.dashboard import series
 from fromscratch.dashboard.charts import NATS, forest, make_chart
-from fromscratch.dashboard.figures import Figures, Memory, figures_of
-from fromscratch.dashboard.live import stamp_of_all
+from fromscratch.dashboard.figures import Figures, figures_of
 from fromscratch.dashboard.run_data import reader_of
-from fromscratch.dashboard.site import RefusedRunError, Site, check_contents
+from fromscratch.dashboard.site import RefusedRunError, Site, check_contents, run_in
+from fromscratch.dashboard.stamps import Memory, stamp_at
 from fromscratch.errors import FromScratchError
-from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.states import RunState
 from fromscratch.studies.agenda import by_value
 from fromscratch.studies.forecasts import Forecast, remaining
-from fromscratch.studies.jobs import RECORD, Job, StudyFolder, is_lost, missing
+from fromscratch.studies.jobs import Job, StudyFolder, is_lost, missing
 from fromscratch.studies.past import finding_in
-from fromscratch.studies.recorded import DEFINITION, RecordedStudy, is_study, open_recorded
+from fromscratch.studies.recorded import RecordedStudy, is_study, open_recorded
 from fromscratch.studies.results import (
     Judgement,
     curves_by_arm,
@@ -138,23 +137,18 @@ class Studies:
         return [
             self._site.name_of(path)
             for path in self._site.folders()
-            if self._site.is_inside(path) and not RunDirectory(path).exists() and is_study(path)
+            if self._site.is_inside(path) and not run_in(path).exists() and is_study(path)
         ]
 
     def view(self, name: str) -> StudyView:
         """A study. Raises HTTPException 404 if the folder is gone or leads elsewhere."""
         path = self._site.folder(name)
-        return self._memory.get(name, self._stamp(path), lambda: self._read(name, path))
+        return self._memory.get(name, stamp_at(self._site, name), lambda: self._read(name, path))
 
     def chart(self, name: str, kind: str) -> dict[str, Any]:
         """The data of one of ``CHARTS``."""
         view = self.view(name)
-        stamp = self._stamp(self._site.folder(name))
-        return self._memory.get((name, kind), stamp, lambda: self._draw(view, kind))
-
-    def _stamp(self, path: Path) -> str:
-        runs = [run for inner in self._site.folders(path) if (run := RunDirectory(inner)).exists()]
-        return stamp_of_all(runs, [path / file for file in (RECORD, DEFINITION, "report.json")])
+        return self._draw(view, kind)
 
     def _read(self, name: str, path: Path) -> StudyView:
         try:

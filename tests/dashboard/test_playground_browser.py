@@ -190,6 +190,9 @@ def test_b38_what_models_and_people_write_is_text(
     assert "</script><script>" in shown
     assert "\u202e" not in shown and "\\u0007" in shown and page.locator("main script, main img").count() == 0
     assert page.locator("#side-a h2").inner_text() == name and page.title().startswith("Playground")
+    page.get_by_label("Prompt").fill("Größe 東 🦊")
+    press(page, "Predict")
+    assert tokens_of(page) == list("Grö·ß·e 東·· 🦊···")  # a byte is a token; the first of a character shows it
 
 
 def test_a_run_leads_to_the_playground_and_back(

@@ -1,7 +1,7 @@
 """The figures of runs that pages show, read again only when a file of the run has changed."""
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 from fromscratch.config.loading import read_run_config
 from fromscratch.config.run import RunConfig
@@ -25,18 +25,40 @@ class Figures:
     """None if the run is not opened."""
     refusal: str = ""
     """Why it is not opened."""
-    tokens: int | None = None
-    tokens_per_second: float | None = None
-    seconds_left: float | None = None
     total_seconds: float | None = None
     dollars: float | None = None
     study: str = ""
     """Name of the study that it belongs to."""
+    run: RunDirectory | None = None
+    """Where figures are read that few pages show."""
 
     @property
     def is_running(self) -> bool:
         """Whether a process trains it."""
         return self.overview is not None and self.overview.state == RunState.RUNNING
+
+    @cached_property
+    def tokens(self) -> int | None:
+        """Tokens seen in training."""
+        return None if self.run is None else to_count(last_record(self.run.metrics).get("tokens"))
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Median of the last steps."""
+        return self._speed[0]
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until the last step of a run that is trained now, without evaluations and checkpoints."""
+        found = self.overview
+        if not self.is_running or found is None or found.step is None or found.num_steps is None:
+            return None
+        seconds_per_step = self._speed[1]
+        return None if seconds_per_step is None else max(0, found.num_steps - found.step) * seconds_per_step
+
+    @cached_property
+    def _speed(self) -> tuple[float | None, float | None]:
+        return (None, None) if self.run is None else recent_speed(self.run)
 
     @property
     def updated_at(self) -> str:
@@ -71,19 +93,14 @@ class FiguresOfRuns:
             return Figures(name, None, str(error))
         except (OSError, ValueError, RuntimeError, RecursionError) as error:
             return Figures(name, None, f"cannot be read ({error})")
-        speed, seconds_per_step = recent_speed(run)
-        left = None if found.step is None or found.num_steps is None else max(0, found.num_steps - found.step)
-        is_training = found.state == RunState.RUNNING
         seconds, dollars = _costs(run)
         return Figures(
             name=name,
             overview=found,
-            tokens=to_count(last_record(run.metrics).get("tokens")),
-            tokens_per_second=speed,
-            seconds_left=left * seconds_per_step if is_training and left and seconds_per_step else None,
             total_seconds=seconds,
             dollars=dollars,
             study=name.rpartition("/")[0],
+            run=run,
         )
 
 

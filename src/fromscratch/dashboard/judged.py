@@ -205,9 +205,9 @@ def chart_of(view: JudgedView, kind: str) -> dict[str, Any]:
         label = "comparisons won, %" if view.is_paired else "mean score"
         return forest(rows, label, margin=None, first="model", notes=notes)
     rows = [_row(f"{one.model} - {one.other}", short(one.verdict), one.mean) for one in report.differences]
-    notes = [f"shaded: differences below {report.margin:g} points; the intervals hold together with 95%"]
-    label = "difference in points (right of 0: the first model is better)"
-    return forest(rows, label, margin=report.margin, first="models", notes=notes)
+    notes = ["right of 0: the first model is better", f"shaded: differences below {report.margin:g} points"]
+    notes.append("the intervals hold together with 95%")
+    return forest(rows, "difference in points", margin=report.margin, first="models", notes=notes)
 
 
 def _row(name: str, verdict: str, found: Estimate) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """What many open pages share: one look at the disk, one reading of a file, one answer."""
 
 import json
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -140,3 +141,19 @@ def test_all_pages_of_a_folder_share_one_look_at_the_disk(
             assert client.get(address).status_code == 200
     if time.monotonic() - began < 2:  # a stamp may be five seconds old with 50 pages
         assert sorted(looks) == ["", "first"] and drawn == [20]
+
+
+def test_each_page_follows_everything_that_it_shows(client: TestClient, runs: Path, judged_runs: Path) -> None:
+    shutil.copytree(judged_runs / "judged", runs / "judged")
+    addresses = ("/", "/compare?run=first&run=stopped", "/compare-chart?run=first&run=stopped", "/judged/judged")
+    before = [client.get(address).content for address in addresses]
+    assert before == [client.get(address).content for address in addresses]
+    with (runs / "stopped" / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 11, "loss": 0.125, "tokens": 9}\n')
+    report = runs / "judged" / "report.json"
+    report.write_text(report.read_text().replace('"judged": 24', '"judged": 23'))
+    after = [client.get(address).content for address in addresses]
+    assert [one == other for one, other in zip(before, after, strict=True)] == [False] * 4
+    assert b"0.125" in after[0] and b"0.125" in after[2] and b"23 of 24" in after[3]
+    shutil.rmtree(runs / "stopped")
+    assert "stopped" not in client.get("/").text and client.get(addresses[1]).status_code == 404

@@ -37,6 +37,6 @@ def part(site: Site) -> Part:
         )
 
     async def show(_request: Request) -> Response:
-        return html_response(await bodies.get(("overview",), "", render))
+        return html_response(await bodies.get(("overview",), [""], render))
 
     return Part((Route("/", show, methods=["GET"]),), entry=("/", "Runs"))

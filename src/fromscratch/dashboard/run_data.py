@@ -17,6 +17,8 @@ from fromscratch.runs.costs import SessionCost, read_sessions
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.studies.jobs import held_out_losses
 
+Window = tuple[float | None, float | None]
+"""First and last step; None means no limit."""
 MAX_BYTES_AT_ONCE = 16 << 20
 """Of a file with more that is unread, a chart first shows some steps, and all of them when they are read."""
 
@@ -60,7 +62,7 @@ def reader_of(site: Site) -> RunDataReader:
     return RunDataReader(site)
 
 
-def window_of(request: Request) -> tuple[float | None, float | None]:
+def window_of(request: Request) -> Window:
     """The range of steps in ``first`` and ``last`` of an address. Raises HTTPException 400."""
     found = []
     for name in ("first", "last"):

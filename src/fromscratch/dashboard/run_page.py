@@ -19,7 +19,7 @@ from fromscratch.config.run import RunConfig, changed_values
 from fromscratch.dashboard.charts import RUN_CHARTS
 from fromscratch.dashboard.figures import config_or_none, figures_of
 from fromscratch.dashboard.metrics import KNOWN, OTHER_KEYS, Metrics
-from fromscratch.dashboard.run_data import reader_of, window_of
+from fromscratch.dashboard.run_data import Window, reader_of, window_of
 from fromscratch.dashboard.site import Part, Site, address, html_response, json_response, live_address, to_json
 from fromscratch.dashboard.stamps import bodies_of
 from fromscratch.errors import DataError
@@ -49,9 +49,11 @@ def part(site: Site) -> Part:
     async def show(request: Request) -> Response:
         name = request.path_params["name"]
         live = live_address(name)
-        return html_response(await bodies.get(("run",), name, lambda: site.render("run.html", live=live, **read(name))))
+        return html_response(
+            await bodies.get(("run",), [name], lambda: site.render("run.html", live=live, **read(name)))
+        )
 
-    def chart_of(name: str, chart: str, window: tuple[float | None, float | None], full: bool) -> dict[str, Any]:
+    def chart_of(name: str, chart: str, window: Window, full: bool) -> dict[str, Any]:
         data, is_partial = reader.read(name, full=full)
         found = RUN_CHARTS[chart](data.within(*window))
         if data.metrics.skipped:
@@ -67,7 +69,7 @@ def part(site: Site) -> Part:
             "full" in request.query_params or not await site.in_thread(reader.is_long, name),
         )
         return json_response(
-            await bodies.get((kind, window, full), name, lambda: to_json(chart_of(name, kind, window, full)))
+            await bodies.get((kind, window, full), [name], lambda: to_json(chart_of(name, kind, window, full)))
         )
 
     async def confusion(request: Request) -> Response:

@@ -8,7 +8,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -145,14 +145,20 @@ class Bodies:
         self._watch = watch_of(site)
         self._memory = Memory(MAX_BODIES)
 
-    async def get(self, key: tuple[Any, ...], name: str, make: Callable[[], bytes]) -> bytes:
-        """What ``make`` returns for a run, study or folder of this name; it runs in a thread. Raises what it raises."""
+    async def get(self, key: tuple[Any, ...], names: Sequence[str], make: Callable[[], bytes]) -> bytes:
+        """What ``make`` returns about runs, studies or folders; it runs in a thread. Raises what it raises.
+
+        Args:
+            key: what else the body depends on.
+            names: of all that it shows; an empty name means everything.
+        """
+        whole_key = (*key, *names)
 
         def find() -> bytes:
-            return self._memory.get((name, *key), self._watch.stamp(name), make)
+            return self._memory.get(whole_key, " ".join(map(self._watch.stamp, names)), make)
 
-        stamp = self._watch.known(name)
-        body = None if stamp is None else self._memory.known((name, *key), stamp)
+        stamps = [self._watch.known(name) for name in names]
+        body = None if None in stamps else self._memory.known(whole_key, " ".join(filter(None, stamps)))
         return await self._site.in_thread(find) if body is None else body
 
 

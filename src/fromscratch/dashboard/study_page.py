@@ -23,13 +23,13 @@ def part(site: Site) -> Part:
 
     async def show(request: Request) -> Response:
         name = request.path_params["name"]
-        return html_response(await bodies.get(("study",), name, lambda: render(name)))
+        return html_response(await bodies.get(("study",), [name], lambda: render(name)))
 
     async def chart(request: Request) -> Response:
         kind, name = request.path_params["chart"], request.path_params["name"]
         if kind not in CHARTS:
             raise HTTPException(404, f"there is no chart {kind[:80]!r}")
-        return json_response(await bodies.get((kind,), name, lambda: to_json(studies.chart(name, kind))))
+        return json_response(await bodies.get((kind,), [name], lambda: to_json(studies.chart(name, kind))))
 
     return Part(
         (

@@ -43,8 +43,9 @@ class Page:
 
     async def stay_open(self) -> None:
         """Fetches the page, and again after each change, until it is cancelled."""
+        limits = httpx2.Limits(max_connections=6, keepalive_expiry=2.0)  # the server closes them after five seconds
         async with (
-            httpx2.AsyncClient(base_url=self.address, limits=httpx2.Limits(max_connections=6), timeout=None) as client,
+            httpx2.AsyncClient(base_url=self.address, limits=limits, timeout=None) as client,
             client.stream("GET", f"/live?of={self.run}") as changes,
         ):
             async for line in changes.aiter_lines():

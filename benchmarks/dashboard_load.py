@@ -82,8 +82,7 @@ def train(folder: Path, threads: int) -> tuple["subprocess.Popen[bytes]", Path]:
     values = {
         "model": MODEL,
         "data": {"store": "store", "tokens": 10**9, "epochs": 10_000},
-        "train": {"global_batch": 8, "evaluate_every": 50, "checkpoint_every": 200, "precision": "fp32"},
-        "eval": {"tokens": 8192},
+        "train": {"global_batch": 8, "evaluate_every": 0, "checkpoint_every": 10_000, "precision": "fp32"},
     }
     (folder / "run.toml").write_text(tomli_w.dumps(values))
     command = [sys.executable, "-m", "fromscratch", "train", str(folder / "run.toml"), "--name", "live"]

@@ -7,10 +7,10 @@ import hashlib
 import math
 import os
 import threading
-import time
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
+from time import monotonic
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
@@ -124,14 +124,14 @@ class Watch:
     def known(self, name: str) -> str | None:
         """A stamp that is recent enough; None if there is none. Where no page is open, none is."""
         at, found = self._found.get(name, (-math.inf, ""))
-        return found if time.monotonic() - at < 0.5 * SECONDS_PER_PAGE * self.open_pages else None
+        return found if monotonic() - at < 0.5 * SECONDS_PER_PAGE * self.open_pages else None
 
     def stamp(self, name: str) -> str:
         """The stamp of a run, of a study, or of everything (an empty name)."""
         found = self.known(name)
         if found is None:
             found = stamp_at(self._site, name)
-            now = time.monotonic()
+            now = monotonic()
             self._found = {key: one for key, one in self._found.items() if now - one[0] < 60}
             self._found[name] = (now, found)
         return found

@@ -269,7 +269,7 @@ def _effects(view: StudyView) -> dict[str, Any]:
     measure = view.judgement.result.measure
     label = f"effect on the {measure.name}, {measure.scale} ({measure.better_side} of 0 is better)"
     margin = view.judgement.margin
-    notes = [f"shaded: effects below {measure.amount(margin)}, which do not matter here"] if margin else []
+    notes = [f"shaded: effects below {measure.amount(margin)}, which do not matter here"]
     notes += [f"{lost} runs diverged or were stopped: they have no {measure.name}"] if lost else []
     return forest(rows, label, margin=margin, first="arm", notes=notes)
 

@@ -2,7 +2,8 @@
 
 Makes 200 runs, a study of 40 runs, and a run of 1,000,000 steps in a temporary folder. A headless Chromium opens each
 page in a fresh browser context, first from a server that has just started, then again. The time is that of the first
-contentful paint, which shows the key figures and tables, and of the first chart. ``--json`` prints JSON.
+contentful paint, which shows the key figures and tables, and of the first chart. At last a model of the size of GPT-2
+small generates in the playground of a server that has shown all pages. ``--json`` prints JSON.
 """
 
 import argparse
@@ -21,14 +22,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx2
 from playwright.sync_api import Browser, sync_playwright
 
+from fromscratch.config.model import GPTConfig
+from fromscratch.formats.model_folder import write_model_folder
+from fromscratch.models.factory import build_empty, initialise
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.states import Event, RunState
+from fromscratch.tokenizers.bytes import BytesTokenizer
 
 NUM_RUNS, NUM_ARMS, NUM_SEEDS, LONG_STEPS = 200, 8, 5, 1_000_000
 CONFIG = {"data": {"store": "store"}, "train": {"evaluate_every": 100}}
-FIGURES = ("first_paint", "server_cpu", "first_chart", "all_steps")
+FIGURES = ("first_paint", "server_cpu", "browser_cpu", "first_chart", "all_steps")
 PAINT = "() => performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
 
 
@@ -58,6 +64,14 @@ def write_run(path: Path, *, seed: int, num_steps: int, loss: float) -> None:
     }
     run.cost.write_text(json.dumps({"sessions": [session]}))
     run.write_status(RunState.DONE, step=num_steps, num_steps=num_steps)
+
+
+def write_model(path: Path) -> None:
+    """Writes a model of the size of GPT-2 small with random weights."""
+    config = GPTConfig(preset="gpt2-small", vocab_size=50_257)
+    model = build_empty(config, "cpu")
+    initialise(model, config, seed=0)
+    write_model_folder(path, config, model, BytesTokenizer(), {})
 
 
 def make_runs(folder: Path) -> None:
@@ -96,15 +110,20 @@ def cpu_seconds(pid: int) -> float:
 def measure(browser: Browser, address: str, chart: str | None, pid: int) -> dict[str, float]:
     """Opens a page in a fresh context; seconds to the first paint, the first chart and all of its steps.
 
-    The processor time of the server until the first paint tells what a machine without other load takes.
+    The processor time of the server and of the page's process in the browser until the first paint tell what a machine
+    without other load takes.
     """
     context = browser.new_context()
     page = context.new_page()
+    inspector = context.new_cdp_session(page)
+    inspector.send("Performance.enable")
     began, before = time.perf_counter(), cpu_seconds(pid)
     page.goto(address, wait_until="commit")
     while (paint := page.evaluate(PAINT)) is None:
         page.wait_for_timeout(10)
-    found = {"first_paint": paint / 1000, "server_cpu": cpu_seconds(pid) - before}
+    spent = {one["name"]: one["value"] for one in inspector.send("Performance.getMetrics")["metrics"]}
+    served = cpu_seconds(pid) - before
+    found = {"first_paint": paint / 1000, "server_cpu": served, "browser_cpu": spent["ProcessTime"]}
     if chart is not None:
         page.locator(f"#{chart} .plot canvas").wait_for()
         found["first_chart"] = time.perf_counter() - began
@@ -117,6 +136,16 @@ def measure(browser: Browser, address: str, chart: str | None, pid: int) -> dict
 def memory_of(pid: int) -> int:
     """The highest resident memory of a process so far, in bytes."""
     return 1024 * int(re.search(r"VmHWM:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())[1])  # type: ignore[index]
+
+
+def generate(address: str, pid: int) -> dict[str, float]:
+    """Generates in the playground; the highest memory of the server, and of the process that holds the model."""
+    asked = {"kind": "continue", "model": "model", "text": "The cat", "max_tokens": 40}
+    answer = httpx2.post(f"{address}/playground/ask", json=asked, headers={"Origin": address}, timeout=300)
+    last = json.loads(answer.text.splitlines()[-1])
+    assert "error" not in last, last
+    (child,) = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return {"memory_bytes": memory_of(pid), "model_process_bytes": memory_of(int(child))}
 
 
 def benchmark() -> dict[str, Any]:
@@ -140,6 +169,8 @@ def benchmark() -> dict[str, Any]:
             for path, chart in pages.values():
                 measure(browser, address + path, chart, pid)
             results["all pages, one server"] = {"memory_bytes": memory_of(pid)}
+            write_model(Path(name) / "model")
+            results["and the playground"] = generate(address, pid)
         browser.close()
     return results
 
@@ -152,13 +183,16 @@ def main() -> None:
     if parser.parse_args().json:
         print(json.dumps(results, indent=1))
         return
-    print(f"{'page':<32}{'first paint':>12}{'server CPU':>12}{'first chart':>12}{'all steps':>12}{'memory':>10}")
+    heads = "".join(f"{key.replace('_', ' '):>13}" for key in FIGURES)
+    print(f"{'page':<32}{heads}{'memory':>10}")
     for title, found in results.items():
         for state in ("cold", "warm"):
             times = found.get(state, {})
             cells = [f"{times[key]:.2f} s" if key in times else "" for key in FIGURES]
             memory = f"{found['memory_bytes'] / 1e6:.0f} MB" if state == "cold" else ""
-            print(f"{title:<26}{state:<6}{''.join(f'{cell:>12}' for cell in cells)}{memory:>10}")
+            print(f"{title:<26}{state:<6}{''.join(f'{cell:>13}' for cell in cells)}{memory:>10}")
+    held = results["and the playground"]["model_process_bytes"] / 1e6
+    print(f"the process of the playground, which holds the model: {held:.0f} MB")
 
 
 if __name__ == "__main__":

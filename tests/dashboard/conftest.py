@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,19 @@ from starlette.types import ASGIApp, Message, Scope
 from fromscratch.dashboard.app import create_app
 from fromscratch.dashboard.server import make_server
 from fromscratch.formats.model_folder import write_model_folder
+from fromscratch.judging import writing
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.tokenizers.bytes import BytesTokenizer
 from tests.command import run_command
 from tests.finetuning.small import make_base, tune
 from tests.goldens.cases import DATA
+from tests.judging.conftest import graded, judged, write_answers
+from tests.judging.server import JudgeServer
 from tests.publishing.models import make_model
 from tests.small import run_small, write_run_file
 
 MAX_START_SECONDS = 30.0
+MARKUP = "</pre><script>document.title='hit'</script>"
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -183,4 +188,17 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ended = run_command(*map(str, (*classify, *fast)))
     assert ended.code == 0, ended.err
     write_model_folder(folder / "runs" / "imported", *make_model(), BytesTokenizer(), {})
+    return folder / "runs"
+
+
+@pytest.fixture(scope="session")
+def judged_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of runs with two results folders: a batch and pairs."""
+    folder = tmp_path_factory.mktemp("judged")
+    plain = graded(2, 70)
+    files = write_answers(folder, 24, small=graded(1, 30), large=lambda number: f"{plain(number)} {MARKUP}")
+    with pytest.MonkeyPatch.context() as patch, JudgeServer() as server, ThreadPoolExecutor(1) as thread:
+        patch.setattr(writing, "draw_report", lambda *_, **__: None)
+        for out, mode in (("judged", "batch"), ("judges/by pairs", "pairs")):  # beside the event loop of a browser
+            thread.submit(judged, server, files, folder / "runs" / out, "--mode", mode).result()
     return folder / "runs"

@@ -178,3 +178,42 @@ def test_compare_by_ticking_runs(watched: Callable[..., Watched], serve: Callabl
     page.get_by_role("button", name="Show").click()
     page.locator("#chart-compare .plot canvas").wait_for()
     assert "by=tokens" in page.url and "run=first" in page.url
+
+
+@pytest.mark.parametrize("phone", [False, True])
+def test_judge_results_are_reached_read_and_saved(
+    watched: Callable[..., Watched], serve: Callable[[Path], str], judged_runs: Path, phone: bool
+) -> None:
+    page = watched(serve(judged_runs), phone=phone).open("/")
+    page.get_by_role("link", name="judged", exact=True).click()
+    for chart, kind in (("chart-means", "Mean of each model"), ("chart-differences", "Differences between models")):
+        page.locator(f"#{chart} .plot canvas").wait_for()
+        assert is_drawn(page, chart)
+        for ending, begin in (("PNG", b"\x89PNG"), ("CSV", b"model")):
+            with page.expect_download() as saved:
+                page.get_by_label(f"Save as {ending}: {kind}").click()
+            assert saved.value.path().read_bytes().startswith(begin)
+    label = page.locator("#chart-differences .plot canvas").get_attribute("aria-label")
+    assert "small - large: worse, effect -" in label
+    page.get_by_text("</pre><script>").first.wait_for()
+    assert page.title() == "judged · fromscratch" and page.locator("main script").count() == 0
+    page.locator("details.question summary").nth(1).click()
+    assert page.locator("details.question[open]").count() == 2
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.parametrize("width", [320, 360, 390])
+def test_the_navigation_and_long_names_fit_a_phone(
+    watched: Callable[..., Watched], serve: Callable[[Path], str], runs: Path, width: int
+) -> None:
+    (runs / "no-dropout").rename(runs / ("long-name-" * 10))
+    page = watched(serve(runs), phone=True).open("/")
+    page.set_viewport_size({"width": width, "height": 800})
+    for path in ("/", f"/runs/{'long-name-' * 10}", f"/compare?run=first&run={'long-name-' * 10}", "/playground"):
+        page.goto(page.url.partition("/")[0] + "//" + page.url.split("/")[2] + path)
+        nav = page.get_by_role("navigation")
+        assert nav.evaluate("nav => nav.scrollWidth <= nav.clientWidth"), path
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), path
+    page.goto(page.url.rpartition("/")[0])
+    row = page.get_by_role("link", name="long-name-").locator("xpath=ancestor::td")
+    assert row.bounding_box()["width"] >= 150  # not a column of single words

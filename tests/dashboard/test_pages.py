@@ -159,6 +159,7 @@ def test_a_study_without_a_definition_is_judged_by_its_runs(planted: Path, tmp_p
     (folder / "study" / "definition.json").unlink()
     page = open_client(folder).get("/studies/study").text
     assert "trained without a record of its design" in page and ">better</span>" in page
+    assert chart_of(open_client(folder), "/study-chart/evidence/study")["x"]["whole"]  # seeds are whole numbers
     (folder / "study" / "definition.json").write_text("{}")
     client = open_client(folder)
     assert client.get("/studies/study").status_code == 404 and "malformed" in client.get("/").text

@@ -9,13 +9,18 @@ from typing import Any
 import pytest
 import torch
 
+import tokenizers
+from fromscratch.config.recurrent import LSTMConfig
 from fromscratch.dashboard import playground_child
 from fromscratch.dashboard.playground_child import Answers, Notices
 from fromscratch.errors import UsageError
 from fromscratch.finetuning.classifier_report import classify_texts
+from fromscratch.formats.model_folder import write_model_folder
 from fromscratch.formats.model_sources import open_model
 from fromscratch.generation.sampling import Sampling
 from fromscratch.machine.hardware import find_hardware
+from fromscratch.models.factory import build_empty, initialise
+from fromscratch.tokenizers.bytes import OccurringBytesTokenizer
 from tests.finetuning.small import FORMAT
 
 POST = {"Origin": "http://localhost", "Content-Type": "application/json"}
@@ -137,6 +142,55 @@ def test_chat_uses_the_format_of_the_tuning(answers: Answers, models: Path) -> N
     first, *_ = answer_of(answers, "chat", models / "base", "Who?", history=history, max_tokens=2)
     assert "User: Hello\nAssistant:Good day\nUser: Who?\nAssistant:" in first["prompt"]
     assert "was not tuned on instructions" in first["notices"][0]
+
+
+def test_a_folder_of_transformers_answers_as_transformers_do(answers: Answers, tmp_path: Path) -> None:
+    """GPT-2's shape with random weights, its own vocabulary, and a prompt that is not ASCII."""
+    transformers = pytest.importorskip("transformers")
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = tokenizers.decoders.ByteLevel()
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=300, initial_alphabet=alphabet, special_tokens=["<|endoftext|>"], show_progress=False
+    )
+    tokenizer.train_from_iterator(["Größe und Straße"] * 9, trainer)
+    size = tokenizer.get_vocab_size()
+    torch.manual_seed(0)
+    config = transformers.GPT2Config(vocab_size=size, n_positions=64, n_embd=32, n_layer=2, n_head=2, eos_token_id=0)
+    reference = transformers.GPT2LMHeadModel(config).eval()
+    (tmp_path / "hf").mkdir()
+    tokenizer.save(str(tmp_path / "hf" / "tokenizer.json"))
+    reference.save_pretrained(tmp_path / "hf")
+    text = "Größe 東京 🦊"
+    first, *new, last = answer_of(answers, "continue", tmp_path / "hf", text, max_tokens=3, temperature=0.0)
+    ids = tokenizer.encode(text).ids
+    assert [one["id"] for one in first["prompt"]] == ids and len(new) == 3
+    with torch.inference_mode():
+        generated = reference.generate(torch.tensor([ids]), max_new_tokens=3, do_sample=False, pad_token_id=0)
+        logp = reference(generated).logits[0, -1].double().log_softmax(-1)
+    assert [one["token"]["id"] for one in new] == generated[0, len(ids) :].tolist()
+    found = {one["id"]: one["logp"] for one in last["next"]["top"]}
+    assert [found[number] for number in range(size)] == pytest.approx(logp.tolist(), abs=1e-4)
+
+
+def test_a_recurrent_model_of_its_own_bytes(answers: Answers, tmp_path: Path) -> None:
+    tokenizer = OccurringBytesTokenizer(bytes(sorted(set("Grüße ".encode()))))
+    config = LSTMConfig(vocab_size=tokenizer.vocab_size, context_length=8, num_layers=1, hidden_dim=16)
+    model = build_empty(config, "cpu")
+    initialise(model, config, seed=1)
+    write_model_folder(tmp_path / "lstm", config, model, tokenizer, {})
+    first, *new, last = answer_of(answers, "continue", tmp_path / "lstm", "Grüße " * 10, max_tokens=20)
+    assert len(first["prompt"]) == 80 and first["notices"] == [] and first["model"]["context_length"] is None
+    assert len(new) == 20 or last["end"] == "end-of-text"
+    with torch.inference_mode():
+        ids = torch.tensor([[one["id"] for one in first["prompt"]]])
+        expected = model.eval()(ids)[0, :-1].double().log_softmax(-1).gather(1, ids[0, 1:, None]) / -math.log(2)
+    assert [one["bits"] for one in first["prompt"]][1:] == pytest.approx(expected[:, 0].tolist(), abs=1e-4)
+    with pytest.raises(UsageError, match="holds the byte 0xe6"):
+        answer_of(answers, "continue", tmp_path / "lstm", "東")
+    with pytest.raises(UsageError, match=r"cannot write how a transcript begins .*; use 'Next token'"):
+        answer_of(answers, "chat", tmp_path / "lstm", "Grüße")
 
 
 def test_a_classifier_gives_probabilities_and_only_classifies(answers: Answers, models: Path) -> None:

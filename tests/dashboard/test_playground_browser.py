@@ -190,3 +190,28 @@ def test_b38_what_models_and_people_write_is_text(
     assert "</script><script>" in shown
     assert "\u202e" not in shown and "\\u0007" in shown and page.locator("main script, main img").count() == 0
     assert page.locator("#side-a h2").inner_text() == name and page.title().startswith("Playground")
+    page.get_by_label("Prompt").fill("Größe 東 🦊")
+    press(page, "Predict")
+    assert tokens_of(page) == list("Grö·ß·e 東·· 🦊···")  # a byte is a token; the first of a character shows it
+
+
+def test_a_run_leads_to_the_playground_and_back(
+    watched: Callable[..., Watched], serve: Callable[[Path], str], models: Path, tmp_path: Path
+) -> None:
+    name = "a+b %41 & Größe"
+    shutil.copytree(models / "base", tmp_path / "runs" / name)
+    shutil.copytree(models / "classes", tmp_path / "runs" / "classes")
+    watching = watched(serve(tmp_path / "runs"))
+    page = watching.open("/")
+    page.get_by_role("link", name=name).click()
+    page.get_by_role("link", name="Open in the playground").click()
+    page.get_by_role("link", name="Page of the run").wait_for()
+    assert page.get_by_label("Model", exact=True).evaluate("one => one.selectedOptions[0].text") == name
+    page.get_by_role("link", name="Page of the run").click()
+    assert name in page.locator("h1").inner_text()
+    page = watching.open("/playground?model-a=classes")
+    assert page.get_by_role("radio", name="Classify").is_checked() and page.locator("#not-here").is_hidden()
+    page = watching.open("/playground?model-a=gone%2520one")
+    assert "The address names gone one, which is not here" in page.locator("#not-here").inner_text()
+    page.get_by_label("Model", exact=True).select_option("classes")
+    assert page.locator("#not-here").is_hidden()

@@ -47,9 +47,8 @@ def test_an_outlier_does_not_stretch_the_axis() -> None:
 
 
 def test_blocks_joined_give_what_json_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small blocks, many groups of them, lines that Arrow refuses, a line longer than a block, and extra columns."""
+    """Small blocks, lines that Arrow refuses, a line longer than a block, and extra columns."""
     monkeypatch.setattr(metrics, "BLOCK_BYTES", 4_000)
-    monkeypatch.setattr(metrics, "MAX_PARTS", 3)
     records = [{"step": step, "loss": 5 - step / 1000, "extra": step / 2} for step in range(1, 901)]
     records[100]["loss"] = math.nan
     lines = [json.dumps(record) for record in records]

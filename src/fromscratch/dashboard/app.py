@@ -11,14 +11,16 @@ from starlette.responses import Response
 from starlette.routing import Mount
 from starlette.staticfiles import StaticFiles
 
-from fromscratch.dashboard import compare_page, live, overview, playground, run_page, study_page
+from fromscratch.dashboard import compare_page, judged_page, live, overview, playground, run_page, study_page
 from fromscratch.dashboard.security import LOCAL_NAMES, Guard
 from fromscratch.dashboard.site import Part, RefusedRunError, Site
+from fromscratch.dashboard.stamps import watch_of
 
 PARTS: tuple[Callable[[Site], Part], ...] = (
     overview.part,
     run_page.part,
     study_page.part,
+    judged_page.part,
     compare_page.part,
     playground.part,
     live.part,
@@ -52,5 +54,5 @@ def create_app(root: Path, *, names: Iterable[str] = LOCAL_NAMES, token: str | N
         middleware=[Middleware(Guard, names=names, token=token)],
         exception_handlers={HTTPException: show_error, RefusedRunError: show_error},
     )
-    app.state.closing = site.closing
+    app.state.closing, app.state.watch = site.closing, watch_of(site)
     return app

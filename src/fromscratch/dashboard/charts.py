@@ -166,7 +166,7 @@ def overlaid(runs: Mapping[str, RunData], axis: str, column: str) -> Chart:
     is_log = column == "grad_norm"
     limits, note = (None, "") if is_log else series.usual_range(*values)
     chart = make_chart(shown, COLUMNS[column], range=limits, notes=[note], log=is_log)
-    chart["x"] = {"label": AXES[axis], "key": axis}
+    chart["x"] = {"label": AXES[axis], "key": axis, "whole": axis in ("step", "tokens")}
     if axis == "dollars" and not any(one["x"] for one in shown):
         chart["empty"] = "no price is on record; train with --dollars-per-hour"
     return chart
@@ -178,6 +178,16 @@ COLUMNS = {
     "learning_rate": "learning rate",
     "tokens_per_second": "tokens per second",
 }
+
+
+def forest(rows: list[dict[str, Any]], label: str, *, margin: float | None, first: str, notes: list[str]) -> Chart:
+    """Values with intervals, one row each; with ``margin`` they are effects, and small ones are shaded around 0.
+
+    A row has ``arm`` (its name), ``verdict``, ``effect``, ``low``, ``high`` and ``dots``. ``first`` says in a saved
+    table what the rows are.
+    """
+    heads = [first, "verdict", "effect" if margin is not None else "value", "low", "high", "differences of runs"]
+    return {"kind": "forest", "margin": margin, "rows": rows, "label": label, "heads": heads, "notes": notes}
 
 
 def make_chart(
@@ -192,7 +202,7 @@ def make_chart(
     """A chart by step. ``zero`` makes the axis begin at 0."""
     return {
         "kind": "lines",
-        "x": {"label": AXES["step"], "key": "step"},
+        "x": {"label": AXES["step"], "key": "step", "whole": True},
         "y": {"label": label, "log": log, "zero": zero, "range": range},
         "series": [one for one in shown if one["x"] or one["kind"] == "level"],
         "notes": [note for note in notes or [] if note],

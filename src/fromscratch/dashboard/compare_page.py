@@ -10,8 +10,9 @@ from starlette.routing import Route
 from fromscratch.dashboard.charts import AXES, COLUMNS, overlaid
 from fromscratch.dashboard.figures import Figures, figures_of
 from fromscratch.dashboard.live import MAX_NAMES
-from fromscratch.dashboard.run_data import reader_of, window_of
-from fromscratch.dashboard.site import Part, Site, json_response, live_address
+from fromscratch.dashboard.run_data import Window, reader_of, window_of
+from fromscratch.dashboard.site import Part, Site, html_response, json_response, live_address, to_json
+from fromscratch.dashboard.stamps import bodies_of
 from fromscratch.errors import UsageError
 from fromscratch.session.comparison import differing_values
 
@@ -20,7 +21,7 @@ MAX_RUNS = MAX_NAMES
 
 def part(site: Site) -> Part:
     """The page that compares runs, and the data of its chart."""
-    figures, reader = figures_of(site), reader_of(site)
+    figures, reader, bodies = figures_of(site), reader_of(site), bodies_of(site)
 
     def read(names: list[str]) -> dict[str, Any]:
         found = [figures.of(site.run(name)) for name in names]
@@ -29,37 +30,31 @@ def part(site: Site) -> Part:
             problem = ""
         except UsageError as error:
             differences, problem = {}, str(error)
-        return {"runs": found, "differences": differences, "problem": problem}
+        return {"runs": found, "differences": differences, "problem": problem, "others": _others(names)}
 
     async def show(request: Request) -> Response:
         names, by, column = _asked(request)
-        values = await site.in_thread(read, names)
-        rest = sorted(await site.in_thread(_others, names), key=lambda one: one.name)
-        return site.page(
-            request,
-            "compare.html",
-            source=f"/compare-chart?{request.url.query}",
-            live=live_address(*names),
-            others=rest,
-            names=names,
-            by=by,
-            column=column,
-            axes=list(AXES),
-            columns=COLUMNS,
-            **values,
+        query = request.url.query
+        asked: dict[str, Any] = {"names": names, "by": by, "column": column, "source": f"/compare-chart?{query}"}
+        asked |= {"live": live_address(*names), "axes": list(AXES), "columns": COLUMNS, "path": "/compare"}
+        body = await bodies.get(
+            ("compare", query), ["", *names], lambda: site.render("compare.html", **asked, **read(names))
         )
+        return html_response(body)
 
     def _others(names: list[str]) -> list[Figures]:
-        return [one for one in figures.all() if one.overview is not None and one.name not in names]
+        rest = (one for one in figures.all() if one.overview is not None and one.name not in names)
+        return sorted(rest, key=lambda one: one.name)
 
-    def chart_of(request: Request) -> dict[str, Any]:
-        names, by, column = _asked(request)
+    def chart_of(names: list[str], by: str, column: str, window: Window) -> dict[str, Any]:
         data = {name: reader.read(name)[0] for name in names}
-        window = window_of(request) if by == "step" else (None, None)
         return overlaid({name: one.within(*window) for name, one in data.items()}, by, column)
 
     async def chart(request: Request) -> Response:
-        return json_response(await site.in_thread(chart_of, request))
+        names, by, column = _asked(request)
+        window = window_of(request) if by == "step" else (None, None)
+        key = ("compared", by, column, window)
+        return json_response(await bodies.get(key, names, lambda: to_json(chart_of(names, by, column, window))))
 
     return Part(
         (

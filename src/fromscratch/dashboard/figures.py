@@ -1,46 +1,18 @@
 """The figures of runs that pages show, read again only when a file of the run has changed."""
 
-import threading
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
-from typing import Any, TypeVar
+from functools import cache, cached_property
 
 from fromscratch.config.loading import read_run_config
 from fromscratch.config.run import RunConfig
-from fromscratch.dashboard.live import stamp_of
 from fromscratch.dashboard.site import RefusedRunError, Site, check_contents
+from fromscratch.dashboard.stamps import Memory, stamp_of
 from fromscratch.errors import DataError, UsageError
 from fromscratch.runs.costs import cost_of
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.overview import Overview, overview, recent_speed
 from fromscratch.runs.records import last_record, to_count
 from fromscratch.runs.states import RunState
-
-MAX_REMEMBERED = 2_000
-Result = TypeVar("Result")
-
-
-class Memory:
-    """Remembers results by key, each with the stamp of what it was computed from."""
-
-    def __init__(self, max_remembered: int = MAX_REMEMBERED) -> None:
-        self._max_remembered = max_remembered
-        self._found: dict[Any, tuple[str, Any]] = {}
-        self._lock = threading.Lock()
-
-    def get(self, key: Any, stamp: str, compute: Callable[[], Result]) -> Result:
-        """The result of ``compute``, or the one that it had for the same key and stamp."""
-        known = self._found.get(key)
-        if known is not None and known[0] == stamp:
-            return known[1]
-        result = compute()
-        with self._lock:
-            self._found.pop(key, None)
-            self._found[key] = (stamp, result)
-            while len(self._found) > self._max_remembered:
-                del self._found[next(iter(self._found))]
-        return result
 
 
 @dataclass(frozen=True)
@@ -53,18 +25,40 @@ class Figures:
     """None if the run is not opened."""
     refusal: str = ""
     """Why it is not opened."""
-    tokens: int | None = None
-    tokens_per_second: float | None = None
-    seconds_left: float | None = None
     total_seconds: float | None = None
     dollars: float | None = None
     study: str = ""
     """Name of the study that it belongs to."""
+    run: RunDirectory | None = None
+    """Where figures are read that few pages show."""
 
     @property
     def is_running(self) -> bool:
         """Whether a process trains it."""
         return self.overview is not None and self.overview.state == RunState.RUNNING
+
+    @cached_property
+    def tokens(self) -> int | None:
+        """Tokens seen in training."""
+        return None if self.run is None else to_count(last_record(self.run.metrics).get("tokens"))
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Median of the last steps."""
+        return self._speed[0]
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until the last step of a run that is trained now, without evaluations and checkpoints."""
+        found = self.overview
+        if not self.is_running or found is None or found.step is None or found.num_steps is None:
+            return None
+        seconds_per_step = self._speed[1]
+        return None if seconds_per_step is None else max(0, found.num_steps - found.step) * seconds_per_step
+
+    @cached_property
+    def _speed(self) -> tuple[float | None, float | None]:
+        return (None, None) if self.run is None else recent_speed(self.run)
 
     @property
     def updated_at(self) -> str:
@@ -99,19 +93,14 @@ class FiguresOfRuns:
             return Figures(name, None, str(error))
         except (OSError, ValueError, RuntimeError, RecursionError) as error:
             return Figures(name, None, f"cannot be read ({error})")
-        speed, seconds_per_step = recent_speed(run)
-        left = None if found.step is None or found.num_steps is None else max(0, found.num_steps - found.step)
-        is_training = found.state == RunState.RUNNING
         seconds, dollars = _costs(run)
         return Figures(
             name=name,
             overview=found,
-            tokens=to_count(last_record(run.metrics).get("tokens")),
-            tokens_per_second=speed,
-            seconds_left=left * seconds_per_step if is_training and left and seconds_per_step else None,
             total_seconds=seconds,
             dollars=dollars,
             study=name.rpartition("/")[0],
+            run=run,
         )
 
 

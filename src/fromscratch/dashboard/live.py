@@ -1,15 +1,12 @@
 """Tells open pages when what they show has changed on the disk: server-sent events.
 
-A *stamp* is a text that differs when a file of a run differs. It is computed from sizes and times of files, so that
-watching costs no reading; all pages that show the same thing share it.
+All pages that show the same thing share its stamp (``stamps.py``).
 """
 
 import asyncio
-import hashlib
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from contextlib import suppress
-from pathlib import Path
 
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
@@ -18,77 +15,15 @@ from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
 from fromscratch.dashboard.site import Part, Site
-from fromscratch.runs.directory import RunDirectory
+from fromscratch.dashboard.stamps import Watch, watch_of
 
-MIN_INTERVAL_SECONDS = 2.0
-SECONDS_PER_PAGE = 0.2
-"""Each open page makes the updates of all rarer, so that many pages cost the training no more than a few."""
 HEARTBEAT_SECONDS = 15.0
 MAX_OPEN_PAGES, MAX_NAMES = 200, 50
-WATCHED = ("status.json", "metrics.jsonl", "events.jsonl", "cost.json", "run.toml", "checkpoints", "evaluations")
-
-
-def stamp_of(run: RunDirectory) -> str:
-    """A text that differs when the run has changed, or a process has begun or ceased to train it."""
-    return "\n".join([str(run.path), *(_file_stamp(run.path / name) for name in WATCHED), _holder(run)])
-
-
-def stamp_of_all(runs: Iterable[RunDirectory], others: Iterable[Path] = ()) -> str:
-    """One stamp of several runs and files."""
-    parts = [*(stamp_of(run) for run in runs), *map(_file_stamp, others)]
-    return hashlib.sha256("\n".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:16]
-
-
-def _file_stamp(path: Path) -> str:
-    try:
-        found = path.lstat()
-    except OSError:
-        return "-"
-    return f"{found.st_mtime_ns} {found.st_size} {found.st_ino}"
-
-
-def _holder(run: RunDirectory) -> str:
-    return run.holder() if run.lock.is_file() else ""
-
-
-class Watch:
-    """Computes the stamp of what a page shows, at most once per interval for all pages."""
-
-    def __init__(self, site: Site) -> None:
-        self._site = site
-        self._found: dict[str, tuple[float, str]] = {}
-        self.open_pages = 0
-
-    @property
-    def interval_seconds(self) -> float:
-        """Seconds between two looks at the disk."""
-        return max(MIN_INTERVAL_SECONDS, SECONDS_PER_PAGE * self.open_pages)
-
-    def stamp(self, name: str) -> str:
-        """The stamp of a run, of a study, or of everything (an empty name)."""
-        at, found = self._found.get(name, (0.0, ""))
-        if time.monotonic() - at >= 0.5 * self.interval_seconds:
-            found = self._look(name)
-            self._found = {key: one for key, one in self._found.items() if time.monotonic() - one[0] < 60}
-            self._found[name] = (time.monotonic(), found)
-        return found
-
-    def _look(self, name: str) -> str:
-        if not name:
-            return stamp_of_all(self._site.runs(), [self._site.root])
-        try:
-            folder = self._site.folder(name)
-        except HTTPException:
-            return "gone"
-        if RunDirectory(folder).exists():
-            return stamp_of_all([RunDirectory(folder)])
-        inner = [run for path in self._site.folders(folder) if (run := RunDirectory(path)).exists()]
-        return stamp_of_all(inner, [folder / file for file in ("study.json", "definition.json", "report.json")])
 
 
 def part(site: Site) -> Part:
     """The stream of changes of what ``of`` names: runs and studies; everything without it."""
-    watch = Watch(site)
+    watch = watch_of(site)
 
     async def live(request: Request) -> Response:
         names = request.query_params.getlist("of") or [""]

@@ -18,7 +18,7 @@ from fromscratch.runs.states import StepOutcome
 
 BLOCK_BYTES = 1 << 19
 MAX_CACHED_BYTES = 100 << 20
-MAX_COLUMNS, MAX_PARTS = 24, 32
+MAX_COLUMNS = 24
 PREVIEW_LINES = 1_000
 MAX_PREVIEW_BYTES = 1 << 14
 KNOWN = ("loss", "loss_min", "loss_max", "grad_norm", "learning_rate", "tokens_per_second", "seconds", "tokens")
@@ -57,6 +57,44 @@ class Metrics:
         return self.step[self.outcome == OUTCOMES.index(outcome)]
 
 
+class _Columns:
+    """Columns that grow at their end. What was handed out before shares their memory, and never changes."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[str, NDArray[Any]] = {}
+        self._count = 0
+        self._skipped = 0
+
+    def append(self, part: Metrics, expected: int) -> None:
+        """Adds rows. ``expected`` is how many there may be in all; memory is only taken for those that come."""
+        end = self._count + len(part.step)
+        columns: dict[str, NDArray[Any]] = {"step": part.step, "outcome": part.outcome, **part.values}
+        for name in list(dict.fromkeys([*self._arrays, *columns]))[: MAX_COLUMNS + 2]:
+            new = columns.get(name)
+            array = self._arrays.get(name, np.empty(0, None if new is None else new.dtype))
+            if end > len(array):
+                grown = np.empty(max(expected, end + end // 8), array.dtype)
+                grown[: len(array)] = array
+                grown[len(array) :] = UNKNOWN_OUTCOME if array.dtype.kind == "i" else np.nan
+                self._arrays[name] = array = grown
+            if new is not None:
+                array[self._count : end] = new
+        self._count, self._skipped = end, self._skipped + part.skipped
+
+    def metrics(self) -> Metrics:
+        """All rows in order of their steps."""
+        shown = {name: array[: self._count] for name, array in self._arrays.items()}
+        if not shown:
+            return EMPTY
+        step, outcome = shown.pop("step"), shown.pop("outcome")
+        found = Metrics(step, shown, outcome, self._skipped)
+        if not (np.diff(step) > 0).all():
+            found = _in_order(found)
+            self._arrays = {"step": found.step, "outcome": found.outcome, **found.values}
+            self._count, self._skipped = len(found.step), found.skipped
+        return found
+
+
 EMPTY = Metrics(np.empty(0, np.int64), {name: np.empty(0, np.float32) for name in KNOWN}, np.empty(0, np.int8))
 
 
@@ -68,6 +106,7 @@ class _File:
     inode: int = 0
     offset: int = 0
     is_in_long_line: bool = False
+    columns: _Columns = field(default_factory=_Columns)
     found: Metrics = EMPTY
 
 
@@ -111,7 +150,9 @@ class MetricsCache:
                     found.append(opened.readline(MAX_PREVIEW_BYTES))
         except OSError:
             return EMPTY
-        return _joined([parse(b"".join(line for line in found if line.endswith(b"\n")))])
+        columns = _Columns()
+        columns.append(parse(b"".join(line for line in found if line.endswith(b"\n"))), 0)
+        return columns.metrics()
 
     def _drop_oldest(self) -> None:
         with self._lock:
@@ -126,8 +167,9 @@ def _continue(path: Path, file: _File) -> None:
             inode, size = (status.st_ino, status.st_size) if status else (0, 0)
             if inode != file.inode or size < file.offset:  # a resume has written the file anew
                 file.inode, file.offset, file.is_in_long_line, file.found = inode, 0, False, EMPTY
+                file.columns = _Columns()
             opened.seek(file.offset)
-            parts, groups = [file.found], list[Metrics]()
+            begin, num_rows = file.offset, 0
             while block := opened.read(BLOCK_BYTES):
                 whole = block[: block.rfind(b"\n") + 1]
                 if not whole and len(block) < BLOCK_BYTES:
@@ -139,11 +181,11 @@ def _continue(path: Path, file: _File) -> None:
                 opened.seek(file.offset)
                 if file.is_in_long_line:
                     whole, file.is_in_long_line = whole[whole.find(b"\n") + 1 :], False
-                parts.append(parse(whole))
-                if len(parts) > MAX_PARTS:  # many small arrays would leave gaps in memory
-                    groups, parts = [*groups, _joined(parts)], []
-            if groups or len(parts) > 1:
-                file.found = _joined([*groups, *parts])
+                part = parse(whole)
+                num_rows += len(part.step)
+                file.columns.append(part, num_rows * (size - begin) // (file.offset - begin))
+            if file.offset > begin:
+                file.found = file.columns.metrics()
     except OSError:
         return
 
@@ -205,20 +247,6 @@ def _metrics(step: NDArray[np.int64], columns: dict[str, Floats], outcome: NDArr
             array[~np.isfinite(array)] = np.nan
             values[name] = array
     return Metrics(step, values, outcome, skipped)
-
-
-def _joined(parts: list[Metrics]) -> Metrics:
-    names = list(dict.fromkeys(name for part in parts for name in part.values))[:MAX_COLUMNS]
-    step = np.concatenate([part.step for part in parts])
-    # Each new part gives its columns up, so that they are not in memory twice; the first may be in use.
-    values = {name: np.concatenate([_column(part, name, keep=part is parts[0]) for part in parts]) for name in names}
-    found = Metrics(step, values, np.concatenate([part.outcome for part in parts]), sum(part.skipped for part in parts))
-    return found if (np.diff(step) > 0).all() else _in_order(found)
-
-
-def _column(part: Metrics, name: str, *, keep: bool) -> NDArray[np.floating]:
-    found = part.values.get(name) if keep else part.values.pop(name, None)
-    return np.full(len(part.step), np.nan, np.float32) if found is None else found
 
 
 def _in_order(found: Metrics) -> Metrics:

@@ -157,6 +157,8 @@ class Answers:
         conversation = Conversation(
             loaded.model, loaded.tokenizer, template_of(form) if form else TEMPLATES[TRANSCRIPT], settings
         )
+        if form is None:
+            _check_transcript(loaded, conversation)
         conversation.history = [(asked, answer) for asked, answer in question["history"]]
         prompt = conversation.prompt(question["text"])
         notices, length = self._notices.take(), len(loaded.tokenizer.encode(prompt))
@@ -168,6 +170,15 @@ class Answers:
         emit({"model": _about(loaded), "notices": notices, "prompt": prompt})
         answer = conversation.answer(question["text"], on_text=lambda new: emit({"text": new}) if new else None)
         return {"answer": answer, END: "answered"}
+
+
+def _check_transcript(loaded: LoadedModel, conversation: Conversation) -> None:
+    """Raises UsageError if a tokenizer lacks what the transcript begins with, which nobody here has typed."""
+    try:
+        loaded.tokenizer.encode(conversation.prompt(""))
+    except UsageError as error:
+        reason = "this model was not tuned on instructions, and its tokenizer cannot write how a transcript begins"
+        raise UsageError(f"{reason} ({error}); use 'Next token'") from None
 
 
 def _about(loaded: LoadedModel) -> dict[str, Any]:

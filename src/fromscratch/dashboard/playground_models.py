@@ -9,9 +9,8 @@ from functools import cache
 from pathlib import Path
 from urllib.parse import quote
 
-from fromscratch.dashboard.figures import Memory
-from fromscratch.dashboard.live import stamp_of
 from fromscratch.dashboard.site import RefusedRunError, Site, check_contents
+from fromscratch.dashboard.stamps import Memory, stamp_of
 from fromscratch.errors import DataError
 from fromscratch.files import read_json_object
 from fromscratch.runs.directory import RunDirectory

@@ -158,4 +158,5 @@ class Continuer:
             return {"id": token, "text": data.decode()}
         except UnicodeDecodeError:
             text = codecs.decode(data, "utf-8", "replace")
-            return {"id": token, "text": text, "name": f"part of a character, bytes {data.hex(' ')}"}
+            shown = data.hex(" ")
+            return {"id": token, "text": text, "name": f"part of a character, bytes {shown}", "bytes": shown}

@@ -8,15 +8,17 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from fromscratch.dashboard.charts import RunData
-from fromscratch.dashboard.figures import Memory, config_or_none
-from fromscratch.dashboard.live import stamp_of
+from fromscratch.dashboard.figures import config_or_none
 from fromscratch.dashboard.metrics import MetricsCache
 from fromscratch.dashboard.site import Site
+from fromscratch.dashboard.stamps import Memory, stamp_of
 from fromscratch.errors import DataError
 from fromscratch.runs.costs import SessionCost, read_sessions
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.studies.jobs import held_out_losses
 
+Window = tuple[float | None, float | None]
+"""First and last step; None means no limit."""
 MAX_BYTES_AT_ONCE = 16 << 20
 """Of a file with more that is unread, a chart first shows some steps, and all of them when they are read."""
 
@@ -34,11 +36,15 @@ class RunDataReader:
 
         Raises HTTPException and RefusedRunError as ``Site.run``.
         """
+        is_partial = not full and self.is_long(name)
         run = self._site.run(name)
-        is_partial = not full and self._metrics.unread_bytes(run) > MAX_BYTES_AT_ONCE
         metrics = self._metrics.preview(run) if is_partial else self._metrics.read(run)
         held_out, clip_norm, sessions = self._others.get(run.path, stamp_of(run), lambda: _others(run))
         return RunData(metrics, held_out, clip_norm, sessions), is_partial
+
+    def is_long(self, name: str) -> bool:
+        """Whether reading all steps of a run takes long, because they have not been read yet."""
+        return self._metrics.unread_bytes(RunDirectory(self._site.folder(name))) > MAX_BYTES_AT_ONCE
 
 
 def _others(run: RunDirectory) -> tuple[dict[int, float], float | None, tuple[SessionCost, ...]]:
@@ -56,7 +62,7 @@ def reader_of(site: Site) -> RunDataReader:
     return RunDataReader(site)
 
 
-def window_of(request: Request) -> tuple[float | None, float | None]:
+def window_of(request: Request) -> Window:
     """The range of steps in ``first`` and ``last`` of an address. Raises HTTPException 400."""
     found = []
     for name in ("first", "last"):

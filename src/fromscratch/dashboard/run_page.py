@@ -18,10 +18,10 @@ from fromscratch.config.loading import values_by_key
 from fromscratch.config.run import RunConfig, changed_values
 from fromscratch.dashboard.charts import RUN_CHARTS
 from fromscratch.dashboard.figures import config_or_none, figures_of
-from fromscratch.dashboard.live import stamp_of_all
 from fromscratch.dashboard.metrics import KNOWN, OTHER_KEYS, Metrics
-from fromscratch.dashboard.run_data import reader_of, window_of
-from fromscratch.dashboard.site import Part, Site, address, json_response, live_address
+from fromscratch.dashboard.run_data import Window, reader_of, window_of
+from fromscratch.dashboard.site import Part, Site, address, html_response, json_response, live_address, to_json
+from fromscratch.dashboard.stamps import bodies_of
 from fromscratch.errors import DataError
 from fromscratch.files import read_json_object
 from fromscratch.runs.costs import RunCost, cost_of
@@ -37,23 +37,23 @@ ROWS_AT_ONCE = 5_000
 
 def part(site: Site) -> Part:
     """The pages of runs, ``/runs/NAME``, and the data of their charts."""
-    figures, reader = figures_of(site), reader_of(site)
+    figures, reader, bodies = figures_of(site), reader_of(site), bodies_of(site)
 
     def read(name: str) -> dict[str, Any]:
         run = site.run(name)
         found = figures.of(run)
         if found.overview is None:
             raise HTTPException(404, f"run {name[:200]!r} {found.refusal}")
-        return {"one": found, "run": run, **_contents(run, found.overview.state)}
+        return {"one": found, "charts": _charts(name, run), **_contents(run, found.overview.state)}
 
     async def show(request: Request) -> Response:
         name = request.path_params["name"]
-        values = await site.in_thread(read, name)
-        return site.page(request, "run.html", charts=_charts(name, values["run"]), live=live_address(name), **values)
+        live = live_address(name)
+        return html_response(
+            await bodies.get(("run",), [name], lambda: site.render("run.html", live=live, **read(name)))
+        )
 
-    def chart_of(name: str, chart: str, window: tuple[float | None, float | None], full: bool) -> dict[str, Any]:
-        if chart not in RUN_CHARTS:
-            raise HTTPException(404, f"there is no chart {chart[:80]!r}")
+    def chart_of(name: str, chart: str, window: Window, full: bool) -> dict[str, Any]:
         data, is_partial = reader.read(name, full=full)
         found = RUN_CHARTS[chart](data.within(*window))
         if data.metrics.skipped:
@@ -62,8 +62,15 @@ def part(site: Site) -> Part:
 
     async def chart(request: Request) -> Response:
         name, kind = request.path_params["name"], request.path_params["chart"]
-        full = "full" in request.query_params
-        return json_response(await site.in_thread(chart_of, name, kind, window_of(request), full))
+        if kind not in RUN_CHARTS:
+            raise HTTPException(404, f"there is no chart {kind[:80]!r}")
+        window, full = (
+            window_of(request),
+            "full" in request.query_params or not await site.in_thread(reader.is_long, name),
+        )
+        return json_response(
+            await bodies.get((kind, window, full), [name], lambda: to_json(chart_of(name, kind, window, full)))
+        )
 
     async def confusion(request: Request) -> Response:
         run = await site.in_thread(site.run, request.path_params["name"])
@@ -100,7 +107,6 @@ def _contents(run: RunDirectory, state: RunState) -> dict[str, Any]:
     config = config_or_none(run)
     events, samples, counts = _events(run)
     return {
-        "stamp": stamp_of_all([run]),
         "changes": None if config is None else changed_values(config),
         "config": {} if config is None else values_by_key(config.to_plain()),
         "events": events,

@@ -5,6 +5,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -24,6 +25,8 @@ MAX_NAME_BYTES = 255
 MAX_THREADS = 2
 MAX_DEPTH = 2
 """Runs are in the folder of runs, or in the folder of their study."""
+JUDGED_FILES = ("judge.json", "report.json", "replies.jsonl", "labels.jsonl")
+"""What a results folder of ``fromscratch judge`` holds; the first makes it one."""
 
 Result = TypeVar("Result")
 
@@ -54,7 +57,7 @@ class Site:
             loader=PackageLoader("fromscratch.dashboard"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
         )
         self._templates.filters |= words.FILTERS
-        self._templates.globals |= {"address": address}
+        self._templates.globals |= {"address": address, "playground_address": playground_address}
 
     async def in_thread(self, function: Callable[..., Result], *arguments: Any) -> Result:
         """Calls a function that reads files in a thread. There are few: each keeps memory of its own."""
@@ -62,11 +65,14 @@ class Site:
             return await run_in_threadpool(function, *arguments)
 
     def page(self, request: Request, template: str, *, status: int = 200, **values: Any) -> Response:
-        """Renders a template as a page. Every value is escaped; what is not Unicode is shown by its escapes."""
-        text = self._templates.get_template(template).render(
-            path=request.url.path, entries=self.entries, folder=str(self.root), **values
-        )
-        return Response(text.encode("utf-8", "backslashreplace"), status, media_type="text/html; charset=utf-8")
+        """Renders a template as a page."""
+        return html_response(self.render(template, path=request.url.path, **values), status=status)
+
+    def render(self, template: str, **values: Any) -> bytes:
+        """Renders a template. Every value is escaped; what is not Unicode is shown by its escapes."""
+        known = {"path": "", "entries": self.entries, "folder": str(self.root)}
+        text = self._templates.get_template(template).render(known | values)
+        return text.encode("utf-8", "backslashreplace")
 
     def folders(self, parent: Path | None = None) -> list[Path]:
         """The folders in the folder of runs, or in one of a study, by name; none if it is gone."""
@@ -80,14 +86,26 @@ class Site:
     def runs(self) -> Iterator[RunDirectory]:
         """All runs, those of studies included; also those that will be refused."""
         for path in self.folders():
-            if RunDirectory(path).exists():
-                yield RunDirectory(path)
+            if (run := run_in(path)).exists():
+                yield run
             elif self.is_inside(path):
-                yield from (run for inner in self.folders(path) if (run := RunDirectory(inner)).exists())
+                yield from self.runs_of_study(path)
+
+    def runs_of_study(self, folder: Path) -> Iterator[RunDirectory]:
+        """The runs in a folder below the root."""
+        yield from (run for path in self.folders(folder) if (run := run_in(path)).exists())
+
+    def judged(self) -> Iterator[Path]:
+        """The results folders of judges, in the folder of runs or one level below."""
+        for path in self.folders():
+            if not self.is_inside(path):
+                continue
+            inner = () if run_in(path).exists() else self.folders(path)
+            yield from (one for one in (path, *inner) if (one / JUDGED_FILES[0]).is_file())
 
     def run(self, name: str) -> RunDirectory:
         """Finds a run by its path below the root. Raises HTTPException 404, and RefusedRunError."""
-        run = RunDirectory(self.folder(name))
+        run = run_in(self.folder(name))
         if not run.exists():
             raise HTTPException(404, f"there is no run {name[:200]!r} (any more)")
         check_contents(run.path, self.root)
@@ -117,6 +135,12 @@ class Site:
         return path.relative_to(self.root).as_posix()
 
 
+@lru_cache(4_096)
+def run_in(folder: Path) -> RunDirectory:
+    """The paths of a run, which take a while to put together; reads nothing."""
+    return RunDirectory(folder)
+
+
 def check_contents(folder: Path, root: Path) -> None:
     """Raises RefusedRunError if a folder holds a link out of the root, or a file that is no regular one."""
     for parent, folders, files in os.walk(folder):
@@ -138,14 +162,29 @@ def address(kind: str, name: str) -> str:
     return f"/{kind}/{quote(name, safe='/', errors='surrogateescape')}"
 
 
+def playground_address(name: str) -> str:
+    """The address of the playground with a run as its model; the page itself percent-encodes names of models."""
+    return "/playground?model-a=" + quote(quote(name, safe="/", errors="surrogateescape"), safe="/")
+
+
 def live_address(*names: str) -> str:
     """The address of the stream of changes of runs and studies."""
     return "/live?" + "&".join(f"of={quote(name, safe='', errors='surrogateescape')}" for name in names)
 
 
+def html_response(body: bytes, *, status: int = 200) -> Response:
+    """A page that has been rendered."""
+    return Response(body, status, media_type="text/html; charset=utf-8")
+
+
 def json_response(value: Any, *, status: int = 200) -> Response:
+    """A value as JSON; bytes are JSON already."""
+    return Response(value if isinstance(value, bytes) else to_json(value), status, media_type="application/json")
+
+
+def to_json(value: Any) -> bytes:
     """Strict JSON that is harmless inside HTML too."""
-    return Response(to_strict_json(value).replace("<", "\\u003c"), status, media_type="application/json")
+    return to_strict_json(value).replace("<", "\\u003c").encode()
 
 
 def _is_plain(part: str) -> bool:

@@ -12,19 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fromscratch.dashboard import series
-from fromscratch.dashboard.charts import NATS, make_chart
-from fromscratch.dashboard.figures import Figures, Memory, figures_of
-from fromscratch.dashboard.live import stamp_of_all
+from fromscratch.dashboard.charts import NATS, forest, make_chart
+from fromscratch.dashboard.figures import Figures, figures_of
 from fromscratch.dashboard.run_data import reader_of
-from fromscratch.dashboard.site import RefusedRunError, Site, check_contents
+from fromscratch.dashboard.site import RefusedRunError, Site, check_contents, run_in
+from fromscratch.dashboard.stamps import Memory, stamp_at
 from fromscratch.errors import FromScratchError
-from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.states import RunState
 from fromscratch.studies.agenda import by_value
 from fromscratch.studies.forecasts import Forecast, remaining
-from fromscratch.studies.jobs import RECORD, Job, StudyFolder, is_lost, missing
+from fromscratch.studies.jobs import Job, StudyFolder, is_lost, missing
 from fromscratch.studies.past import finding_in
-from fromscratch.studies.recorded import DEFINITION, RecordedStudy, is_study, open_recorded
+from fromscratch.studies.recorded import RecordedStudy, is_study, open_recorded
 from fromscratch.studies.results import (
     Judgement,
     curves_by_arm,
@@ -138,23 +137,18 @@ class Studies:
         return [
             self._site.name_of(path)
             for path in self._site.folders()
-            if self._site.is_inside(path) and not RunDirectory(path).exists() and is_study(path)
+            if self._site.is_inside(path) and not run_in(path).exists() and is_study(path)
         ]
 
     def view(self, name: str) -> StudyView:
         """A study. Raises HTTPException 404 if the folder is gone or leads elsewhere."""
         path = self._site.folder(name)
-        return self._memory.get(name, self._stamp(path), lambda: self._read(name, path))
+        return self._memory.get(name, stamp_at(self._site, name), lambda: self._read(name, path))
 
     def chart(self, name: str, kind: str) -> dict[str, Any]:
         """The data of one of ``CHARTS``."""
         view = self.view(name)
-        stamp = self._stamp(self._site.folder(name))
-        return self._memory.get((name, kind), stamp, lambda: self._draw(view, kind))
-
-    def _stamp(self, path: Path) -> str:
-        runs = [run for inner in self._site.folders(path) if (run := RunDirectory(inner)).exists()]
-        return stamp_of_all(runs, [path / file for file in (RECORD, DEFINITION, "report.json")])
+        return self._draw(view, kind)
 
     def _read(self, name: str, path: Path) -> StudyView:
         try:
@@ -274,9 +268,10 @@ def _effects(view: StudyView) -> dict[str, Any]:
     lost = sum(len(row.result.runs.diverged) for row in view.rows)
     measure = view.judgement.result.measure
     label = f"effect on the {measure.name}, {measure.scale} ({measure.better_side} of 0 is better)"
-    notes = [f"shaded: effects below {measure.amount(view.judgement.margin)}, which do not matter here"]
+    margin = view.judgement.margin
+    notes = [f"shaded: effects below {measure.amount(margin)}, which do not matter here"]
     notes += [f"{lost} runs diverged or were stopped: they have no {measure.name}"] if lost else []
-    return {"kind": "forest", "margin": view.judgement.margin, "rows": rows, "label": label, "notes": notes}
+    return forest(rows, label, margin=margin, first="arm", notes=notes)
 
 
 def _curves(folder: StudyFolder) -> dict[str, Any]:
@@ -303,7 +298,7 @@ def _evidence(folder: StudyFolder, judgement: Judgement) -> dict[str, Any]:
         rounds, values = np.array([n for n, _ in found]), np.array([value for _, value in found])
         shown.append(series.points(arm, rounds, values, colour=number, joined=True))
     chart = make_chart(shown, "evidence that the arm differs, 1 / p", log=True)
-    return {**chart, "x": {"label": "seeds of each arm", "key": "seeds"}, "empty": "no verdicts yet"}
+    return {**chart, "x": {"label": "seeds of each arm", "key": "seeds", "whole": True}, "empty": "no verdicts yet"}
 
 
 @cache

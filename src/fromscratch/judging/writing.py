@@ -62,7 +62,7 @@ def _blocks(report: Report, judge: Mapping[str, Any]) -> Iterator[str]:
                 for d in report.differences
             ],
         )
-    yield "## The judge\n\n" + _list(_about_judge(report, is_paired=is_paired))
+    yield "## The judge\n\n" + _list(map(_escaped, about_judge(report, is_paired=is_paired)))
     yield from _labels_and_questions(report)
 
 
@@ -113,7 +113,8 @@ def _labels_and_questions(report: Report) -> Iterator[str]:
         )
 
 
-def _about_judge(report: Report, *, is_paired: bool) -> Iterator[str]:
+def about_judge(report: Report, *, is_paired: bool) -> Iterator[str]:
+    """Yields what is known of the judge itself, as sentences: place, length, agreement, failures."""
     unit = "log-odds" if is_paired else "points"
     yield f"First place over last: {shown(report.bias.place, 2, sign=True)} {unit}."
     yield f"Per doubling of an answer's length: {shown(report.bias.length, 2, sign=True)} {unit}."
@@ -129,7 +130,7 @@ def _about_judge(report: Report, *, is_paired: bool) -> Iterator[str]:
     if correlation is not None:
         yield f"Rank correlation with test loss over the models: {correlation:+.2f} (p = {p_value:.2g})."
     for reason, number in report.reasons.items():
-        yield f"Failed {'once' if number == 1 else f'{number} times'}: {_escaped(reason)}."
+        yield f"Failed {'once' if number == 1 else f'{number} times'}: {reason}."
 
 
 def agreement(found: Agreement) -> str:

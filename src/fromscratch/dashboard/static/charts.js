@@ -3,7 +3,12 @@ import { colours, drawForest, drawLines, drawMatrix, format, scalesOf, valuesAt 
 
 const charts = new Map();
 const seen = new IntersectionObserver((entries) => {
-  for (const entry of entries) if (entry.isIntersecting) charts.get(entry.target)?.load();
+  for (const entry of entries) {
+    const chart = charts.get(entry.target);
+    if (!chart) continue;
+    chart.isInView = entry.isIntersecting;
+    if (chart.isInView) chart.load({ again: chart.isOld });
+  }
 }, { rootMargin: "300px" });
 
 export function drawCharts() {
@@ -16,7 +21,10 @@ export function drawCharts() {
 }
 
 export async function refreshCharts() {
-  for (const chart of charts.values()) if (chart.data) await chart.load({ again: true });
+  for (const chart of charts.values()) {
+    if (chart.data && chart.isInView) await chart.load({ again: true });
+    else chart.isOld = true; // loaded again when it comes into view
+  }
 }
 
 export function redrawCharts() {
@@ -42,7 +50,7 @@ class Chart {
     if (this.data && !again && !full) return;
     if (this.loading) { this.isStale = again; return; }
     this.loading = true;
-    this.isStale = false;
+    this.isStale = this.isOld = false;
     try {
       const address = new URL(this.figure.dataset.source, location.href);
       if (this.window) {
@@ -137,7 +145,8 @@ class Chart {
   describe() {
     const { data } = this;
     if (data.kind === "forest") {
-      return `${this.title}. ${data.rows.map((row) => `${row.arm}: ${row.verdict}, effect ${format(row.effect)}`).join("; ")}`;
+      const rows = data.rows.map((row) => `${row.arm}: ${row.verdict && `${row.verdict}, `}${data.heads[2]} ${format(row.effect)}`);
+      return `${this.title}. ${rows.join("; ")}`;
     }
     if (data.kind === "matrix") return `${this.title}: ${data.classes.length} classes`;
     if (!data.series.length) return `${this.title}: ${data.empty}`;
@@ -277,8 +286,7 @@ class Chart {
     };
     let rows;
     if (data.kind === "forest") {
-      rows = [["arm", "verdict", "effect", "low", "high", "differences of runs"],
-        ...data.rows.map((row) => [row.arm, row.verdict, row.effect, row.low, row.high, row.dots.join(" ")])];
+      rows = [data.heads, ...data.rows.map((row) => [row.arm, row.verdict, row.effect, row.low, row.high, row.dots.join(" ")])];
     } else if (data.kind === "matrix") {
       rows = [["class", ...data.classes], ...data.counts.map((row, place) => [data.classes[place], ...row])];
     } else {

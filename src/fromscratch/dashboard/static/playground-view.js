@@ -98,10 +98,23 @@ export class TokenText {
     tokens.forEach((token, place) => this.add(token, place < numTyped));
   }
 
+  // Where the last tokens are the parts of one character, the first shows it, and the others a dot.
+  joinParts() {
+    const last = this.tokens.length - 1;
+    for (let first = last - 1; first >= Math.max(0, last - 3) && this.tokens[first].bytes; first--) {
+      const numbers = this.tokens.slice(first).flatMap((one) => one.bytes.split(" ").map((hex) => parseInt(hex, 16)));
+      let text;
+      try { text = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(new Uint8Array(numbers)); } catch { continue; }
+      for (let place = first; place <= last; place++) this.box.children[place].textContent = place === first ? inText({ text }) : "·";
+      return;
+    }
+  }
+
   add(token, isTyped = false) {
     this.tokens.push(token);
     const kind = isTyped ? "" : " chosen";
     this.box.append(element("span", { class: `token level-${level(token)}${kind}`, title: describe(token), text: inText(token) }));
+    if (token.bytes) this.joinParts();
     const share = typeof token.bits === "number" ? percent(2 ** -token.bits) : "–";
     const cells = [String(this.tokens.length), label(token), isTyped ? "typed" : "chosen", bitsOf(token), share];
     this.rows.append(element("tr", {}, ...cells.map((text) => element("td", { text }))));

@@ -206,6 +206,9 @@ function fillCheckpoints(which) {
   const list = get(`checkpoint-${which}`), steps = chosenOption(which).dataset.steps.split(" ").filter(Boolean);
   const made = steps.map((step) => element("option", { value: `step-${step}`, text: `step ${Number(step).toLocaleString("en")}` }));
   list.replaceChildren(element("option", { value: "", text: steps.length ? "best" : "–" }), ...made);
+  const link = get(`run-${which}`);
+  link.hidden = !steps.length;
+  link.href = `/runs/${get(`model-${which}`).value}`;
   updateCheckpointLists();
 }
 
@@ -239,8 +242,17 @@ function rememberAddress() {
 
 function setFrom(id, value) {
   const field = get(id);
-  if (value === null || (field.options && ![...field.options].some((one) => one.value === value))) return;
-  field.value = value;
+  if (value === null) return;
+  if (!field.options || [...field.options].some((one) => one.value === value)) field.value = value;
+  else sayNotHere(value);
+}
+
+// The address may name a model or a checkpoint that has been deleted since it was bookmarked.
+function sayNotHere(value) {
+  let name = value;
+  try { name = decodeURIComponent(value); } catch { /* the name is not UTF-8, and is shown as it stands */ }
+  get("not-here").hidden = false;
+  get("not-here").textContent = `The address names ${name}, which is not here (any more). Pick another above.`;
 }
 
 function readAddress() {
@@ -258,6 +270,7 @@ function readAddress() {
 }
 
 function changeModel(which) {
+  get("not-here").hidden = true;
   fillCheckpoints(which);
   sides.find((side) => side.which === which).reset();
   conversation = [];

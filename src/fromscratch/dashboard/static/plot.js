@@ -29,10 +29,10 @@ function formatTick(value) {
   return format(value);
 }
 
-function ticks(low, high, count) {
+function ticks(low, high, count, least = 0) {
   const rough = (high - low) / Math.max(1, count);
   const power = 10 ** Math.floor(Math.log10(rough));
-  const step = power * [1, 2, 5, 10].find((factor) => factor * power >= rough);
+  const step = Math.max(least, power * [1, 2, 5, 10].find((factor) => factor * power >= rough));
   const found = [];
   for (let place = Math.ceil(low / step - 1e-9); place * step <= high + step * 1e-9 && found.length < 50; place++) {
     found.push(Number((place * step).toPrecision(12)));
@@ -97,7 +97,7 @@ export function scalesOf(chart, width, height, window) {
   const x = (value) => left + ((value - x0) / (x1 - x0)) * (right - left);
   const y = (value) => bottom - ((toLog(value) - toLog(y0)) / (toLog(y1) - toLog(y0))) * (bottom - top);
   const fromX = (pixel) => x0 + ((pixel - left) / (right - left)) * (x1 - x0);
-  return { x, y, fromX, left, right, top, bottom, x0, x1, log, yTicks, xTicks: ticks(x0, x1, Math.max(2, width / 110)) };
+  return { x, y, fromX, left, right, top, bottom, x0, x1, log, yTicks, xTicks: ticks(x0, x1, Math.max(2, width / 110), chart.x.whole ? 1 : 0) };
 }
 
 export function drawLines(ctx, chart, scales, paint) {
@@ -205,34 +205,37 @@ export function valuesAt(chart, x) {
 // Effects with intervals: one row per arm, a dot per run, a band for effects that do not matter.
 export function drawForest(ctx, chart, width, height, paint) {
   const reach = extent(chart.rows.map((row) => [...row.dots, row.low, row.high, row.effect]));
-  let [x0, x1] = widen(Math.min(reach[0], -chart.margin), Math.max(reach[1], chart.margin), 0.06);
-  const limit = 4 * Math.max(chart.margin, ...chart.rows.flatMap((row) => [...row.dots, row.effect ?? 0].map(Math.abs)));
-  [x0, x1] = [Math.max(x0, -limit), Math.min(x1, limit)];
+  const isEffect = chart.margin !== null;
+  let [x0, x1] = isEffect ? widen(Math.min(reach[0], -chart.margin), Math.max(reach[1], chart.margin), 0.06) : widen(...reach, 0.06);
+  if (isEffect) {
+    const limit = 4 * Math.max(chart.margin, ...chart.rows.flatMap((row) => [...row.dots, row.effect ?? 0].map(Math.abs)));
+    [x0, x1] = [Math.max(x0, -limit), Math.min(x1, limit)];
+  }
   ctx.font = FONT;
   const names = Math.min(width * 0.38, Math.max(...chart.rows.map((row) => ctx.measureText(row.arm).width), 30) + 14);
-  const verdicts = width > 560 ? 110 : 0;
+  const verdicts = isEffect && width > 560 ? 110 : 0;
   const [left, right, top, bottom] = [names, width - 12 - verdicts, 8, height - 38];
   const x = (value) => left + ((Math.min(Math.max(value, x0), x1) - x0) / (x1 - x0)) * (right - left);
   const rowHeight = (bottom - top) / Math.max(1, chart.rows.length);
   ctx.fillStyle = paint.soft;
-  ctx.fillRect(x(-chart.margin), top, x(chart.margin) - x(-chart.margin), bottom - top);
+  if (isEffect) ctx.fillRect(x(-chart.margin), top, x(chart.margin) - x(-chart.margin), bottom - top);
   ctx.strokeStyle = paint.line;
   ctx.fillStyle = paint.dim;
   ctx.textAlign = "center";
   ctx.textBaseline = "top";
-  for (const tick of ticks(x0, x1, Math.max(2, (right - left) / 90))) {
+  for (const tick of ticks(x0, x1, Math.max(3, (right - left) / 90))) {
     ctx.fillText(formatTick(tick), x(tick), bottom + 6);
     ctx.strokeRect(Math.round(x(tick)) + 0.5, top, 0, bottom - top);
   }
   ctx.textAlign = "right";
   ctx.fillText(chart.label, width - 12, bottom + 22);
   ctx.strokeStyle = paint.dim;
-  ctx.strokeRect(Math.round(x(0)) + 0.5, top, 0, bottom - top);
+  if (isEffect) ctx.strokeRect(Math.round(x(0)) + 0.5, top, 0, bottom - top);
   chart.rows.forEach((row, place) => drawArm(ctx, row, top + (place + 0.5) * rowHeight, { x, left, right, verdicts }, paint));
 }
 
 function drawArm(ctx, row, y, { x, left, right, verdicts }, paint) {
-  const colour = { better: paint.good, worse: paint.bad, "no effect": paint.series[0] }[row.verdict] ?? paint.dim;
+  const colour = { better: paint.good, worse: paint.bad, "no effect": paint.series[0], "": paint.series[0] }[row.verdict] ?? paint.dim;
   ctx.textBaseline = "middle";
   ctx.textAlign = "right";
   ctx.fillStyle = paint.ink;

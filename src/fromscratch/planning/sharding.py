@@ -76,10 +76,6 @@ def sharding_problem(train: TrainConfig, world_size: int) -> str:
     ramp = train.batch_ramp
     if world_size == 1:
         return "a model is divided among several processes; add --processes N"
-    if train.optimizer.needs_whole_matrices:
-        return f'train.optimizer.kind = "{train.optimizer.kind}" needs whole matrices; take adamw, or --shard off'
-    if train.precision == "fp16":
-        return 'train.precision = "fp16" scales losses by what each process sees; take bf16, or --shard off'
     if isinstance(train.nonfinite, RandomStepNonfinite):
         return 'train.nonfinite.kind = "random-step" draws whole matrices; take another, or --shard off'
     if train.untie_head_at is not None:

@@ -109,6 +109,11 @@ def test_the_result_is_that_of_one_process_and_of_copies(folder: Path, name: str
     assert_close(run_of(folder, name), run_of(folder, wanted))
 
 
+def test_a_script_divides_a_model_and_is_told_once(folder: Path) -> None:
+    assert json.loads(run_of(folder, "lstm").machine.read_text())["sharded"] is True
+    assert [["lanes" in line for line in one["told"]] for one in found(folder)] == [[True], []]
+
+
 def test_a_divided_model_is_compiled_block_by_block(folder: Path) -> None:
     assert [one["graphs"] for one in found(folder)] == [SMALL_RUN["model"]["num_layers"]] * 2
     machine = json.loads(run_of(folder, "compiled").machine.read_text())

@@ -102,7 +102,7 @@ def test_it_is_planned_before_it_is_trained(lab: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (("publish", "RUN", "--to", "FOLDER/published"), 2, "a model of kind 'lstm' cannot be published yet"),
+        (("publish", "RUN", "--to", "FOLDER/published"), 2, "knows only the bytes of one text"),
         (("train", "FILE", "--name", "x", "--activation-checkpointing"), 2, "cannot recompute activations"),
         (("train", "FILE", "--name", "x", "--set", 'eval.prompts=["zoo"]'), 2, "eval.prompts, 'zoo'"),
         (("train", "FILE", "--name", "x", "--set", "model.context_length=9000"), 3, "but the run needs 144,008"),

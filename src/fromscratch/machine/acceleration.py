@@ -103,7 +103,7 @@ def accelerate(
     """
     if acceleration.activation_checkpointing:
         if model.gradient_checkpointing is None:
-            raise UsageError("--activation-checkpointing: this kind of model cannot recompute activations")
+            raise UsageError(f"--activation-checkpointing: {type(model).__name__} models cannot recompute activations")
         model.gradient_checkpointing = True
     _use_head_kernel(model)
     if not acceleration.compile:

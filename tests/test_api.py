@@ -1,17 +1,26 @@
 """The Python interface."""
 
 import importlib
+import inspect
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import fromscratch
+from fromscratch.cli.classify import tune
+from fromscratch.cli.evaluate import loss
+from fromscratch.cli.finetune import instruct
+from fromscratch.cli.plan import plan
+from fromscratch.cli.study import run as study_run
+from fromscratch.cli.train import train
 from fromscratch.errors import UsageError
 from fromscratch.studies.jobs import held_out_losses
+from fromscratch.training.profiling import TRACE_FILE
 from tests.command import run_command
 from tests.conftest import REPOSITORY
 from tests.finetuning.small import FORMAT, make_base
@@ -42,6 +51,50 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> fromscratch.Run:
     stopped = fromscratch.train(file, runs_dir=file.parent / "runs", device="cpu", stop_after=6)
     assert stopped.summary is not None and stopped.summary.outcome == "stopped"
     return fromscratch.train(file, runs_dir=file.parent / "runs", device="cpu")
+
+
+TERMINAL = {"as_json", "quiet"}
+"""Options of the command line that only its output depends on."""
+OTHER_NAMES = {
+    "allow_change": "allowed_changes",
+    "prompt_format": "prompt",
+    "runfile": "run_file",
+    "study": "study_file",
+}
+
+
+@pytest.mark.parametrize(
+    ("function", "command", "left_out"),
+    [
+        (fromscratch.train, train, {"processes"}),  # a script is started by torchrun
+        (fromscratch.finetune_instruct, instruct, {"processes"}),
+        (fromscratch.finetune_classify, tune, {"processes"}),
+        (fromscratch.run_study, study_run, {"dry_run", "machines"}),
+        (fromscratch.plan, plan, set[str]()),
+        (fromscratch.Model.evaluate, loss, {"processes", "model", "device"}),  # load_model takes these two
+    ],
+)
+def test_a_function_takes_the_options_of_its_command(
+    function: Callable[..., Any], command: Callable[..., Any], left_out: set[str]
+) -> None:
+    options = {OTHER_NAMES.get(name, name) for name in inspect.signature(command).parameters}
+    assert options - TERMINAL - left_out <= set(inspect.signature(function).parameters)
+
+
+def test_machine_options_reach_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    file, runs_dir, told = write_run_file(tmp_path, train={"report_to": ["wandb"]}), tmp_path / "runs", list[str]()
+    options: dict[str, Any] = {"runs_dir": runs_dir, "device": "cpu", "stop_after": 6, "tell": told.append}
+    machine: dict[str, Any] = {"micro_batch": 2, "activation_checkpointing": True, "deterministic": False}
+    run = fromscratch.train(file, profile=1, dollars_per_hour=3.0, **machine, **options)
+    recorded = json.loads(run.directory.machine.read_text())
+    assert machine == {key: recorded[key] for key in machine} and (run.path / TRACE_FILE).is_file()
+    assert any("report_to wandb: wandb: its package is not installed" in line for line in told)
+    assert json.loads(run.directory.cost.read_text())["sessions"][0]["dollars_per_hour"] == 3.0
+    with pytest.raises(UsageError, match="divided among several processes; add --processes N, or start them with"):
+        fromscratch.train(file, name="divided", shard="on", **options)
+    with pytest.raises(UsageError, match="shard = 'yes': must be auto, on, off"):
+        fromscratch.train(file, name="divided", shard="yes", **options)  # type: ignore[arg-type]
 
 
 def test_a_run_and_the_command_line_see_the_same(run: fromscratch.Run) -> None:
@@ -213,8 +266,11 @@ def test_instructions_as_the_command_does(base: Path) -> None:
         "overrides": {"train.precision": "fp32"},
     }
     told: list[str] = []
+    settings |= {"micro_batch": 2, "activation_checkpointing": True, "dollars_per_hour": 3.0}
     run = fromscratch.finetune_instruct("base", "records.json", device="cpu", tell=told.append, **settings)
     assert run.name == "base-instruct" and run.summary is not None and run.summary.outcome == "done"
+    machine = json.loads(run.directory.machine.read_text())
+    assert (machine["micro_batch"], machine["activation_checkpointing"]) == (2, True)
     words = ("--format", FORMAT, "--epochs", 2, "--learning-rate", 0.003, "--set", "train.precision=fp32", "-q")
     typed = run_command("finetune", "instruct", "base", "--data", "records.json", "--device", "cpu", *words)
     assert typed.code == 0 and "is finished" not in typed.out  # the same run: no step was taken
@@ -232,8 +288,16 @@ def test_instructions_as_the_command_does(base: Path) -> None:
 def test_classifiers_as_the_command_does(base: Path, tmp_path: Path) -> None:
     settings: dict[str, Any] = {"epochs": 4, "learning_rate": 0.01, "overrides": {"train.precision": "fp32"}}
     run = fromscratch.finetune_classify(
-        "base", "texts.csv", name="kinds", train_examples=24, device="cpu", tell=lambda _text: None, **settings
+        "base",
+        "texts.csv",
+        name="kinds",
+        train_examples=24,
+        device="cpu",
+        micro_batch=4,
+        tell=lambda _text: None,
+        **settings,
     )
+    assert json.loads(run.directory.machine.read_text())["micro_batch"] == 4
     classifier = fromscratch.load_classifier(run.path, device="cpu")
     assert classifier.classes == ("animal", "colour")
     assert classifier.report == json.loads((run.path / "classification.json").read_text())

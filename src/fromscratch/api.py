@@ -25,17 +25,20 @@ from fromscratch.generation.sampling import Sampling
 from fromscratch.generation.texts import continue_prompts
 from fromscratch.machine.hardware import Hardware, find_hardware
 from fromscratch.planning.forecast import ASSUMED_MFU
-from fromscratch.processes.world import ALONE, World, started_local_rank, started_local_world_size
+from fromscratch.planning.sharding import ShardChoice, as_sharding
+from fromscratch.processes.world import ALONE, World, started_local_rank, started_local_world_size, started_rank
 from fromscratch.publishing.publish import Destination, PublishReport, publish_model
 from fromscratch.runs.directory import RunDirectory, check_run_name
 from fromscratch.runs.overview import Overview, overview, resolve_run
 from fromscratch.runs.records import read_records
 from fromscratch.runs.retention import checkpoints_in
+from fromscratch.session.billing import Billing
 from fromscratch.session.comparison import Comparison, compare_runs
 from fromscratch.session.estimate import Estimate, estimate_run
 from fromscratch.session.evaluated import default_split, evaluated_part
 from fromscratch.session.placement import MachineOptions, place_run
 from fromscratch.session.plan import PlannedRun, plan_run
+from fromscratch.session.reporting import session_observers
 from fromscratch.session.run import RunSummary, is_done, run_training
 from fromscratch.studies.verbs import EngineName, Study, open_folder, train_missing
 from fromscratch.tokenizers.base import Tokenizer
@@ -76,20 +79,29 @@ def train(
     compile_model: bool | None = None,
     activation_checkpointing: bool = False,
     deterministic: bool | None = None,
+    shard: ShardChoice = "auto",
+    profile: int | None = None,
     stop_after: int | None = None,
     fresh: bool = False,
     allowed_changes: Sequence[str] = (),
+    dollars_per_hour: float | None = None,
     observers: Sequence[Observer] = (),
     tell: Tell = print,
 ) -> "Run":
     """Trains the model of a run file in this process, or continues a stopped run.
 
+    In a script that ``torchrun`` started, the processes train one model, and each gets the run.
+
     Args:
         name: name of the run; by default that of the file.
         overrides: ``{"train.seed": 7}``, or ``["train.seed=7"]``.
+        device, micro_batch, compile_model, activation_checkpointing, deterministic, shard: as the options of the
+            command. They change speed and memory, not the result.
+        profile: write a Chrome trace of so many steps into the run.
         stop_after: save and stop after this step.
         fresh: start again; an older run is renamed.
         allowed_changes: keys whose values may differ from those that the run was started with.
+        dollars_per_hour: price of all machines of the run together, for ``fromscratch runs cost``.
         observers: watch the steps; they cannot change the run. ``terminal_observer()`` of
             ``fromscratch.training.observers`` shows progress.
         tell: gets sentences about what was decided.
@@ -100,12 +112,13 @@ def train(
     Raises:
         DivergedError: training diverged.
     """
-    file = Path(run_file)
+    billing, file = Billing(dollars_per_hour), Path(run_file)
     planned = plan_run(file, override_items(overrides))
     path = Path(runs_dir) / check_run_name(file.stem if name is None else name)
-    machine = MachineOptions(device, micro_batch, compile_model, activation_checkpointing, deterministic)
+    wish = as_sharding(shard)
+    machine = MachineOptions(device, micro_batch, compile_model, activation_checkpointing, deterministic, wish)
     session: dict[str, Any] = {"stop_after": stop_after, "fresh": fresh, "allowed_changes": allowed_changes}
-    return train_planned(planned, path, machine, observers, tell, **session)
+    return train_planned(planned, path, machine, observers, tell, profile=profile, billing=billing, **session)
 
 
 def train_planned(
@@ -116,24 +129,20 @@ def train_planned(
     tell: Tell,
     *,
     fresh: bool,
+    profile: int | None = None,
     **session: Any,
 ) -> "Run":
     """Trains a planned run in this process; measures a classifier that is done, as the command line does."""
-    placement = place_run(planned, RunDirectory(path), machine, fresh=fresh, on_progress=tell)
+    is_main, run = started_rank() == 0, RunDirectory(path)
+    placement = place_run(planned, run, machine, fresh=fresh, on_progress=tell)
     for notice in (*planned.notices, *planned.objective.notices(), placement.threads.notice):
-        if notice:
+        if notice and is_main:
             tell(notice)
-    summary = run_training(
-        planned,
-        path,
-        placement,
-        observers=list(observers),
-        fresh=fresh,
-        **session,
-    )
-    if isinstance(planned.config.tune, Classify) and is_done(summary):
+    all_observers = [*observers, *session_observers(planned.config.train.report_to, run, profile, tell)]
+    summary = run_training(planned, path, placement, observers=all_observers, fresh=fresh, **session)
+    if isinstance(planned.config.tune, Classify) and is_done(summary) and is_main:
         report_on_run(open_model(str(path), find_hardware(machine.device), may_classify=True))
-    return Run(RunDirectory(path), summary)
+    return Run(run, summary)
 
 
 def override_items(overrides: Overrides) -> list[str]:

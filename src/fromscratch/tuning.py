@@ -20,6 +20,7 @@ from fromscratch.generation.generate import Settings
 from fromscratch.generation.sampling import Sampling
 from fromscratch.machine.hardware import find_hardware
 from fromscratch.publishing.publish import Destination, PublishReport, publish_model
+from fromscratch.session.billing import Billing
 from fromscratch.session.placement import MachineOptions
 from fromscratch.session.tuning import plan_tuning, tuning_config
 from fromscratch.session.tuning_values import (
@@ -55,8 +56,14 @@ def finetune_instruct(
     train_examples: int | None = None,
     overrides: Overrides = (),
     device: str | None = None,
+    micro_batch: int | None = None,
+    compile_model: bool | None = None,
+    activation_checkpointing: bool = False,
+    deterministic: bool | None = None,
     stop_after: int | None = None,
     fresh: bool = False,
+    allowed_changes: Sequence[str] = (),
+    dollars_per_hour: float | None = None,
     observers: Sequence[Observer] = (),
     tell: Tell = print,
 ) -> Run:
@@ -73,8 +80,9 @@ def finetune_instruct(
         dropout: share of activations dropped; by default that of the model's training.
         lora: rank of low-rank additions, which are then all that is trained.
         train_examples: train on so many records of the training part.
-        overrides, device, stop_after, fresh, observers, tell: as for ``train``.
+        overrides, and from ``device`` on: as for ``train``.
     """
+    billing = Billing(dollars_per_hour)
     form = prompt.model_dump() if isinstance(prompt, PromptFormat) else read_prompt_format(prompt)
     task = {
         **{"kind": "instruct", "prompt": form, "mask_prompt": mask_prompt, "patience": patience, "dropout": dropout},
@@ -84,7 +92,9 @@ def finetune_instruct(
     values = tuning_values(model, data, task, batches, epochs=epochs, learning_rate=learning_rate)
     planned = plan_tuning(tuning_config(values, override_items(overrides), INSTRUCT), {}, INSTRUCT)
     path = Path(runs_dir) / tuning_name(name, model, "instruct")
-    return train_planned(planned, path, MachineOptions(device), observers, tell, stop_after=stop_after, fresh=fresh)
+    machine = MachineOptions(device, micro_batch, compile_model, activation_checkpointing, deterministic)
+    session: dict[str, Any] = {"stop_after": stop_after, "fresh": fresh, "allowed_changes": allowed_changes}
+    return train_planned(planned, path, machine, observers, tell, billing=billing, **session)
 
 
 def respond(
@@ -138,8 +148,14 @@ def finetune_classify(
     train_examples: int | None = None,
     overrides: Overrides = (),
     device: str | None = None,
+    micro_batch: int | None = None,
+    compile_model: bool | None = None,
+    activation_checkpointing: bool = False,
+    deterministic: bool | None = None,
     stop_after: int | None = None,
     fresh: bool = False,
+    allowed_changes: Sequence[str] = (),
+    dollars_per_hour: float | None = None,
     observers: Sequence[Observer] = (),
     tell: Tell = print,
 ) -> Run:
@@ -153,8 +169,9 @@ def finetune_classify(
         train, balance, lora_rank, random_weights: as the options of the command.
         learning_rate: the full rate; by default by ``train``, for models of GPT-2's size.
         patience, evaluate_every, dropout, train_examples: as for ``finetune_instruct``.
-        overrides, device, stop_after, fresh, observers, tell: as for ``train``.
+        overrides, and from ``device`` on: as for ``train``.
     """
+    billing = Billing(dollars_per_hour)
     task = {
         **{"kind": "classify", "text_column": text_column, "label_column": label_column, "train": train},
         **{"balance": balance, "random_weights": random_weights, "patience": patience, "dropout": dropout},
@@ -164,7 +181,9 @@ def finetune_classify(
     values = tuning_values(model, data, task, batches, epochs=epochs, learning_rate=learning_rate)
     planned = plan_tuning(tuning_config(values, override_items(overrides), CLASSIFY), {}, CLASSIFY)
     path = Path(runs_dir) / tuning_name(name, model, "classify")
-    return train_planned(planned, path, MachineOptions(device), observers, tell, stop_after=stop_after, fresh=fresh)
+    machine = MachineOptions(device, micro_batch, compile_model, activation_checkpointing, deterministic)
+    session: dict[str, Any] = {"stop_after": stop_after, "fresh": fresh, "allowed_changes": allowed_changes}
+    return train_planned(planned, path, machine, observers, tell, billing=billing, **session)
 
 
 def load_classifier(source: str | Path, *, device: str | None = None, runs_dir: str | Path = RUNS_DIR) -> "Classifier":

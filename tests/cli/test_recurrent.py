@@ -70,7 +70,27 @@ def test_eval_loss_measures_what_the_run_held_out(lab: Path) -> None:
     slice_of_it = run_command("eval", "loss", run, "--split", "train", "--start", 100, "--tokens", 333, "--json")
     assert json.loads(slice_of_it.out)["tokens"] == 333
     refused("eval", "loss", run, "--start", 5, code=2, says="the ends of the lanes are measured from their first token")
-    refused("eval", "compare", run, run, code=3, says="split 'validation' has 0 tokens")
+
+
+def test_two_recurrent_runs_are_compared_on_what_both_held_out(lab: Path) -> None:
+    runs = lab / "runs"
+    train = ("train", lab / "run.toml", "--runs-dir", runs, "--device", "cpu", "-q", "--stop-after", 28)
+    for name, key in (("wide", "model.hidden_dim=24"), ("fifth", "data.validation_share=0.2")):
+        assert run_command(*train, "--name", name, "--set", key).code == 75
+    report = json.loads(run_command("eval", "compare", runs / "r", runs / "wide", "--device", "cpu", "--json").out)
+    losses = [
+        json.loads(run_command("eval", "loss", runs / name, "--device", "cpu", "--json").out)["loss"]
+        for name in ("r", "wide")
+    ]
+    comparison = report["comparison"]
+    assert report["split"] == "lanes" and report["tokens"] == 8 * 3 * 25
+    assert [comparison["a"]["loss"], comparison["b"]["loss"]] == pytest.approx(losses, abs=1e-6)
+    assert comparison["difference"] == pytest.approx(losses[1] - losses[0], abs=1e-6)
+    documents = comparison["documents"]
+    assert len(documents) == 5 and all(one["tokens"] == 3 * 25 and one["text"] in TEXT for one in documents)
+    assert all(TEXT[one["first_token"] :].startswith(one["text"]) for one in documents)
+    refused("eval", "compare", runs / "r", runs / "fifth", code=2, says="held out different text; name a split")
+    refused("eval", "compare", runs / "r", runs / "wide", "--split", "validation", code=3, says="has 0 tokens")
 
 
 def test_it_is_planned_before_it_is_trained(lab: Path) -> None:
@@ -82,7 +102,7 @@ def test_it_is_planned_before_it_is_trained(lab: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (("publish", "RUN", "--to", "FOLDER/published"), 2, "a model of kind 'lstm' cannot be published yet"),
+        (("publish", "RUN", "--to", "FOLDER/published"), 2, "knows only the bytes of one text"),
         (("train", "FILE", "--name", "x", "--activation-checkpointing"), 2, "cannot recompute activations"),
         (("train", "FILE", "--name", "x", "--set", 'eval.prompts=["zoo"]'), 2, "eval.prompts, 'zoo'"),
         (("train", "FILE", "--name", "x", "--set", "model.context_length=9000"), 3, "but the run needs 144,008"),

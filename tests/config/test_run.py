@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from fromscratch.config import model, train
-from fromscratch.config.base import Slot
-from fromscratch.config.loading import load_run_config, parse_run_config
-from fromscratch.config.model import GPTConfig
+from fromscratch.config.base import Slot, Table
+from fromscratch.config.loading import load_run_config, parse_run_config, to_toml
+from fromscratch.config.model import ChunkedHead, GPTConfig, ModelConfig, RMSNorm, RotaryPosition
 from fromscratch.config.presets import PRESETS
+from fromscratch.config.recurrent import LSTMConfig
 from fromscratch.config.reference import reference
 from fromscratch.config.run import RunConfig
 from fromscratch.config.train import AdamW, Schedule, TrainConfig, WarmupStableDecay
@@ -84,6 +85,82 @@ def test_presets_fill_the_shape_and_yield_to_the_file(preset: str) -> None:
     plain = GPTConfig.model_validate(PRESETS[preset])
     assert {name: getattr(filled, name) for name in PRESETS[preset]} == {n: getattr(plain, n) for n in PRESETS[preset]}
     assert run_config(model={"preset": preset, "num_layers": 3}).model.num_layers == 3
+
+
+ALL_PRESETS = [(table, name) for table in (GPTConfig, LSTMConfig) for name in table.presets]
+
+
+SHAPE = {"kind", "preset", "num_layers", "num_heads", "embedding_dim", "hidden_dim", "context_length"}
+
+
+def settings_of(config: Table, above: str = "") -> Iterator[tuple[str, Table, str]]:
+    """The key of every mechanism that differs from its default, the table that holds it, and its name there."""
+    for name, field in type(config).model_fields.items():
+        value = getattr(config, name)
+        if value == field.default or name in SHAPE:
+            continue
+        yield f"{above}{name}", config, name
+        if isinstance(value, Slot):
+            yield from settings_of(value, f"{above}{name}.")
+
+
+@pytest.mark.parametrize(("table", "preset"), ALL_PRESETS)
+@pytest.mark.parametrize("is_written_out", [False, True])
+def test_every_mechanism_of_a_preset_can_be_taken_away(
+    table: type[ModelConfig], preset: str, is_written_out: bool, run_file: WriteRunFile
+) -> None:
+    kind = table.model_fields["kind"].default
+    values: dict[str, Any] = {"model": {"kind": kind, "preset": preset}, "data": {"store": "s"}}
+    filled = parse_run_config(values, where="test")
+    if is_written_out:  # as a base file, or the baseline of a study, may spell it out
+        values = filled.resolved(vocab_size=257, tokens=100).to_plain()
+    file = run_file(tomli_w.dumps(values))
+    for key, holder, name in settings_of(filled.model):
+        default = type(holder).model_fields[name].default
+        plain = getattr(default, "kind", default)  # settings of a kind are keys of their own
+        found: Any = load_run_config(file, [f"model.{key}={to_toml(plain)}"]).model
+        for part in key.split("."):
+            found = getattr(found, part)
+        assert getattr(found, "kind", found) == plain, key
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model.residual", "scaled"),
+        ("model.residual", {"first_input": 0.2}),
+        ("model.multi_token", "blocks"),
+        ("model.residual_dtype", "bf16"),
+        ("model.head.logit_cap", 15.0),
+        ("train.start_from", "gpt2"),
+        ("train.start_from", {"model": "gpt2", "optimizer": True}),
+        ("train.untie_head_at", 0.5),
+        ("train.averages", {"ema": 0.9}),
+        ("train.batch_ramp", {"start": 32, "increment": 32, "steps": 3}),
+        ("train.patience", 3),
+    ],
+)
+def test_what_a_base_file_sets_can_be_taken_away_and_set_again(key: str, value: Any, run_file: WriteRunFile) -> None:
+    below = run_file('[data]\nstore = "s"\n[model.head]\nkind = "chunked"\n', "below.toml")
+    table, _, name = key.rpartition(".")
+    file = run_file(f'base = "below.toml"\n[{table}]\n{name} = {to_toml(value)}\n')
+    plain, changed, off = load_run_config(below), load_run_config(file), f"{key}=none"
+    assert changed != plain
+    assert load_run_config(file, [off]) == plain
+    assert load_run_config(file, [off]).identity({}) == plain.identity({})
+    assert load_run_config(file, [off, f"{key}={to_toml(value)}"]) == changed
+
+
+def test_a_table_without_a_kind_changes_settings_of_the_presets_kind() -> None:
+    changes: dict[str, Any] = {"norm": {"eps": 1e-4}, "position": {"theta": 500.0}, "head": {"logit_cap": "none"}}
+    changed = run_config(model={"preset": "nanochat-like-small", **changes}).model
+    assert isinstance(changed, GPTConfig)
+    assert changed.norm == RMSNorm(eps=1e-4, scale=False) and changed.position == RotaryPosition(theta=500.0)
+    assert changed.head == ChunkedHead()
+
+
+def test_none_is_a_name_where_a_name_is_wanted() -> None:
+    assert run_config(eval={"store": "none"}).eval.store == "none"
 
 
 def test_preset_in_a_base_file(run_file: WriteRunFile) -> None:

@@ -151,8 +151,8 @@ def test_devices_divide_a_model_of_which_no_copy_fits() -> None:
     assert micro_batch(workload, machine, 20 * gib) == (4, True)
     assert micro_batch(workload, machine, 12 * gib) == (0, True)
     assert micro_batch(workload, Machine(device="NVIDIA A100", devices=1), 20 * gib) == (0, False)
-    muon = Workload(workload.model, TrainConfig.model_validate({"global_batch": 64, "optimizer": {"kind": "muon"}}))
-    assert micro_batch(muon, machine, 20 * gib) == (0, False)
+    whole = {"global_batch": 64, "nonfinite": {"kind": "random-step", "norm": 0.25}}
+    assert micro_batch(Workload(workload.model, TrainConfig.model_validate(whole)), machine, 20 * gib) == (0, False)
 
 
 def test_hours_and_dollars_from_an_assumed_share_of_the_peak() -> None:

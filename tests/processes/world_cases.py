@@ -49,8 +49,8 @@ POLICIES = {
 class Case:
     """One training of the world, from the run file with some keys changed."""
 
-    def __init__(self, file: Path, world: World, name: str, *overrides: str, shard: Sharding = Sharding.OFF) -> None:
-        self.world, self.shard = world, shard
+    def __init__(self, file: Path, world: World, name: str, *overrides: str, **machine: Any) -> None:
+        self.world, self.machine = world, MachineOptions(device="cpu", **{"shard": Sharding.OFF, **machine})
         self.path = file.resolve().parent / "runs" / name
         plan = plan_run(file, list(overrides))
         self.plan = plan
@@ -65,7 +65,7 @@ class Case:
 
     def placement(self) -> Placement:
         """What a start would choose now."""
-        return place_run(self.plan, RunDirectory(self.path), MachineOptions(device="cpu", shard=self.shard))
+        return place_run(self.plan, RunDirectory(self.path), self.machine)
 
     @property
     def stepper(self) -> Stepper:

@@ -15,6 +15,14 @@ StoreOption = Annotated[
     typer.Option(help="The token store: a folder, or hf://owner/name; by default the one that the run evaluates on."),
 ]
 
+SplitOption = Annotated[
+    str | None,
+    typer.Option(
+        help="The split of the store; by default validation, or lanes: the ends of the lanes that a recurrent run held "
+        "out."
+    ),
+]
+
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Evaluate a trained model.")
 
 
@@ -27,13 +35,7 @@ def common() -> None:
 def loss(
     model: ModelArgument,
     store: StoreOption = None,
-    split: Annotated[
-        str | None,
-        typer.Option(
-            help="The split of the store; by default validation, or lanes: the ends of the lanes that a recurrent "
-            "run held out."
-        ),
-    ] = None,
+    split: SplitOption = None,
     start: Annotated[int, typer.Option(min=0, help="First token of the slice.")] = 0,
     tokens: Annotated[int | None, typer.Option(min=1, help="Number of tokens to predict; by default all.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Sequences per batch; changes only the speed.")] = None,
@@ -81,7 +83,7 @@ def compare(
     a: Annotated[str, typer.Argument(metavar="A", help="A model: see MODEL of 'eval loss'.")],
     b: Annotated[str, typer.Argument(metavar="B", help="Another model, with the same tokenizer and context.")],
     store: StoreOption = None,
-    split: Annotated[str, typer.Option(help="The split of the store.")] = "validation",
+    split: SplitOption = None,
     start: Annotated[int, typer.Option(min=0, help="First token of the slice.")] = 0,
     tokens: Annotated[int | None, typer.Option(min=1, help="Number of tokens to predict; by default all.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Sequences per batch; changes only the speed.")] = None,
@@ -99,15 +101,12 @@ def compare(
     from fromscratch.formats.model_sources import open_model
     from fromscratch.formats.stores import held_out_store_of, open_named_store
     from fromscratch.machine.hardware import find_hardware
-    from fromscratch.session.plan import check_same_tokenizer
-    from fromscratch.training.held_out import TokenSlice
+    from fromscratch.session.evaluated import default_split, part_held_out_by_both
 
     hardware = find_hardware(device)
     first, second = open_model(a, hardware), open_model(b, hardware)
-    store = store or held_out_store_of(first)
-    opened = open_named_store(store)
-    check_same_tokenizer(opened, first.tokenizer)
-    part = TokenSlice.of(opened.split(split), start=start, tokens=tokens)
+    store, split = store or held_out_store_of(first), split or default_split(first)
+    part = part_held_out_by_both(first, second, open_named_store(store), split, start=start, tokens=tokens)
     comparison = compare_models(first, second, part, hardware, batch=batch)
     asked = {"a": a, "b": b, "store": store, "split": split, "start": start, "tokens": part.tokens}
     output = asked | {"verdict": comparison.verdict, "comparison": asdict(comparison)}

@@ -1,7 +1,7 @@
 """``fromscratch train``."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -173,15 +173,12 @@ def describe_stop(summary: "RunSummary", stop_after: int | None) -> str:
 def make_observers(plan: "PlannedRun", path: Path, profiled_steps: int | None, *, quiet: bool) -> "list[Observer]":
     """Returns the observers: terminal output unless ``quiet``, other tools, and the profiler if requested."""
     from fromscratch.runs.directory import RunDirectory
-    from fromscratch.session.reporting import reporters
+    from fromscratch.session.reporting import session_observers
     from fromscratch.training.observers import terminal_observer
-    from fromscratch.training.profiling import TRACE_FILE, StepProfiler
 
     observers: list[Observer] = [] if quiet else [terminal_observer(plan.tokens_before(plan.num_steps))]
-    observers += reporters(plan.config.train.report_to, RunDirectory(path), lambda text: note(f"notice: {text}"))
-    if profiled_steps is not None:
-        observers.append(StepProfiler(path / TRACE_FILE, profiled_steps))
-    return observers
+    warn: Callable[[str], None] = lambda text: note(f"notice: {text}")  # noqa: E731
+    return observers + session_observers(plan.config.train.report_to, RunDirectory(path), profiled_steps, warn)
 
 
 def introduce(plan: "PlannedRun", placement: "Placement", path: Path, *, fresh: bool, quiet: bool) -> None:

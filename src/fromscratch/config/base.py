@@ -6,8 +6,11 @@ from importlib import import_module
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, model_validator
 from pydantic_core import CoreSchema, core_schema
+
+NONE = "none"
+"""Takes away what a preset or a ``base`` file has set, of a key that may be left out."""
 
 
 class Table(BaseModel):
@@ -19,6 +22,18 @@ class Table(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, allow_inf_nan=False, use_attribute_docstrings=True
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_away(cls, values: Any) -> Any:
+        """Runs after presets are filled in, and leaves out what the file wants none of."""
+        if not isinstance(values, dict):
+            return values
+        return {
+            key: value
+            for key, value in values.items()
+            if value != NONE or (field := cls.model_fields.get(key)) is None or not can_be_none(field.annotation)
+        }
 
 
 class Slot(Table):
@@ -92,6 +107,12 @@ Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 Switch = Annotated[bool, Field(exclude_if=lambda on: not on)]
 """A switch that is off by default. Off is not written out, so runs from before there was one keep their identity."""
+
+
+def can_be_none(annotation: Any) -> bool:
+    """Whether ``"none"`` may stand for nothing in a field: it may be None, and ``"none"`` is no text of its own."""
+    members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else ()
+    return type(None) in members and str not in members
 
 
 def tables_in(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from fromscratch.config.base import NONE
 from fromscratch.config.model import HuggingFaceConfig
 from fromscratch.config.problems import error_messages, shown
 from fromscratch.config.run import RunConfig
@@ -66,7 +67,7 @@ def load_run_file(path: Path, overrides: list[str] | None = None) -> RunFile:
 def _with_long_parent(values: dict[str, Any]) -> dict[str, Any]:
     """Writes the short form of ``train.start_from`` as a table, so that it can be merged with one."""
     train = values.get("train")
-    if not isinstance(train, dict) or not isinstance(train.get("start_from"), str):
+    if not isinstance(train, dict) or not isinstance(train.get("start_from"), str) or train["start_from"] == NONE:
         return values
     return {**values, "train": {**train, "start_from": {"model": train["start_from"]}}}
 
@@ -161,7 +162,12 @@ def merge(below: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     merged = dict(below)
     for key, value in above.items():
         old, new = _as_tables(merged.get(key), value)
-        if isinstance(old, dict) and isinstance(new, dict) and new.get("kind", old.get("kind")) == old.get("kind"):
+        if (
+            NONE not in (merged.get(key), value)
+            and isinstance(old, dict)
+            and isinstance(new, dict)
+            and new.get("kind", old.get("kind")) == old.get("kind")
+        ):
             merged[key] = merge(old, new)
         else:
             merged[key] = value
@@ -204,7 +210,8 @@ def _as_tables(old: Any, new: Any) -> tuple[Any, Any]:
 
 
 def to_toml(value: Any) -> str:
-    """Writes a value in one line of TOML, as ``--set`` takes it."""
+    """Writes a value in one line of TOML, as ``--set`` takes it. None is ``"none"``."""
+    value = NONE if value is None else value
     if isinstance(value, dict):
         return "{ " + ", ".join(f"{json.dumps(key)} = {to_toml(item)}" for key, item in value.items()) + " }"
     if isinstance(value, list | tuple):

@@ -286,7 +286,8 @@ class ModelConfig(Table):
     @classmethod
     def _fill_preset(cls, values: Any) -> Any:
         if isinstance(values, dict) and isinstance(values.get("preset"), str) and values["preset"] in cls.presets:
-            return {**cls.presets[values["preset"]], **values}
+            preset = cls.presets[values["preset"]]
+            return {**preset, **{key: _over(preset.get(key), value) for key, value in values.items()}}
         return values
 
     def weight_settings(self) -> dict[str, Any]:
@@ -297,6 +298,13 @@ class ModelConfig(Table):
             inner = value.weight_settings() if isinstance(value, Slot) else {"": value}
             found |= {f"{name}.{key}".rstrip("."): setting for key, setting in inner.items()}
         return dict(sorted(found.items()))
+
+
+def _over(preset: Any, value: Any) -> Any:
+    """A value over a preset's: a table without a kind changes settings of the preset's kind."""
+    if not isinstance(value, dict) or "kind" in value or not isinstance(preset, str | dict):
+        return value
+    return {**({"kind": preset} if isinstance(preset, str) else preset), **value}
 
 
 class GPTConfig(ModelConfig):

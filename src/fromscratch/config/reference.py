@@ -20,7 +20,7 @@ INTRODUCTION = """\
 fromscratch train run.toml --set train.seed=7 --set 'train.clip={ kind = "norm", max_norm = 1.0 }'
 ```
 
-A run file is TOML with four tables, and a fifth one for fine-tuning. `base = "other.toml"` at its top reads another file first; the keys of this file replace those of the other. A relative path starts at the folder of the file that it is written in, or at the current folder. `--set train.seed=7` on the command line replaces one key. A slot is filled by a `kind`: `clip = { kind = "norm", max_norm = 1.0 }`. `attention = "explicit"` is short for a kind with its defaults. Unknown keys are errors.
+A run file is TOML with four tables, and a fifth one for fine-tuning. `base = "other.toml"` at its top reads another file first; the keys of this file replace those of the other. A relative path starts at the folder of the file that it is written in, or at the current folder. `--set train.seed=7` on the command line replaces one key. A slot is filled by a `kind`: `clip = { kind = "norm", max_norm = 1.0 }`. `attention = "explicit"` is short for a kind with its defaults. Where a preset or a `base` file sets a key that may be left out, `"none"` takes it away: `residual = "none"`. Unknown keys are errors.
 
 `make docs` generates this page from the classes in `src/fromscratch/config/`.
 """  # noqa: E501

@@ -22,14 +22,7 @@ from fromscratch.config.batch_sizes import BatchRamp, BatchSizes
 M = TypeVar("M", bound=Table)
 
 
-class Optimizer(Slot):
-    """What every optimiser has."""
-
-    needs_whole_matrices: ClassVar[bool] = False
-    """Whether a process can update its part of a matrix only with the other parts at hand."""
-
-
-class AdamW(Optimizer):
+class AdamW(Slot):
     """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
 
     builds: ClassVar[str] = "fromscratch.optim.adamw:build_adamw"
@@ -47,12 +40,11 @@ class AdamW(Optimizer):
     """Whether a weight decays only where the update does not move it away from zero (Chen et al. 2025)."""
 
 
-class Muon(Optimizer):
+class Muon(Slot):
     """Muon for matrices inside of the model, AdamW for embeddings, head, norms and biases (Jordan et al. 2024)."""
 
     builds: ClassVar[str] = "fromscratch.optim.muon:build_muon"
     kind: Literal["muon"] = "muon"
-    needs_whole_matrices: ClassVar[bool] = True
     learning_rate: float = Field(default=0.02, gt=0.0)
     """The full rate of the matrices: the length of an update of a square matrix in spectral norm."""
     momentum: float = Field(default=0.95, ge=0.0, lt=1.0)
@@ -71,7 +63,7 @@ class Muon(Optimizer):
     """Whether a weight decays only where the update does not move it away from zero (Chen et al. 2025)."""
 
 
-class Lion(Optimizer):
+class Lion(Slot):
     """The sign of an average of gradients (Chen et al. 2023, "Symbolic Discovery of Optimization Algorithms")."""
 
     builds: ClassVar[str] = "fromscratch.optim.lion:build_lion"
@@ -88,7 +80,7 @@ class Lion(Optimizer):
     beta2: float = Field(default=0.99, ge=0.0, lt=1.0)
 
 
-class SGD(Optimizer):
+class SGD(Slot):
     """Stochastic gradient descent with momentum: the plainest baseline."""
 
     builds: ClassVar[str] = "fromscratch.optim.sgd:build_sgd"

@@ -12,7 +12,7 @@ from fromscratch.evaluation.loss import LossReport, measure_loss
 from fromscratch.formats.model_sources import LoadedModel
 from fromscratch.machine.hardware import Hardware
 from fromscratch.tokenizers.base import Tokenizer
-from fromscratch.training.held_out import TokenSlice
+from fromscratch.training.held_out import HeldOut
 
 MAX_DOCUMENTS = 5
 MAX_TEXT_CHARACTERS = 120
@@ -56,9 +56,9 @@ class Comparison:
 
 
 def compare_models(
-    a: LoadedModel, b: LoadedModel, part: TokenSlice, hardware: Hardware, *, batch: int | None = None
+    a: LoadedModel, b: LoadedModel, part: HeldOut, hardware: Hardware, *, batch: int | None = None
 ) -> Comparison:
-    """Evaluates both models on one slice.
+    """Evaluates both models on the same text.
 
     Raises:
         UsageError: their tokenizers or context lengths differ, so that their sequences are not the same.
@@ -86,17 +86,16 @@ def compare_models(
     )
 
 
-def _most_different(
-    difference: NDArray[np.float64], part: TokenSlice, tokenizer: Tokenizer
-) -> list[DocumentDifference]:
+def _most_different(difference: NDArray[np.float64], part: HeldOut, tokenizer: Tokenizer) -> list[DocumentDifference]:
     """Returns the documents with the largest mean difference, in either direction."""
-    targets = part.split.read(part.start + 1, part.tokens)
-    ends = np.flatnonzero(targets == tokenizer.end_of_text) + 1
-    bounds = [0, *(int(end) for end in ends if end < part.tokens), part.tokens]
-    found = []
-    for begin, end in pairwise(bounds):
-        if end - begin >= MIN_DOCUMENT_TOKENS:
-            text = tokenizer.decode(targets[begin:end])[:MAX_TEXT_CHARACTERS]
-            mean = float(difference[begin:end].mean())
-            found.append(DocumentDifference(part.start + 1 + begin, end - begin, mean, text))
+    found, before = [], 0
+    for start, tokens in part.texts:
+        targets, differences = part.split.read(start + 1, tokens), difference[before : before + tokens]
+        ends = np.flatnonzero(targets == tokenizer.end_of_text) + 1
+        for begin, end in pairwise([0, *(int(end) for end in ends if end < tokens), tokens]):
+            if end - begin >= MIN_DOCUMENT_TOKENS:
+                text = tokenizer.decode(targets[begin:end])[:MAX_TEXT_CHARACTERS]
+                mean = float(differences[begin:end].mean())
+                found.append(DocumentDifference(start + 1 + begin, end - begin, mean, text))
+        before += tokens
     return sorted(found, key=lambda document: -abs(document.difference))[:MAX_DOCUMENTS]

@@ -56,7 +56,8 @@ def set_adapted_weights(model: LanguageModel, base: dict[str, Tensor], *, seed: 
     if model.num_classes:
         drawn, heads = torch.Generator().manual_seed(derive_seed(seed, "class-head")), model.head_parameters()
         added |= {name: first_head_weights(name, parameter.shape, drawn) for name, parameter in heads.items()}
-        base = {name: tensor for name, tensor in base.items() if name not in heads}  # without the language head
+        old_head = tuple(f"{name}." for name, module in model.named_modules() if module is model.output_head)
+        base = {name: t for name, t in base.items() if name not in heads and not name.startswith(old_head)}
     names = {name.replace(BASE_LAYER, ""): name for name, _ in model.named_parameters() if name not in added}
     fill(model, {**{names.get(name, name): tensor for name, tensor in base.items()}, **added}, where)
 

@@ -7,6 +7,7 @@ Source: Radford et al. 2018, "Improving Language Understanding by Generative Pre
 """
 
 import logging
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -51,6 +52,11 @@ def encode_texts(
     return Examples(kept, num_cut, 0)
 
 
+def max_text_tokens(loaded: LoadedModel) -> int:
+    """Number of tokens of a text that a classifier reads: the context; all of them where a state carries on."""
+    return sys.maxsize if loaded.model.has_unlimited_context else loaded.config.context_length
+
+
 def class_weights(labels: Sequence[str], classes: Sequence[str]) -> tuple[float, ...]:
     """Returns weights of the losses by class, inverse to its share; over the texts, their mean is 1."""
     counts = Counter(labels)
@@ -84,7 +90,7 @@ def score_texts(loaded: LoadedModel, texts: Sequence[str], *, batch: int = 32) -
     Raises:
         UsageError: a text has no token.
     """
-    tokenizer, length = loaded.tokenizer, loaded.config.context_length
+    tokenizer, length = loaded.tokenizer, max_text_tokens(loaded)
     is_framed = loaded.model.is_encoder
     examples = encode_texts(texts, [0] * len(texts), tokenizer, context_length=length, is_framed=is_framed)
     if examples.num_cut:

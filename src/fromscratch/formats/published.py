@@ -8,7 +8,7 @@ from pathlib import Path
 from pydantic import ValidationError
 from torch import Tensor
 
-from fromscratch.config.model import GPTConfig
+from fromscratch.config.model import GPTConfig, ModelConfig
 from fromscratch.config.run import parse_model
 from fromscratch.errors import DataError
 from fromscratch.files import read_json_object
@@ -21,12 +21,21 @@ MODEL_TYPE = "fromscratch"
 TABLE_KEY = "fromscratch_model"
 CHANGED_KEYS = {"vocab_size": "vocab_size", "tied_head": "tie_word_embeddings"}
 """Keys of the table that transformers may have changed, and its names for them."""
-BODY, PUBLISHED_HEAD = "model.gpt.", "lm_head.weight"
+OUR_HEAD, PUBLISHED_HEAD = "head.", "lm_head."
 
 
-def to_published_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def _body(config: ModelConfig) -> str:
+    """What is before the names of all tensors but the head's."""
+    return "model.gpt." if isinstance(config, GPTConfig) else "model.recurrent."
+
+
+def to_published_tensors(tensors: dict[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
     """Returns our tensors under the names of the published modules; a tied head is stored once."""
-    return {PUBLISHED_HEAD if name == HEAD else BODY + name: tensor for name, tensor in tensors.items()}
+    body = _body(config)
+    return {
+        PUBLISHED_HEAD + name.removeprefix(OUR_HEAD) if name.startswith(OUR_HEAD) else body + name: tensor
+        for name, tensor in tensors.items()
+    }
 
 
 def read_published(folder: Path, *, classes: tuple[str, ...] = ()) -> ImportedModel:
@@ -38,7 +47,8 @@ def read_published(folder: Path, *, classes: tuple[str, ...] = ()) -> ImportedMo
     settings = read_json_object(folder / "config.json")
     table = settings.get(TABLE_KEY)
     if isinstance(table, dict):  # transformers changes its own keys only, such as in resize_token_embeddings
-        table = {**table, **{ours: settings[theirs] for ours, theirs in CHANGED_KEYS.items() if theirs in settings}}
+        changed = {ours: settings[theirs] for ours, theirs in CHANGED_KEYS.items() if theirs in settings}
+        table |= {key: value for key, value in changed.items() if key in table}
     try:
         config = parse_model(table)
     except ValidationError as error:
@@ -48,7 +58,11 @@ def read_published(folder: Path, *, classes: tuple[str, ...] = ()) -> ImportedMo
         ) from None
     tensors = read_weights(folder)
     score = take_score(tensors, folder) if classes else None
-    ours = {HEAD if name == PUBLISHED_HEAD else name.removeprefix(BODY): tensor for name, tensor in tensors.items()}
+    body = _body(config)
+    ours = {
+        OUR_HEAD + name.removeprefix(PUBLISHED_HEAD) if name.startswith(PUBLISHED_HEAD) else name.removeprefix(body): t
+        for name, t in tensors.items()
+    }
     if isinstance(config, GPTConfig) and config.tied_head and HEAD in ours:
         ours.setdefault(EMBEDDING, ours[HEAD])  # a tied matrix may be saved under either of its two names
         check_tied(ours, EMBEDDING, HEAD, folder)

@@ -5,12 +5,13 @@ import os
 import shutil
 import sysconfig
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from fromscratch.errors import UsageError
 from fromscratch.machine.emulation import needs_emulation
@@ -79,12 +80,23 @@ def compile_problem(device: torch.device, precision: str) -> str:
     return ""
 
 
-def accelerate(model: LanguageModel, loss: Loss, acceleration: Acceleration, *, backend: str = "inductor") -> Loss:
+def accelerate(
+    model: LanguageModel,
+    loss: Loss,
+    acceleration: Acceleration,
+    *,
+    blocks: Sequence[nn.Module] = (),
+    backend: str = "inductor",
+) -> Loss:
     """Applies activation checkpointing and the head's kernel to the model in place; returns the loss, compiled if
     so configured.
 
     Evaluation does not use the returned loss and stays eager, because its shapes differ. Kernels are compiled
     for fixed shapes, because they are faster; a batch of another size compiles again.
+
+    Args:
+        blocks: where there are some, each is compiled by itself and in place, and the rest of the loss stays eager:
+            what happens between blocks, such as communication, cannot be compiled.
 
     Raises:
         UsageError: the model cannot checkpoint activations.
@@ -98,6 +110,9 @@ def accelerate(model: LanguageModel, loss: Loss, acceleration: Acceleration, *, 
         return loss
     prepare_to_compile()
     ignore_warnings_of_the_compiler()
+    if blocks:
+        _compile_each(blocks, backend)
+        return loss
     compiled: Loss = torch.compile(loss, dynamic=False, backend=backend)  # type: ignore[assignment]
     return compiled
 
@@ -117,3 +132,12 @@ def _use_head_kernel(model: LanguageModel) -> None:
 
         for head in heads:
             head.use_kernel(triton_rows)
+
+
+def _compile_each(blocks: Sequence[nn.Module], backend: str) -> None:
+    """Compiles the forward passes of blocks, without what hooks do before and after them."""
+    versions_per_block = 2  # a last micro-batch may be smaller
+    limits = torch._dynamo.config
+    limits.recompile_limit = max(limits.recompile_limit, versions_per_block * len(blocks))
+    for block in blocks:
+        block.forward = torch.compile(block.forward, dynamic=False, backend=backend)

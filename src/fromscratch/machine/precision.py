@@ -19,15 +19,22 @@ class Precision:
     tf32 rounds the inputs of fp32 matrix products to 10 mantissa bits, on devices that support it.
     fp16 multiplies the loss by a scale, which decreases if a gradient overflows and otherwise grows
     (Micikevicius et al. 2018, "Mixed Precision Training", section 3.2).
+
+    Args:
+        is_sharded: whether each process has a part of the gradients: an overflow in any lowers the scale of all.
     """
 
-    def __init__(self, kind: str, device: torch.device) -> None:
+    def __init__(self, kind: str, device: torch.device, *, is_sharded: bool = False) -> None:
         self.kind = kind
         self._device_type = device.type
         self._dtype = AUTOCAST_DTYPES.get(kind)
         self.emulated = needs_emulation(kind, device)
         """Whether 16-bit products are computed in fp32, because this processor has no 16-bit instructions."""
         self.scaler = torch.amp.GradScaler(device.type, enabled=kind == "fp16")
+        if is_sharded:
+            from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
+
+            self.scaler = ShardedGradScaler(device.type, enabled=kind == "fp16")
 
     @property
     def dtype(self) -> torch.dtype:

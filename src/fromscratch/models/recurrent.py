@@ -109,11 +109,11 @@ LAYERS: dict[str, dict[str, type[nn.Module]]] = {
 """Classes of layers by kind and implementation."""
 
 
-class BiasedHead(LinearHead):
-    """A linear head with a bias, as char-rnn has it."""
+class RecurrentHead(LinearHead):
+    """A linear head, for tokens with a bias, as char-rnn has it."""
 
-    def __init__(self, hidden_dim: int, vocab_size: int) -> None:
-        nn.Linear.__init__(self, hidden_dim, vocab_size)
+    def __init__(self, hidden_dim: int, num_outputs: int, *, bias: bool = True) -> None:
+        nn.Linear.__init__(self, hidden_dim, num_outputs, bias=bias)
         self.logit_cap = self.z_loss = None
 
 
@@ -171,7 +171,7 @@ class Recurrent(LanguageModel):
         widths = [embedding_dim or vocab_size, *[hidden_dim] * num_layers]
         self.layers = nn.ModuleList(layer(width, hidden_dim, **settings) for width in widths[:-1])
         self.dropouts = nn.ModuleList(Dropout(dropout) for _ in self.layers)
-        self.head = BiasedHead(hidden_dim, vocab_size)
+        self.head = RecurrentHead(hidden_dim, vocab_size)
         number_dropout_sites(self)
 
     @property
@@ -179,15 +179,24 @@ class Recurrent(LanguageModel):
         """The linear layer that scores tokens."""
         return self.head
 
+    @property
+    def _parameter(self) -> Tensor:
+        """A parameter that knows type and device: the head's where there is one, which belongs to no layer."""
+        return list(self.parameters())[-1]
+
+    def replace_head(self, num_outputs: int) -> None:
+        """Puts a linear head without a bias in place of the language head."""
+        self.head = RecurrentHead(self.hidden_dim, num_outputs, bias=False)
+
     def initial_carry(self, num_sequences: int) -> dict[str, Tensor]:
         """Zeros: [B, L, H] by name of the state."""
         shape = (num_sequences, self.num_layers, self.hidden_dim)
-        return {name: self.head.weight.new_zeros(shape) for name in self.state_names}
+        return {name: self._parameter.new_zeros(shape) for name in self.state_names}
 
     def hidden_states(self, tokens: Tensor, carry: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Ids [B, T] and the state before them -> outputs of the last layer [B, T, H] and the state after them."""
         if self.token_embedding is None:
-            x = F.one_hot(tokens, self.vocab_size).to(self.head.weight.dtype)
+            x = F.one_hot(tokens, self.vocab_size).to(self._parameter.dtype)
         else:
             x = self.token_embedding(tokens)
         states = []
@@ -207,13 +216,13 @@ class Recurrent(LanguageModel):
 
     def forward(self, tokens: Tensor, past: Past | None = None) -> Tensor:
         """Scores of the next token at every position: ids [B, T] -> logits [B, T, V]."""
-        return self.head(self._continue(tokens, past))
+        return self.head(self.read(tokens, past))
 
     def next_logits(self, tokens: Tensor, past: Past) -> Tensor:
         """Scores after the last position, without those of the others: ids [B, T] -> logits [B, V]."""
-        return self.head(self._continue(tokens, past)[:, -1])
+        return self.head(self.read(tokens, past)[:, -1])
 
-    def _continue(self, tokens: Tensor, past: Past | None) -> Tensor:
+    def read(self, tokens: Tensor, past: Past | None) -> Tensor:
         """Ids that continue the texts of ``past`` -> outputs of the last layer [B, T, H]; zeros in the padding."""
         if past is None:
             return self.hidden_states(tokens, self.initial_carry(len(tokens)))[0]
@@ -224,7 +233,7 @@ class Recurrent(LanguageModel):
             rows = []
             for row, begin in enumerate(missing):
                 state = {name: part[row : row + 1] for name, part in carry.items()}
-                x = self.head.weight.new_zeros(1, 0, self.hidden_dim)
+                x = self._parameter.new_zeros(1, 0, self.hidden_dim)
                 if begin < time:
                     x, state = self.hidden_states(tokens[row : row + 1, begin:], state)
                 rows.append((F.pad(x, (0, 0, begin, 0)), state))

@@ -183,7 +183,7 @@ def run_worker(
             and the activations of an evaluation batch.
     """
     request = {
-        "model": workload.largest_model.model_dump(mode="json", exclude_none=True),
+        "model": workload.largest_model.model_dump(mode="json", exclude={"preset"}, exclude_none=True),
         "train": workload.train.model_dump(mode="json", exclude_none=True),
         "document_mask": workload.document_mask,
         "case": asdict(measurement.case),

@@ -2,6 +2,7 @@
 
 import logging
 from enum import StrEnum
+from typing import Literal
 
 from fromscratch.config.run import RunConfig
 from fromscratch.config.train import RandomStepNonfinite, TrainConfig
@@ -20,6 +21,16 @@ class Sharding(StrEnum):
     """Where a copy of the model does not fit into the memory of a GPU."""
     ON = "on"
     OFF = "off"
+
+
+ShardChoice = Literal["auto", "on", "off"]
+
+
+def as_sharding(wish: str) -> Sharding:
+    """The wish as it is typed. Raises UsageError for another word."""
+    if wish not in list(Sharding):
+        raise UsageError(f"shard = {wish!r}: must be {', '.join(Sharding)}")
+    return Sharding(wish)
 
 
 def choose_sharding(
@@ -75,11 +86,7 @@ def sharding_problem(train: TrainConfig, world_size: int) -> str:
     """Says what prevents a model from being divided, and what to do; empty if nothing does."""
     ramp = train.batch_ramp
     if world_size == 1:
-        return "a model is divided among several processes; add --processes N"
-    if train.optimizer.needs_whole_matrices:
-        return f'train.optimizer.kind = "{train.optimizer.kind}" needs whole matrices; take adamw, or --shard off'
-    if train.precision == "fp16":
-        return 'train.precision = "fp16" scales losses by what each process sees; take bf16, or --shard off'
+        return "a model is divided among several processes; add --processes N, or start them with torchrun"
     if isinstance(train.nonfinite, RandomStepNonfinite):
         return 'train.nonfinite.kind = "random-step" draws whole matrices; take another, or --shard off'
     if train.untie_head_at is not None:

@@ -79,7 +79,8 @@ def _model_properties(loaded: LoadedModel) -> dict[str, Any]:
     if not isinstance(config, GPTConfig):
         return {
             "parameters": f"{parameters:,}",
-            "context": f"{config.context_length:,} tokens",
+            "architecture": config.kind,
+            "context": "any length" if loaded.model.has_unlimited_context else f"{config.context_length:,} tokens",
             "vocabulary": f"{config.vocab_size:,} ids, tokenizer {loaded.tokenizer.name}",
             "steps": _steps(loaded),
         }

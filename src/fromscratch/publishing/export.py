@@ -12,6 +12,7 @@ from typing import Any
 from safetensors.torch import save_file
 
 from fromscratch.config.model import GPTConfig, HuggingFaceConfig, ModelConfig
+from fromscratch.config.recurrent import RecurrentConfig
 from fromscratch.errors import UsageError
 from fromscratch.files import check_replaceable, sealed_folder, to_strict_json
 from fromscratch.formats.classifiers import SCORE
@@ -32,6 +33,8 @@ NATIVE, CUSTOM = "native", "custom"
 PUBLISHED = "published"
 """The beginning of the ``kind`` in the manifests of exported folders; the format follows."""
 FORMATS = (NATIVE, CUSTOM)
+UNLIMITED = int(1e30)
+"""How transformers writes the length of a tokenizer's texts where there is no limit."""
 AUTO_CLASSES = {
     "AutoConfig": "configuration_fromscratch.FromScratchConfig",
     "AutoModel": "modeling_fromscratch.FromScratchModel",
@@ -54,13 +57,20 @@ def choose_format(config: ModelConfig, wanted: str | None) -> str:
     """Returns the wanted format; by default ``native`` if the architecture permits it, else ``custom``.
 
     Raises:
-        UsageError: no such format, or ``native`` is wanted and transformers has no such architecture.
+        UsageError: no such format, the kind has no export, or ``native`` is wanted and transformers has no such
+            architecture.
     """
     if isinstance(config, HuggingFaceConfig):
         if wanted not in (None, NATIVE):
             raise UsageError(f"--format {wanted}: a model of the transformers library is published as {NATIVE}")
         return NATIVE
-    other_than_gpt2, other_than_llama = not_gpt2(check_publishable(config)), not_llama(check_publishable(config))
+    if isinstance(config, RecurrentConfig):
+        if wanted not in (None, CUSTOM):
+            raise UsageError(f"--format {wanted}: transformers has no recurrent language model; use --format {CUSTOM}")
+        return CUSTOM
+    if not isinstance(config, GPTConfig):
+        raise UsageError(f"a model of kind {config.kind!r} cannot be published yet; gpt, lstm, gru and rnn can")
+    other_than_gpt2, other_than_llama = not_gpt2(config), not_llama(config)
     is_native = not (other_than_gpt2 and other_than_llama)
     if wanted is None:
         return NATIVE if is_native else CUSTOM
@@ -72,13 +82,6 @@ def choose_format(config: ModelConfig, wanted: str | None) -> str:
             f"({other_than_llama}); use --format custom"
         )
     return wanted
-
-
-def check_publishable(config: ModelConfig) -> GPTConfig:
-    """Returns the config if its kind has an export. Raises UsageError otherwise."""
-    if not isinstance(config, GPTConfig):
-        raise UsageError(f"a model of kind {config.kind!r} cannot be published yet; only kind 'gpt' can")
-    return config
 
 
 def export_model(loaded: LoadedModel, folder: Path, *, format_name: str, card: CardSettings) -> ExportReport:
@@ -94,14 +97,16 @@ def export_model(loaded: LoadedModel, folder: Path, *, format_name: str, card: C
         ids = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), loaded.tokenizer.end_of_text)
         files = {"config.json": {**ids, **config}}
         if not loaded.classes:
-            files["generation_config.json"] = ids | {"do_sample": True, "temperature": 0.8, "top_k": 50}
+            sampling = {"do_sample": True, "temperature": 0.8, "top_k": 50}
+            cache = {} if config.get("use_cache", True) else {"use_cache": False}
+            files["generation_config.json"] = ids | sampling | cache
         for name, values in files.items():
             (temporary / name).write_text(to_strict_json(values, indent=2), "utf-8")
         side = "right" if loaded.classes else "left"
         write_tokenizer(
             loaded.tokenizer,
             temporary,
-            context_length=loaded.config.context_length,
+            context_length=UNLIMITED if loaded.model.has_unlimited_context else loaded.config.context_length,
             padding_side=side,
             pad_id=config.get("pad_token_id") if loaded.model.is_encoder else None,
             is_framed=loaded.model.is_encoder,
@@ -121,16 +126,18 @@ def _write_weights(loaded: LoadedModel, folder: Path, format_name: str) -> dict[
     if isinstance(loaded.config, HuggingFaceConfig):
         loaded.model.inner.save_pretrained(folder)  # type: ignore[operator, union-attr]
         return {**json.loads(loaded.config.architecture), "dtype": "float32"}
-    model_config = check_publishable(loaded.config)
+    model_config = loaded.config
+    assert isinstance(model_config, GPTConfig | RecurrentConfig)
     tensors = {name: tensor.cpu() for name, tensor in model_tensors(loaded.model).items()}
     score = {SCORE: scores_of(loaded)} if loaded.classes else {}
     if score:
         del tensors[HEAD]
-        model_config = model_config.model_copy(update={"tied_head": True})  # no language head is stored
-    if format_name == NATIVE:
+        if isinstance(model_config, GPTConfig):
+            model_config = model_config.model_copy(update={"tied_head": True})  # no language head is stored
+    if format_name == NATIVE and isinstance(model_config, GPTConfig):
         config, tensors = native_config(model_config), native_tensors(model_config, tensors)
     else:
-        config, tensors = custom_config(model_config), to_published_tensors(tensors)
+        config, tensors = custom_config(model_config), to_published_tensors(tensors, model_config)
         for name, text in model_code_files(model_config).items():
             (folder / name).write_text(text, "utf-8")
     if score:
@@ -139,8 +146,9 @@ def _write_weights(loaded: LoadedModel, folder: Path, format_name: str) -> dict[
     return config
 
 
-def custom_config(config: GPTConfig) -> dict[str, Any]:
+def custom_config(config: GPTConfig | RecurrentConfig) -> dict[str, Any]:
     """Returns the ``config.json`` with the names of the folder's classes and the whole ``[model]`` table."""
+    sizes = _recurrent_sizes(config) if isinstance(config, RecurrentConfig) else _gpt_sizes(config)
     return {
         "architectures": ["FromScratchForCausalLM"],
         "model_type": MODEL_TYPE,
@@ -148,14 +156,24 @@ def custom_config(config: GPTConfig) -> dict[str, Any]:
         "vocab_size": config.vocab_size,
         "max_position_embeddings": config.context_length,
         "num_hidden_layers": config.num_layers,
+        "dropout": config.dropout,
+        **sizes,
+        "dtype": "float32",
+        TABLE_KEY: config.model_dump(mode="json", exclude_none=True),
+    }
+
+
+def _gpt_sizes(config: GPTConfig) -> dict[str, Any]:
+    return {
         "num_attention_heads": config.num_heads,
         "num_key_value_heads": getattr(config.attention, "key_value_heads", None) or config.num_heads,
         "hidden_size": config.embedding_dim,
-        "dropout": config.dropout,
         "attention_bias": config.attention_bias,
         "tie_word_embeddings": config.tied_head,
         "residual_dtype": config.residual_dtype,
         "head_dim": config.head_channels,
-        "dtype": "float32",
-        TABLE_KEY: config.model_dump(mode="json", exclude_none=True),
     }
+
+
+def _recurrent_sizes(config: RecurrentConfig) -> dict[str, Any]:
+    return {"hidden_size": config.hidden_dim, "tie_word_embeddings": False, "use_cache": False}

@@ -7,16 +7,19 @@ from pathlib import Path
 
 from fromscratch.config.base import Slot
 from fromscratch.config.model import GPTConfig
+from fromscratch.config.recurrent import RecurrentConfig
 from fromscratch.errors import UsageError
 from fromscratch.models.factory import SLOT_NAMES
 
 TEMPLATES = Path(__file__).parent / "templates"
 MODEL_PACKAGE = "fromscratch.models"
-CODE_FILES = ("configuration_fromscratch.py", "modeling_fromscratch.py")
+CONFIGURATION, MODELING, MODELING_RECURRENT = (
+    f"{name}.py" for name in ("configuration_fromscratch", "modeling_fromscratch", "modeling_recurrent")
+)
 PLACEHOLDER = "# MODEL FILES"
 
 
-def model_code_files(config: GPTConfig) -> dict[str, str]:
+def model_code_files(config: GPTConfig | RecurrentConfig) -> dict[str, str]:
     """Returns names and texts of the Python files that a published folder needs.
 
     transformers keeps one model class per configuration class, and old versions distinguish local folders
@@ -26,21 +29,35 @@ def model_code_files(config: GPTConfig) -> dict[str, str]:
     Raises:
         UsageError: a mechanism is outside ``models/``.
     """
+    if isinstance(config, RecurrentConfig):
+        return _with_templates(
+            _module_files(["recurrent"]), {CONFIGURATION: CONFIGURATION, MODELING: MODELING_RECURRENT}
+        )
     slots = _slots_text(config)
     slots_module = f"slots_{sha256(slots.encode()).hexdigest()[:8]}"
-    files = {f"{slots_module}.py": slots}
-    pending = ["gpt", *(_module_and_class(slot)[0] for slot in _slots_of(config).values())]
+    modules = ["gpt", *(_module_and_class(slot)[0] for slot in _slots_of(config).values())]
+    files = {f"{slots_module}.py": slots, **_module_files(modules)}
+    whole = _with_templates(files, {CONFIGURATION: CONFIGURATION, MODELING: MODELING})
+    return whole | {MODELING: whole[MODELING].replace("from .slots import", f"from .{slots_module} import")}
+
+
+def _module_files(pending: list[str]) -> dict[str, str]:
+    """Returns names and texts of modules of ``models/``, and of those that they import."""
+    files: dict[str, str] = {}
     while pending:
         module = pending.pop()
         if f"{module}.py" not in files:
             text = Path(str(import_module(f"{MODEL_PACKAGE}.{module}").__file__)).read_text("utf-8")
             files[f"{module}.py"] = text
             pending += _relative_imports(text)
-    imports = "\n".join(f"from .{name.removesuffix('.py')} import __doc__ as _  # noqa: F401" for name in sorted(files))
-    for name in CODE_FILES:
-        template = (TEMPLATES / name).read_text("utf-8").replace(PLACEHOLDER, imports)
-        files[name] = template.replace("from .slots import", f"from .{slots_module} import")
     return files
+
+
+def _with_templates(files: dict[str, str], templates: dict[str, str]) -> dict[str, str]:
+    """Returns the files with those of templates, by the names that they get; each imports all others."""
+    imports = "\n".join(f"from .{name.removesuffix('.py')} import __doc__ as _  # noqa: F401" for name in sorted(files))
+    texts = {name: (TEMPLATES / template).read_text("utf-8") for name, template in templates.items()}
+    return files | {name: text.replace(PLACEHOLDER, imports) for name, text in texts.items()}
 
 
 def _slots_of(config: GPTConfig) -> dict[str, Slot]:

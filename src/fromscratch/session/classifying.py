@@ -7,7 +7,7 @@ from fromscratch.config.run import RunConfig
 from fromscratch.config.tune import Classify
 from fromscratch.errors import DataError, UsageError
 from fromscratch.finetuning.batches import EpochOrder
-from fromscratch.finetuning.classification import Classification, class_weights, encode_texts
+from fromscratch.finetuning.classification import Classification, class_weights, encode_texts, max_text_tokens
 from fromscratch.finetuning.instruction import check_parts
 from fromscratch.finetuning.labelled import LabelledTexts, labelled_texts, split_labelled, split_notices
 from fromscratch.finetuning.records import RecordsFile
@@ -39,7 +39,7 @@ def plan_classification(
             [texts.texts[i] for i in part],
             [tune.classes.index(texts.labels[i]) for i in part],
             loaded.tokenizer,
-            context_length=loaded.config.context_length,
+            context_length=max_text_tokens(loaded),
             is_framed=loaded.model.is_encoder,
         )
         for part in (split.train, split.validation)

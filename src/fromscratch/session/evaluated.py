@@ -1,4 +1,4 @@
-"""The text that ``eval loss`` measures a model on: a slice of a split, or the ends of its run's lanes."""
+"""The text that a model is measured on: a slice of a split, or the ends of its run's lanes."""
 
 from fromscratch.config.loading import read_run_config
 from fromscratch.data.lanes import LaneBatches
@@ -34,9 +34,28 @@ def evaluated_part(loaded: LoadedModel, store: TokenStore, split: str, *, start:
     if split != LANES:
         return TokenSlice.of(store.split(split), start=start, tokens=tokens)
     if loaded.run is None or default_split(loaded) != LANES:
-        raise UsageError(f"--split {LANES}: the model's run held out no ends of lanes; name a split of the store")
+        raise UsageError(
+            f"--split {LANES}: {loaded.source} has no run that held out the ends of lanes; name a split of the store"
+        )
     if start:
         raise UsageError(f"--start {start}: the ends of the lanes are measured from their first token; leave it out")
     lanes = training_sequences(read_run_config(loaded.run.config), store)
     assert isinstance(lanes, LaneBatches)
     return ends_of_lanes(lanes, tokens)
+
+
+def part_held_out_by_both(
+    a: LoadedModel, b: LoadedModel, store: TokenStore, split: str, *, start: int, tokens: int | None
+) -> HeldOut:
+    """Returns what two models are compared on; arguments and errors as for ``evaluated_part``.
+
+    Raises:
+        UsageError: their runs held out different ends of lanes, so that one may have been trained on the other's.
+    """
+    part = evaluated_part(a, store, split, start=start, tokens=tokens)
+    if split == LANES and evaluated_part(b, store, split, start=start, tokens=tokens).texts != part.texts:
+        raise UsageError(
+            f"--split {LANES}: the runs of {a.source} and {b.source} held out different text; name a split of the "
+            "store, or another store"
+        )
+    return part

@@ -103,13 +103,7 @@ class Placement:
 
     def agreed(self, world: World) -> "Placement":
         """Returns the placement that all processes share: one that lacks memory for a copy decides for all."""
-        return self.sharded() if world.any(self.is_sharded) else self
-
-    def sharded(self) -> "Placement":
-        """Returns the same placement with a divided model, which is not compiled."""
-        why_not = "a divided model is not compiled" if self.acceleration.compile else self.compile_problem
-        acceleration = replace(self.acceleration, compile=False)
-        return replace(self, is_sharded=True, acceleration=acceleration, compile_problem=why_not)
+        return replace(self, is_sharded=True) if world.any(self.is_sharded) else self
 
     def num_micro_batches(self, global_batch: int) -> int:
         """Returns the number of forward passes per step in the process with the largest local batch."""
@@ -183,17 +177,14 @@ def _place(
     wish = Sharding.ON if machine.shard == Sharding.AUTO and recorded.get("sharded") else machine.shard
     if starts_processes and wish == Sharding.AUTO:
         return placement  # each process decides by the memory of its own device
-    if not choose_sharding(
+    is_sharded = choose_sharding(
         wish,
         plan.config,
         hardware,
         world_size=world_size,
         activation_checkpointing=machine.activation_checkpointing,
-    ):
-        return placement
-    if machine.compile:
-        raise UsageError("--compile: a divided model is not compiled; leave it out, or use --shard off")
-    return placement.sharded()
+    )
+    return replace(placement, is_sharded=is_sharded)
 
 
 def _wants_determinism(run: RunDirectory, machine: MachineOptions, *, fresh: bool) -> bool:

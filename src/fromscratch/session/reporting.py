@@ -13,6 +13,7 @@ from fromscratch.runs.export import held_out_losses
 from fromscratch.runs.sinks import Sink, numbers_in, open_sink
 from fromscratch.runs.states import Event
 from fromscratch.training.observers import Observer, SilentObserver
+from fromscratch.training.profiling import TRACE_FILE, StepProfiler
 
 MAX_QUEUED = 10_000
 CLOSE_SECONDS = 30.0
@@ -72,6 +73,14 @@ class Reporter(SilentObserver):
             sink.close()
         except BaseException as error:  # a tool may even raise SystemExit
             self._warn(f"report_to {self._tool}: {error or type(error).__name__}; nothing more is reported there")
+
+
+def session_observers(
+    tools: tuple[str, ...], run: RunDirectory, profiled_steps: int | None, warn: Callable[[str], None]
+) -> list[Observer]:
+    """Returns the observers that a run has wherever it is started from: other tools, and a profiler if asked for."""
+    profilers = [StepProfiler(run.path / TRACE_FILE, profiled_steps)] if profiled_steps is not None else []
+    return [*reporters(tools, run, warn), *profilers]
 
 
 def reporters(tools: tuple[str, ...], run: RunDirectory, warn: Callable[[str], None]) -> list[Observer]:

@@ -109,7 +109,8 @@ def prepare_training(
     keep_freed_memory()
     use_expandable_segments(device)
     placement.threads.restore()
-    runtime = Runtime(device, placement.micro_batch, Precision(config.train.precision, device), world)
+    precision = Precision(config.train.precision, device, is_sharded=placement.is_sharded)
+    runtime = Runtime(device, placement.micro_batch, precision, world)
     stepper = _build_stepper(plan, placement, runtime)
     journal = Journal(run, observers, writes=world.is_main)
     untie_head = partial(stepper.untie_head, partial(_build_optimizer, plan, stepper.parallelism, stepper.model))
@@ -162,17 +163,18 @@ def _build_stepper(plan: PlannedRun, placement: Placement, runtime: Runtime) -> 
         plan.adapt(model)
     choose_attention(model, runtime.precision, runtime.device, has_fixed_length=plan.config.tune is None)
     parallelism = choose_parallelism(runtime.world, is_sharded=placement.is_sharded)
+    carry = parallelism.local_carry(objective.initial_carry(model, train.global_batch))  # before weights are divided
     parallelism.prepare(model)
     batches = objective.batches(runtime)
     stepper = Stepper(
         model,
         _build_optimizer(plan, parallelism, model),
         batches,
-        loss=accelerate(model, objective.loss, placement.acceleration),
+        loss=accelerate(model, objective.loss, placement.acceleration, blocks=parallelism.separate_blocks(model)),
         rules=GradientRules(train.clip.build(), train.nonfinite.build(), train.seed),
         precision=runtime.precision,
         parallelism=parallelism,
-        carry=parallelism.local_carry(objective.initial_carry(model, train.global_batch)),
+        carry=carry,
     )
     if stepper.carry and train.batch_ramp:
         raise UsageError(

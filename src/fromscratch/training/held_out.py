@@ -37,6 +37,11 @@ class TokenSlice:
             )
         return cls(split, start, min(tokens or available, available))
 
+    @property
+    def texts(self) -> list[tuple[int, int]]:
+        """First token and number of predicted tokens of each continuous text."""
+        return [(self.start, self.tokens)]
+
     def targets(self) -> NDArray[np.int64]:
         """Reads the predicted tokens."""
         return self.split.read(self.start + 1, self.tokens)
@@ -56,6 +61,11 @@ class HeldOutLanes:
     def tokens(self) -> int:
         """Number of predicted tokens."""
         return len(self.starts) * self.tokens_per_lane
+
+    @property
+    def texts(self) -> list[tuple[int, int]]:
+        """First token and number of predicted tokens of each continuous text."""
+        return [(start, self.tokens_per_lane) for start in self.starts]
 
     def targets(self) -> NDArray[np.int64]:
         """Reads the predicted tokens."""
@@ -111,7 +121,7 @@ def _losses(
 def _lanes(part: HeldOut, length: int) -> list[tuple[int, int]]:
     """Returns the first token and the number of predicted tokens of each lane; the last one may be longer."""
     if isinstance(part, HeldOutLanes):
-        return [(start, part.tokens_per_lane) for start in part.starts]
+        return part.texts
     whole = part.tokens // length
     count = max(1, min(LANES_OF_A_SLICE, whole))
     each = whole // count * length

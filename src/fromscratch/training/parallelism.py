@@ -48,6 +48,10 @@ class SingleProcess:
         """The parameters as the optimiser sees them: what this process holds of each, by the model's names."""
         return list(model.named_parameters())
 
+    def separate_blocks(self, model: nn.Module) -> list[nn.Module]:
+        """The parts of a model between which it communicates in a pass; empty where a pass does not."""
+        return []
+
     def wrap(self, module: nn.Module) -> nn.Module:
         """Returns the module to call in forward passes; its ``forward`` computes the loss."""
         return module

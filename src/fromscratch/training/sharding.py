@@ -9,6 +9,7 @@ import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -17,11 +18,12 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from fromscratch.models.language_model import LanguageModel
+from fromscratch.optim.parts import ParameterPart
 from fromscratch.processes.world import World
 from fromscratch.training.parallelism import Distributed
 
-LOSSES = ("losses", "losses_of", "losses_and_carry")
-"""Methods of a model that training calls instead of ``forward``."""
+LOSSES = ("training_losses", "losses_and_carry")
+"""Methods of a model that training calls instead of ``forward``. None of them may call another one."""
 
 
 class FullySharded(Distributed):
@@ -32,7 +34,7 @@ class FullySharded(Distributed):
     def __init__(self, world: World) -> None:
         super().__init__(world)
         self._sharded: dict[str, nn.Parameter] = {}
-        self._local: dict[str, nn.Parameter] = {}
+        self._local: dict[str, ParameterPart] = {}
         self._plain: nn.Module | None = None
         """The model as it was before it was divided, with weights only inside of ``whole_model``."""
 
@@ -50,10 +52,13 @@ class FullySharded(Distributed):
         for name in LOSSES:
             register_fsdp_forward_method(model, name)
         self._sharded = dict(model.named_parameters())
-        self._local = {
-            name: nn.Parameter(_local_tensor(parameter.detach()), requires_grad=parameter.requires_grad)
-            for name, parameter in self._sharded.items()
-        }
+        for name, parameter in self._sharded.items():
+            part = ParameterPart(_local_tensor(parameter.detach()), requires_grad=parameter.requires_grad)
+            part.whole_of, part.rows_of = partial(self._whole, name), partial(self._part, name)
+            self._local[name] = part
+
+    def separate_blocks(self, model: nn.Module) -> list[nn.Module]:
+        return _blocks(model)
 
     def named_parameters(self, model: nn.Module) -> list[tuple[str, nn.Parameter]]:
         return list(self._local.items())

@@ -16,29 +16,25 @@ from fromscratch.finetuning.splits import Split, draw_training
 from fromscratch.models.factory import initialise
 from fromscratch.session.parent import Parent
 
-LEARNING_RATES = {"head": (1e-3, -1.0), "last-block": (5e-5, -1.5), "all": (5e-5, -1.5), "lora": (2e-4, -1.5)}
-"""AdamW's rates by ``tune.train``, and the power of the width by which they change.
-
-The rates are for models of GPT-2's width: rounded from Radford et al. 2018, higher where few weights are trained.
-Narrow models need higher ones. A score sums as many terms as the model is wide, so the head's rate is inverse to the
-width (Yang et al. 2022, "Tensor Programs V", table 3). With the other power, models of width 96 get the rate at which
-they learned best, twenty times GPT-2's (docs/finetune.md).
-"""
+LEARNING_RATES = {"head": 1e-3, "last-block": 5e-5, "all": 5e-5, "lora": 2e-4}
+"""AdamW's rates by ``tune.train``, for models of GPT-2's width: rounded from Radford et al. 2018, higher where few
+weights are trained."""
 REFERENCE_WIDTH = 768
 
 
 def with_suited_rate(config: RunConfig, tune: Classify, parent: Parent) -> tuple[RunConfig, list[str]]:
-    """Returns the config with AdamW's learning rate by ``LEARNING_RATES`` and the model's width, if none is given.
+    """Returns the config with AdamW's learning rate by ``tune.train`` and the model's width, if none is given.
 
-    The second value is what the user should know of it.
+    The rate is inverse to the width, which is the number of terms that an output sums (Yang et al. 2022, "Tensor
+    Programs V", table 3). The second value is what the user should know of it.
     """
     train, optimizer = config.train, config.train.optimizer
     if not isinstance(optimizer, AdamW) or "learning_rate" in optimizer.model_fields_set:
         return config, []
     width = parent.loaded.model.last_layer().in_features
-    rate, power = LEARNING_RATES[tune.train]
-    suited = optimizer.model_copy(update={"learning_rate": float(f"{rate * (width / REFERENCE_WIDTH) ** power:.2g}")})
-    notice = f"learning rate {suited.learning_rate:g}, for tune.train = {tune.train} and a model {width:,} wide"
+    rate = float(f"{LEARNING_RATES[tune.train] * REFERENCE_WIDTH / width:.2g}")
+    suited = optimizer.model_copy(update={"learning_rate": rate})
+    notice = f"learning rate {rate:g}, for tune.train = {tune.train} and a model {width:,} wide"
     return config.model_copy(update={"train": train.model_copy(update={"optimizer": suited})}), [notice]
 
 

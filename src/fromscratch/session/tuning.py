@@ -25,12 +25,13 @@ from fromscratch.session.parent import Parent, open_base
 from fromscratch.session.plan import PlannedRun, check_document_mask, check_schedule
 
 
-def plan_tuning(config: RunConfig, folders: dict[str, Path], where: str) -> PlannedRun:
+def plan_tuning(config: RunConfig, folders: dict[str, Path], where: str, *, suits_rate: bool = False) -> PlannedRun:
     """Opens the base model and the records of a config with ``[tune]``. Writes no files.
 
     Args:
         folders: where relative paths start, by key.
         where: the name of the run file or command, for messages.
+        suits_rate: whether a classifier's learning rate, where none is given, suits the model's width.
 
     Raises:
         UsageError: a setting is invalid, or the model or file does not exist.
@@ -47,7 +48,7 @@ def plan_tuning(config: RunConfig, folders: dict[str, Path], where: str) -> Plan
     if isinstance(tune, Classify):
         tune, objective, split = plan_classification(config, tune, file, parent)
         config = config.model_copy(update={"tune": tune})
-        config, rate_notices = with_suited_rate(config, tune, parent)
+        config, rate_notices = with_suited_rate(config, tune, parent) if suits_rate else (config, [])
     else:
         objective, split = _instruction_tuning(config, tune, file, parent)
         rate_notices = []

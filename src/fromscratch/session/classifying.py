@@ -2,6 +2,8 @@
 
 from collections import Counter
 
+from torch import nn
+
 from fromscratch.config.model import HuggingFaceConfig
 from fromscratch.config.run import RunConfig
 from fromscratch.config.train import AdamW
@@ -31,10 +33,11 @@ def with_suited_rate(config: RunConfig, tune: Classify, parent: Parent) -> tuple
     train, optimizer = config.train, config.train.optimizer
     if not isinstance(optimizer, AdamW) or "learning_rate" in optimizer.model_fields_set:
         return config, []
-    width = parent.loaded.model.last_layer().in_features
-    rate = float(f"{LEARNING_RATES[tune.train] * REFERENCE_WIDTH / width:.2g}")
+    head = parent.loaded.model.last_layer()
+    assert isinstance(head, nn.Linear)
+    rate = float(f"{LEARNING_RATES[tune.train] * REFERENCE_WIDTH / head.in_features:.2g}")
     suited = optimizer.model_copy(update={"learning_rate": rate})
-    notice = f"learning rate {rate:g}, for tune.train = {tune.train} and a model {width:,} wide"
+    notice = f"learning rate {rate:g}, for tune.train = {tune.train} and a model {head.in_features:,} wide"
     return config.model_copy(update={"train": train.model_copy(update={"optimizer": suited})}), [notice]
 
 

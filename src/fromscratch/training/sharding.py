@@ -20,8 +20,8 @@ from fromscratch.models.language_model import LanguageModel
 from fromscratch.processes.world import World
 from fromscratch.training.parallelism import Distributed
 
-LOSSES = ("losses", "losses_of", "losses_and_carry", "scores_of")
-"""Methods of a model that training and evaluation call instead of ``forward``."""
+LOSSES = ("losses", "losses_of", "losses_and_carry")
+"""Methods of a model that training calls instead of ``forward``."""
 
 
 class FullySharded(Distributed):

@@ -59,6 +59,9 @@ class Balance(StrEnum):
 BalanceOption = Annotated[
     Balance, typer.Option(help="For classes of different sizes: as many texts of each, a weighted loss, or none.")
 ]
+SuitedRate = Annotated[
+    float | None, typer.Option(help="The full learning rate; by default by --train and the model's width.")
+]
 
 
 def tune(
@@ -76,9 +79,7 @@ def tune(
     runs_dir: RunsDir = Path("runs"),
     epochs: Epochs = 10,
     global_batch: GlobalBatch = 8,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="The full learning rate; by default by --train and the model's width.")
-    ] = None,
+    learning_rate: SuitedRate = None,
     patience: Patience = 3,
     evaluate_every: EvaluateEvery = None,
     seed: Annotated[int, typer.Option(min=0, help="Names the split, the order, the new head and the dropout.")] = 42,

@@ -167,7 +167,7 @@ def finetune_classify(
         name: name of the run; by default ``MODEL-classify``.
         text_column, label_column: by default those with a usual name.
         train, balance, lora_rank, random_weights: as the options of the command.
-        learning_rate: the full rate; by default by ``train``, for models of GPT-2's size.
+        learning_rate: the full rate; by default by ``train`` and the model's width.
         patience, evaluate_every, dropout, train_examples: as for ``finetune_instruct``.
         overrides, and from ``device`` on: as for ``train``.
     """
@@ -179,7 +179,7 @@ def finetune_classify(
     }
     batches = {"seed": seed, "global_batch": global_batch, "evaluate_every": evaluate_every}
     values = tuning_values(model, data, task, batches, epochs=epochs, learning_rate=learning_rate)
-    planned = plan_tuning(tuning_config(values, override_items(overrides), CLASSIFY), {}, CLASSIFY)
+    planned = plan_tuning(tuning_config(values, override_items(overrides), CLASSIFY), {}, CLASSIFY, suits_rate=True)
     path = Path(runs_dir) / tuning_name(name, model, "classify")
     machine = MachineOptions(device, micro_batch, compile_model, activation_checkpointing, deterministic)
     session: dict[str, Any] = {"stop_after": stop_after, "fresh": fresh, "allowed_changes": allowed_changes}

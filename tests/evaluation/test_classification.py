@@ -3,7 +3,13 @@
 import numpy as np
 import pytest
 
-from fromscratch.evaluation.classification import calibration_error, fit_temperature, mean_loss, measure
+from fromscratch.evaluation.classification import (
+    calibration_error,
+    fit_temperature,
+    mean_loss,
+    measure,
+    tempered_loss,
+)
 
 NAMES = ("a", "b", "c")
 
@@ -50,3 +56,19 @@ def test_the_temperature_undoes_overconfidence() -> None:
 def test_all_right_has_a_finite_temperature() -> None:
     found = fit_temperature(logits_of([0, 1, 2]), np.array([0, 1, 2]))
     assert 0.05 <= found < 0.06 and np.isfinite(mean_loss(logits_of([0, 1, 2]), np.array([0, 1, 2]), found))
+
+
+def test_the_tempered_loss_forgives_overconfidence_only() -> None:
+    labels = np.array([0] * 10)
+    calibrated, modest = logits_of([0] * 8 + [1] * 2), logits_of([0] * 8 + [1] * 2, 0.5)
+    assert mean_loss(calibrated * 5, labels, 1.0) > 1.5 * mean_loss(calibrated, labels, 1.0)
+    assert tempered_loss(calibrated * 5, labels) == pytest.approx(mean_loss(calibrated, labels, 1.0), rel=1e-4)
+    assert tempered_loss(modest, labels) == pytest.approx(mean_loss(modest, labels, 1.0))
+    assert mean_loss(modest, labels, fit_temperature(modest, labels)) < 0.95 * tempered_loss(modest, labels)
+
+
+def test_the_tempered_loss_weighs_the_classes() -> None:
+    labels, logits = np.array([0, 0, 0, 1]), logits_of([0, 0, 0, 0])
+    right, wrong = -np.log(0.8), -np.log(0.1)
+    assert mean_loss(logits, labels, 1.0, (2 / 3, 2.0, 1.0)) == pytest.approx((2 * right + 2 * wrong) / 4)
+    assert tempered_loss(logits * 5, labels, (2 / 3, 2.0, 1.0)) > tempered_loss(logits * 5, labels)

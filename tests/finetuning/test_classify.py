@@ -5,23 +5,30 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
 
 import tokenizers as hf
+from fromscratch.config.loading import read_run_config
+from fromscratch.config.train import AdamW
 from fromscratch.config.tune import Classify
-from fromscratch.finetuning.classification import class_weights
+from fromscratch.evaluation.classification import mean_loss, tempered_loss
+from fromscratch.finetuning.classification import Classification, class_weights, score_texts
 from fromscratch.formats.checkpoints import MODEL_FILE
 from fromscratch.formats.classifiers import known_temperature
 from fromscratch.formats.model_sources import LoadedModel, open_model
 from fromscratch.formats.tensor_files import read_tensors
 from fromscratch.machine.hardware import find_hardware
+from fromscratch.machine.precision import Precision
 from fromscratch.publishing.tokenizer_files import write_tokenizer
 from fromscratch.runs.charts import PNG_SIGNATURE
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.records import read_records as read_lines
+from fromscratch.session.tuning import plan_tuning, tuning_config
 from fromscratch.tokenizers.bytes import BytesTokenizer
+from fromscratch.training.objective import Runtime
 from tests.command import Answer, refused, run_command
 from tests.finetuning.small import make_base
 
@@ -186,6 +193,45 @@ def test_exactly_the_wanted_weights_are_trained(train: str) -> None:
         assert not frozen
     else:
         assert changed and all("weight" in name and "orm" not in name and "embed" not in name for name in changed)
+
+
+@pytest.mark.parametrize("balance", ["none", "weights"])
+def test_overconfidence_does_not_raise_the_validation_loss(balance: str) -> None:
+    name = f"validated-{balance}"
+    settings = ("--balance", balance, "--set", "tune.validation_share=0.3", "--epochs", "1", "--patience", "0")
+    loaded = tuned(name, *settings)
+    plan = plan_tuning(read_run_config(Path("runs") / name / "run.toml"), {}, "test")
+    with torch.no_grad():
+        for parameter in loaded.model.last_layer().parameters():
+            parameter.mul_(50)
+    rows = json.loads(Path(f"runs/{name}/split/validation.json").read_text())
+    labels = np.array([CLASSES.index(row["label"]) for row in rows])
+    logits = score_texts(loaded, [row["text"] for row in rows])
+    assert isinstance(plan.objective, Classification) and bool(plan.objective.weights) == (balance == "weights")
+    weights = plan.objective.weights
+    assert tempered_loss(logits, labels, weights) < 0.9 * mean_loss(logits, labels, 1.0, weights)
+    runtime = Runtime(torch.device("cpu"), 4, Precision("fp32", torch.device("cpu")))
+    loss = plan.objective.evaluate(loaded.model, runtime, lambda: False)
+    assert loss == pytest.approx(tempered_loss(logits, labels, weights), rel=1e-4)
+    assert plan.objective.evaluate(loaded.model, runtime, lambda: True) is None
+
+
+@pytest.mark.parametrize(("train", "rate"), [("head", 1e-3), ("all", 5e-5)])
+def test_the_learning_rate_suits_the_width_of_the_model(train: str, rate: float) -> None:
+    model, width = ("runs/base", 32) if Path("runs/base/config.json").exists() else ("base", 16)
+    command = ("finetune", "classify", model, "--data", "texts.csv", *FAST[:2], *FAST[3:], "--stop-after", "1")
+    name = f"rate-{train}"
+    answer = run_command(*command, "--train", train, "--name", name)
+    assert answer.code == 75, answer.err
+    optimizer = read_run_config(Path("runs") / name / "run.toml").train.optimizer
+    assert optimizer.learning_rate == pytest.approx(rate * 768 / width, rel=0.01)
+    assert f"learning rate {optimizer.learning_rate:g}, for tune.train = {train} and a model {width} wide" in answer.err
+    given = run_command(*command, "--train", train, "--name", f"given-{train}", "--learning-rate", "3e-4")
+    assert "notice: learning rate" not in given.err and given.code == 75, given.err
+    assert read_run_config(Path("runs") / f"given-{train}" / "run.toml").train.optimizer.learning_rate == 3e-4
+    file = {"data": {"store": "texts.csv"}, "train": {"start_from": {"model": model}, "global_batch": 8}}
+    planned = plan_tuning(tuning_config({**file, "tune": {"kind": "classify", "train": train}}, [], "test"), {}, "test")
+    assert planned.config.train.optimizer == AdamW() and not any("learning rate" in text for text in planned.notices)
 
 
 def test_weights_of_classes_use_all_texts() -> None:

@@ -59,6 +59,9 @@ class Balance(StrEnum):
 BalanceOption = Annotated[
     Balance, typer.Option(help="For classes of different sizes: as many texts of each, a weighted loss, or none.")
 ]
+SuitedRate = Annotated[
+    float | None, typer.Option(help="The full learning rate; by default by --train and the model's width.")
+]
 
 
 def tune(
@@ -76,7 +79,7 @@ def tune(
     runs_dir: RunsDir = Path("runs"),
     epochs: Epochs = 10,
     global_batch: GlobalBatch = 8,
-    learning_rate: Annotated[float | None, typer.Option(help="The full learning rate; by default by --train.")] = None,
+    learning_rate: SuitedRate = None,
     patience: Patience = 3,
     evaluate_every: EvaluateEvery = None,
     seed: Annotated[int, typer.Option(min=0, help="Names the split, the order, the new head and the dropout.")] = 42,
@@ -117,7 +120,7 @@ def tune(
     }
     batches = {"seed": seed, "global_batch": global_batch, "evaluate_every": evaluate_every}
     values = tuning_values(model, data, task, batches, epochs=epochs, learning_rate=learning_rate)
-    plan = plan_tuning(tuning_config(values, overrides or [], CLASSIFY), {}, CLASSIFY)
+    plan = plan_tuning(tuning_config(values, overrides or [], CLASSIFY), {}, CLASSIFY, suits_rate=True)
     machine = MachineOptions(device, micro_batch, compile_model, activation_checkpointing, deterministic)
     session = SessionOptions(processes, None, stop_after, fresh, allow_change or (), as_json, quiet)
     train_plan(plan, path, machine, session, billing)

@@ -3,7 +3,9 @@
 Letters: N texts, C classes.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,9 +80,16 @@ def measure(
     )
 
 
-def mean_loss(logits: NDArray[np.float64], labels: NDArray[np.int64], temperature: float) -> float:
-    """Returns the mean cross-entropy in nats of logits [N, C] divided by the temperature."""
-    return float(-log_softmax(logits / temperature, axis=1)[np.arange(len(labels)), labels].mean())
+def mean_loss(
+    logits: NDArray[np.float64], labels: NDArray[np.int64], temperature: float, weights: Sequence[float] = ()
+) -> float:
+    """Returns the mean cross-entropy in nats of logits [N, C] divided by the temperature.
+
+    Args:
+        weights: factors of the losses, by class; empty weighs all alike.
+    """
+    losses = -log_softmax(logits / temperature, axis=1)[np.arange(len(labels)), labels]
+    return float((losses * np.array(weights)[labels]).mean() if weights else losses.mean())
 
 
 def calibration_error(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
@@ -97,6 +106,19 @@ def calibration_error(logits: NDArray[np.float64], labels: NDArray[np.int64]) ->
 
 def fit_temperature(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
     """Returns the temperature by which to divide logits for the lowest cross-entropy (Guo et al. 2017, section 4.2)."""
-    low, high = np.log(TEMPERATURES)
-    found = minimize_scalar(lambda log: mean_loss(logits, labels, float(np.exp(log))), bounds=(low, high))
+    return _best_temperature(partial(mean_loss, logits, labels), TEMPERATURES)
+
+
+def tempered_loss(logits: NDArray[np.float64], labels: NDArray[np.int64], weights: Sequence[float] = ()) -> float:
+    """Returns the lowest ``mean_loss`` at a temperature of 1 or more: what a loss is without overconfidence.
+
+    Lower temperatures are left out: few texts, all classified rightly, would have a loss of 0 at any margin.
+    """
+    loss = partial(mean_loss, logits, labels, weights=weights)
+    return min(loss(1.0), loss(_best_temperature(loss, (1.0, TEMPERATURES[1]))))
+
+
+def _best_temperature(loss: Callable[[float], float], bounds: tuple[float, float]) -> float:
+    low, high = np.log(bounds)
+    found = minimize_scalar(lambda log: loss(float(np.exp(log))), bounds=(low, high))
     return float(np.exp(found.x))

@@ -9,7 +9,7 @@ Source: Radford et al. 2018, "Improving Language Understanding by Generative Pre
 import logging
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,12 +17,14 @@ import torch
 from numpy.typing import NDArray
 
 from fromscratch.errors import UsageError
+from fromscratch.evaluation.classification import tempered_loss
 from fromscratch.finetuning.batches import held_out_batches
 from fromscratch.finetuning.instruction import IGNORED, Example, Examples, InstructionTuning, collate
 from fromscratch.formats.model_sources import LoadedModel
 from fromscratch.models.language_model import LanguageModel
 from fromscratch.tokenizers.base import Tokenizer
-from fromscratch.training.objective import Carry, LossSum, MicroBatch
+from fromscratch.training.held_out import evaluating
+from fromscratch.training.objective import Carry, LossSum, MicroBatch, Runtime
 
 LOG = logging.getLogger(__name__)
 
@@ -74,6 +76,31 @@ class Classification(InstructionTuning):
     def tokens_per_step(self) -> int:
         """Tokens read in a step, on average over the training part, rounded up."""
         return -(-sum(self.training.lengths) * self.order.global_batch // len(self.training.kept))
+
+    def evaluate(self, model: LanguageModel, runtime: Runtime, stop: Callable[[], bool]) -> float | None:
+        """Returns the ``tempered_loss`` of the validation part; None where ``stop`` interrupted.
+
+        Of a model that grows too sure of itself the plain loss rises, even while it tells the classes better (Guo et
+        al. 2017, section 3). By that loss training would stop too early, at a checkpoint that is too early.
+        """
+        rows = [torch.empty(0, 1 + (model.num_classes or 0), device=runtime.device)]  # of each text: class, scores
+        batches = held_out_batches(self.validation.lengths, micro_batch=runtime.micro_batch)
+        with evaluating(model), torch.inference_mode():
+            for indices, width in runtime.world.local_shard(batches):
+                if stop():
+                    break
+                padded = collate(self.validation.kept, self.end_of_text, indices, width)
+                inputs, targets = (tensor.to(runtime.device) for tensor in padded)
+                counts = targets != IGNORED
+                with runtime.precision.arithmetic():
+                    scores = model.scores_of(inputs, counts)
+                rows.append(torch.cat([targets[counts][:, None], scores.float()], dim=1))
+                runtime.world.heartbeat()
+        found = runtime.world.all_gather(torch.cat(rows)).double().cpu().numpy()
+        if len(found) < len(self.validation.kept):
+            return None
+        labels, logits = found[:, 0].astype(np.int64), found[:, 1:]
+        return tempered_loss(logits, labels, self.weights)
 
     def loss(self, model: LanguageModel, batch: MicroBatch, carry: Carry) -> LossSum:
         counts = batch.targets != IGNORED

@@ -2,8 +2,11 @@
 
 from collections import Counter
 
+from torch import nn
+
 from fromscratch.config.model import HuggingFaceConfig
 from fromscratch.config.run import RunConfig
+from fromscratch.config.train import AdamW
 from fromscratch.config.tune import Classify
 from fromscratch.errors import DataError, UsageError
 from fromscratch.finetuning.batches import EpochOrder
@@ -14,6 +17,28 @@ from fromscratch.finetuning.records import RecordsFile
 from fromscratch.finetuning.splits import Split, draw_training
 from fromscratch.models.factory import initialise
 from fromscratch.session.parent import Parent
+
+LEARNING_RATES = {"head": 1e-3, "last-block": 5e-5, "all": 5e-5, "lora": 2e-4}
+"""AdamW's rates by ``tune.train``, for models of GPT-2's width: rounded from Radford et al. 2018, higher where few
+weights are trained."""
+REFERENCE_WIDTH = 768
+
+
+def with_suited_rate(config: RunConfig, tune: Classify, parent: Parent) -> tuple[RunConfig, list[str]]:
+    """Returns the config with AdamW's learning rate by ``tune.train`` and the model's width, if none is given.
+
+    The rate is inverse to the width, which is the number of terms that an output sums (Yang et al. 2022, "Tensor
+    Programs V", table 3). The second value is what the user should know of it.
+    """
+    train, optimizer = config.train, config.train.optimizer
+    if not isinstance(optimizer, AdamW) or "learning_rate" in optimizer.model_fields_set:
+        return config, []
+    head = parent.loaded.model.last_layer()
+    assert isinstance(head, nn.Linear)
+    rate = float(f"{LEARNING_RATES[tune.train] * REFERENCE_WIDTH / head.in_features:.2g}")
+    suited = optimizer.model_copy(update={"learning_rate": rate})
+    notice = f"learning rate {rate:g}, for tune.train = {tune.train} and a model {head.in_features:,} wide"
+    return config.model_copy(update={"train": train.model_copy(update={"optimizer": suited})}), [notice]
 
 
 def plan_classification(

@@ -4,7 +4,10 @@ import hashlib
 from functools import cache
 from pathlib import Path
 
-COMPUTING = ("models", "optim", "training", "finetuning", "data", "randomness.py", "machine/precision.py")
+COMPUTING = (
+    *("models", "optim", "training", "finetuning", "data"),
+    *("evaluation/classification.py", "randomness.py", "machine/precision.py"),
+)
 CODE = "code"
 """Its key in ``machine.json``."""
 

@@ -19,18 +19,19 @@ from fromscratch.finetuning.records import RecordsFile, to_exchanges
 from fromscratch.finetuning.splits import Split, draw_training, split_records
 from fromscratch.models.costs import model_costs
 from fromscratch.models.huggingface import is_dropout
-from fromscratch.session.classifying import plan_classification
+from fromscratch.session.classifying import plan_classification, with_suited_rate
 from fromscratch.session.epochs import check_patience, once_per_epoch
 from fromscratch.session.parent import Parent, open_base
 from fromscratch.session.plan import PlannedRun, check_document_mask, check_schedule
 
 
-def plan_tuning(config: RunConfig, folders: dict[str, Path], where: str) -> PlannedRun:
+def plan_tuning(config: RunConfig, folders: dict[str, Path], where: str, *, suits_rate: bool = False) -> PlannedRun:
     """Opens the base model and the records of a config with ``[tune]``. Writes no files.
 
     Args:
         folders: where relative paths start, by key.
         where: the name of the run file or command, for messages.
+        suits_rate: whether a classifier's learning rate, where none is given, suits the model's width.
 
     Raises:
         UsageError: a setting is invalid, or the model or file does not exist.
@@ -47,8 +48,10 @@ def plan_tuning(config: RunConfig, folders: dict[str, Path], where: str) -> Plan
     if isinstance(tune, Classify):
         tune, objective, split = plan_classification(config, tune, file, parent)
         config = config.model_copy(update={"tune": tune})
+        config, rate_notices = with_suited_rate(config, tune, parent) if suits_rate else (config, [])
     else:
         objective, split = _instruction_tuning(config, tune, file, parent)
+        rate_notices = []
     check_document_mask(config, parent.loaded.tokenizer, where)
     order = objective.order
     config = once_per_epoch(config, order.steps_per_epoch)
@@ -66,7 +69,7 @@ def plan_tuning(config: RunConfig, folders: dict[str, Path], where: str) -> Plan
         folder=folders.get("data.store", Path()),
         parent=parent,
         adapt=partial(adapt, tune=tune),
-        notices=tuple(_dropout_notices(config.model, tune)),
+        notices=(*rate_notices, *_dropout_notices(config.model, tune)),
         longest_sequence=max(order.lengths),
         steps_per_epoch=order.steps_per_epoch,
         attachments=split.files(file.records),

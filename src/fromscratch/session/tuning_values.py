@@ -7,9 +7,6 @@ from fromscratch.runs.directory import check_run_name
 
 INSTRUCT, CLASSIFY = "finetune instruct", "finetune classify"
 """What messages call the two."""
-CLASSIFIER_RATES = {"head": 1e-3, "last-block": 5e-5, "all": 5e-5, "lora": 2e-4}
-"""Learning rates by ``tune.train``, for models of GPT-2's size: rounded from Radford et al. 2018, higher where few
-weights are trained. Small models learn best at higher rates (docs/finetune.md)."""
 
 
 def tuning_values(
@@ -26,10 +23,9 @@ def tuning_values(
     Args:
         task: the table ``[tune]``.
         batches: ``seed``, ``global_batch`` and ``evaluate_every`` of ``[train]``.
-        learning_rate: the full rate; None, for classifiers, is the default of what is trained.
+        learning_rate: the full rate; None, for classifiers, is that of ``with_suited_rate``.
     """
-    rate = CLASSIFIER_RATES[task["train"]] if learning_rate is None else learning_rate
-    optimizer = {"kind": "adamw", "learning_rate": rate}
+    optimizer = {"kind": "adamw", **_given({"learning_rate": learning_rate})}
     return {
         "data": {"store": str(data), "tokens": "all", "epochs": epochs},
         "train": {"start_from": {"model": str(model)}, "optimizer": optimizer, **_given(batches)},

@@ -26,11 +26,6 @@ SplitOption = Annotated[
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Evaluate a trained model.")
 
 
-@app.callback()
-def common() -> None:
-    """Evaluate a trained model."""
-
-
 @app.command()
 def loss(
     model: ModelArgument,

@@ -17,6 +17,7 @@ from fromscratch.files import (
     FORMAT_VERSION,
     MANIFEST,
     check_replaceable,
+    locked,
     point_link,
     read_json_object,
     readable_seconds,
@@ -337,3 +338,13 @@ def test_a_link_in_the_place_of_a_sealed_folder_is_replaced_and_what_it_names_st
     assert state_of(tmp_path / "sealed") == "new" and not (tmp_path / "sealed").is_symlink()
     assert (tmp_path / "elsewhere" / "mine").read_text() == "mine"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "sealed"]
+
+
+def test_a_lock_has_one_holder_and_is_free_after_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "lock"
+    with pytest.raises(DataError), locked(path):
+        with pytest.raises(UsageError, match="in use"), locked(path, refusal="in use"):
+            pytest.fail("a second holder")
+        raise DataError("while it is held")
+    with locked(path, refusal="in use"):
+        pass

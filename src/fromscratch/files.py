@@ -5,6 +5,7 @@ disk; ``manifest.json`` (size and SHA-256 of each file) is written last. Then th
 accept only files that match the manifest. So a crash at any moment leaves the old folder or the new one.
 """
 
+import fcntl
 import hashlib
 import json
 import math
@@ -100,6 +101,23 @@ def write_atomically(path: Path, content: str | bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     flush_folder(path.parent)
+
+
+@contextmanager
+def locked(path: Path, *, refusal: str = "") -> Iterator[None]:
+    """Holds an exclusive lock on a file, which is created with its folder. The lock ends with the process.
+
+    Waits while another process holds it. With a ``refusal``, raises UsageError with that message instead.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if refusal else 0))
+        except OSError:
+            if refusal:
+                raise UsageError(refusal) from None
+            raise
+        yield
 
 
 def flush_file(path: Path) -> None:

@@ -8,12 +8,12 @@ import typer
 
 from fromscratch.cli.options import JsonFlag, RunsDir
 from fromscratch.cli.output import note, print_columns, print_json, printable
+from fromscratch.cli.run_arguments import SomeRuns
 from fromscratch.errors import UsageError
 
 if TYPE_CHECKING:
     from fromscratch.runs.costs import RunCost
 
-SomeRuns = Annotated[list[str] | None, typer.Argument(metavar="[RUN]...", help="Names or paths; all runs by default.")]
 Price = Annotated[
     float | None,
     typer.Option("--dollars-per-hour", min=0.0, help="Price for all sessions; by default the one that each recorded."),

@@ -26,11 +26,6 @@ class EngineName(StrEnum):
     RAY = "ray"
 
 
-@app.callback()
-def common() -> None:
-    """Prepare, check, read and share token stores."""
-
-
 @app.command()
 def prepare(
     sources: Annotated[

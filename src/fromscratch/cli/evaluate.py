@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fromscratch.cli.options import DeviceOption, JsonFlag, ModelArgument
+from fromscratch.cli.options import DeviceOption, JsonFlag, ModelArgument, Processes
 from fromscratch.cli.output import note, print_json, print_table
 
 StoreOption = Annotated[
@@ -26,11 +26,6 @@ SplitOption = Annotated[
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Evaluate a trained model.")
 
 
-@app.callback()
-def common() -> None:
-    """Evaluate a trained model."""
-
-
 @app.command()
 def loss(
     model: ModelArgument,
@@ -40,9 +35,7 @@ def loss(
     tokens: Annotated[int | None, typer.Option(min=1, help="Number of tokens to predict; by default all.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Sequences per batch; changes only the speed.")] = None,
     precision: Annotated[str, typer.Option(help="fp32, tf32, bf16 or fp16.")] = "fp32",
-    processes: Annotated[
-        int | None, typer.Option(min=1, help="Processes on this machine, one per device; changes only the speed.")
-    ] = None,
+    processes: Processes = None,
     device: DeviceOption = None,
     as_json: JsonFlag = False,
 ) -> None:

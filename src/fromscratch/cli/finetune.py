@@ -30,11 +30,6 @@ app = typer.Typer(no_args_is_help=True, help="Train a model further, for a task.
 TRAINED = "trained"
 
 
-@app.callback()
-def _finetune() -> None:
-    """Train a model further, for a task."""
-
-
 RecordsOption = Annotated[Path, typer.Option("--data", metavar="FILE", help="Records: a JSON list or JSON Lines.")]
 NameOption = Annotated[str | None, typer.Option(help="Name of the run; by default MODEL-instruct.")]
 Epochs = Annotated[int, typer.Option(min=1, help="How often the training part is read, at most.")]

@@ -48,13 +48,6 @@ MarginOption = Annotated[
     float | None,
     typer.Option(min=0.0, help="The smallest difference of interest, in points; at first 5. Later reports keep it."),
 ]
-
-
-@app.callback()
-def common() -> None:
-    """Let a language model judge the answers of others: 'judge FILE...' is 'judge run FILE...'."""
-
-
 ResponsesArgument = Annotated[
     list[str],
     typer.Argument(metavar="[NAME=]FILE...", help="Answers, as 'fromscratch respond' writes them, one file a model."),

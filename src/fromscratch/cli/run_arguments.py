@@ -8,7 +8,6 @@ import typer
 from fromscratch.cli.output import note, printable
 
 if TYPE_CHECKING:
-    from fromscratch.config.run import RunConfig
     from fromscratch.runs.directory import RunDirectory
 
 RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="A run's name, or its path.")]
@@ -30,14 +29,3 @@ def resolve_all(names: list[str] | None, runs_dir: Path) -> "list[RunDirectory]"
     from fromscratch.runs.overview import runs_in
 
     return [resolve(name, runs_dir) for name in names] if names else runs_in(runs_dir)
-
-
-def config_of(run: "RunDirectory") -> "RunConfig | None":
-    """Reads the config of a run; None if it cannot be read."""
-    from fromscratch.config.loading import read_run_config
-    from fromscratch.errors import UsageError
-
-    try:
-        return read_run_config(run.config)
-    except UsageError:
-        return None

@@ -12,7 +12,6 @@ import typer
 
 from fromscratch.cli.options import JsonFlag, RunsDir
 from fromscratch.cli.output import local_time, note, print_columns, print_json, printable, show
-from fromscratch.cli.run_arguments import config_of
 from fromscratch.errors import UsageError
 from fromscratch.files import readable_bytes
 
@@ -97,9 +96,10 @@ def list_runs(
 
     Example: fromscratch runs list --filter state=done --filter "best<4" --sort train.optimizer.learning_rate
     """
+    from fromscratch.config.loading import run_config_or_none
     from fromscratch.runs.overview import overview, runs_in
 
-    runs = [_listed(overview(run), config_of(run)) for run in runs_in(runs_dir)]
+    runs = [_listed(overview(run), run_config_or_none(run.config)) for run in runs_in(runs_dir)]
     shown = select(runs, sort=sort, reverse=reverse, conditions=filters or [])
     if as_json:
         print_json([one.to_dict() for one in shown])

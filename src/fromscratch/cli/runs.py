@@ -8,7 +8,7 @@ import typer
 
 from fromscratch.cli.options import JsonFlag, RunsDir
 from fromscratch.cli.output import local_time, note, print_columns, print_json, print_table, printable, show
-from fromscratch.cli.run_arguments import RunArgument, SomeRuns, config_of, resolve, resolve_all
+from fromscratch.cli.run_arguments import RunArgument, SomeRuns, resolve, resolve_all
 from fromscratch.cli.run_lists import cells_of, list_runs
 from fromscratch.cli.run_removal import clean, remove
 from fromscratch.errors import EXIT_DATA
@@ -121,7 +121,9 @@ def _config_by_steps(run: "RunDirectory", last_step: int | None) -> list[dict[st
 
 def _best_measure(run: "RunDirectory") -> str | None:
     """The tokens that the best loss was measured on; None if the config cannot be read."""
-    config = config_of(run)
+    from fromscratch.config.loading import run_config_or_none
+
+    config = run_config_or_none(run.config)
     return None if config is None else config.best_measure
 
 

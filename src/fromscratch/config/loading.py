@@ -86,6 +86,14 @@ def read_run_config(path: Path) -> RunConfig:
     return parse_run_config(read_toml(path), where=str(path))
 
 
+def run_config_or_none(path: Path) -> RunConfig | None:
+    """Reads the resolved config of a run; None if it cannot be read."""
+    try:
+        return read_run_config(path)
+    except UsageError:
+        return None
+
+
 def parse_run_config(values: dict[str, Any], *, where: str) -> RunConfig:
     """Validates nested dictionaries; error messages begin with ``where``. Raises UsageError."""
     try:

@@ -16,7 +16,7 @@ from fromscratch.runs.states import StepOutcome
 Chart = dict[str, Any]
 NATS = "loss (nats per token)"
 AXES = {"step": "optimiser step", "tokens": "tokens", "hours": "hours of training", "dollars": "dollars"}
-FAINT, DIMMED = 0.35, 7
+FAINT = 0.35
 OUTCOME_COLOURS = {
     StepOutcome.NONFINITE: 4,
     StepOutcome.INFINITE_NORM: 6,

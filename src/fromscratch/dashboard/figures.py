@@ -3,11 +3,9 @@
 from dataclasses import dataclass
 from functools import cache, cached_property
 
-from fromscratch.config.loading import read_run_config
-from fromscratch.config.run import RunConfig
 from fromscratch.dashboard.site import RefusedRunError, Site, check_contents
 from fromscratch.dashboard.stamps import Memory, stamp_of
-from fromscratch.errors import DataError, UsageError
+from fromscratch.errors import DataError
 from fromscratch.runs.costs import cost_of
 from fromscratch.runs.directory import RunDirectory
 from fromscratch.runs.overview import Overview, overview, recent_speed
@@ -113,14 +111,6 @@ def _costs(run: RunDirectory) -> tuple[float | None, float | None]:
     except (DataError, TypeError, ValueError, OverflowError):
         return None, None
     return cost.total_seconds, cost.dollars
-
-
-def config_or_none(run: RunDirectory) -> RunConfig | None:
-    """The config of a run; None if it cannot be read."""
-    try:
-        return read_run_config(run.config)
-    except UsageError:
-        return None
 
 
 @cache

@@ -7,8 +7,8 @@ import numpy as np
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+from fromscratch.config.loading import run_config_or_none
 from fromscratch.dashboard.charts import RunData
-from fromscratch.dashboard.figures import config_or_none
 from fromscratch.dashboard.metrics import MetricsCache
 from fromscratch.dashboard.site import Site
 from fromscratch.dashboard.stamps import Memory, stamp_of
@@ -51,7 +51,7 @@ def _others(run: RunDirectory) -> tuple[dict[int, float], float | None, tuple[Se
     sessions: tuple[SessionCost, ...] = ()
     with suppress(DataError, TypeError):  # without them, charts by dollars are empty
         sessions = tuple(sorted(read_sessions(run), key=lambda one: one.first_step))
-    config = config_or_none(run)
+    config = run_config_or_none(run.config)
     clip = getattr(config.train.clip, "max_norm", None) if config else None
     return held_out_losses(run), clip, sessions
 

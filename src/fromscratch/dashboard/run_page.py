@@ -14,10 +14,10 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from fromscratch.config.loading import values_by_key
+from fromscratch.config.loading import run_config_or_none, values_by_key
 from fromscratch.config.run import RunConfig, changed_values
 from fromscratch.dashboard.charts import RUN_CHARTS
-from fromscratch.dashboard.figures import config_or_none, figures_of
+from fromscratch.dashboard.figures import figures_of
 from fromscratch.dashboard.metrics import KNOWN, OTHER_KEYS, Metrics
 from fromscratch.dashboard.run_data import Window, reader_of, window_of
 from fromscratch.dashboard.site import Part, Site, address, html_response, json_response, live_address, to_json
@@ -104,7 +104,7 @@ def _charts(name: str, run: RunDirectory) -> list[tuple[str, str, str]]:
 
 
 def _contents(run: RunDirectory, state: RunState) -> dict[str, Any]:
-    config = config_or_none(run)
+    config = run_config_or_none(run.config)
     events, samples, counts = _events(run)
     return {
         "changes": None if config is None else changed_values(config),

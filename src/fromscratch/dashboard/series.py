@@ -60,8 +60,7 @@ def median_line(label: str, x: NDArray[Any], y: NDArray[Any], **look: Any) -> Se
         x, y = finite(x, y)
         found = running_median(list(zip(x.tolist(), y.tolist(), strict=True))) if len(x) >= 100 else []
         x, y = np.array([place for place, _ in found]), np.array([median for _, median in found])
-    x, y = finite(x, y)
-    return {"kind": "line", "label": label, "x": numbers(x), "y": numbers(y), **look}
+    return line(label, x, y, **look)
 
 
 def band(label: str, x: NDArray[Any], low: NDArray[Any], high: NDArray[Any], **look: Any) -> Series:

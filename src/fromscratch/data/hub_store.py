@@ -1,6 +1,5 @@
 """Token stores on the Hugging Face Hub: found by name, pulled and pushed."""
 
-import fcntl
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +9,7 @@ from fromscratch.data.plain_store import is_plain_store
 from fromscratch.data.store import TokenStore, open_store
 from fromscratch.data.verify import verify_store
 from fromscratch.errors import DataError
-from fromscratch.files import MANIFEST, check_replaceable
+from fromscratch.files import MANIFEST, check_replaceable, locked
 from fromscratch.hub.downloads import download_file, download_snapshot, list_files
 from fromscratch.hub.names import REVISION, HubName, dataset_name, has_hub_prefix
 from fromscratch.hub.requests import ask_hub
@@ -122,8 +121,6 @@ def _is_store_of(name: HubName, out: Path) -> bool:
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
     """Waits for other processes of this machine that pull to the same folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with locked(path):
         yield
     path.unlink(missing_ok=True)

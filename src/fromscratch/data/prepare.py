@@ -5,11 +5,9 @@ folder records the sources and settings, ``part-NNNNN.json`` a finished part. Th
 last, from all parts in order. A process that is killed loses only its unfinished parts.
 """
 
-import fcntl
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +27,7 @@ from fromscratch.data.plan import Checksums, differences, earlier_hash_of, hash_
 from fromscratch.data.shards import dtype_for
 from fromscratch.data.store import STORE_FORMAT, TOKENIZER_FOLDER, TokenStore, open_store
 from fromscratch.errors import DataError, UsageError
-from fromscratch.files import MANIFEST, flush_folder, read_json_object, to_strict_json, write_atomically
+from fromscratch.files import MANIFEST, flush_folder, locked, read_json_object, to_strict_json, write_atomically
 from fromscratch.sources.base import DAMAGED, DamagedFile, Source
 
 __all__ = ["VALIDATION", "SplitRule", "prepare_store", "training_documents"]
@@ -81,7 +79,8 @@ def prepare_store(
     if (out / MANIFEST).exists():
         return _open_finished(out, plan, kept)
     _raise_if_damaged(tasks, kept)
-    with _locked(_make_work_folder(out)):
+    refusal = f"{out}: is being prepared by another process; wait for it, or stop it"
+    with locked(_make_work_folder(out) / LOCK, refusal=refusal):
         _check_plan(out, plan)
         checksums.save(work / CHECKSUMS)
         done = {task.index: record for task in tasks if (record := read_finished_part(out, work, task.index))}
@@ -169,17 +168,6 @@ def _make_work_folder(out: Path) -> Path:
     except OSError as error:
         raise UsageError(f"{out}: cannot be created ({error.strerror}); choose another --out") from error
     return work
-
-
-@contextmanager
-def _locked(work: Path) -> Iterator[None]:
-    """Locks the work folder; the lock ends with the process."""
-    with (work / LOCK).open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UsageError(f"{work.parent}: is being prepared by another process; wait for it, or stop it") from None
-        yield
 
 
 def _check_plan(out: Path, plan: dict[str, Any]) -> None:

@@ -192,9 +192,9 @@ def _present_weights(source: str, checkpoint: Path, wanted: str, *, default: str
     return wanted or default
 
 
-def locate(source: str, *, runs_dir: Path = RUNS_DIR) -> Path:
+def locate(source: str) -> Path:
     """Returns the folder of a model's weights; downloads it from the Hub. Raises UsageError or DataError."""
-    return _locate(source, runs_dir)[0]
+    return _locate(source, RUNS_DIR)[0]
 
 
 def _locate(source: str, runs_dir: Path) -> tuple[Path, str]:

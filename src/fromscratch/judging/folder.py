@@ -5,14 +5,13 @@ holds, for each model, its answers with what the judge said; ``labels.jsonl`` wh
 ``report.md`` and ``report.png`` are the report.
 """
 
-import fcntl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fromscratch.errors import DataError, UsageError
-from fromscratch.files import parent_problem, read_json_object, shortened, to_strict_json, write_atomically
+from fromscratch.files import locked, parent_problem, read_json_object, shortened, to_strict_json, write_atomically
 from fromscratch.finetuning.records import RESPONSE
 from fromscratch.judging.modes import Judgement, Mode, Task, find_mode
 from fromscratch.judging.responses import AnswerSet, load_answers
@@ -156,9 +155,6 @@ def open_folder(path: Path, identity: dict[str, Any]) -> Iterator[ResultsFolder]
             f"--out {path}: holds results of another judge ({what}), which are not mixed; give another --out, or the "
             "same judge and settings"
         )
-    with (path / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UsageError(f"--out {path}: another process judges into it; wait for it, or stop it") from None
+    refusal = f"--out {path}: another process judges into it; wait for it, or stop it"
+    with locked(path / ".lock", refusal=refusal):
         yield folder

@@ -4,7 +4,6 @@ An encoder reads a text in both directions. It classifies by the head that ``Aut
 on it, mostly on the first token: Devlin et al. 2019, "BERT: Pre-training of Deep Bidirectional Transformers".
 """
 
-from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -19,15 +18,7 @@ class EncoderModel(HuggingFaceModel):
     """An ``AutoModelForSequenceClassification`` as a model that scores classes; it predicts no tokens."""
 
     is_encoder = True
-
-    def _new(self) -> Any:
-        from transformers import AutoConfig, AutoModelForSequenceClassification
-        from transformers.initialization import no_init_weights
-
-        with ExitStack() as stack:
-            stack.enter_context(no_init_weights())
-            config = AutoConfig.for_model(**self._settings_without_dropout())
-            return AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+    auto_class = "AutoModelForSequenceClassification"
 
     @property
     def output_head(self) -> nn.Module:

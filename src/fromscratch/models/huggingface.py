@@ -40,6 +40,8 @@ class HuggingFacePast(Past):
 class HuggingFaceModel(LanguageModel):
     """A transformers model as a ``LanguageModel``."""
 
+    auto_class = "AutoModelForCausalLM"
+
     def __init__(self, config: HuggingFaceConfig) -> None:
         super().__init__()
         assert config.vocab_size is not None
@@ -50,13 +52,13 @@ class HuggingFaceModel(LanguageModel):
 
     def _new(self) -> Any:
         """Returns the module on torch's current default device, with unset weights."""
-        from transformers import AutoConfig, AutoModelForCausalLM
+        import transformers
         from transformers.initialization import no_init_weights
 
         with ExitStack() as stack:
             stack.enter_context(no_init_weights())
-            config = AutoConfig.for_model(**self._settings_without_dropout())
-            return AutoModelForCausalLM.from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+            config = transformers.AutoConfig.for_model(**self._settings_without_dropout())
+            return getattr(transformers, self.auto_class).from_config(config, dtype=torch.float32)
 
     def _settings_without_dropout(self) -> dict[str, Any]:
         return self._settings | {key: 0.0 for key, value in self._settings.items() if is_dropout(key, value)}

@@ -10,7 +10,7 @@ from typing import Any
 from fromscratch.config.loading import differences, load_run_file, read_run_config
 from fromscratch.config.run import RunConfig
 from fromscratch.errors import UsageError
-from fromscratch.files import read_json_object, to_strict_json, write_atomically
+from fromscratch.files import locked, read_json_object, to_strict_json, write_atomically
 from fromscratch.runs.directory import CLASSIFICATION, RunDirectory
 from fromscratch.runs.overview import observed_status
 from fromscratch.runs.records import read_records, to_count, to_float
@@ -20,6 +20,7 @@ from fromscratch.studies.measures import CLASSIFIER_MEASURES
 
 RECORD = "study.json"
 CLAIMS = ".claims"
+LOCK = ".lock"
 FOUND_AT_START = (
     ("model", "preset"),
     ("model", "vocab_size"),
@@ -115,23 +116,16 @@ class StudyFolder:
 
     def update(self, **values: Any) -> None:
         """Changes some values of the record."""
-        with self._locked():
+        with locked(self.path / LOCK):
             self.path.mkdir(parents=True, exist_ok=True)
             write_atomically(self._record, to_strict_json({**self.read(), **values}, indent=1))
 
     def append(self, key: str, item: Any) -> None:
         """Appends to a list of the record."""
-        with self._locked():
+        with locked(self.path / LOCK):
             record = self.read()
             record[key] = [*record.get(key, []), item]
             write_atomically(self._record, to_strict_json(record, indent=1))
-
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
 
     def is_claimed(self, job: Job) -> bool:
         """Whether a process has the claim to a run."""

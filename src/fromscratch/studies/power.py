@@ -115,30 +115,6 @@ def _power_of_t(noncentrality: Floats, df: Floats, alpha: float) -> Floats:
     return np.where(df > 0, power, 0.0)
 
 
-def seeds_needed(
-    effect: float,
-    spread: Spread,
-    *,
-    power: float = 0.8,
-    max_seeds: int = 200,
-    design: Literal["sequential", "fixed"] = "sequential",
-    alpha: float = 0.05,
-    borrow: bool = True,
-    control_ratio: float = 1.0,
-) -> int | None:
-    """Returns the seeds of an arm that find an effect (nats) with the given power; None beyond ``max_seeds``.
-
-    The arguments are those of ``power_by_seeds``.
-    """
-    reached = (
-        power_by_seeds(
-            effect, max_seeds, spread, design=design, alpha=alpha, borrow=borrow, control_ratio=control_ratio
-        )
-        >= power
-    )
-    return int(np.argmax(reached)) + 1 if reached.any() else None
-
-
 def smallest_detectable_effect(
     seeds: int,
     spread: Spread,

@@ -5,7 +5,6 @@ folder. A study lends to others and borrows from others, never from itself: an e
 config, and lists its seeds, so that no run counts twice, whatever studies are named.
 """
 
-import fcntl
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fromscratch.config.loading import load_run_config
-from fromscratch.files import data_home, read_json_object, to_strict_json, write_atomically
+from fromscratch.files import data_home, locked, read_json_object, to_strict_json, write_atomically
 from fromscratch.runs.records import to_count, to_float
 from fromscratch.studies.definition import Arm, Study
 from fromscratch.studies.noise import Losses, Spread, pool, spread_within_arms
@@ -87,9 +86,7 @@ def lend(study: Study, losses: Losses) -> None:
     if not entries:
         return
     path = registry_path()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{FILE}.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(path.with_name(f".{FILE}.lock")):
         registry = _read()
         known = registry.setdefault(setting_of(study), {})
         known.pop(study.name, None)

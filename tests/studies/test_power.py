@@ -16,6 +16,9 @@ from fromscratch.studies.power import (
     simulate,
     smallest_detectable_effect,
 )
+from fromscratch.studies.report import _what_could_be_seen
+from fromscratch.studies.results import Judgement
+from fromscratch.studies.verdicts import judge_study
 from tests.studies.documented import documented
 
 GPT2_SMALL = Spread(0.0011**2, 479)
@@ -91,3 +94,18 @@ def test_the_control_gets_the_square_root_of_the_number_of_arms_as_many_seeds() 
     variances = {seeds: 1 / seeds + 1 / (60 - 9 * seeds) for seeds in range(1, 7)}
     best = min(variances, key=lambda seeds: variances[seeds])
     assert 60 - 9 * best == control_seeds(9, best)
+
+
+@pytest.mark.parametrize(("num_arms", "alpha"), [(1, 0.05), (1, 0.01), (4, 0.05)])
+def test_the_report_says_what_a_study_of_so_many_arms_at_its_alpha_finds(num_arms: int, alpha: float) -> None:
+    noise = np.random.default_rng(1).normal(3.0, 0.01, (num_arms + 1, 5))
+    losses = {f"arm-{n}": dict(enumerate(row.tolist())) for n, row in enumerate(noise)}
+    result = judge_study(losses, "arm-0", margin=0.01, alpha=alpha)
+    spread = result.arms[0].spread
+    assert spread is not None
+    effect = smallest_detectable_effect(5, spread, alpha=alpha / num_arms)
+    assert effect is not None
+    sentence = _what_could_be_seen(Judgement(result, losses, 0.01, []), alpha)
+    assert sentence.endswith(
+        f"With 5 seeds, effects of {result.measure.amount(effect)} are found four times out of five."
+    )

@@ -82,7 +82,7 @@ def _blocks(
     yield "picture", ("effects", "Effect of each arm (diamond), its interval, and each run's difference (dots)")
     heads = ("arm", "runs", f"mean {result.measure.name}", *HEADS)
     yield "table", (heads, [_row(folder, arm, worth[arm.arm], price) for arm in result.arms])
-    yield "text", _what_could_be_seen(judgement)
+    yield "text", _what_could_be_seen(judgement, folder.study.config.alpha)
     yield "picture", ("evidence", "Evidence after each round of seeds")
     yield (
         "picture",
@@ -156,13 +156,17 @@ def _cost(folder: StudyFolder, arm: str, price: float | None) -> str:
     return f"{time}, ${math.fsum(known):,.2f}" if known and len(known) == len(dollars) else time
 
 
-def _what_could_be_seen(judgement: Judgement) -> str:
-    """What the study could not have seen: the smallest effect that it finds four times out of five."""
+def _what_could_be_seen(judgement: Judgement, alpha: float) -> str:
+    """What the study could not have seen: the smallest effect of one arm that it finds four times out of five."""
     arm = next((one for one in judgement.result.arms if one.spread is not None and one.runs.losses), None)
     if arm is None or arm.spread is None:
         return "No spread is known yet: every arm needs a second seed, or the registry an entry for this setting."
     effect = smallest_detectable_effect(
-        len(arm.runs.losses), arm.spread, design=judgement.result.design, control_ratio=_ratio(judgement, arm)
+        len(arm.runs.losses),
+        arm.spread,
+        design=judgement.result.design,
+        alpha=alpha / len(judgement.result.arms),  # the first step of the correction
+        control_ratio=_ratio(judgement, arm),
     )
     amount, df = judgement.result.measure.amount, arm.spread.df
     spread = f"The spread between seeds is {amount(arm.spread.standard_deviation)} ({df:.0f} degrees of freedom)."

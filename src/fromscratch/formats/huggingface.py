@@ -78,7 +78,7 @@ def _load(folder: Path, *, is_classifier: bool) -> tuple[Any, list[str], list[st
     from transformers.utils import logging as their_logging
 
     verbosity, has_bars = their_logging.get_verbosity(), their_logging.is_progress_bar_enabled()
-    their_logging.disable_progress_bar()
+    their_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     their_logging.set_verbosity(logging.ERROR)  # missing weights are told below
     auto_class = AutoModelForSequenceClassification if is_classifier else AutoModelForCausalLM
     try:
@@ -100,7 +100,7 @@ def _load(folder: Path, *, is_classifier: bool) -> tuple[Any, list[str], list[st
     finally:
         their_logging.set_verbosity(verbosity)
         if has_bars:
-            their_logging.enable_progress_bar()
+            their_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
     model, info = loaded
     missing = {*info["missing_keys"], *(item[0] for item in info["mismatched_keys"])}
     return model, sorted(missing), sorted(info["unexpected_keys"])

@@ -348,3 +348,11 @@ def test_a_lock_has_one_holder_and_is_free_after_an_error(tmp_path: Path) -> Non
         raise DataError("while it is held")
     with locked(path, refusal="in use"):
         pass
+
+
+def test_whoever_may_read_the_folder_may_read_its_files(tmp_path: Path) -> None:
+    with sealed_folder(tmp_path / "sealed") as temporary:
+        (temporary / "a.bin").write_text("weights")
+        (temporary / "a.bin").chmod(0o600)
+    folder_mode = (tmp_path / "sealed").stat().st_mode & 0o666
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "sealed").iterdir()} == {folder_mode}

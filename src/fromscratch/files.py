@@ -212,6 +212,7 @@ def _seal(folder: Path, metadata: dict[str, Any], written: dict[str, FileEntry])
         if name in written and path.stat().st_size == written[name]["bytes"]:
             files[name] = written[name]
             continue
+        path.chmod(folder.stat().st_mode & 0o666)  # safetensors makes files that only their owner may read
         flush_file(path)
         files[name] = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
     manifest = json.loads(to_strict_json({"format_version": FORMAT_VERSION, **metadata, "files": files}))

@@ -1,12 +1,13 @@
 """Models of the transformers library: the same logits, tuned, answered and published like our own."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
-from fromscratch.errors import UsageError
+from fromscratch.errors import DataError, UsageError
 from fromscratch.finetuning.answers import respond
 from fromscratch.finetuning.records import read_records
 from fromscratch.formats.model_sources import open_model
@@ -101,3 +102,18 @@ def test_dropout_that_is_off_is_said(base: Path) -> None:
 def test_dropout_that_would_not_resume_is_refused(base: Path) -> None:
     with pytest.raises(UsageError, match=r"tune\.dropout = 0\.1: a model of kind 'huggingface' has no dropout"):
         tune(base, "dropout", "tune.dropout=0.1")
+
+
+def test_weights_without_a_place_are_told_and_those_of_another_shape_refused(
+    base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source = base / "runs" / "base"
+    config = json.loads((source / "config.json").read_text())
+    for name, change in (("short", {"num_hidden_layers": 1}), ("wide", {"intermediate_size": 72})):
+        shutil.copytree(source, tmp_path / name)
+        (tmp_path / name / "config.json").write_text(json.dumps(config | change))
+    open_model(str(tmp_path / "short"), find_hardware("cpu"))
+    assert "weights of the folder have no place in the model of its config.json: model.layers.1." in caplog.text
+    with pytest.raises(DataError, match=r"of another shape: model\.layers\.0\.mlp\.down_proj\.weight"):
+        open_model(str(tmp_path / "wide"), find_hardware("cpu"))
+    assert "Loading weights" not in capfd.readouterr().err

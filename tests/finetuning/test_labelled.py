@@ -132,3 +132,10 @@ def test_the_real_messages_are_read(shared_data: Path) -> None:
     found = read(shared_data / "spam" / "sms-spam.tsv")
     assert (found.text_column, found.label_column) == ("SMS", "Label")
     assert Counter(found.labels) == {"ham": 4827, "spam": 747}
+
+
+def test_a_table_without_its_ending_and_a_missing_one_are_told_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"SMSSpam: .*; of a table, the name must end in \.csv or \.tsv"):
+        read_table(written(tmp_path, "SMSSpam", "label\ttext\nham\thi\n"))
+    with pytest.raises(UsageError, match=r"none\.csv: no such file; give a CSV or TSV file"):
+        read_table(tmp_path / "none.csv")

@@ -25,6 +25,7 @@ from fromscratch.publishing.model_code import model_code_files
 from fromscratch.publishing.native import native_config
 from tests.command import nothing_written, refused, run_command
 from tests.publishing.models import VARIANTS, make_loaded, publish
+from tests.small import run_small, write_run_file
 
 transformers = pytest.importorskip("transformers")
 FORMATS = ("native", "custom")
@@ -311,3 +312,15 @@ def test_what_is_put_into_the_folder_while_a_model_is_exported_stays(
         export_model(loaded, out, format_name="native", card=CardSettings())
     assert (out / "notes.txt").read_text() == "mine" and (out / "README.md").is_file()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "published"]
+
+
+def test_the_card_names_the_folder_and_says_what_the_run_cost(tmp_path: Path) -> None:
+    run, _ = run_small(write_run_file(tmp_path), stop_after=5)
+    done = run_command("publish", run.path, "--to", tmp_path / "my model", "--format", "custom")
+    assert done.code == 0, done.err
+    card = (tmp_path / "my model" / "README.md").read_text("utf-8")
+    assert 'model="my model", trust_remote_code=True' in card and ".tmp-" not in card
+    assert "| sessions | 1 |" in card and "| dollars | unknown |" in card and "| of it training | " in card
+    run.cost.write_text("{")
+    run_command("publish", run.path, "--to", tmp_path / "damaged")
+    assert "## Cost" not in (tmp_path / "damaged" / "README.md").read_text("utf-8")

@@ -45,7 +45,7 @@ def run(tmp_path: Path) -> RunDirectory:
 def test_b11_names_that_are_refused(name: str) -> None:
     with pytest.raises(UsageError, match="must be 1 to 100 letters, digits, dots, dashes or underscores") as caught:
         check_run_name(name)
-    assert len(str(caught.value)) < 300
+    assert len(str(caught.value)) < 300 and str(caught.value).endswith("; give another with --name")
     assert "\n" not in str(caught.value)
 
 

@@ -42,8 +42,13 @@ def read_table(path: Path) -> RecordsFile:
         UsageError: no such file.
         DataError: it is empty or damaged.
     """
-    if path.suffix.lower() not in SEPARATORS or not path.is_file():
-        return read_records(path)
+    if not path.is_file():
+        raise UsageError(f"{path}: no such file; give a CSV or TSV file, a JSON list or JSON Lines")
+    if path.suffix.lower() not in SEPARATORS:
+        try:
+            return read_records(path)
+        except DataError as error:
+            raise DataError(f"{error}; of a table, the name must end in .csv or .tsv") from None
     separator, quoting = SEPARATORS[path.suffix.lower()]
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:

@@ -10,6 +10,7 @@ import torch
 
 from fromscratch.config.model import HuggingFaceConfig
 from fromscratch.errors import DataError, UsageError
+from fromscratch.files import shortened
 from fromscratch.formats.classifiers import take_score
 from fromscratch.formats.imported import ImportedModel
 from fromscratch.formats.weights import first_head_weights
@@ -45,11 +46,12 @@ def read_huggingface(folder: Path, raw: dict[str, Any], *, classes: tuple[str, .
         UsageError: its config does not name the length of its context.
         DataError: weights are missing or do not fit.
     """
-    model, missing = _load(folder, is_classifier=bool(classes))
+    model, missing, unused = _load(folder, is_classifier=bool(classes))
     _check_missing(folder, missing)
     tensors = {PREFIX + name: parameter.detach() for name, parameter in model.named_parameters()}
     score = take_score(tensors, folder, PREFIX) if classes else None
-    return ImportedModel("transformers", _config_of(folder, raw, model), tensors, classes=classes, score=score)
+    config, notes = _config_of(folder, raw, model), _notes_of(unused)
+    return ImportedModel("transformers", config, tensors, classes=classes, score=score, notes=notes)
 
 
 def read_encoder(folder: Path, raw: dict[str, Any], *, classes: tuple[str, ...] = ()) -> ImportedModel:
@@ -57,7 +59,7 @@ def read_encoder(folder: Path, raw: dict[str, Any], *, classes: tuple[str, ...] 
 
     The new weights are the same each time. ``finetune classify`` draws the head again, by its seed.
     """
-    model, missing = _load(folder, is_classifier=True)
+    model, missing, unused = _load(folder, is_classifier=True)
     body = f"{model.base_model_prefix}."
     is_new = {name: not name.startswith(body) or name.startswith(f"{body}pooler.") for name in missing}
     _check_missing(folder, [name for name in missing if classes or not is_new[name]])
@@ -66,15 +68,17 @@ def read_encoder(folder: Path, raw: dict[str, Any], *, classes: tuple[str, ...] 
         PREFIX + name: first_head_weights(name, parameter.shape, generator) if name in is_new else parameter.detach()
         for name, parameter in model.named_parameters()
     }
-    return ImportedModel("transformers", _config_of(folder, raw, model), tensors, classes=classes)
+    notes = _notes_of([name for name in unused if name.startswith(body)])  # its other head is replaced
+    return ImportedModel("transformers", _config_of(folder, raw, model), tensors, classes=classes, notes=notes)
 
 
-def _load(folder: Path, *, is_classifier: bool) -> tuple[Any, list[str]]:
-    """Returns the model and the names of the weights that the folder lacks, or has in another shape."""
+def _load(folder: Path, *, is_classifier: bool) -> tuple[Any, list[str], list[str]]:
+    """Returns the model, the weights that the folder lacks or has in another shape, and those that have no place."""
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
     from transformers.utils import logging as their_logging
 
-    verbosity = their_logging.get_verbosity()
+    verbosity, has_bars = their_logging.get_verbosity(), their_logging.is_progress_bar_enabled()
+    their_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     their_logging.set_verbosity(logging.ERROR)  # missing weights are told below
     auto_class = AutoModelForSequenceClassification if is_classifier else AutoModelForCausalLM
     try:
@@ -87,6 +91,7 @@ def _load(folder: Path, *, is_classifier: bool) -> tuple[Any, list[str]]:
             trust_remote_code=False,
             local_files_only=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # told below, by name
         )
     except Exception as error:  # the library raises many kinds
         purpose = "classifier" if is_classifier else "causal language model"
@@ -94,13 +99,22 @@ def _load(folder: Path, *, is_classifier: bool) -> tuple[Any, list[str]]:
         raise DataError(f"{folder}: transformers cannot read it as a {purpose} ({first_line})") from None
     finally:
         their_logging.set_verbosity(verbosity)
+        if has_bars:
+            their_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
     model, info = loaded
-    return model, sorted({*info["missing_keys"], *(item[0] for item in info["mismatched_keys"])})
+    missing = {*info["missing_keys"], *(item[0] for item in info["mismatched_keys"])}
+    return model, sorted(missing), sorted(info["unexpected_keys"])
 
 
 def _check_missing(folder: Path, missing: list[str]) -> None:
     if missing:
         raise DataError(f"{folder}: weights are missing or of another shape: {', '.join(missing[:5])}")
+
+
+def _notes_of(unused: list[str]) -> list[str]:
+    if not unused:
+        return []
+    return [f"{len(unused):,} weights of the folder have no place in the model of its config.json: {shortened(unused)}"]
 
 
 def _config_of(folder: Path, raw: dict[str, Any], model: Any) -> HuggingFaceConfig:

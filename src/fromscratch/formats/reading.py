@@ -76,7 +76,7 @@ def _read_llama(path: Path, raw: dict[str, Any], classes: tuple[str, ...]) -> Im
                 f"{error}; where transformers is installed (the extra hf), such a model is read as kind 'huggingface'"
             ) from None
         found = huggingface.read_huggingface(path, raw, classes=classes)
-        return replace(found, notes=[f"read as a model of kind 'huggingface', because of {error}"])
+        return replace(found, notes=[f"read as a model of kind 'huggingface', because of {error}", *found.notes])
 
 
 def tokenizer_of(path: Path, *, vocab_size: int, name: str | None = None) -> Tokenizer:

@@ -10,10 +10,11 @@ import tomli_w
 from fromscratch.config.loading import read_toml
 from fromscratch.config.model import GPTConfig
 from fromscratch.errors import DataError
-from fromscratch.files import read_json_object
+from fromscratch.files import read_json_object, readable_dollars, readable_seconds
 from fromscratch.formats.checkpoints import RAW
 from fromscratch.formats.gpt2 import KINDS, not_gpt2
 from fromscratch.formats.model_sources import LoadedModel
+from fromscratch.runs.costs import cost_of
 from fromscratch.runs.directory import RunDirectory
 
 TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
@@ -35,14 +36,13 @@ class CardSettings:
     license: str = "apache-2.0"
     title: str | None = None
     repository: str | None = None
-    """``owner/name``, for the code example."""
+    """``owner/name``, for the code example; None is the name of the folder."""
 
 
 def write_card(folder: Path, loaded: LoadedModel, settings: CardSettings, format_name: str) -> None:
     """Writes ``README.md``, and copies the loss chart of the run if there is one."""
     run = loaded.run
     origin = _origin(run) if run else f"Converted from {loaded.source}"
-    repository = settings.repository or folder.name.lstrip(".")
     trust = ", trust_remote_code=True" if format_name == "custom" else ""
     example = CLASSIFIER_EXAMPLE if loaded.classes else GENERATION_EXAMPLE
     text = TEMPLATE.read_text("utf-8").format(
@@ -50,7 +50,7 @@ def write_card(folder: Path, loaded: LoadedModel, settings: CardSettings, format
         license=settings.license,
         pipeline="text-classification" if loaded.classes else "text-generation",
         kind="text-classification" if loaded.classes else "causal-lm",
-        example=example.format(repository=repository, trust=trust),
+        example=example.format(repository=settings.repository, trust=trust),
         limits=CLASSIFIER_LIMITS if loaded.classes else BASE_LIMITS,
         summary=f"{_purpose(loaded)} {origin} with fromscratch.",
         model=_rows(_model_properties(loaded)),
@@ -107,7 +107,7 @@ def _sections(folder: Path, run: RunDirectory, *, step: int) -> str:
     if (run.charts / LOSS_CHART).is_file():
         shutil.copyfile(run.charts / LOSS_CHART, folder / LOSS_CHART)
         sections["Training"] = f"![Training loss]({LOSS_CHART})"
-    if cost := _read(run.path / "cost.json"):
+    if cost := _cost(run):
         sections["Cost"] = _table(("", ""), _rows(cost))
     evaluations = [_read(path) for path in sorted(run.evaluations.glob("*.json"))]
     if rows := [_evaluation_row(found) for found in evaluations if found.get("measure") == "loss"]:
@@ -116,6 +116,24 @@ def _sections(folder: Path, run: RunDirectory, *, step: int) -> str:
         sections["Machine"] = _table(("", ""), _rows({key: machine[key] for key in MACHINE_KEYS if machine.get(key)}))
     sections["Run file"] = "```toml\n" + tomli_w.dumps(_without_paths(read_toml(run.config_at(step)))) + "```"
     return "\n" + "\n".join(f"## {title}\n\n{content}\n" for title, content in sections.items())
+
+
+def _cost(run: RunDirectory) -> dict[str, str]:
+    """Returns the time by purpose and the dollars of all sessions; nothing where they were not recorded."""
+    try:
+        cost = cost_of(run)
+    except DataError:
+        return {}
+    if not cost.is_complete:
+        return {}
+    devices = dict.fromkeys(f"{one.devices} x {one.device_name}" for one in cost.sessions)
+    return {
+        "sessions": f"{len(cost.sessions):,}",
+        "devices": ", ".join(devices),
+        "time": readable_seconds(cost.total_seconds),
+        **{f"of it {purpose}": readable_seconds(seconds) for purpose, seconds in cost.seconds.items() if seconds},
+        "dollars": "unknown" if cost.dollars is None else readable_dollars(cost.dollars),
+    }
 
 
 def _without_paths(config: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +113,8 @@ def export_model(loaded: LoadedModel, folder: Path, *, format_name: str, card: C
         )
         if loaded.prompt_format:
             write_prompt_format(loaded.prompt_format, temporary)
-        write_card(temporary, loaded, card, format_name)
+        named = replace(card, repository=card.repository or folder.name)
+        write_card(temporary, loaded, named, format_name)
         check_replaceable(folder, PUBLISHED, option="--to")  # right before it is replaced
     sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     return ExportReport(str(folder), format_name, sizes)

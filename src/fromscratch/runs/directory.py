@@ -249,7 +249,7 @@ def check_run_name(name: str) -> str:
     if not NAME_RULE.fullmatch(name):
         raise UsageError(
             f"run name {name[:120]!r}: must be 1 to 100 letters, digits, dots, dashes or underscores, "
-            "beginning with a letter or digit"
+            "beginning with a letter or digit; give another with --name"
         )
     return name
 

@@ -102,10 +102,17 @@ def report_study(
         device: that measures the test set.
         dollars_per_hour: price of the machine, for the costs.
         on_run: gets the name of each run that is measured on the test set.
+
+    Raises:
+        UsageError: no run has ended.
     """
-    if sealed:
-        losses, measured_on = validation_losses(folder), held_out_name(folder.study)
-    else:
+    losses, measured_on = validation_losses(folder), held_out_name(folder.study)
+    if all(loss is None for arm in losses.values() for loss in arm.values()):
+        raise UsageError(
+            f"study {folder.study.name}: no run in {folder.path} has ended, so there is nothing to report; "
+            "'fromscratch study run' trains them, or give the --runs-dir that holds them"
+        )
+    if not sealed:
         from fromscratch.studies.test_set import open_test_set
 
         losses = open_test_set(folder, device=device, on_run=on_run)

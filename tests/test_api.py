@@ -140,6 +140,22 @@ def test_a_model_generates_evaluates_and_publishes(run: fromscratch.Run, tmp_pat
     assert fromscratch.load_model(tmp_path / "out", device="cpu").generate("a", max_new_tokens=5, temperature=0) == text
 
 
+def test_numbers_that_the_command_line_refuses_are_refused(run: fromscratch.Run, tmp_path: Path) -> None:
+    model = run.load_model()
+    with pytest.raises(UsageError, match="max_new_tokens = -5: must be 0 or more"):
+        model.generate("a", max_new_tokens=-5)
+    with pytest.raises(UsageError, match="start = -5: must be 0 or more"):
+        model.evaluate(start=-5)
+    for tokens in (0, -1):
+        with pytest.raises(UsageError, match=f"tokens = {tokens}: must be 1 or more"):
+            model.evaluate(tokens=tokens)
+    (tmp_path / "text.txt").write_text("some words")
+    for share in (2, 1, -0.1, float("nan")):
+        with pytest.raises(UsageError, match=f"validation = {share}: must be a share"):
+            fromscratch.prepare(tmp_path / "text.txt", tmp_path / "store", tokenizer="bytes", validation=share)
+    assert not (tmp_path / "store").exists()
+
+
 def test_metrics_are_a_real_frame(run: fromscratch.Run) -> None:
     pandas = pytest.importorskip("pandas")
     frame = run.metrics()

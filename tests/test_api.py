@@ -149,11 +149,17 @@ def test_numbers_that_the_command_line_refuses_are_refused(run: fromscratch.Run,
     for tokens in (0, -1):
         with pytest.raises(UsageError, match=f"tokens = {tokens}: must be 1 or more"):
             model.evaluate(tokens=tokens)
+    file = write_run_file(tmp_path)
+    with pytest.raises(UsageError, match="stop_after = 0: must be a step, 1 or more"):
+        fromscratch.train(file, runs_dir=tmp_path / "runs", stop_after=0, device="cpu")
+    with pytest.raises(UsageError, match="jobs = 0: must be at least 1"):
+        fromscratch.run_study(write_study(tmp_path), runs_dir=tmp_path / "runs", jobs=0)
+    assert not (tmp_path / "runs").exists()
     (tmp_path / "text.txt").write_text("some words")
     for share in (2, 1, -0.1, float("nan")):
         with pytest.raises(UsageError, match=f"validation = {share}: must be a share"):
-            fromscratch.prepare(tmp_path / "text.txt", tmp_path / "store", tokenizer="bytes", validation=share)
-    assert not (tmp_path / "store").exists()
+            fromscratch.prepare(tmp_path / "text.txt", tmp_path / "prepared", tokenizer="bytes", validation=share)
+    assert not (tmp_path / "prepared").exists()
 
 
 def test_metrics_are_a_real_frame(run: fromscratch.Run) -> None:

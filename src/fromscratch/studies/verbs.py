@@ -56,6 +56,8 @@ def train_missing(
         quiet: whether the runs print only results and errors.
         on_event: gets a line for each run that begins or ends.
     """
+    if jobs is not None and jobs < 1:
+        raise UsageError(f"jobs = {jobs}: must be at least 1")
     prices = Prices(folder, device=device, dollars_per_hour=dollars_per_hour)
     agenda = Agenda(folder, prices, None if limit_dollars is None else Limit(limit_dollars, prices))
     record_definition(folder, prices.untrained, borrowed_spread(folder.study))

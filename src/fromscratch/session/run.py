@@ -86,8 +86,6 @@ def run_training(
         UsageError, DataError: see ``plan_run`` and ``open_run_directory``.
         DivergedError: training diverged.
     """
-    if stop_after is not None and stop_after < 1:
-        raise UsageError(f"stop_after = {stop_after}: must be a step, 1 or more")
     stop = StopRequest()
     billing, spent = billing or Billing(), TimeSpent()
     open_run = partial(open_run_directory, plan, path, fresh=fresh, allowed_changes=allowed_changes)

@@ -140,6 +140,28 @@ def test_a_model_generates_evaluates_and_publishes(run: fromscratch.Run, tmp_pat
     assert fromscratch.load_model(tmp_path / "out", device="cpu").generate("a", max_new_tokens=5, temperature=0) == text
 
 
+def test_numbers_that_the_command_line_refuses_are_refused(run: fromscratch.Run, tmp_path: Path) -> None:
+    model = run.load_model()
+    with pytest.raises(UsageError, match="max_new_tokens = -5: must be 0 or more"):
+        model.generate("a", max_new_tokens=-5)
+    with pytest.raises(UsageError, match="start = -5: must be 0 or more"):
+        model.evaluate(start=-5)
+    for tokens in (0, -1):
+        with pytest.raises(UsageError, match=f"tokens = {tokens}: must be 1 or more"):
+            model.evaluate(tokens=tokens)
+    file = write_run_file(tmp_path)
+    with pytest.raises(UsageError, match="stop_after = 0: must be a step, 1 or more"):
+        fromscratch.train(file, runs_dir=tmp_path / "runs", stop_after=0, device="cpu")
+    with pytest.raises(UsageError, match="jobs = 0: must be at least 1"):
+        fromscratch.run_study(write_study(tmp_path), runs_dir=tmp_path / "runs", jobs=0)
+    assert not (tmp_path / "runs").exists()
+    (tmp_path / "text.txt").write_text("some words")
+    for share in (2, 1, -0.1, float("nan")):
+        with pytest.raises(UsageError, match=f"validation = {share}: must be a share"):
+            fromscratch.prepare(tmp_path / "text.txt", tmp_path / "prepared", tokenizer="bytes", validation=share)
+    assert not (tmp_path / "prepared").exists()
+
+
 def test_metrics_are_a_real_frame(run: fromscratch.Run) -> None:
     pandas = pytest.importorskip("pandas")
     frame = run.metrics()

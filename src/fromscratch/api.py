@@ -15,6 +15,7 @@ from fromscratch.config.prompts import PromptFormat
 from fromscratch.config.run import RunConfig
 from fromscratch.config.tune import Classify
 from fromscratch.data.store import TokenStore
+from fromscratch.errors import UsageError
 from fromscratch.evaluation.loss import LossReport, measure_loss, save_loss
 from fromscratch.finetuning.classifier_report import report_on_run
 from fromscratch.formats.model_sources import LoadedModel, open_model
@@ -112,6 +113,8 @@ def train(
     Raises:
         DivergedError: training diverged.
     """
+    if stop_after is not None and stop_after < 1:
+        raise UsageError(f"stop_after = {stop_after}: must be a step, 1 or more")
     billing, file = Billing(dollars_per_hour), Path(run_file)
     planned = plan_run(file, override_items(overrides))
     path = Path(runs_dir) / check_run_name(file.stem if name is None else name)

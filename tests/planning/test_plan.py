@@ -55,6 +55,22 @@ def test_the_known_figures_of_gpt2_small_without_a_store(tmp_path: Path, monkeyp
     assert "the vocabulary of 50,257 ids is assumed" in told.err and "assumed, MFU 40%" in told.out
 
 
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        (["train.untie_head_at=900"], "train.untie_head_at = 900, but the run has only"),
+        (["train.schedule={kind='constant', warmup_steps=900}"], "train.schedule needs 900 steps"),
+        (["train.patience=1", "train.checkpoint_every=3"], "needs a checkpoint at every evaluation"),
+    ],
+)
+def test_what_train_refuses_is_refused(tmp_path: Path, changed: list[str], says: str) -> None:
+    file = write_run_file(tmp_path)
+    sets = [argument for item in changed for argument in ("--set", item)]
+    with nothing_written(tmp_path):
+        for verb in (["plan", file, "--machine", "here"], ["train", file, "--runs-dir", tmp_path / "runs"]):
+            refused(*verb, *sets, code=2, says=says)
+
+
 def test_flops_as_hoffmann_counts_them() -> None:
     """By the formulas of appendix F, for the whole sequence, with numbers that differ from one another."""
     vocabulary, context, layers, heads, width, middle = 101, 32, 3, 2, 24, 96

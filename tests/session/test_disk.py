@@ -58,3 +58,11 @@ def test_what_is_said_before_the_first_step(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(0, 0, 72_200_000_000))
     told = plan_disk(plan_run(write_run_file(tmp_path)), tmp_path / "runs" / "run").describe()
     assert told.startswith("keeps 2 checkpoints and the best one, ") and told.endswith("72.2 GB are free")
+
+
+def test_a_checkpoint_that_retention_removes_meanwhile_takes_no_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another command trains the run, and deletes a checkpoint after it was listed."""
+    monkeypatch.setattr("fromscratch.session.disk.checkpoints_in", lambda folder: [folder / "step-00000004"])
+    assert plan_disk(plan_run(write_run_file(tmp_path)), tmp_path / "run").present_bytes == 0

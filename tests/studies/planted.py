@@ -61,7 +61,9 @@ def finish_one(folder: StudyFolder, job: Job, loss: float, *, num_steps: int = 2
     state = RunState.DIVERGED if math.isnan(loss) else RunState.DONE
     job.run.write_status(state, step=num_steps, num_steps=num_steps)
     overrides = [*job.arm.overrides, f"train.seed={job.seed}", f"model.vocab_size={VOCABULARY}"]
-    job.run.write_config(load_run_file(folder.study.baseline, overrides).config.to_plain())
+    resolved = load_run_file(folder.study.baseline, overrides).config.to_plain()
+    resolved["model"].pop("preset", None)
+    job.run.write_config(resolved)
 
 
 def _write_cost(job: Job, num_steps: int, seconds: float, dollars_per_hour: float | None) -> None:

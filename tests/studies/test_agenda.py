@@ -23,6 +23,7 @@ from fromscratch.studies.prices import Limit, Prices
 from fromscratch.studies.runner import Outcome, run_study
 from fromscratch.studies.verdicts import StudyResult, Verdict, judge_study
 from tests.command import nothing_written, refused, run_command
+from tests.small import write_run_file
 from tests.studies.planted import finish, finish_one, open_folder, write_study
 
 RECORDED = json.loads((Path(__file__).parent / "laptop_losses.json").read_text("utf-8"))
@@ -239,6 +240,16 @@ def test_the_runs_of_another_study_are_not_judged(tmp_path: Path) -> None:
         words = ("study", verb[0], file, "--runs-dir", tmp_path / "runs", *verb[1:])
         refused(*words, code=2, says="trained with another config")
     refused("study", "status", file, "--runs-dir", tmp_path / "runs", code=2, says="eval.tokens: 320 -> 160")
+
+
+def test_the_runs_of_a_baseline_with_a_preset_are_its_own(tmp_path: Path) -> None:
+    file = write_study(tmp_path)
+    baseline = write_run_file(tmp_path, "baseline", model={"preset": "laptop-tiny"}, train={"evaluate_every": 4})
+    finish(open_folder(file), {"baseline": [3.0, 3.0], "no-dropout": [2.9, 2.9], "clipping": [3.0, None]})
+    words = ("study", "status", file, "--runs-dir", tmp_path / "runs", "--once")
+    assert run_command(*words).code == 0
+    baseline.write_text(baseline.read_text().replace("laptop-tiny", "modern-small"))
+    refused(*words, code=2, says="trained with another config")
 
 
 def test_no_run_begins_beyond_the_limit(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from fromscratch.studies.prices import Prices
 from fromscratch.studies.results import judge, losses_after, validation_losses
 from fromscratch.studies.runner import run_claimed, train_command
 from fromscratch.studies.verdicts import Verdict
-from tests.command import refused, run_command
+from tests.command import nothing_written, refused, run_command
 from tests.processes.forked import Command, Fork, fromscratch
 from tests.small import write_run_file
 from tests.studies.planted import NO_DROPOUT, finish, open_folder, write_study
@@ -74,6 +74,13 @@ def test_status_and_report_and_the_sealed_test_set(trained: Path, home: Path) ->
     assert losses == {seed: record["test"][f"baseline-seed-{seed}"]["loss"] for seed in losses}
     noise = json.loads((home / "noise.json").read_text())
     assert {one["study"] for arms in noise.values() for one in arms.values()} == {"study"}  # lent to other studies
+
+
+@pytest.mark.parametrize("options", [(), ("--sealed",)])
+def test_a_report_without_any_run_is_refused(tmp_path: Path, options: tuple[str, ...]) -> None:
+    file = write_study(tmp_path)
+    with nothing_written(tmp_path):
+        refused("study", "report", file, "--runs-dir", tmp_path / "runs", *options, code=2, says="no run in")
 
 
 def test_a_test_set_within_the_validation_slice_is_refused(trained: Path, tmp_path: Path) -> None:
@@ -181,6 +188,13 @@ def test_seeds_can_be_added_to_a_sequential_study_only(tmp_path: Path) -> None:
     assert open_folder(file).study.arms[0].seeds == (1, 2, 3, 4)
     (tmp_path / "fixed.toml").write_text(file.read_text().replace("seeds =", 'design = "fixed"\nseeds =', 1))
     refused("study", "add-seeds", tmp_path / "fixed.toml", 2, *runs, code=2, says="valid for the declared seeds only")
+
+
+def test_a_change_that_is_not_valid_leaves_nothing(tmp_path: Path) -> None:
+    file = write_run_file(tmp_path, "baseline")
+    words = ("study", "try", file, "--name", "mine", "--runs-dir", tmp_path / "runs", "--set", "model.dropuot=0.0")
+    with nothing_written(tmp_path):
+        refused(*words, code=2, says=f"mine: change: {file}: model.dropuot: unknown key; did you mean 'dropout'?")
 
 
 def test_try_makes_runs_and_reports_the_smallest_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

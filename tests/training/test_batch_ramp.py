@@ -130,6 +130,10 @@ def test_plan_and_start_up_line_tell_it(tmp_path: Path, monkeypatch: pytest.Monk
             {"train": {"global_batch": 8, "batch_ramp": RAMP}, "tune": {"kind": "instruct"}},
             "train.batch_ramp is for pre-training",
         ),
+        (
+            {"model": {"kind": "lstm"}, "train": {"global_batch": 8, "batch_ramp": RAMP}},
+            "a recurrent model reads a lane per sequence of a batch; remove it",
+        ),
     ],
 )
 def test_what_it_cannot_do_is_refused(tables: dict[str, Any], problem: str) -> None:

@@ -98,9 +98,21 @@ class RunConfig(Table):
         return self
 
     @model_validator(mode="after")
-    def _ramps_in_pretraining_only(self) -> Self:
+    def _ramps_where_batches_may_differ(self) -> Self:
         if self.tune and self.train.batch_ramp:
             raise ValueError("train.batch_ramp is for pre-training; remove it from a run with [tune]")
+        if self.model.reads_lanes and self.train.batch_ramp:
+            raise ValueError("train.batch_ramp: a recurrent model reads a lane per sequence of a batch; remove it")
+        return self
+
+    @model_validator(mode="after")
+    def _masks_documents_where_there_are_several(self) -> Self:
+        if self.data.document_mask and self.tune:
+            raise ValueError("data.document_mask = true: [tune] has one record in a sequence; remove it")
+        if self.data.document_mask and not self.model.can_separate_documents:
+            raise ValueError(
+                f"data.document_mask = true: a model of kind {self.model.kind!r} has no such mask; remove it"
+            )
         return self
 
     def resolved(self, *, vocab_size: int, tokens: int) -> Self:

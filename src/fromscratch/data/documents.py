@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fromscratch.errors import DataError
+from fromscratch.errors import DataError, UsageError
 from fromscratch.sources.base import Source, Unusable
 from fromscratch.sources.texts import Texts, strings_of, texts_in
 
@@ -30,6 +30,10 @@ class SplitRule:
 
     validation: float
     """Share of documents held out: 0 or more, below 1."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.validation < 1:
+            raise UsageError(f"validation = {self.validation}: must be a share, 0 or more and below 1")
 
     def split_of(self, document: str | bytes) -> str:
         """Returns ``train`` or ``validation``: compares a hash of the text (BLAKE2b, 64 bits) with the share.

@@ -19,7 +19,7 @@ class Settings:
     """Settings of generation.
 
     Raises:
-        UsageError: an empty stop string.
+        UsageError: an empty stop string, or a negative number of tokens.
     """
 
     max_new_tokens: int = 100
@@ -29,6 +29,8 @@ class Settings:
     """Stop strings: a text ends before the first of them. Only ``texts.continue_prompts`` uses them."""
 
     def __post_init__(self) -> None:
+        if self.max_new_tokens < 0:
+            raise UsageError(f"max_new_tokens = {self.max_new_tokens}: must be 0 or more")
         if "" in self.stop:
             raise UsageError("stop = '': every text contains the empty string; leave it out for none")
 

@@ -19,6 +19,7 @@ from fromscratch.models.factory import build_model
 from fromscratch.models.language_model import LanguageModel
 from fromscratch.optim.composite import as_composite
 from fromscratch.runs.directory import RunDirectory
+from fromscratch.runs.overview import size_of
 from fromscratch.runs.retention import checkpoints_in
 from fromscratch.session.plan import PlannedRun
 from fromscratch.training.parallelism import SingleProcess
@@ -78,7 +79,7 @@ def plan_disk(plan: PlannedRun, path: Path, *, fresh: bool = False) -> DiskPlan:
         keep_checkpoints=train.keep_checkpoints,
         max_at_once=checkpoints_at_once(train, plan.num_steps),
         record_bytes=plan.num_steps * BYTES_PER_RECORD,
-        present_bytes=sum(file.stat().st_size for folder in present for file in folder.iterdir()),
+        present_bytes=sum(map(size_of, present)),
         free_bytes=shutil.disk_usage(_existing(path)).free,
     )
 

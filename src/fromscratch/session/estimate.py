@@ -7,6 +7,7 @@ from pathlib import Path
 from fromscratch.config.loading import RunFile, load_run_file
 from fromscratch.config.run import RunConfig
 from fromscratch.data.hub_store import locate_store
+from fromscratch.data.lanes import LaneBatches
 from fromscratch.errors import UsageError
 from fromscratch.formats.stores import open_named_store, tokenizer_of
 from fromscratch.hub.names import has_hub_prefix
@@ -19,7 +20,16 @@ from fromscratch.planning.machines import Machine, find_machines
 from fromscratch.planning.memory_model import Bytes, MemoryForecast, forecast_memory
 from fromscratch.planning.speeds import measured_speeds
 from fromscratch.session.disk import checkpoint_bytes, checkpoints_at_once
-from fromscratch.session.plan import budget_tokens, planned_steps, resolve_vocabulary, training_sequences
+from fromscratch.session.epochs import check_patience, once_per_epoch
+from fromscratch.session.plan import (
+    budget_tokens,
+    check_document_mask,
+    check_prompts,
+    check_schedule,
+    planned_steps,
+    resolve_vocabulary,
+    training_sequences,
+)
 from fromscratch.tokenizers.gpt2 import GPT2_VOCABULARY_SIZE
 
 CHINCHILLA_TOKENS_PER_PARAMETER = 20  # Hoffmann et al. 2022, table 3
@@ -144,18 +154,30 @@ def this_machine(hardware: Hardware) -> Machine:
 
 
 def read_science(run_file: RunFile, file: Path) -> Science:
-    """Resolves a run file with its store; without one, takes GPT-2's vocabulary. Downloads nothing."""
+    """Resolves a run file with its store; without one, takes GPT-2's vocabulary. Downloads nothing.
+
+    Raises:
+        UsageError: the run file is not valid, or asks for what ``train`` would refuse.
+        DataError: the store is damaged, or too small for the budget.
+    """
     config, folder = run_file.config, run_file.folders["data.store"]
     config.check_is_pretraining(str(file))
     problem = _why_not_opened(config.data.store, folder)
     if not problem:
         store = open_named_store(config.data.store, folder)
-        vocab_size = resolve_vocabulary(config, store, tokenizer_of(store), file)
+        tokenizer = tokenizer_of(store)
+        vocab_size = resolve_vocabulary(config, store, tokenizer, file)
+        check_document_mask(config, tokenizer, str(file))
     else:
         vocab_size = config.model.vocab_size or GPT2_VOCABULARY_SIZE
     costs = model_costs(config.model.model_copy(update={"vocab_size": vocab_size}))
     if not problem:
-        num_steps = planned_steps(config.data.tokens, training_sequences(config, store), costs)
+        sequences = training_sequences(config, store)
+        num_steps = planned_steps(config.data.tokens, sequences, costs)
+        if isinstance(sequences, LaneBatches):
+            config = once_per_epoch(config, sequences.steps_per_epoch, samples=True)
+        check_patience(config, str(file))
+        check_prompts(config, tokenizer, str(file))
     elif config.data.tokens == "all":
         raise UsageError(
             f'{file}: data.tokens = "all": only the store knows how many, and {problem}; prepare it, or plan with a '
@@ -163,10 +185,11 @@ def read_science(run_file: RunFile, file: Path) -> Science:
         )
     else:
         num_steps = _steps_for(budget_tokens(config.data.tokens, costs.parameters), config)
+    tokens = config.train.batch_sizes.before(num_steps) * config.model.context_length
+    resolved = config.resolved(vocab_size=vocab_size, tokens=tokens)
+    check_schedule(resolved, num_steps, str(file))
     return Science(
-        config=config.resolved(
-            vocab_size=vocab_size, tokens=config.train.batch_sizes.before(num_steps) * config.model.context_length
-        ),
+        config=resolved,
         costs=costs,
         num_steps=num_steps,
         store_problem=problem,

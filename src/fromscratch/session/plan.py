@@ -281,16 +281,9 @@ def check_schedule(config: RunConfig, num_steps: int, where: str) -> None:
 
 
 def check_document_mask(config: RunConfig, tokenizer: Tokenizer, where: str) -> None:
-    """Raises UsageError where ``data.document_mask`` is on and would have no effect."""
-    if not config.data.document_mask:
-        return
-    if config.tune:
-        raise UsageError(f"{where}: data.document_mask = true: [tune] has one record in a sequence; remove it")
-    if not config.model.can_separate_documents:
-        raise UsageError(
-            f"{where}: data.document_mask = true: a model of kind {config.model.kind!r} has no such mask; remove it"
-        )
-    tokenizer.check_end_of_text(f"data.document_mask = true in {where} needs")
+    """Raises UsageError where ``data.document_mask`` is on and the tokenizer does not mark where documents end."""
+    if config.data.document_mask:
+        tokenizer.check_end_of_text(f"data.document_mask = true in {where} needs")
 
 
 def _held_out(config: RunConfig, sequences: SequenceBatches, store: TokenStore, tokenizer: Tokenizer) -> HeldOut:

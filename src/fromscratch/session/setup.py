@@ -176,11 +176,6 @@ def _build_stepper(plan: PlannedRun, placement: Placement, runtime: Runtime) -> 
         parallelism=parallelism,
         carry=carry,
     )
-    if stepper.carry and train.batch_ramp:
-        raise UsageError(
-            "train.batch_ramp: this kind of model carries state from batch to batch, so all batches have the same "
-            "sequences; remove it"
-        )
     stepper.keep_averages(train.average_rules())
     return stepper
 

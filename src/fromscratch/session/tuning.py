@@ -22,7 +22,7 @@ from fromscratch.models.huggingface import is_dropout
 from fromscratch.session.classifying import plan_classification, with_suited_rate
 from fromscratch.session.epochs import check_patience, once_per_epoch
 from fromscratch.session.parent import Parent, open_base
-from fromscratch.session.plan import PlannedRun, check_document_mask, check_schedule
+from fromscratch.session.plan import PlannedRun, check_schedule
 
 
 def plan_tuning(config: RunConfig, folders: dict[str, Path], where: str, *, suits_rate: bool = False) -> PlannedRun:
@@ -52,7 +52,6 @@ def plan_tuning(config: RunConfig, folders: dict[str, Path], where: str, *, suit
     else:
         objective, split = _instruction_tuning(config, tune, file, parent)
         rate_notices = []
-    check_document_mask(config, parent.loaded.tokenizer, where)
     order = objective.order
     config = once_per_epoch(config, order.steps_per_epoch)
     check_patience(config, where)

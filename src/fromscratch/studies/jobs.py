@@ -22,7 +22,6 @@ RECORD = "study.json"
 CLAIMS = ".claims"
 LOCK = ".lock"
 FOUND_AT_START = (
-    ("model", "preset"),
     ("model", "vocab_size"),
     ("data", "store"),
     ("data", "tokens"),
@@ -179,6 +178,7 @@ def _check_run(run: RunDirectory, config: RunConfig, seed: int, study: Study) ->
         return
     recorded, wanted = read_run_config(run.config).to_plain(), config.to_plain()
     wanted["train"]["seed"] = seed
+    wanted["model"].pop("preset", None)  # a run's config has the fields of a preset, and not its name
     if config.tune:
         wanted["model"] = recorded["model"]
     unless_given = FOUND_UNLESS_GIVEN + (FOUND_BY_TUNING if config.tune else ())

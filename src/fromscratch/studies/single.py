@@ -11,7 +11,7 @@ from fromscratch.config.loading import parse_override, read_toml
 from fromscratch.errors import UsageError
 from fromscratch.files import write_atomically
 from fromscratch.runs.directory import check_run_name
-from fromscratch.studies.definition import FIRST_SEED, parse_study
+from fromscratch.studies.definition import FIRST_SEED, make_study, parse_study
 
 ARM = "change"
 
@@ -33,7 +33,7 @@ def write_study(
         settings: further keys of the study file; None leaves one out.
 
     Raises:
-        UsageError: another change was tried under that name.
+        UsageError: another change was tried under that name, or the change is not valid.
     """
     name = check_run_name(name or _name_of(baseline, overrides))
     folder = runs_dir / name
@@ -48,7 +48,8 @@ def write_study(
         "seeds": list(range(FIRST_SEED, FIRST_SEED + seeds)),
         "interventions": {ARM: change},
     }
-    parse_study(values, file)
+    as_given = {**values, "baseline": str(baseline), **({"tune": str(tune)} if tune else {})}
+    make_study(parse_study(as_given, name), Path(), name)  # a change that is not valid takes no name and no folder
     if file.is_file():
         earlier = read_toml(file)
         if any(earlier.get(key) != values.get(key) for key in {*earlier, *values} - {"seeds"}):

@@ -56,6 +56,8 @@ def train_missing(
         quiet: whether the runs print only results and errors.
         on_event: gets a line for each run that begins or ends.
     """
+    if jobs is not None and jobs < 1:
+        raise UsageError(f"jobs = {jobs}: must be at least 1")
     prices = Prices(folder, device=device, dollars_per_hour=dollars_per_hour)
     agenda = Agenda(folder, prices, None if limit_dollars is None else Limit(limit_dollars, prices))
     record_definition(folder, prices.untrained, borrowed_spread(folder.study))
@@ -102,10 +104,17 @@ def report_study(
         device: that measures the test set.
         dollars_per_hour: price of the machine, for the costs.
         on_run: gets the name of each run that is measured on the test set.
+
+    Raises:
+        UsageError: no run has ended.
     """
-    if sealed:
-        losses, measured_on = validation_losses(folder), held_out_name(folder.study)
-    else:
+    losses, measured_on = validation_losses(folder), held_out_name(folder.study)
+    if all(loss is None for arm in losses.values() for loss in arm.values()):
+        raise UsageError(
+            f"study {folder.study.name}: no run in {folder.path} has ended, so there is nothing to report; "
+            "'fromscratch study run' trains them, or give the --runs-dir that holds them"
+        )
+    if not sealed:
         from fromscratch.studies.test_set import open_test_set
 
         losses = open_test_set(folder, device=device, on_run=on_run)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from fromscratch.data.store import TokenSplit
-from fromscratch.errors import DataError
+from fromscratch.errors import DataError, UsageError
 from fromscratch.models.language_model import LanguageModel
 from fromscratch.training.objective import Carry, Runtime
 
@@ -28,14 +28,23 @@ class TokenSlice:
 
     @classmethod
     def of(cls, split: TokenSplit, *, start: int, tokens: int | None) -> "TokenSlice":
-        """Returns the slice of at most ``tokens`` targets; None is all. Raises DataError if there are none."""
+        """Returns the slice of at most ``tokens`` targets; None is all.
+
+        Raises:
+            UsageError: ``start`` is negative, or ``tokens`` is not positive.
+            DataError: the split ends before the slice begins.
+        """
+        if start < 0:
+            raise UsageError(f"start = {start}: must be 0 or more, the index of the first token")
+        if tokens is not None and tokens < 1:
+            raise UsageError(f"tokens = {tokens}: must be 1 or more; leave it out for all")
         available = split.tokens - start - 1
         if available < 1:
             raise DataError(
                 f"split '{split.name}' has {split.tokens:,} tokens; evaluating from token {start:,} needs "
                 f"at least {start + 2:,}; name another split or store{', or a lower start' if start else ''}"
             )
-        return cls(split, start, min(tokens or available, available))
+        return cls(split, start, available if tokens is None else min(tokens, available))
 
     @property
     def texts(self) -> list[tuple[int, int]]:

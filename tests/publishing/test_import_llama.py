@@ -23,24 +23,15 @@ from fromscratch.publishing.tokenizer_files import write_tokenizer
 from fromscratch.tokenizers.bytes import BytesTokenizer
 from tests.command import run_command
 from tests.finetuning.small import make_records
+from tests.formats.test_llama_config import LLAMA3, YARN
+from tests.formats.test_llama_config import SHAPE as CONFIG_SHAPE
 from tests.publishing.models import publish
 
 transformers = pytest.importorskip("transformers")
 
 CPU = find_hardware("cpu")
-SHAPE: dict[str, Any] = {
-    "vocab_size": 257,
-    "hidden_size": 32,
-    "intermediate_size": 24,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-    "initializer_range": 0.2,
-}
+SHAPE: dict[str, Any] = {**CONFIG_SHAPE, "initializer_range": 0.2}
 TOKENS = torch.randint(0, 257, (2, 40), generator=torch.Generator().manual_seed(1))
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
-LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 16}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {}),
     "llama-tied-biases": ("Llama", {"tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True}),

@@ -2,11 +2,12 @@
 
 Cross-entropy over 50,000 entries takes most of a small model's memory: the plain head holds [B, T, V]
 four times in fp32 (logits, log-probabilities, and both gradients). Here the loss and its unscaled gradients are
-computed in forward, for a few tokens at a time, while their logits are in the cache. Gradients of 16-bit logits
-overwrite the logits and are kept; backward multiplies them by the upstream gradient, and computes the weight's
-gradient in one product. fp32 logits are never kept. On a CPU, forward computes both gradients; backward multiplies
-them by the upstream gradient if that is the same for all tokens, as it is for a sum or a mean. Otherwise, and on
-other devices, backward computes the logits again.
+computed in forward for some tokens at a time: on a CPU for so few that their logits stay in the cache, on CUDA by a
+kernel that may take the place of ``eager_rows``. Gradients of 16-bit logits overwrite the logits and are kept;
+backward multiplies them by the upstream gradient, and computes the weight's gradient in one product. fp32 logits are
+never kept. On a CPU, forward computes both gradients; backward multiplies them by the upstream gradient if that is
+the same for all tokens, as it is for a sum or a mean. Otherwise, and on other devices, backward computes the logits
+again.
 
 torch's own ``linear_cross_entropy`` (2.13) is not used: it rounds the losses per token to 16 bits,
 computes 16-bit logits twice, and was slower wherever it was measured (docs/speed.md).
